@@ -1,0 +1,5 @@
+"""`python -m avpt`."""
+
+from avpt.cli import app
+
+app()

@@ -1,0 +1,1 @@
+"""Manifest, media, store, and what is done to a batch before a model sees it."""

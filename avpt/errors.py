@@ -1,0 +1,36 @@
+"""Everything that a user can fix is an AvptError: one line that names the thing and the next step."""
+
+
+class AvptError(Exception):
+    """A problem with a file or a value that the user can fix; told in one line, exit code 1."""
+
+
+class ConfigError(AvptError):
+    """An option has a value outside its range, or two options do not go together."""
+
+
+class ManifestError(AvptError):
+    """The manifest can't be read, or has bad rows; the message lists them with line numbers."""
+
+
+class StoreError(AvptError):
+    """A store is missing, unfinished, damaged, or not what the command needs."""
+
+
+class ArtifactError(AvptError):
+    """A safetensors file or a run folder is missing, damaged, or of the wrong kind."""
+
+
+class OutputError(AvptError):
+    """An output path can't be used: taken, locked, foreign, or made with other options."""
+
+
+class MediaError(AvptError):
+    """A clip can't be decoded; `stage` is the part of the work that failed.
+
+    `stage` is one of "open", "audio", "visual", as `failures.csv` records it.
+    """
+
+    def __init__(self, stage: str, message: str) -> None:
+        super().__init__(message)
+        self.stage = stage

@@ -1,0 +1,1 @@
+"""Encoders, the ABRi layer, and fusion."""

@@ -1,0 +1,1 @@
+"""One command is one story here, told top to bottom."""

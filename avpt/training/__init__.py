@@ -1,0 +1,1 @@
+"""Loop, optimiser, metrics, and the run-time around them."""

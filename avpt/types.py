@@ -1,0 +1,43 @@
+"""The vocabulary that every layer shares; standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Modality = Literal["audio", "visual"]
+Split = Literal["train", "val", "test"]
+
+MODALITIES: tuple[Modality, ...] = ("audio", "visual")
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips on the device, ready for `model(*batch.inputs)`."""
+
+    inputs: tuple[Tensor, ...]  # audio (batch, 1, frame, mel) and / or visual (batch, frames, 3, height, width)
+    labels: Tensor  # (batch,) int64, or (batch, classes) float32 when multi-label
+    positions: Tensor  # (batch,) int64, on the CPU: which clips of the split these are
+
+
+@dataclass(frozen=True)
+class Table:
+    """A titled grid of cells for people to read; the command line decides how it looks."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a command did: the paths it wrote, the record that scripts read, tables for people."""
+
+    summary: dict[str, Any]
+    outputs: tuple[Path, ...] = ()
+    tables: list[Table] = field(default_factory=list)
