@@ -1,0 +1,161 @@
+"""One header format for every safetensors file: read with checks, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avpt import __version__
+from avpt.errors import ArtifactError, OutputError
+from avpt.outputs import atomic, differences, refuse
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a file is and how it came about; stored as sorted JSON under the one metadata key `avpt`."""
+
+    kind: str  # encoder, classifier, dynamics, confidence, fused, predictions, mask
+    spec: dict[str, Any] = field(default_factory=dict)  # rebuilds the module and its input pipeline
+    config: dict[str, Any] = field(default_factory=dict)  # options that can change the result
+    inputs: dict[str, str] = field(default_factory=dict)  # name -> sha256 or store fingerprint
+    classes: list[str] = field(default_factory=list)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)  # thread count, device, torch: what bytes hang on
+    schema: int = SCHEMA
+    avpt: str = __version__
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A safetensors file of avpt's own, read whole."""
+
+    header: Header
+    tensors: dict[str, Tensor]
+
+
+def save(path: Path, header: Header, tensors: Mapping[str, Tensor]) -> None:
+    """Write an artifact; the same header and tensors give the same bytes.
+
+    safetensors keeps metadata in a hash map: with more than one key the order, and so the bytes, would vary.
+    """
+    from safetensors.torch import save_file
+
+    metadata = {"avpt": json.dumps(asdict(header), sort_keys=True, ensure_ascii=False)}
+    with atomic(path) as beside:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, beside, metadata)
+
+
+def read_header(path: Path) -> tuple[Header, dict[str, tuple[str, list[int]]]]:
+    """Read the header, and each tensor's type and shape, without the tensors.
+
+    Raises:
+        ArtifactError: missing, cut short, or not written by avpt.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise ArtifactError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; an artifact is a file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: (part.get_dtype(), list(part.get_shape())) for name, part in slices.items()}
+    except SafetensorError as error:
+        raise ArtifactError(f"{path} is cut short, damaged, or not a safetensors file ({error})") from None
+    if "avpt" not in metadata:
+        raise ArtifactError(
+            f"{path} is a safetensors file that avpt did not write; "
+            "make an encoder of it with `avpt init --weights` first"
+        )
+    try:
+        values = json.loads(metadata["avpt"])
+        if values["schema"] > SCHEMA:
+            raise ArtifactError(f"{path} was written by a newer avpt ({values['avpt']}); update avpt")
+        known = {name: values[name] for name in Header.__dataclass_fields__ if name in values}
+        return Header(**known), tensors
+    except (ValueError, KeyError, TypeError):
+        raise ArtifactError(f"{path} has a damaged avpt header; make it again") from None
+
+
+def load(path: Path, *kinds: str) -> Artifact:
+    """Read an artifact of one of the given kinds onto the CPU.
+
+    Raises:
+        ArtifactError: missing, cut short, not avpt's, or of another kind.
+    """
+    from safetensors.torch import load_file
+
+    header, _ = read_header(path)
+    if header.kind not in kinds:
+        raise ArtifactError(f"{path} is of kind {header.kind}; {' or '.join(kinds)} is needed here")
+    return Artifact(header, load_file(path))
+
+
+def model_file(path: Path) -> Path:
+    """The artifact that stands for `path`: the file itself, or a finished run folder's best model."""
+    return run_file(path, "model.safetensors") if path.is_dir() else path
+
+
+def run_file(folder: Path, name: str) -> Path:
+    """A file of a finished run folder.
+
+    Raises:
+        ArtifactError: not a run folder, or one whose training has not finished.
+    """
+    if not folder.exists():
+        raise ArtifactError(f"{folder} does not exist; it should be a run folder written by avpt")
+    if not folder.is_dir() or not (folder / "checkpoint").is_dir():
+        raise ArtifactError(f"{folder} is not a run folder written by avpt")
+    if not (folder / "summary.json").exists():
+        raise ArtifactError(f"{folder} is unfinished; run the command that makes it again, it goes on where it stopped")
+    return folder / name
+
+
+def reuse(path: Path, header: Header, overwrite: bool) -> Header | None:
+    """The header of an artifact that is already there and was made in just this way, or None to make it.
+
+    Raises:
+        OutputError: something else is there.
+    """
+    if not path.exists():
+        return None
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; --out must name a file")
+    try:
+        found, _ = read_header(path)
+    except ArtifactError:
+        raise OutputError(f"{path} was not written by avpt, or is damaged; remove it or choose another --out") from None
+    if overwrite:
+        return None
+    if found.kind != header.kind:
+        raise OutputError(f"{path} holds a {found.kind}; choose another --out, or --overwrite to replace it")
+    if different := differences(asdict(found), asdict(header)):
+        raise refuse(path, different)
+    return found
+
+
+def pack_ids(ids: Sequence[str], prefix: str = "") -> dict[str, Tensor]:
+    """Clip ids as two tensors: UTF-8 back to back (bytes,) uint8, and offsets (N + 1,) int64."""
+    import numpy as np
+    import torch
+
+    encoded = [clip_id.encode() for clip_id in ids]
+    offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    flat = np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()
+    return {f"{prefix}id_bytes": torch.from_numpy(flat), f"{prefix}id_offsets": torch.from_numpy(offsets)}
+
+
+def unpack_ids(tensors: Mapping[str, Tensor], prefix: str = "") -> list[str]:
+    """The inverse of `pack_ids`."""
+    flat = tensors[f"{prefix}id_bytes"].numpy().tobytes()
+    offsets = tensors[f"{prefix}id_offsets"].tolist()
+    return [flat[start:stop].decode() for start, stop in pairwise(offsets)]

@@ -1,0 +1,215 @@
+"""The command line: one decorator that turns a config into options, and a table of contents."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import json
+import logging
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+
+from avpt import __version__, config
+from avpt.errors import AvptError
+from avpt.types import Report, Table
+
+app = typer.Typer(
+    name="avpt",
+    help="Adapt pre-trained encoders to sound and picture, and train them together.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigT = TypeVar("ConfigT", bound=config.Config)
+
+
+class Terminated(BaseException):
+    """SIGTERM, told apart from Ctrl-C by its exit code."""
+
+
+def command(config_type: type[ConfigT]) -> Callable[[Callable[[ConfigT], Report]], None]:
+    """Register `body` as a Typer command whose options are the fields of `config_type`."""
+
+    def register(body: Callable[[ConfigT], Report]) -> None:
+        def callback(**options: Any) -> None:
+            with_debug = bool(options["debug"])
+            try:
+                _start(quiet=options["quiet"])
+                settings = config_type(**options)
+                _show(body(settings), settings)
+            except AvptError as error:
+                _fail(str(error), 1, with_debug)
+            except OSError as error:  # full disk, permissions: the machine's word, with the file's name
+                if error.errno is None:
+                    raise
+                _fail(f"{error.filename or 'input/output'}: {error.strerror}", 1, with_debug)
+            except KeyboardInterrupt:
+                _fail("interrupted; the same command again goes on from here", 130, with_debug)
+            except Terminated:
+                _fail("terminated; the same command again goes on from here", 143, with_debug)
+
+        hints = config.type_hints(config_type)
+        parameters = [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default,
+                annotation=Annotated[hints[field.name].__origin__, _without_range(config_type, field.name)],
+            )
+            for field in _own_first(config_type)
+        ]
+        callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        callback.__doc__ = body.__doc__
+        app.command(body.__name__.replace("_", "-"))(callback)
+
+    return register
+
+
+def _own_first(config_type: type[config.Config]) -> list[dataclasses.Field[Any]]:
+    """Fields as help shows them: the command's own, then what it shares with others."""
+    depth = {name: i for i, base in enumerate(config_type.__mro__) for name in inspect.get_annotations(base)}
+    fields = dataclasses.fields(config_type)
+    return sorted(fields, key=lambda field: (depth[field.name], field.default is not dataclasses.MISSING))
+
+
+def _without_range(config_type: type[config.Config], name: str) -> Any:
+    """The declared option with its range as text: a value out of range is the config's error, exit code 1."""
+    info = copy.copy(config.parameter(config_type, name))
+    if text := config.bounds(info):
+        info.help = f"{info.help} [dim]({text})[/dim]"
+    info.min = info.max = None
+    return info
+
+
+def _start(quiet: bool) -> None:
+    """Logs to stderr, and SIGTERM as an exception so that locks and workers are let go."""
+    signal.signal(signal.SIGTERM, _terminate)
+    log = logging.getLogger("avpt")
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    if sys.stderr.isatty():
+        from rich.logging import RichHandler
+
+        from avpt.progress import console
+
+        handler = RichHandler(console=console(), show_time=False, show_path=False, show_level=False)
+    handler.setFormatter(_Formatter())
+    log.handlers = [handler]
+    log.setLevel(logging.ERROR if quiet else logging.INFO)
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        return f"warning: {message}" if record.levelno == logging.WARNING else message
+
+
+def _terminate(signum: int, frame: object) -> NoReturn:
+    raise Terminated
+
+
+def _fail(message: str, code: int, with_debug: bool) -> NoReturn:
+    if with_debug:
+        traceback.print_exc()
+    print(f"avpt: {message}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def _show(report: Report, settings: config.Config) -> None:
+    """Results to stdout: the record, or the paths, or the tables where they are the result."""
+    if settings.json:
+        print(json.dumps(report.summary, sort_keys=True, ensure_ascii=False))
+        return
+    if not (settings.quiet and report.outputs):
+        for table in report.tables:
+            _print_table(table, to_stderr=bool(report.outputs))
+    for path in report.outputs:
+        print(path)
+
+
+def _print_table(table: Table, to_stderr: bool) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    grid = Grid(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
+    for i, column in enumerate(table.columns):
+        grid.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    for row in table.rows:
+        grid.add_row(*(Text(cell) for cell in row))
+    Console(stderr=to_stderr, highlight=False).print(grid)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"avpt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Adapt pre-trained encoders to sound and picture, and train them together.
+
+    A run is five steps, each reading what the one before wrote:
+    preprocess, init, finetune-unimodal, score-confidence, fuse-train.
+    """
+
+
+@command(config.PreprocessConfig)
+def preprocess(settings: config.PreprocessConfig) -> Report:
+    """Decode the clips of a manifest into a store."""
+    from avpt.stages import preprocess as stage
+
+    return stage.run(settings)
+
+
+@command(config.InitConfig)
+def init(settings: config.InitConfig) -> Report:
+    """Make an encoder from pre-trained weights, with ABRi or a plain BatchNorm variant."""
+    from avpt.stages import initialize as stage
+
+    return stage.run(settings)
+
+
+@command(config.FinetuneConfig)
+def finetune_unimodal(settings: config.FinetuneConfig) -> Report:
+    """Adapt one encoder to its own modality and record how sure it is of each clip (stage 1)."""
+    from avpt.stages import finetune as stage
+
+    return stage.run(settings)
+
+
+@command(config.ScoreConfig)
+def score_confidence(settings: config.ScoreConfig) -> Report:
+    """Turn the training dynamics of both modalities into a confidence per clip."""
+    from avpt.stages import score as stage
+
+    return stage.run(settings)
+
+
+@command(config.FuseConfig)
+def fuse_train(settings: config.FuseConfig) -> Report:
+    """Train both encoders and a fusion head together on masked input (stage 2)."""
+    from avpt.stages import fuse as stage
+
+    return stage.run(settings)
+
+
+@command(config.InfoConfig)
+def info(settings: config.InfoConfig) -> Report:
+    """Show what is in a store, a run folder or an artifact, and how it came about."""
+    from avpt.stages import info as stage
+
+    return stage.run(settings)

@@ -1,0 +1,298 @@
+"""Options, each declared once: the command line, the library call and the provenance record read them here."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+from typer import Argument, Option
+from typer.models import ParameterInfo
+
+from avpt.errors import ConfigError
+from avpt.types import Modality
+
+
+class Transient:
+    """Marks an option that can't change the result: it is not recorded and not compared."""
+
+
+def type_hints(config_type: type[Config]) -> dict[str, Any]:
+    """Each field's annotation, with the Option or Argument and the markers that go with it."""
+    return get_type_hints(config_type, include_extras=True)
+
+
+def parameter(config_type: type[Config], name: str) -> ParameterInfo:
+    """The Typer Option or Argument that declares the field."""
+    metadata = type_hints(config_type)[name].__metadata__
+    return next(item for item in metadata if isinstance(item, ParameterInfo))
+
+
+def flag(name: str) -> str:
+    """`mask_ratio` -> `--mask-ratio`."""
+    return "--" + name.replace("_", "-")
+
+
+def bounds(info: ParameterInfo) -> str:
+    """The range of a numeric option in words; empty where it has none."""
+    if info.min is not None and info.max is not None:
+        return f"{info.min:g} to {info.max:g}"
+    return f"{info.min:g} or more" if info.min is not None else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What every command takes. Ranges are applied here, to library callers too."""
+
+    json: Annotated[bool, Option("--json", help="Print the summary record as one JSON line."), Transient] = False
+    quiet: Annotated[bool, Option("--quiet", help="No progress, logs or tables on stderr."), Transient] = False
+    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error."), Transient] = False
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, info = getattr(self, field.name), parameter(type(self), field.name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            for number in numbers:
+                if isinstance(number, bool) or not isinstance(number, int | float):
+                    continue
+                low = -math.inf if info.min is None else info.min
+                high = math.inf if info.max is None else info.max
+                if not (math.isfinite(number) and low <= number <= high):
+                    raise ConfigError(f"{flag(field.name)} is {number:g}; it must be {bounds(info) or 'finite'}")
+
+    def record(self) -> dict[str, Any]:
+        """The options that can change the result. Paths are left out: the stage records what they held."""
+        recorded = {}
+        for field in dataclasses.fields(self):
+            kind, *metadata = get_args(type_hints(type(self))[field.name])
+            if Transient not in metadata and Path not in (kind, *get_args(kind)):
+                recorded[field.name] = getattr(self, field.name)
+        return recorded
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig(Config):
+    """A command that writes files."""
+
+    seed: Annotated[int, Option(min=0, help="Fixes everything that is random.")] = 0
+    overwrite: Annotated[
+        bool, Option("--overwrite", help="Start over: remove what avpt wrote at --out."), Transient
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoConfig(Config):
+    """`avpt info`."""
+
+    path: Annotated[Path, Argument(help="A store, a run folder, or a safetensors file written by avpt.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig(OutputConfig):
+    """`avpt preprocess`."""
+
+    manifest: Annotated[Path, Argument(help="CSV of clips: id, label, split, video / audio / frames, start, end.")]
+    out: Annotated[Path, Option(help="Folder of the store.")]
+    root: Annotated[
+        Path | None,
+        Option(help="Folder that the manifest's paths start from.", show_default="the manifest's"),
+    ] = None
+    seed: Annotated[int, Option(min=0, help="Taken like everywhere; nothing here is random."), Transient] = 0
+    sample_rate: Annotated[int, Option(min=1000, max=384000, help="Hz of the resampled sound.")] = 16000
+    mel_bins: Annotated[int, Option(min=4, max=1024, help="Mel filters of the spectrogram.")] = 128
+    spectrogram_frames: Annotated[int, Option(min=1, help="10 ms frames a clip is padded or cut to.")] = 1024
+    pad: Annotated[
+        Literal["zero", "repeat"], Option(help="Short clips: log-mel 0.0 behind, or the sound repeated.")
+    ] = "zero"
+    audio_dtype: Annotated[Literal["float16", "float32"], Option(help="Type of the stored log-mel.")] = "float16"
+    fps: Annotated[float, Option(min=0.001, max=1000, help="Frames kept per second.")] = 1.0
+    max_frames: Annotated[int, Option(min=1, help="Frames kept per clip at most.")] = 10
+    frame_size: Annotated[int, Option(min=1, help="Short side of a stored frame is scaled down to this.")] = 256
+    frame_codec: Annotated[Literal["jpeg", "raw"], Option(help="How frames are stored.")] = "jpeg"
+    shard_size: Annotated[int, Option(min=1, help="Manifest rows per shard.")] = 128
+    multi_label: Annotated[bool, Option("--multi-label", help="`label` holds several names joined by `;`.")] = False
+    limit: Annotated[int | None, Option(min=1, help="Only the first rows of the manifest.", show_default="all")] = None
+    workers: Annotated[int | None, Option(min=1, help="Decoding processes.", show_default="cores"), Transient] = None
+    clip_timeout: Annotated[float, Option(min=0.1, help="Seconds before a clip counts as hung."), Transient] = 60.0
+    max_failures: Annotated[
+        float, Option(min=0, max=1, help="Share of clips that may fail before the command does."), Transient
+    ] = 0.05
+    retry_failures: Annotated[
+        bool, Option("--retry-failures", help="Try the clips of failures.csv again."), Transient
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitConfig(OutputConfig):
+    """`avpt init`."""
+
+    modality: Annotated[Modality, Option(help="What the encoder will be fed.")]
+    out: Annotated[Path, Option(help="Encoder artifact to write (.safetensors).")]
+    arch: Annotated[Literal["resnet18", "resnet34", "resnet50"], Option(help="torchvision architecture.")] = "resnet18"
+    weights: Annotated[
+        str,
+        Option(help="imagenet, random, or a file: safetensors, PyTorch checkpoint, avpt artifact or run folder."),
+    ] = "imagenet"
+    bn: Annotated[
+        Literal["keep", "reset", "reset-abnormal", "abri"],
+        Option(help="What happens to pre-trained BatchNorm."),
+    ] = "keep"
+    abri: Annotated[Literal["channel", "layer"], Option(help="One ABRi alpha per channel or per layer.")] = "channel"
+    alpha: Annotated[float, Option(help="ABRi: initial share of the pre-trained branch.")] = 0.5
+    abnormal_threshold: Annotated[float, Option(min=0, help="A BatchNorm channel below this is abnormal.")] = 1e-6
+    conv1: Annotated[
+        Literal["sum", "mean", "random"], Option(help="First convolution across 1 and 3 input channels.")
+    ] = "sum"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskConfig(OutputConfig):
+    """Confidence-driven masking: which inputs, how much, in what patches."""
+
+    mask: Annotated[
+        Literal["adaptive", "uniform", "none"],
+        Option(help="A ratio per clip, the mean ratio for all, or nothing."),
+    ] = "adaptive"
+    mask_rule: Annotated[
+        Literal["dominant", "released"],
+        Option(help="Mask the easier modality, or what the released code does."),
+    ] = "dominant"
+    mask_ratio: Annotated[float, Option(min=0, max=1, help="rho, the asymptote of the ratio.")] = 0.5
+    mask_ratio_audio: Annotated[
+        float | None, Option(min=0, max=1, help="rho of sound.", show_default="--mask-ratio")
+    ] = None
+    mask_ratio_visual: Annotated[
+        float | None, Option(min=0, max=1, help="rho of pictures.", show_default="--mask-ratio")
+    ] = None
+    mask_eta: Annotated[float, Option(min=0, help="eta, how fast the ratio grows with the difference.")] = 1.0
+    mask_threshold: Annotated[
+        float, Option(min=0, max=1, help="tau, the confidence from which a modality may be masked.")
+    ] = 0.5
+    audio_patch: Annotated[str, Option(help="Masked patch of the spectrogram, frames x mel bins.")] = "32x8"
+    visual_patch: Annotated[int, Option(min=1, help="Side of a masked patch of a frame, pixels.")] = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.audio_patch_size
+
+    @property
+    def audio_patch_size(self) -> tuple[int, int]:
+        """(frames, mel bins)."""
+        frames, _, bins = self.audio_patch.partition("x")
+        if not (frames.isdecimal() and bins.isdecimal() and int(frames) and int(bins)):
+            raise ConfigError(f"--audio-patch is {self.audio_patch!r}; it must be FRAMESxBINS, such as 32x8")
+        return int(frames), int(bins)
+
+    @property
+    def ratio(self) -> dict[Modality, float]:
+        """rho of each modality."""
+        audio, visual = self.mask_ratio_audio, self.mask_ratio_visual
+        return {
+            "audio": self.mask_ratio if audio is None else audio,
+            "visual": self.mask_ratio if visual is None else visual,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(OutputConfig):
+    """How a model is trained, one stream or two."""
+
+    store: Annotated[Path, Argument(help="Store written by `avpt preprocess`.")]
+    out: Annotated[Path, Option(help="Run folder to write.")]
+    epochs: Annotated[int, Option(min=1, help="Passes over the training split.")] = 80
+    batch_size: Annotated[int, Option(min=2, help="Clips per step.")] = 64
+    lr: Annotated[float, Option(min=0, help="Peak learning rate.")] = 1e-3
+    optimizer: Annotated[Literal["sgd", "adam", "adamw"], Option(help="torch.optim's.")] = "sgd"
+    momentum: Annotated[float, Option(min=0, max=1, help="Of sgd.")] = 0.9
+    weight_decay: Annotated[float, Option(min=0, help="Not on BatchNorm and alpha.")] = 1e-4
+    decay_norm: Annotated[bool, Option("--decay-norm", help="Weight decay on BatchNorm and alpha too.")] = False
+    schedule: Annotated[Literal["step", "cosine", "constant"], Option(help="Learning rate over epochs.")] = "step"
+    milestones: Annotated[str, Option(help="Epochs after which a step schedule drops, joined by commas.")] = "60"
+    lr_factor: Annotated[float, Option(min=0, max=1, help="What a step schedule multiplies by.")] = 0.1
+    warmup_epochs: Annotated[int, Option(min=0, help="Epochs of linear warm-up, step by step.")] = 0
+    image_size: Annotated[int, Option(min=8, help="Side of the frames fed to the encoder, pixels.")] = 224
+    num_frames: Annotated[int, Option(min=1, help="Frames per clip, one from each equal segment.")] = 3
+    crop_scale: Annotated[
+        tuple[float, float],
+        Option(min=0.01, max=1, help="Area of random crops; `1 1` resizes the whole frame."),
+    ] = (0.08, 1.0)
+    flip: Annotated[bool, Option(help="Random horizontal flips.")] = True
+    spec_augment: Annotated[
+        tuple[int, int],
+        Option(min=0, help="Widest masks: mel bins, frames. `0 0` is none.", metavar="FREQ TIME"),
+    ] = (0, 0)
+    dynamics: Annotated[
+        Literal["train", "eval"],
+        Option(help="Confidence from the training pass, or a clean pass after each epoch."),
+    ] = "train"
+    val_fraction: Annotated[
+        float, Option(min=0.001, max=0.5, help="Carved from train where the store has no val split.")
+    ] = 0.1
+    workers: Annotated[
+        int | None,
+        Option(min=0, help="Loading processes; 0 loads in the main one.", show_default="cores - 1"),
+        Transient,
+    ] = None
+    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps, ...")] = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.milestone_epochs
+        if self.crop_scale[0] > self.crop_scale[1]:
+            raise ConfigError(f"--crop-scale is {self.crop_scale[0]:g} {self.crop_scale[1]:g}; the smaller comes first")
+
+    @property
+    def milestone_epochs(self) -> tuple[int, ...]:
+        """`60,70` -> (60, 70)."""
+        parts = [part.strip() for part in self.milestones.split(",")]
+        if not all(part.isdecimal() for part in parts):
+            raise ConfigError(f"--milestones is {self.milestones!r}; it must be epochs joined by commas, such as 60,70")
+        return tuple(int(part) for part in parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainConfig):
+    """`avpt finetune-unimodal`."""
+
+    modality: Annotated[Modality, Option(help="Stream to train on.")]
+    init: Annotated[Path, Option(help="Encoder artifact, or the run folder of an earlier fine-tuning.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(MaskConfig):
+    """`avpt score-confidence`; the mask options only shape the preview."""
+
+    audio: Annotated[Path, Option(help="Run folder of the audio fine-tuning.")]
+    visual: Annotated[Path, Option(help="Run folder of the visual fine-tuning.")]
+    out: Annotated[
+        Path | None, Option(help="Confidence artifact to write (.safetensors).", show_default="only show")
+    ] = None
+    skip_epochs: Annotated[int, Option(min=0, help="Epochs at the start that do not count.")] = 0
+    missing: Annotated[Literal["error", "skip"], Option(help="Clips that one side lacks.")] = "error"
+    csv: Annotated[Path | None, Option(help="Also write the statistics as CSV.", show_default="none")] = None
+
+    def record(self) -> dict[str, Any]:
+        """Only what shapes the statistics."""
+        return {"skip_epochs": self.skip_epochs, "missing": self.missing}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FuseConfig(MaskConfig, TrainConfig):
+    """`avpt fuse-train`."""
+
+    audio: Annotated[Path, Option(help="Stage-1 run folder, or an encoder artifact (joint-training baseline).")]
+    visual: Annotated[Path, Option(help="Stage-1 run folder, or an encoder artifact.")]
+    confidence: Annotated[
+        Path | None, Option(help="Written by `avpt score-confidence`; masking needs it.", show_default="none")
+    ] = None
+    fusion: Annotated[Literal["concat", "sum", "film", "gated"], Option(help="How the features meet.")] = "concat"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mask != "none" and self.confidence is None:
+            raise ConfigError(
+                f"--mask {self.mask} needs --confidence (write it with `avpt score-confidence`); "
+                "--mask none trains without masking"
+            )

@@ -1,0 +1,187 @@
+"""Waveform -> log-mel, as the method's inputs are defined (Feng, Xia, Hu, arXiv 2302.03533)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from av import AudioFrame, AudioResampler
+from av.error import FFmpegError
+from torchaudio.compliance import kaldi
+
+from avpt.data.media import decode, read_best, start_of
+from avpt.errors import MediaError
+
+WINDOW = 25.0  # milliseconds that one frame of the log-mel looks at
+SHIFT = 10.0  # milliseconds from one frame to the next
+PADDING = 0.0  # log-mel value of frames beyond the end of the sound, as in the authors' released code
+FULL_SCALE = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "flt": 1.0, "dbl": 1.0}  # FFmpeg's loudest sample
+MAX_PLANES = 8  # channels that PyAV can hand over one by one
+
+
+def read_waveform(
+    path: Path,
+    sample_rate: int,
+    *,
+    start: float = 0.0,
+    end: float | None = None,
+    max_samples: int | None = None,
+) -> np.ndarray | None:
+    """The sound of a media file: (samples,) float32 in [-1, 1] at `sample_rate` Hz, the mean of its channels.
+
+    `start` and `end` are seconds from the container's start, cut to the sample at the file's own rate,
+    before resampling. Decoding stops at `end`, or once `max_samples` are there.
+
+    None where the file has no sound stream; MediaError("open") where it is not media; MediaError("audio")
+    where a declared stream gives no sample.
+    """
+
+    def read(container: Any, stream: Any) -> np.ndarray:
+        pieces = _cut(decode(container, stream), stream.time_base, start_of(container), start, end)
+        blocks, size = [], 0
+        for block in _resample(pieces, sample_rate):
+            blocks.append(block)
+            size += len(block)
+            if max_samples is not None and size >= max_samples:
+                break
+        if size == 0:
+            raise MediaError("audio", _no_sample(stream, start, end))
+        return np.concatenate(blocks)[:max_samples]
+
+    return read_best(path, "audio", read)
+
+
+def samples_needed(frames: int, sample_rate: int) -> int:
+    """How many samples at `sample_rate` Hz give exactly `frames` log-mel frames."""
+    return _samples(WINDOW, sample_rate) + (frames - 1) * _samples(SHIFT, sample_rate)
+
+
+def log_mel(waveform: np.ndarray, *, sample_rate: int, mel_bins: int) -> torch.Tensor:
+    """(samples,) at `sample_rate` Hz -> (frame, mel) float32, natural log; digital silence is -15.94.
+
+    Kaldi's filter bank (torchaudio) with the settings of the Audio Spectrogram Transformer (Gong et al.
+    2021), which the authors' code uses: mean removed, Hanning window, no dither. A waveform shorter than
+    one window is zero-padded to one.
+    """
+    samples = torch.from_numpy(waveform)
+    samples = samples - samples.mean()
+    samples = torch.nn.functional.pad(samples, (0, max(0, samples_needed(1, sample_rate) - len(samples))))
+    fbank: torch.Tensor = kaldi.fbank(
+        samples[None],
+        htk_compat=True,
+        sample_frequency=sample_rate,
+        use_energy=False,
+        window_type="hanning",
+        num_mel_bins=mel_bins,
+        dither=0.0,
+        frame_length=WINDOW,
+        frame_shift=SHIFT,
+    )
+    if not fbank.isfinite().all():
+        raise MediaError("audio", "the sound holds values that are not finite")
+    return fbank
+
+
+def spectrogram(
+    waveform: np.ndarray, *, sample_rate: int, mel_bins: int, frames: int, pad: Literal["zero", "repeat"]
+) -> tuple[torch.Tensor, int]:
+    """(samples,) -> (frames, mel) float32 log-mel, cut or padded, and how many of the frames are real.
+
+    `pad` "zero" fills up with log-mel 0.0; "repeat" plays a short waveform again until every frame is
+    real.
+    """
+    assert len(waveform) > 0
+    needed = samples_needed(frames, sample_rate)
+    if pad == "repeat":
+        waveform = np.resize(waveform, max(needed, len(waveform)))
+    fbank = log_mel(waveform[:needed], sample_rate=sample_rate, mel_bins=mel_bins)
+    padded = torch.full((frames, mel_bins), PADDING)
+    padded[: len(fbank)] = fbank
+    return padded, len(fbank)
+
+
+def _cut(
+    frames: Iterator[AudioFrame], time_base: Fraction, origin: Fraction, start: float, end: float | None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The sound between two times, in seconds from `origin`, as pieces of (rate, mono samples)."""
+    position: Fraction | None = None  # seconds; from the first stamp on samples are counted: WebM's stamps are rounded
+    for frame in frames:
+        rate, size = frame.sample_rate, frame.samples
+        if rate <= 0 or size == 0:
+            continue
+        if position is None:
+            position = Fraction(0) if frame.pts is None else frame.pts * time_base - origin
+        first = max(0, _round((Fraction(start) - position) * rate))
+        last = size if end is None else max(0, min(size, _round((Fraction(end) - position) * rate)))
+        if first < last:
+            yield rate, _mono(frame)[first:last]
+        if last < size:
+            return
+        position += Fraction(size, rate)
+
+
+def _mono(frame: AudioFrame) -> np.ndarray:
+    """(samples,) float32, the mean of a frame's channels. FFmpeg's own down-mix weighs them instead."""
+    channels = frame.layout.nb_channels
+    if frame.format.is_planar and channels > MAX_PLANES:
+        frame = AudioResampler(format=frame.format.packed.name).resample(frame)[0]
+    kind = frame.format.packed.name
+    if kind not in FULL_SCALE:
+        raise MediaError("audio", f"sound in FFmpeg's sample format {frame.format.name} is not supported")
+    samples = frame.to_ndarray()
+    if not frame.format.is_planar:
+        samples = samples.reshape(-1, channels).T
+    mean = samples.mean(axis=0, dtype=np.float64) - (FULL_SCALE[kind] if kind == "u8" else 0.0)
+    return np.asarray(mean / FULL_SCALE[kind], dtype=np.float32)
+
+
+def _resample(pieces: Iterator[tuple[int, np.ndarray]], sample_rate: int) -> Iterator[np.ndarray]:
+    """Pieces of (rate, samples) -> blocks of samples at `sample_rate` Hz; a new rate starts a new resampler.
+
+    The channels are averaged before, not after: resampling is linear, so the result is the same for less
+    work, and it never depends on a channel layout that FFmpeg may not know.
+    """
+    source, resampler = sample_rate, None
+    for rate, samples in pieces:
+        if rate != source:
+            yield from _resampled(resampler, None)
+            source = rate
+            resampler = AudioResampler("fltp", "mono", sample_rate) if rate != sample_rate else None
+        if resampler is None:
+            yield samples
+            continue
+        frame = AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+        frame.sample_rate = rate
+        yield from _resampled(resampler, frame)
+    yield from _resampled(resampler, None)
+
+
+def _resampled(resampler: AudioResampler | None, frame: AudioFrame | None) -> Iterator[np.ndarray]:
+    if resampler is None:
+        return
+    try:
+        for block in resampler.resample(frame):
+            yield block.to_ndarray()[0]
+    except FFmpegError as error:
+        raise MediaError("audio", f"the sound can't be resampled: {error.strerror}".lower()) from error
+
+
+def _no_sample(stream: Any, start: float, end: float | None) -> str:
+    if stream.codec_context is None:
+        return "the sound stream has no known codec"
+    if start > 0 or end is not None:
+        return f"there is no sound between {start:g} s and {'the end' if end is None else f'{end:g} s'}"
+    return f"the {stream.codec_context.name} sound stream gives no sample (empty, damaged, or encrypted)"
+
+
+def _round(value: Fraction) -> int:
+    return math.floor(value + Fraction(1, 2))  # halves always up, so that cuts agree from piece to piece
+
+
+def _samples(milliseconds: float, sample_rate: int) -> int:
+    return int(sample_rate * milliseconds * 0.001)  # as kaldi.fbank computes it

@@ -1,0 +1,236 @@
+"""From a store to batches on the device: which clips, in which order, with which augmentation and mask."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import h5py
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from avpt.data import transforms
+from avpt.data.store import SplitIndex, open_shard
+from avpt.errors import StoreError
+from avpt.processes import die_with_parent
+from avpt.types import MODALITIES, Batch, Modality
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How stored values become a model's input; part of every model's spec."""
+
+    sample_rate: int
+    mel_bins: int
+    spectrogram_frames: int
+    pad: str
+    fps: float
+    max_frames: int
+    frame_size: int
+    mean: float  # of the training split's log-mel
+    std: float
+    image_size: int
+    num_frames: int
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What training does to a clip at random; depends on (seed, epoch, clip) alone."""
+
+    crop_scale: tuple[float, float]
+    flip: bool
+    spec_augment: tuple[int, int]  # mel bins, frames
+
+
+@dataclass(frozen=True)
+class Masking:
+    """How many patches of each training clip's inputs are masked."""
+
+    patch: dict[Modality, tuple[int, int]]
+    num_masked: dict[Modality, Tensor]  # (clips,) int64
+
+
+def grid(spec: InputSpec, modality: Modality) -> tuple[int, int]:
+    """(height, width) of the plane that patches are cut from."""
+    return (spec.spectrogram_frames, spec.mel_bins) if modality == "audio" else (spec.image_size, spec.image_size)
+
+
+class ClipDataset(Dataset[dict[str, Tensor]]):
+    """Clips of one split by (epoch, position). Shards are opened on first read, once per process."""
+
+    def __init__(
+        self,
+        index: SplitIndex,
+        modalities: Sequence[Modality],
+        spec: InputSpec,
+        frame_codec: str,
+        *,
+        seed: int = 0,
+        augmentation: Augmentation | None = None,
+        masking: Masking | None = None,
+    ) -> None:
+        self.index, self.modalities, self.spec, self.frame_codec = index, modalities, spec, frame_codec
+        self.seed, self.augmentation, self.masking = seed, augmentation, masking
+        self._frames = (
+            transforms.evaluation_frames(spec.image_size)
+            if augmentation is None
+            else transforms.training_frames(spec.image_size, augmentation.crop_scale, augmentation.flip)
+        )
+        self._open: dict[Path, h5py.File] = {}
+        self._process = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}, "_process": 0}  # h5py objects can't be pickled
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
+        epoch, position = key
+        clip_id = self.index.ids[position]
+        item = {"position": torch.tensor(position)}
+        label = torch.as_tensor(self.index.labels[position])
+        item["label"] = label.float() if label.ndim else label
+        with torch.random.fork_rng(devices=[]):  # torchvision and torchaudio draw from the global generator
+            torch.manual_seed(transforms.clip_seed(self.seed, epoch, clip_id, "augment"))
+            if "audio" in self.modalities:
+                item["audio"] = self._audio(position)
+            if "visual" in self.modalities:
+                item["visual"] = self._visual(position)
+        if self.masking is not None:
+            item |= self._scores(transforms.clip_seed(self.seed, epoch, clip_id, "mask"))
+        return item
+
+    def _audio(self, position: int) -> Tensor:
+        """(1, frames, mel), as stored."""
+        file = self._shard(position)
+        fbank = torch.from_numpy(file["audio/fbank"][self.index.row[position]])
+        if self.augmentation is not None and any(self.augmentation.spec_augment):
+            fbank = transforms.spec_augment(fbank, *self.augmentation.spec_augment, fill=self.spec.mean)
+        return fbank[None]
+
+    def _visual(self, position: int) -> Tensor:
+        """(frames, 3, height, width) uint8."""
+        file, row = self._shard(position), self.index.row[position]
+        first = int(file["visual/clip_offset"][row])
+        generator = torch.default_generator if self.augmentation is not None else None
+        chosen = transforms.draw_frames(int(self.index.num_visual_frames[position]), self.spec.num_frames, generator)
+        frames = []
+        for frame in chosen:
+            start, stop = file["visual/byte_offset"][first + frame : first + frame + 2]
+            height, width = file["visual/size"][first + frame]
+            encoded = file["visual/bytes"][start:stop]
+            frames.append(self._frames(transforms.decode_frame(encoded, self.frame_codec, int(height), int(width))))
+        return torch.stack(frames)
+
+    def _scores(self, seed: int) -> dict[str, Tensor]:
+        assert self.masking is not None
+        generator = torch.Generator().manual_seed(seed)
+        scores = {}
+        for modality in MODALITIES:
+            patches = transforms.num_patches(*grid(self.spec, modality), self.masking.patch[modality])
+            inputs = 1 if modality == "audio" else self.spec.num_frames
+            scores[f"{modality}_scores"] = torch.rand(inputs, patches, generator=generator)
+        return scores
+
+    def _shard(self, position: int) -> h5py.File:
+        if self._process != os.getpid():  # a fork must not read through its parent's open files
+            self._open, self._process = {}, os.getpid()
+        path = self.index.shards[self.index.shard[position]]
+        if path not in self._open:
+            self._open[path] = open_shard(path)
+        return self._open[path]
+
+
+def batch_bounds(num_clips: int, batch_size: int) -> list[int]:
+    """Edges of batches of nearly equal size: none dropped, none of one clip (BatchNorm needs two).
+
+    ceil(N / B) batches whose sizes differ by one at most; one batch fewer where else a clip would be alone.
+    """
+    if num_clips < 2:
+        raise StoreError(f"the training split has {num_clips} clip(s); at least 2 are needed")
+    batches = min(-(-num_clips // batch_size), num_clips // 2)
+    return [i * num_clips // batches for i in range(batches + 1)]
+
+
+class EpochSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, position): shuffled by (seed, epoch) in training, in order in evaluation."""
+
+    def __init__(self, num_clips: int, batch_size: int, seed: int | None) -> None:
+        self.num_clips, self.seed, self.epoch = num_clips, seed, 0
+        training = seed is not None
+        self.edges = batch_bounds(num_clips, batch_size) if training else [*range(0, num_clips, batch_size), num_clips]
+
+    def __len__(self) -> int:
+        return len(self.edges) - 1
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = list(range(self.num_clips))
+        if self.seed is not None:
+            generator = torch.Generator().manual_seed(transforms.clip_seed(self.seed, self.epoch, "", "order"))
+            order = torch.randperm(self.num_clips, generator=generator).tolist()
+        for start, stop in pairwise(self.edges):
+            yield [(self.epoch, position) for position in order[start:stop]]
+
+
+class Loader:
+    """Batches of a dataset on the device, normalised and masked; `epoch(n)` iterates over one pass."""
+
+    def __init__(
+        self,
+        dataset: ClipDataset,
+        batch_size: int,
+        *,
+        device: torch.device,
+        workers: int,
+        shuffle_seed: int | None = None,
+    ) -> None:
+        self.dataset, self.device = dataset, device
+        self.sampler = EpochSampler(len(dataset), batch_size, shuffle_seed)
+        workers = min(workers, len(self.sampler))
+        self.loader = DataLoader(
+            dataset,
+            batch_sampler=self.sampler,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=_start_worker,
+        )
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """One pass; what is random about it depends on `number` and the seed alone."""
+        self.sampler.epoch = number
+        for item in self.loader:
+            yield self._prepare(item)
+
+    def _prepare(self, item: dict[str, Tensor]) -> Batch:
+        spec, masking = self.dataset.spec, self.dataset.masking
+        on_device = {
+            name: value.to(self.device, non_blocking=True) for name, value in item.items() if name != "position"
+        }
+        inputs: dict[Modality, Tensor] = {}
+        if "audio" in on_device:
+            inputs["audio"] = transforms.normalise_audio(on_device["audio"], spec.mean, spec.std)
+        if "visual" in on_device:
+            inputs["visual"] = transforms.normalise_visual(on_device["visual"])
+        if masking is not None:
+            for modality, values in inputs.items():
+                count = masking.num_masked[modality][item["position"]].to(self.device)
+                scores = on_device[f"{modality}_scores"]
+                flat = values.view(-1, *values.shape[-3:])  # each frame of a clip has patches of its own
+                count = count.repeat_interleave(len(flat) // len(count))
+                masked = transforms.mask_patches(flat, scores.flatten(0, 1), count, masking.patch[modality])
+                inputs[modality] = masked.view_as(values)
+        return Batch(tuple(inputs.values()), on_device["label"], item["position"])
+
+
+def _start_worker(number: int) -> None:
+    die_with_parent()

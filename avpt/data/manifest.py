@@ -1,0 +1,238 @@
+"""A manifest, one CSV row a clip, becomes a list of clips; every row is checked before any decoding."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import math
+import stat
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from avpt.errors import ManifestError
+from avpt.types import SPLITS, Split
+
+MEDIA_COLUMNS = ("video", "audio", "frames")  # in the order in which a default id is sought
+COLUMNS = ("id", "label", "split", *MEDIA_COLUMNS, "start", "end")
+LABEL_SEPARATOR = ";"
+MAX_LISTED = 20  # bad rows told one by one; the rest are counted
+MAX_SHOWN = 100  # characters of a cell quoted in a message
+
+Row = tuple[int, list[str] | str]  # the line it starts on; its cells, or why it does not parse
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One row: where the sound and the pictures are, and what they show."""
+
+    id: str
+    labels: tuple[str, ...]  # one, unless the manifest is multi-label
+    split: Split
+    video: Path | None
+    audio: Path | None
+    frames: Path | None
+    start: float | None  # seconds
+    end: float | None  # seconds
+    written: tuple[str, ...] = ()  # the paths as they stand in the manifest
+
+    @property
+    def source(self) -> str:
+        """The paths as written in the manifest, the same on every machine."""
+        return "; ".join(self.written or [str(p) for p in (self.video, self.audio, self.frames) if p])
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The clips of a manifest in file order, and its class names."""
+
+    clips: tuple[Clip, ...]
+    classes: tuple[str, ...]  # sorted over all rows
+    sha256: str  # of the file's bytes
+
+    def split(self, name: Split) -> list[Clip]:
+        """Return the clips of one split in file order."""
+        return [clip for clip in self.clips if clip.split == name]
+
+
+def read_manifest(path: Path, *, root: Path | None = None, multi_label: bool = False) -> Manifest:
+    """Read a manifest and check every row; all the bad ones are told in one ManifestError.
+
+    Paths in it are relative to `root`, or else to the manifest's own folder.
+    """
+    data, text = _read(path)
+    if root is not None and not root.is_dir():
+        raise ManifestError(f"{path}: root {root} is not a folder; give the one its paths start from")
+    base = (root or path.parent).absolute()  # FFmpeg would take a bare "10:30.wav" for a protocol
+    rows = _rows(text)
+    columns = _columns(path, next(rows, None))
+
+    clips: list[Clip] = []
+    bad: list[str] = []
+    lines: dict[str, int] = {}  # id -> the line that has it first
+    for line, cells in rows:
+        if isinstance(cells, str):
+            problems = [cells]
+        elif len(cells) != len(columns):
+            problems = [f"has {len(cells)} cells, not {len(columns)}; put quotes around a cell with a comma"]
+        else:
+            clip, problems = _clip(dict(zip(columns, cells, strict=True)), base, multi_label)
+            first = lines.setdefault(clip.id, line)
+            if clip.id and first != line:
+                problems.append(f"id {_show(clip.id)} is taken by line {first}; name each in column id")
+            clips.append(clip)
+        if problems:
+            bad.append(f"line {line}: {'; '.join(problems)}")
+    if bad:
+        raise ManifestError(_tell(path, bad))
+    if not clips:
+        raise ManifestError(f"{path}: has no rows, only a header; add a row for each clip")
+    classes = tuple(sorted({label for clip in clips for label in clip.labels}))
+    return Manifest(tuple(clips), classes, hashlib.sha256(data).hexdigest())
+
+
+def _read(path: Path) -> tuple[bytes, str]:
+    try:
+        data = path.read_bytes()
+        return data, data.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ManifestError(f"{path}: no such file; name the manifest, a CSV file") from None
+    except IsADirectoryError:
+        raise ManifestError(f"{path}: is a folder; name the manifest in it, a CSV file") from None
+    except OSError as error:
+        raise ManifestError(f"{path}: can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ManifestError(f"{path}: line {line}: not UTF-8; save the file as UTF-8") from None
+
+
+def _rows(text: str) -> Iterator[Row]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = [cell.strip() for cell in next(reader)]
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield line, f"not CSV ({error}); look for a quote that is not closed or not doubled"
+            if reader.line_num > line:
+                return  # an open quote swallowed lines: where the next row starts is anyone's guess
+            continue
+        if len(cells) > 1 or any(cells):
+            yield line, cells
+
+
+def _columns(path: Path, header: Row | None) -> list[str]:
+    known = f"the columns are {', '.join(COLUMNS)}"
+    if header is None:
+        raise ManifestError(f"{path}: is empty; the first line names the columns: {known}")
+    line, names = header
+    if isinstance(names, str):
+        raise ManifestError(f"{path}: line {line}: {names}")
+    problems = [f"unknown column {_show(name)}" for name in dict.fromkeys(names) if name not in COLUMNS]
+    problems += [f"column {name} is there twice" for name in COLUMNS if names.count(name) > 1]
+    problems += [f"no column {name}" for name in ("label", "split") if name not in names]
+    if not set(MEDIA_COLUMNS) & set(names):
+        problems.append("none of the columns video, audio, frames")
+    if problems:
+        raise ManifestError(f"{path}: line {line}: {'; '.join(problems)}; {known}")
+    return names
+
+
+def _clip(row: dict[str, str], base: Path, multi_label: bool) -> tuple[Clip, list[str]]:
+    """Return the clip of a row and what is wrong with it; the clip is sound where that is nothing."""
+    problems: list[str] = []
+    labels = _labels(row["label"], multi_label, problems)
+    if row["split"] not in SPLITS:
+        problems.append(f"split {_show(row['split'])} is not one of {', '.join(SPLITS)}")
+
+    written = {column: row[column] for column in MEDIA_COLUMNS if row.get(column)}
+    paths = {column: base / cell for column, cell in written.items()}
+    if not paths:
+        problems.append("names no media; fill in video, audio or frames")
+    folders = [name for name, path in paths.items() if _is_folder(name, path, written[name], problems)]
+
+    times = {column: row[column] for column in ("start", "end") if row.get(column)}
+    seconds = {column: _seconds(column, cell, problems) for column, cell in times.items()}
+    start, end = seconds.get("start"), seconds.get("end")
+    if end is not None and end <= (start or 0.0):
+        problems.append(f"end {_show(times['end'])} is not after start {_show(times.get('start', '0'))}")
+    if times and "frames" in paths:
+        problems.append("start and end do not go with frames; leave them empty")
+
+    clip_id = row.get("id", "")
+    if paths and not clip_id:
+        column, path = next(iter(paths.items()))
+        clip_id = "_".join([path.name if column in folders else path.stem, *times.values()])
+        if not clip_id:
+            problems.append(f"{column} {_show(written[column])} gives no id; fill in column id")
+    if any(unicodedata.category(character) == "Cc" for character in clip_id):  # HDF5 strings end at NUL
+        problems.append(f"id {_show(clip_id)} has control characters; give another in column id")
+    clip = Clip(
+        id=clip_id,
+        labels=labels,
+        split=cast(Split, row["split"]),
+        video=paths.get("video"),
+        audio=paths.get("audio"),
+        frames=paths.get("frames"),
+        start=start,
+        end=end,
+        written=tuple(written.values()),
+    )
+    return clip, problems
+
+
+def _labels(cell: str, multi_label: bool, problems: list[str]) -> tuple[str, ...]:
+    labels = tuple(part.strip() for part in cell.split(LABEL_SEPARATOR)) if multi_label else (cell,)
+    if not cell:
+        problems.append("label is empty")
+    elif "" in labels:
+        problems.append(f"label {_show(cell)} has an empty part; write a{LABEL_SEPARATOR}b")
+    repeated = [label for label in dict.fromkeys(labels) if label and labels.count(label) > 1]
+    problems += [f"label {_show(label)} is there twice" for label in repeated]
+    return labels
+
+
+def _is_folder(column: str, path: Path, written: str, problems: list[str]) -> bool:
+    """Tell whether a path is a folder, and note where that, or anything else, makes it no source of media."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: NUL, or a name the file system can't spell
+        reason = "does not exist" if not isinstance(error, PermissionError) else "can't be read"
+        problems.append(f"{column} {_show(written)} {reason}")
+        return False
+    if stat.S_ISDIR(mode) and column != "frames":
+        problems.append(f"{column} {_show(written)} is a folder; a folder of images goes in column frames")
+    elif not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        problems.append(f"{column} {_show(written)} is neither a file nor a folder")
+    return stat.S_ISDIR(mode)
+
+
+def _seconds(column: str, cell: str, problems: list[str]) -> float | None:
+    try:
+        seconds = float(cell) if cell.isascii() and "_" not in cell else math.nan
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        problems.append(f"{column} {_show(cell)} is not a number of seconds")
+    elif seconds < 0:
+        problems.append(f"{column} {_show(cell)} is negative")
+    else:
+        return seconds
+    return None
+
+
+def _show(text: str) -> str:
+    """Quote a cell in one line of bounded length."""
+    return repr(text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "...")
+
+
+def _tell(path: Path, bad: list[str]) -> str:
+    if len(bad) == 1:
+        return f"{path}: {bad[0]}"
+    more = [f"and {len(bad) - MAX_LISTED} more"] if len(bad) > MAX_LISTED else []
+    return "\n  ".join([f"{path}: {len(bad)} bad rows", *bad[:MAX_LISTED], *more])

@@ -1,0 +1,91 @@
+"""Which clips a training run uses, and whether the store can serve it at all."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from avpt.data.store import SplitIndex, Store
+from avpt.errors import StoreError
+from avpt.types import Modality, Split
+
+log = logging.getLogger(__name__)
+
+
+def training_splits(store: Store, modalities: Sequence[Modality], val_fraction: float) -> dict[Split, SplitIndex]:
+    """The clips to train on, to choose the best epoch with, and (where there are any) to test on.
+
+    Raises:
+        StoreError: a split, a class or a modality is missing where training needs it.
+    """
+    splits = {split: index for split, index in store.indices.items() if len(index)}
+    if "train" not in splits:
+        raise StoreError(f"{store.path} has no training clips; give rows of the manifest the split `train`")
+    for split, index in splits.items():
+        for modality in modalities:
+            _require(store, split, index, modality)
+    classes = {split: _classes(index.labels) for split, index in splits.items()}
+    if len(classes["train"]) < 2:
+        raise StoreError(f"{store.path} has training clips of one class only; a classifier needs two or more")
+    for split in classes.keys() - {"train"}:
+        if unseen := sorted(classes[split] - classes["train"]):
+            raise StoreError(
+                f"{store.path}: {split} has {_names([store.classes[i] for i in unseen])}, of which train has no clip; "
+                "add training clips of that class or take it out of the manifest"
+            )
+    if "val" not in splits:
+        splits["train"], splits["val"] = carve(splits["train"], val_fraction)
+        log.warning(
+            "%s has no val split: %d of %d training clips are set aside to choose the best epoch (--val-fraction)",
+            store.path,
+            len(splits["val"]),
+            len(splits["val"]) + len(splits["train"]),
+        )
+    return splits
+
+
+def carve(train: SplitIndex, fraction: float) -> tuple[SplitIndex, SplitIndex]:
+    """Cut (train, val) from the training split by a hash of the clip id, class by class.
+
+    The same clips in every command and for every seed. A class keeps at least one clip on the training side.
+    """
+    by_label = defaultdict(list)
+    for position, clip_id in enumerate(train.ids):
+        key = hashlib.sha256(clip_id.encode()).digest()
+        by_label[train.labels[position].tobytes()].append((key, position))
+    val: list[int] = []
+    for members in by_label.values():
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        val += [position for _, position in sorted(members)[:count]]
+    if not val:
+        raise StoreError("the store has no val split and too few training clips to set some aside; add clips")
+    held = np.array(sorted(val))
+    return train.take(np.setdiff1d(np.arange(len(train)), held)), train.take(held)
+
+
+def _classes(labels: np.ndarray[Any, Any]) -> set[int]:
+    present = np.unique(labels) if labels.ndim == 1 else np.flatnonzero(labels.any(axis=0))
+    return {int(index) for index in present}
+
+
+def _require(store: Store, split: Split, index: SplitIndex, modality: Modality) -> None:
+    counts = index.num_audio_frames if modality == "audio" else index.num_visual_frames
+    lacking = np.flatnonzero(counts == 0)
+    if not len(lacking):
+        return
+    what = "sound" if modality == "audio" else "pictures"
+    if len(lacking) == len(index):
+        raise StoreError(f"{store.path}: no clip of {split} has {what}; this command needs {modality} input")
+    raise StoreError(
+        f"{store.path}: {len(lacking)} of {len(index)} clips of {split} have no {what} "
+        f"({_names([index.ids[i] for i in lacking])}); take them out of the manifest"
+    )
+
+
+def _names(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")

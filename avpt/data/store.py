@@ -1,0 +1,271 @@
+"""The store: HDF5 shards that plain h5py reads, and the small JSON files that tell what they are.
+
+N is the number of clips of a shard, F of its frames.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from avpt.data.clip import ClipSettings, DecodedClip
+from avpt.errors import StoreError
+from avpt.outputs import atomic, sha256, sha256_json, write_json
+from avpt.types import SPLITS, Split
+
+SCHEMA = 1
+MIN_STD = 1e-3  # below it a log-mel is constant (a store of silence): dividing by it would only blow up rounding
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A manifest row that was left out; a line of `failures.csv`."""
+
+    id: str
+    split: str
+    source: str
+    stage: str  # open, audio, visual, timeout, crash
+    error: str
+
+
+def shard_name(split: str, number: int) -> str:
+    """`train`, 3 -> `train-00003`."""
+    return f"{split}-{number:05d}"
+
+
+def write_shard(
+    path: Path,
+    *,
+    ids: Sequence[str],
+    labels: np.ndarray[Any, Any],
+    clips: Sequence[DecodedClip],
+    failures: Sequence[Failure],
+    settings: Mapping[str, Any],
+) -> None:
+    """Write one shard (`path` without a suffix) and, last, the JSON beside it that declares it complete.
+
+    Args:
+        ids: of the clips kept, in manifest order.
+        labels: (N,) int64 class indices, or (N, classes) uint8 when multi-label.
+        clips: what was decoded.
+        failures: the rows left out.
+        settings: attributes of the file. The bytes depend on these arguments alone.
+    """
+    clip_settings = ClipSettings(**{name: settings[name] for name in ClipSettings.__dataclass_fields__})
+    fbank_shape = (len(clips), clip_settings.spectrogram_frames, clip_settings.mel_bins)
+    fbank = np.zeros(fbank_shape, dtype=clip_settings.audio_dtype)
+    for row, clip in enumerate(clips):
+        fbank[row] = clip.fbank
+    num_frames = np.array([clip.num_audio_frames for clip in clips], dtype=np.int32)
+    frames = [frame for clip in clips for frame in clip.frames]
+
+    hdf5 = path.with_name(f"{path.name}.h5")
+    with atomic(hdf5) as beside, h5py.File(beside, "w") as file:
+        file.attrs["schema"] = SCHEMA
+        for name, value in sorted(settings.items()):
+            file.attrs[name] = value
+        file.create_dataset("id", data=list(ids), shape=(len(ids),), dtype=h5py.string_dtype())
+        file["label"] = labels
+        file["audio/fbank"] = fbank
+        file["audio/num_frames"] = num_frames
+        file["visual/clip_offset"] = _offsets(len(clip.frames) for clip in clips)
+        file["visual/time"] = _joined([clip.times for clip in clips], (0,), np.float32)
+        file["visual/byte_offset"] = _offsets(len(frame) for frame in frames)
+        file["visual/bytes"] = np.frombuffer(b"".join(frames), dtype=np.uint8)
+        file["visual/size"] = _joined([clip.sizes for clip in clips], (0, 2), np.int32)
+    real = [clip_fbank[:n].astype(np.float64) for clip_fbank, n in zip(fbank, num_frames, strict=True)]
+    record = {
+        "schema": SCHEMA,
+        "clips": len(clips),
+        "bytes": hdf5.stat().st_size,
+        "sha256": sha256(hdf5),
+        "sums": {
+            "count": int(sum(values.size for values in real)),
+            "sum": math.fsum(float(values.sum()) for values in real),
+            "sum_of_squares": math.fsum(float(np.square(values).sum()) for values in real),
+        },
+        "failures": [asdict(failure) for failure in failures],
+    }
+    write_json(path.with_name(f"{path.name}.json"), record)
+
+
+def _offsets(lengths: Iterable[int]) -> np.ndarray[Any, Any]:
+    return np.cumsum([0, *lengths], dtype=np.int64)
+
+
+def _joined(parts: list[np.ndarray[Any, Any]], empty: tuple[int, ...], dtype: type) -> np.ndarray[Any, Any]:
+    return np.concatenate([np.zeros(empty, dtype), *parts]).astype(dtype)
+
+
+def read_shard_record(path: Path) -> dict[str, Any] | None:
+    """The JSON beside a finished shard (`path` without a suffix), or None where the shard must be made."""
+    record = path.with_name(f"{path.name}.json")
+    hdf5 = path.with_name(f"{path.name}.h5")
+    try:
+        values: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+        return values if values["bytes"] == hdf5.stat().st_size else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def normalisation(records: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Mean and standard deviation of all stored real log-mel values, from each shard's sums in shard order.
+
+    Returns (0, 1) without any sound, and a standard deviation of 1 where the sound is constant (silence).
+    """
+    count = total = squares = 0.0
+    for record in records:
+        count += record["sums"]["count"]
+        total += record["sums"]["sum"]
+        squares += record["sums"]["sum_of_squares"]
+    if not count:
+        return 0.0, 1.0
+    mean = total / count
+    std = math.sqrt(max(squares / count - mean * mean, 0.0))
+    return mean, std if std >= MIN_STD else 1.0
+
+
+def store_record(
+    settings: Mapping[str, Any],
+    classes: Sequence[str],
+    shards: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]],
+) -> dict[str, Any]:
+    """What `store.json` says, from every shard's name and record per split."""
+    splits = {
+        split: {"shards": [name for name, _ in parts], "clips": sum(record["clips"] for _, record in parts)}
+        for split, parts in shards.items()
+    }
+    mean, std = normalisation([record for _, record in shards.get("train", ())])
+    record = {
+        "schema": SCHEMA,
+        "classes": list(classes),
+        "multi_label": bool(settings["config"]["multi_label"]),
+        "splits": splits,
+        "normalisation": {"mean": mean, "std": std},
+        "failures": sum(len(record["failures"]) for parts in shards.values() for _, record in parts),
+    }
+    hashes = {name: shard["sha256"] for parts in shards.values() for name, shard in parts}
+    return record | {"fingerprint": sha256_json([record, settings["config"], hashes])}
+
+
+@dataclass(frozen=True)
+class SplitIndex:
+    """Where each clip of a split lies, and what it has; all of it in memory."""
+
+    ids: list[str]
+    labels: np.ndarray[Any, Any]  # (clips,) int64 or (clips, classes) uint8
+    shard: np.ndarray[Any, Any]  # (clips,) int64, into `shards`
+    row: np.ndarray[Any, Any]  # (clips,) int64, row inside the shard
+    num_audio_frames: np.ndarray[Any, Any]  # (clips,) int32
+    num_visual_frames: np.ndarray[Any, Any]  # (clips,) int64
+    shards: list[Path]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, keep: np.ndarray[Any, Any]) -> SplitIndex:
+        """The clips at the given positions."""
+        return SplitIndex(
+            [self.ids[i] for i in keep],
+            self.labels[keep],
+            self.shard[keep],
+            self.row[keep],
+            self.num_audio_frames[keep],
+            self.num_visual_frames[keep],
+            self.shards,
+        )
+
+
+class Store:
+    """A finished store, opened for reading.
+
+    Raises:
+        StoreError: missing, not a store, unfinished, or written by a newer avpt.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_dir():
+            raise StoreError(f"{path} {'is not a folder' if path.exists() else 'does not exist'}; a store is a folder")
+        if not (path / "settings.json").exists():
+            raise StoreError(f"{path} is not a store; make one with `avpt preprocess MANIFEST --out {path}`")
+        if not (path / "store.json").exists():
+            raise StoreError(f"{path} is unfinished; run its `avpt preprocess` again, it goes on where it stopped")
+        try:
+            settings = json.loads((path / "settings.json").read_text(encoding="utf-8"))
+            record = json.loads((path / "store.json").read_text(encoding="utf-8"))
+            if record["schema"] > SCHEMA:
+                raise StoreError(f"{path} was written by a newer avpt; update avpt")
+            self.settings: dict[str, Any] = settings["config"]
+            self.inputs: dict[str, str] = settings["inputs"]
+            self.classes: list[str] = record["classes"]
+            self.multi_label: bool = record["multi_label"]
+            self.splits: dict[str, dict[str, Any]] = record["splits"]
+            self.mean: float = record["normalisation"]["mean"]
+            self.std: float = record["normalisation"]["std"]
+            self.failures: int = record["failures"]
+            self.fingerprint: str = record["fingerprint"]
+        except (ValueError, KeyError, TypeError):
+            raise StoreError(f"{path} has a damaged settings.json or store.json; make the store again") from None
+
+    @cached_property
+    def indices(self) -> dict[Split, SplitIndex]:
+        """Every split that the store has."""
+        return {split: self._index(split) for split in SPLITS if split in self.splits}
+
+    def _index(self, split: Split) -> SplitIndex:
+        ids: list[str] = []
+        paths = [self.path / f"{name}.h5" for name in self.splits[split]["shards"]]
+        label_shape = (0, len(self.classes)) if self.multi_label else (0,)
+        empty: dict[str, np.ndarray[Any, Any]] = {
+            "label": np.zeros(label_shape, np.uint8 if self.multi_label else np.int64),
+            "audio": np.zeros(0, np.int32),
+            "visual": np.zeros(0, np.int64),
+        }
+        columns = {name: [part] for name, part in empty.items()}
+        shard: list[int] = []
+        for number, path in enumerate(paths):
+            if read_shard_record(path.with_suffix("")) is None:
+                raise StoreError(
+                    f"{path} is missing or truncated; "
+                    f"remove {self.path / 'store.json'} and run its `avpt preprocess` again"
+                )
+            with open_shard(path) as file:
+                rows = [str(clip_id) for clip_id in file["id"].asstr()[:]]
+                columns["label"].append(file["label"][:])
+                columns["audio"].append(file["audio/num_frames"][:])
+                columns["visual"].append(np.diff(file["visual/clip_offset"][:]))
+            ids += rows
+            shard += [number] * len(rows)
+        joined = {name: np.concatenate(parts) for name, parts in columns.items()}
+        rows_before = np.searchsorted(np.array(shard), np.arange(len(paths)))
+        shards = np.array(shard, dtype=np.int64)
+        return SplitIndex(
+            ids=ids,
+            labels=joined["label"],
+            shard=shards,
+            row=np.arange(len(ids)) - rows_before[shards] if ids else np.zeros(0, np.int64),
+            num_audio_frames=joined["audio"],
+            num_visual_frames=joined["visual"],
+            shards=paths,
+        )
+
+
+def open_shard(path: Path) -> h5py.File:
+    """Open a shard for reading.
+
+    Raises:
+        StoreError: it is missing, truncated, or not HDF5.
+    """
+    try:
+        return h5py.File(path, "r")
+    except OSError:
+        raise StoreError(f"{path} is truncated or not a shard; remove it and run its `avpt preprocess` again") from None

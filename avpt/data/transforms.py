@@ -1,0 +1,116 @@
+"""What happens to stored values on their way into a model: sampling, augmentation, normalisation, masking."""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torchaudio
+from torch import Tensor
+from torchvision.transforms import v2
+
+# of ImageNet's training pictures, on a 0..1 scale, red green blue (torchvision's documentation of its weights)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def clip_seed(seed: int, epoch: int, clip_id: str, use: str) -> int:
+    """The seed of everything random about one clip in one epoch, the same whatever worker loads it."""
+    digest = hashlib.sha256(f"{seed}:{epoch}:{use}:{clip_id}".encode()).digest()
+    return int.from_bytes(digest[:8]) >> 1
+
+
+def segment_bounds(num_frames: int, num_segments: int) -> list[tuple[int, int]]:
+    """Cut a clip's frames into equal segments, each (first, one past the last), never empty.
+
+    A clip with fewer frames than segments repeats frames.
+    """
+    edges = [i * num_frames // num_segments for i in range(num_segments + 1)]
+    return [(low, max(low + 1, high)) for low, high in pairwise(edges)]
+
+
+def draw_frames(num_frames: int, num_segments: int, generator: torch.Generator | None) -> list[int]:
+    """One frame from each segment: drawn with a generator (training), the middle one without (evaluation)."""
+    bounds = segment_bounds(num_frames, num_segments)
+    if generator is None:
+        return [(low + high - 1) // 2 for low, high in bounds]
+    return [int(torch.randint(low, high, (), generator=generator)) for low, high in bounds]
+
+
+def training_frames(image_size: int, crop_scale: tuple[float, float], flip: bool) -> v2.Transform:
+    """Random crop and flip of one frame (3, height, width) uint8; a crop scale of (1, 1) keeps the whole frame."""
+    size = (image_size, image_size)
+    crop = v2.Resize(size) if crop_scale == (1.0, 1.0) else v2.RandomResizedCrop(size, scale=crop_scale)
+    return v2.Compose([crop, v2.RandomHorizontalFlip()]) if flip else crop
+
+
+def evaluation_frames(image_size: int) -> v2.Transform:
+    """The whole frame at the encoder's size."""
+    return v2.Resize((image_size, image_size))
+
+
+def spec_augment(fbank: Tensor, frequency: int, time: int, fill: float) -> Tensor:
+    """Mask one random band of mel bins and one random run of frames (Park et al., SpecAugment, 2019).
+
+    Args:
+        fbank: (frames, mel), before normalisation.
+        frequency: widest band, mel bins.
+        time: longest run, frames.
+        fill: value of the masked part; the store's mean becomes 0 when normalised.
+    """
+    masked = fbank.float().T[None]  # torchaudio's layout: (channel, mel, frame)
+    for widest, mask in (
+        (frequency, torchaudio.transforms.FrequencyMasking),
+        (time, torchaudio.transforms.TimeMasking),
+    ):
+        if widest:
+            masked = mask(widest)(masked, mask_value=fill)
+    return masked[0].T.to(fbank.dtype)
+
+
+def normalise_audio(fbank: Tensor, mean: float, std: float) -> Tensor:
+    """(x - mean) / (2 * std), as the released code of arXiv 2302.03533 does (after AST, Gong et al. 2021)."""
+    return (fbank.float() - mean) / (2 * std)
+
+
+def normalise_visual(frames: Tensor) -> Tensor:
+    """uint8 (..., 3, height, width) to float32 with ImageNet's mean and standard deviation."""
+    mean = torch.tensor(IMAGENET_MEAN, device=frames.device).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=frames.device).view(3, 1, 1)
+    return (frames.float() / 255 - mean) / std
+
+
+def num_patches(height: int, width: int, patch: tuple[int, int]) -> int:
+    """Whole patches that fit into an input."""
+    return (height // patch[0]) * (width // patch[1])
+
+
+def mask_patches(inputs: Tensor, scores: Tensor, num_masked: Tensor, patch: tuple[int, int]) -> Tensor:
+    """Set whole patches of each input to 0, which after normalisation is the mean (FusT, arXiv 2302.03533).
+
+    Args:
+        inputs: (inputs, channels, height, width), normalised.
+        scores: (inputs, patches) random; an input's lowest-scored patches are masked.
+        num_masked: (inputs,) how many.
+        patch: (height, width); what is left over on the right and bottom is never masked.
+    """
+    height, width = inputs.shape[-2:]
+    rows, columns = height // patch[0], width // patch[1]
+    assert scores.shape == (len(inputs), rows * columns)
+    rank = scores.argsort(dim=1, stable=True).argsort(dim=1)
+    masked = (rank < num_masked[:, None]).view(-1, 1, rows, columns)
+    pixels = masked.repeat_interleave(patch[0], dim=2).repeat_interleave(patch[1], dim=3)
+    covered = torch.nn.functional.pad(pixels, (0, width - pixels.shape[3], 0, height - pixels.shape[2]))
+    return inputs.masked_fill(covered, 0.0)
+
+
+def decode_frame(encoded: Any, codec: str, height: int, width: int) -> Tensor:
+    """A stored frame (uint8 array of JPEG bytes or raw RGB rows) as (3, height, width) uint8."""
+    if codec == "raw":
+        return torch.from_numpy(encoded).view(height, width, 3).permute(2, 0, 1)
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    frame: Tensor = decode_jpeg(torch.from_numpy(encoded), ImageReadMode.RGB)
+    return frame

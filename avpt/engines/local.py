@@ -1,0 +1,83 @@
+"""A pool of processes on this machine that survives hanging and crashing tasks."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, TimeoutError, wait
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pebble import ProcessExpired, ProcessPool
+
+from avpt.processes import die_with_parent
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+IN_FLIGHT = 4  # tasks per worker that are submitted ahead: enough to keep it busy, few enough for flat memory
+
+
+@dataclass(frozen=True)
+class Crashed:
+    """The worker died under the task."""
+
+    how: str
+
+
+@dataclass(frozen=True)
+class Hung:
+    """The task outlasted its time and its worker was killed."""
+
+    how: str
+
+
+def run_isolated(
+    function: Callable[[Task], Result], tasks: Iterable[Task], *, workers: int, timeout: float, preload: str
+) -> Iterator[tuple[Task, Result | Crashed | Hung]]:
+    """Run a function over tasks in worker processes; yields (task, result) as they finish, in any order.
+
+    Args:
+        function: a module-level function; it must not raise.
+        tasks: picklable; drawn as workers come free.
+        workers: processes.
+        timeout: seconds a task may take.
+        preload: module that the workers need; imported once, in the server that they are forked from, so that a
+            replacement for a killed worker costs milliseconds.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([preload])
+    waiting: dict[Future[Result], Task] = {}
+    source = iter(tasks)
+    exhausted = False
+    pool = ProcessPool(max_workers=workers, initializer=_start_worker, context=context)
+    try:
+        while waiting or not exhausted:
+            while not exhausted and len(waiting) < workers * IN_FLIGHT:
+                try:
+                    task = next(source)
+                except StopIteration:
+                    exhausted = True
+                else:
+                    waiting[pool.schedule(function, args=(task,), timeout=timeout)] = task
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                yield waiting.pop(future), _result(future, timeout)
+    finally:
+        pool.stop()  # type: ignore[no-untyped-call]
+        pool.join()
+
+
+def _result(future: Future[Any], timeout: float) -> Any:
+    try:
+        return future.result()
+    except TimeoutError:
+        return Hung(f"took longer than {timeout:g} s")
+    except ProcessExpired as error:
+        return Crashed(f"the worker died (exit code {error.exitcode})")
+
+
+def _start_worker() -> None:
+    import torch
+
+    die_with_parent()
+    torch.set_num_threads(1)  # the workers are the parallelism

@@ -1,0 +1,51 @@
+"""BatchNorm channels that pre-training left near zero, and the plain re-initialisations to compare ABRi with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def norm_layers(state: Mapping[str, Tensor]) -> list[str]:
+    """Names of the BatchNorm layers of a state dict, in its order: those with running statistics."""
+    return [key.removesuffix(".running_var") for key in state if key.endswith(".running_var")]
+
+
+def abnormal_channels(state: Mapping[str, Tensor], layer: str, threshold: float) -> Tensor:
+    """(channels,) bool: max(|gamma|, |beta|) < threshold (arXiv 2302.03533, section on dead channels)."""
+    gamma, beta = state[f"{layer}.weight"], state[f"{layer}.bias"]
+    return torch.maximum(gamma.abs(), beta.abs()) < threshold
+
+
+def abnormal_report(state: Mapping[str, Tensor], threshold: float) -> dict[str, Any]:
+    """Per layer `name`, `channels`, `abnormal`; and `abnormal_share` over all channels."""
+    layers: list[dict[str, Any]] = []
+    for layer in norm_layers(state):
+        abnormal = abnormal_channels(state, layer, threshold)
+        layers.append({"name": layer, "channels": len(abnormal), "abnormal": int(abnormal.sum())})
+    share = sum(layer["abnormal"] for layer in layers) / sum(layer["channels"] for layer in layers)
+    return {"layers": layers, "abnormal_share": share}
+
+
+def reset(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Every BatchNorm as new: gamma 1, beta 0, running mean 0, variance 1."""
+    fresh = dict(state)
+    for layer in norm_layers(state):
+        for name, value in (("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1)):
+            fresh[f"{layer}.{name}"] = torch.full_like(state[f"{layer}.{name}"], value)
+        fresh[f"{layer}.num_batches_tracked"] = torch.zeros_like(state[f"{layer}.num_batches_tracked"])
+    return fresh
+
+
+def reset_abnormal(state: Mapping[str, Tensor], threshold: float) -> tuple[dict[str, Tensor], int]:
+    """gamma 1 and beta 0 only where |gamma| < threshold; also returns how many channels that is."""
+    mended, count = dict(state), 0
+    for layer in norm_layers(state):
+        small = state[f"{layer}.weight"].abs() < threshold
+        mended[f"{layer}.weight"] = state[f"{layer}.weight"].masked_fill(small, 1.0)
+        mended[f"{layer}.bias"] = state[f"{layer}.bias"].masked_fill(small, 0.0)
+        count += int(small.sum())
+    return mended, count

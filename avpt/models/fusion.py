@@ -1,0 +1,108 @@
+"""Two encoders and a fusion head, and each modality's share of the logits."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import ResNet
+
+from avpt.models.encoder import encode
+
+FusionName = Literal["concat", "sum", "film", "gated"]
+
+
+class Concat(nn.Module):
+    """W [a; v] + b, the paper's (arXiv 2302.03533)."""
+
+    def __init__(self, audio_width: int, visual_width: int, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(audio_width + visual_width, num_classes)
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        """Logits (batch, classes) from features (batch, width)."""
+        logits: Tensor = self.linear(torch.cat([audio, visual], dim=1))
+        return logits
+
+
+class Sum(nn.Module):
+    """W_a a + b_a + W_v v + b_v."""
+
+    def __init__(self, audio_width: int, visual_width: int, num_classes: int) -> None:
+        super().__init__()
+        self.audio = nn.Linear(audio_width, num_classes)
+        self.visual = nn.Linear(visual_width, num_classes)
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        """Logits (batch, classes) from features (batch, width)."""
+        logits: Tensor = self.audio(audio) + self.visual(visual)
+        return logits
+
+
+class Film(nn.Module):
+    """W (gamma(a) * v + beta(a)) + b (FiLM, Perez et al. 2018)."""
+
+    def __init__(self, audio_width: int, visual_width: int, num_classes: int) -> None:
+        super().__init__()
+        self.modulation = nn.Linear(audio_width, 2 * visual_width)
+        self.linear = nn.Linear(visual_width, num_classes)
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        """Logits (batch, classes) from features (batch, width)."""
+        gamma, beta = self.modulation(audio).chunk(2, dim=1)
+        logits: Tensor = self.linear(gamma * visual + beta)
+        return logits
+
+
+class Gated(nn.Module):
+    """W (sigmoid(U a) * (V v)) + b (Kiela et al. 2018)."""
+
+    def __init__(self, audio_width: int, visual_width: int, num_classes: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(audio_width, visual_width, bias=False)
+        self.value = nn.Linear(visual_width, visual_width, bias=False)
+        self.linear = nn.Linear(visual_width, num_classes)
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        """Logits (batch, classes) from features (batch, width)."""
+        logits: Tensor = self.linear(torch.sigmoid(self.gate(audio)) * self.value(visual))
+        return logits
+
+
+FUSIONS: dict[FusionName, type[Concat] | type[Sum] | type[Film] | type[Gated]] = {
+    "concat": Concat,
+    "sum": Sum,
+    "film": Film,
+    "gated": Gated,
+}
+
+
+class FusedModel(nn.Module):
+    """The joint model; tensors `audio.*`, `visual.*`, `fusion.*`."""
+
+    def __init__(self, audio: ResNet, visual: ResNet, fusion: FusionName, num_classes: int) -> None:
+        super().__init__()
+        self.audio = audio
+        self.visual = visual
+        self.fusion = FUSIONS[fusion](int(audio.width), int(visual.width), num_classes)
+
+    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
+        """Logits (batch, classes) from spectrograms (batch, 1, frame, mel) and frames (batch, frames, 3, h, w)."""
+        logits: Tensor = self.fusion(encode(self.audio, audio), encode(self.visual, visual))
+        return logits
+
+    def outputs(self, audio: Tensor, visual: Tensor) -> dict[str, Tensor]:
+        """What evaluation records: the logits and each modality's share of them, which add up to the logits.
+
+        The share is the two-player Shapley value, zero features standing for an absent modality:
+        z_a = 1/2 [f(a,v) - f(0,v) + f(a,0)], and z_v the other way round.
+        """
+        a, v = encode(self.audio, audio), encode(self.visual, visual)
+        both = self.fusion(a, v)
+        only_audio, only_visual = self.fusion(a, torch.zeros_like(v)), self.fusion(torch.zeros_like(a), v)
+        return {
+            "logits": both,
+            "audio_logits": (both - only_visual + only_audio) / 2,
+            "visual_logits": (both - only_audio + only_visual) / 2,
+        }

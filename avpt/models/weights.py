@@ -1,0 +1,203 @@
+"""Pre-trained weights: read from any layout without running code, fitted strictly, told key by key."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.error import URLError
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from avpt.errors import ArtifactError
+from avpt.models.abri import fold_state_dict
+from avpt.models.encoder import CHANNELS, EncoderSpec, build_encoder
+from avpt.types import Modality
+
+WRAPPERS = ("state_dict", "model")  # under which checkpoints keep their weights
+PREFIXES = ("module.", "backbone.", "encoder.")
+STREAMS: dict[Modality, tuple[str, ...]] = {
+    "audio": ("audio_net.", "audio."),
+    "visual": ("visual_net.", "visual."),
+}
+CLASSIFIERS = ("fc.", "head.", "classifier.")
+
+
+@dataclass
+class LoadReport:
+    """What became of each key of a checkpoint."""
+
+    loaded: list[str] = field(default_factory=list)
+    adapted: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)
+    folded: bool = False  # ABRi layers were folded into plain BatchNorm first
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """For a table: what happened, how many, which."""
+        parts = {"loaded": self.loaded, "adapted": self.adapted, "dropped": self.dropped, "new": self.new}
+        return [(name, str(len(keys)), _listed(keys)) for name, keys in parts.items()]
+
+
+def imagenet_weights(arch: str) -> dict[str, Tensor]:
+    """torchvision's ImageNet weights (IMAGENET1K_V1), from its cache or its download.
+
+    Raises:
+        ArtifactError: neither can be had.
+    """
+    weights = torchvision.models.get_model_weights(arch).IMAGENET1K_V1
+    try:
+        state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (URLError, OSError, RuntimeError) as error:
+        cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+        raise ArtifactError(
+            f"ImageNet weights of {arch} are neither in torchvision's cache nor to be downloaded ({error}); "
+            f"fetch {weights.url} elsewhere and put it at {cache}, or give --weights that file"
+        ) from None
+    return state
+
+
+def read_weights(path: Path, modality: Modality) -> tuple[dict[str, Tensor], list[str]]:
+    """Read a safetensors file or a PyTorch checkpoint, unwrapped and without prefixes.
+
+    Args:
+        path: the file.
+        modality: which stream to take from a file that holds two.
+
+    Returns:
+        The weights in torchvision's names, and the keys outside the encoder that were dropped.
+
+    Raises:
+        ArtifactError: not weights, damaged, or a pickle with code in it.
+    """
+    state = {name: value for name, value in _unwrap(_read(path)).items() if isinstance(value, Tensor)}
+    dropped: list[str] = []
+    while "conv1.weight" not in state:
+        inner = [prefix for prefix in (*STREAMS[modality], *PREFIXES) if any(key.startswith(prefix) for key in state)]
+        if not inner:
+            found = _listed(sorted(state)) if state else "no tensors"
+            raise ArtifactError(f"{path} is not a ResNet in torchvision's layout: no conv1.weight ({found})")
+        prefix = inner[0]
+        dropped += [key for key in state if not key.startswith((prefix, *CLASSIFIERS))]
+        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return state, dropped
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise ArtifactError(f"{path} does not exist; --weights takes imagenet, random, a file or a run folder")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        if path.suffix == ".safetensors":
+            raise ArtifactError(f"{path} is cut short, damaged, or not a safetensors file ({error})") from None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ArtifactError(
+            f"{path} holds more than tensors (a pickle with code in it, or not a checkpoint at all) and is refused; "
+            "where you trust it, save its state_dict() alone"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ArtifactError(f"{path} is not a readable checkpoint ({str(error).splitlines()[0]})") from None
+
+
+def _unwrap(value: Any) -> dict[str, Any]:
+    while isinstance(value, Mapping):
+        inner = next((value[name] for name in WRAPPERS if isinstance(value.get(name), Mapping)), None)
+        if inner is None:
+            return {str(name): item for name, item in value.items()}
+        value = inner
+    return {}
+
+
+def fit_weights(
+    state: Mapping[str, Tensor], spec: EncoderSpec, conv1: Literal["sum", "mean", "random"], source: str
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """Fit pre-trained weights to a plain-BatchNorm encoder of the given spec, strictly.
+
+    Args:
+        state: in torchvision's names; ABRi layers are folded first.
+        spec: of the encoder; its norm layer is not looked at.
+        conv1: how the first convolution crosses between 1 and 3 input channels.
+        source: what to call the weights in an error.
+
+    Returns:
+        A full state dict of the plain encoder (newly drawn where conv1 is), and the report.
+
+    Raises:
+        ArtifactError: keys or shapes that do not fit, all listed.
+    """
+    report = LoadReport(folded=any(key.endswith("new_weight") for key in state))
+    state = fold_state_dict(state) if report.folded else dict(state)
+    fitted = build_encoder(EncoderSpec(spec.arch, spec.modality, "batchnorm")).state_dict()
+
+    if "conv1.weight" in state and state["conv1.weight"].ndim == 4:
+        weight, report.adapted = adapt_conv1(state["conv1.weight"], CHANNELS[spec.modality], conv1)
+        if weight is None:
+            del state["conv1.weight"]
+            report.new.append("conv1.weight")
+        else:
+            state["conv1.weight"] = weight
+
+    problems = []
+    for name, value in fitted.items():
+        if name in state and state[name].shape == value.shape:
+            fitted[name] = state[name].to(value.dtype)
+            if not report.adapted or name not in report.adapted[0]:
+                report.loaded.append(name)
+        elif name in state:
+            problems.append(f"{name} is {tuple(state[name].shape)}, not {tuple(value.shape)}")
+        elif name.endswith("num_batches_tracked"):
+            continue  # older checkpoints have none; it starts at 0
+        elif name not in report.new:
+            problems.append(f"{name} is missing")
+    for name in state:
+        if name.startswith(CLASSIFIERS):
+            report.dropped.append(name)
+        elif name not in fitted:
+            problems.append(f"{name} is unknown")
+    if problems:
+        hint = f"it looks like {guess}: try --arch {guess}; " if (guess := _guess_arch(state)) != spec.arch else ""
+        raise ArtifactError(f"{source} does not fit {spec.arch}: {hint}{_listed(problems, 8, '; ')}")
+    return fitted, report
+
+
+def adapt_conv1(
+    weight: Tensor, channels: int, how: Literal["sum", "mean", "random"]
+) -> tuple[Tensor | None, list[str]]:
+    """Take the first convolution's weight (out, in, 7, 7) to another number of input channels.
+
+    3 -> 1: the sum keeps the response to a grey image; 1 -> 3: repeated, divided by 3.
+
+    Returns:
+        The weight, or None where it must be drawn anew; and a line for the report where it was changed.
+    """
+    have = weight.shape[1]
+    if have == channels:
+        return weight, []
+    if how == "random":
+        return None, []
+    if (have, channels) == (3, 1):
+        adapted = weight.sum(1, keepdim=True) if how == "sum" else weight.mean(1, keepdim=True)
+        return adapted, [f"conv1.weight (3 -> 1 channel, {how})"]
+    if (have, channels) == (1, 3):
+        return weight.repeat(1, 3, 1, 1) / 3, ["conv1.weight (1 -> 3 channels, repeated / 3)"]
+    raise ArtifactError(f"conv1 takes {have} channels, {channels} are needed; --conv1 random draws it anew")
+
+
+def _guess_arch(state: Mapping[str, Tensor]) -> str:
+    if "layer1.0.conv3.weight" in state:
+        return "resnet50"
+    return "resnet34" if "layer3.5.conv1.weight" in state else "resnet18"
+
+
+def _listed(keys: list[str], most: int = 4, joint: str = ", ") -> str:
+    return joint.join(keys[:most]) + (f"{joint}and {len(keys) - most} more" if len(keys) > most else "")

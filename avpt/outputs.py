@@ -1,0 +1,155 @@
+"""Files that are complete or absent, outputs that belong to one writer, and what makes an output the same."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from avpt.errors import OutputError
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Give a path beside the final one to write to; flush it to disk and rename it when the block ends well."""
+    beside = path.with_name(f".{path.name}.tmp")
+    try:
+        yield beside
+        with beside.open("rb+") as file:
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name too must survive a power cut
+    finally:
+        os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file, complete or not at all."""
+    with atomic(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write sorted, indented JSON."""
+    write_text(path, json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """The file's checksum in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: object) -> str:
+    """The checksum of a value's canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def claim(path: Path) -> Iterator[None]:
+    """Be the only writer of `path` while the block runs; the claim dies with the process.
+
+    Raises:
+        OutputError: another process writes it, or its folder can't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent.stat().st_mode & 0o222 == 0:
+            raise PermissionError(13, "Permission denied")
+        handle = _lock(path.with_name(f".{path.name}.lock"))
+    except BlockingIOError:
+        raise OutputError(f"{path} is being written by another avpt; wait for it or choose another --out") from None
+    except OSError as error:
+        raise OutputError(f"{path} can't be written ({error.strerror}); choose another --out") from None
+    try:
+        yield
+    finally:
+        path.with_name(f".{path.name}.lock").unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _lock(path: Path) -> int:
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # its last owner removed the file between our two calls: take a fresh one
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What differs between two provenance records, each as `name: A there, B now`."""
+    # through JSON, so that what was read back compares equal to what would be written
+    found, wanted = json.loads(json.dumps(found)), json.loads(json.dumps(wanted))
+    lines = []
+    for part in ("config", "inputs"):
+        old, new = found.get(part, {}), wanted.get(part, {})
+        for name in sorted(old.keys() | new.keys()):
+            if old.get(name) != new.get(name):
+                lines.append(f"{name}: {_short(old.get(name))} there, {_short(new.get(name))} now")
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text[:12] if re.fullmatch(r"[0-9a-f]{64}", text) else text
+
+
+def refuse(path: Path, different: list[str]) -> OutputError:
+    """The error for an output that was made with other options or inputs."""
+    return OutputError(
+        f"{path} was made with other options or inputs ({'; '.join(different)}); "
+        "choose another --out, or --overwrite to start over"
+    )
+
+
+def prepare_folder(path: Path, settings_file: str, owned: re.Pattern[str], overwrite: bool) -> dict[str, Any] | None:
+    """Look at an output folder before writing to it; call it inside `claim`.
+
+    Args:
+        path: the folder.
+        settings_file: where in it its provenance record lies.
+        owned: matches the relative path of every file that avpt may have written there.
+        overwrite: remove all of avpt's files.
+
+    Returns:
+        The provenance record that is there, or None for a new or emptied folder.
+
+    Raises:
+        OutputError: it is not a folder, or holds anything else.
+    """
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{path} is a file, not a folder; choose another --out")
+    path.mkdir(exist_ok=True)
+    files = sorted(str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir())
+    foreign = [name for name in files if not owned.fullmatch(name)]
+    settings = path / settings_file
+    if foreign and (overwrite or not settings.exists()):
+        listed = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        raise OutputError(f"{path} holds files that avpt did not write ({listed}); choose another --out")
+    if overwrite:
+        for name in files:
+            (path / name).unlink()
+        shutil.rmtree(path / "checkpoint", ignore_errors=True)
+    if not settings.exists():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(settings.read_text(encoding="utf-8"))
+    except ValueError:
+        raise OutputError(f"{settings} is damaged; --overwrite starts over") from None
+    return record

@@ -1,0 +1,83 @@
+"""A progress bar on a terminal, plain lines elsewhere, nothing when logs are silenced; always on stderr."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+log = logging.getLogger(__name__)
+
+LINE_EVERY = 10.0  # seconds between plain lines
+
+
+@cache
+def console() -> Console:
+    """The one console for stderr, shared by the log handler so that bar and lines do not tear."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+@contextmanager
+def track(total: int, what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how far a count of clips has come, with rate, ETA and failures.
+
+    Yields a function `show(done, failed)` to call with running totals.
+    """
+    if not log.isEnabledFor(logging.INFO):
+        yield lambda done, failed: None
+    elif sys.stderr.isatty():
+        with _bar(total, what) as show:
+            yield show
+    else:
+        yield _lines(total, what)
+
+
+@contextmanager
+def _bar(total: int, what: str) -> Iterator[Callable[[int, int], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[failed]} failed"),
+    )
+    with Progress(*columns, console=console(), transient=True) as progress:
+        task = progress.add_task(what, total=total, rate="", failed=0)
+        began, at_start = time.monotonic(), -1
+
+        def show(done: int, failed: int) -> None:
+            nonlocal at_start
+            at_start = done if at_start < 0 else at_start  # what was there before does not count as speed
+            rate = (done - at_start) / max(time.monotonic() - began, 1e-9)
+            progress.update(task, completed=done, rate=f"{rate:.1f}/s", failed=failed)
+
+        yield show
+
+
+def _lines(total: int, what: str) -> Callable[[int, int], None]:
+    began, at_start, last = time.monotonic(), -1, time.monotonic()
+
+    def show(done: int, failed: int) -> None:
+        nonlocal at_start, last
+        at_start = done if at_start < 0 else at_start
+        now = time.monotonic()
+        if now - last < LINE_EVERY and done < total:
+            return
+        last = now
+        rate = (done - at_start) / max(now - began, 1e-9)
+        left = f"{(total - done) / rate:.0f} s left" if rate > 0 else "time left unknown"
+        log.info("%s: %d of %d, %.1f/s, %s, %d failed", what, done, total, rate, left, failed)
+
+    return show

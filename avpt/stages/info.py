@@ -1,0 +1,145 @@
+"""`avpt info`: what is in a store, a run folder or an artifact, and how it came about."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avpt import artifacts
+from avpt.config import InfoConfig
+from avpt.data.store import SplitIndex, Store
+from avpt.errors import ArtifactError
+from avpt.types import Report, Table
+
+
+def run(config: InfoConfig) -> Report:
+    """Look at the path and tell what it is."""
+    path = config.path
+    if not path.exists():
+        raise ArtifactError(f"{path} does not exist; info takes a store, a run folder or a safetensors file")
+    if path.is_dir() and (path / "checkpoint").is_dir():
+        return describe_run(path)
+    if path.is_dir():
+        return describe_store(Store(path))
+    return describe_artifact(path)
+
+
+def describe_artifact(path: Path) -> Report:
+    """Header and tensor shapes of one file."""
+    header, tensors = artifacts.read_header(path)
+    shapes: dict[str, dict[str, Any]] = {name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in sorted(tensors.items())}
+    summary = {"path": str(path), **asdict(header), "tensors": shapes}
+    tables = _header_tables(str(path), summary)
+    rows = [(name, entry["dtype"], "x".join(map(str, entry["shape"])) or "scalar") for name, entry in shapes.items()]
+    return Report(summary, tables=[*tables, Table("tensors", ("name", "type", "shape"), rows)])
+
+
+def describe_run(path: Path) -> Report:
+    """A run folder, finished or not."""
+    settings = json.loads((path / "checkpoint" / "settings.json").read_text(encoding="utf-8"))
+    finished = (path / "summary.json").exists()
+    metrics = path / "metrics.jsonl"
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+    epochs = [json.loads(line) for line in lines]
+    summary: dict[str, Any] = {
+        "path": str(path),
+        "kind": "run",
+        "finished": finished,
+        **settings,
+        "epochs": epochs,
+    }
+    if finished:
+        header, tensors = artifacts.read_header(path / "model.safetensors")
+        summary |= {"model": asdict(header) | {"tensors": len(tensors)}, "files": _files(path)}
+        summary |= {name: getattr(header, name) for name in ("spec", "classes", "metrics", "environment", "avpt")}
+    rows = [
+        (str(row["epoch"]), f"{row['lr']:.2g}", *(f"{value:.4f}" for value in _curve(row).values())) for row in epochs
+    ]
+    columns = ("epoch", "lr", *(_curve(epochs[0]) if epochs else ()))
+    state = "finished" if finished else f"unfinished, {len(epochs)} of {settings['config']['epochs']} epochs done"
+    return Report(summary, tables=[*_header_tables(f"{path}, {state}", summary), Table("epochs", columns, rows)])
+
+
+def describe_store(store: Store) -> Report:
+    """Settings, classes, clips per class and split, statistics."""
+    splits: dict[str, dict[str, Any]] = {
+        split: {
+            "clips": len(index),
+            "shards": len(index.shards),
+            "with_audio": int((index.num_audio_frames > 0).sum()),
+            "with_visual": int((index.num_visual_frames > 0).sum()),
+            "frames": int(index.num_visual_frames.sum()),
+            "classes": _clips_per_class(store, index),
+        }
+        for split, index in store.indices.items()
+    }
+    summary = {
+        "path": str(store.path),
+        "kind": "store",
+        "config": store.settings,
+        "inputs": store.inputs,
+        "classes": store.classes,
+        "multi_label": store.multi_label,
+        "normalisation": {"mean": store.mean, "std": store.std},
+        "splits": splits,
+        "failures": store.failures,
+        "fingerprint": store.fingerprint,
+    }
+    facts = [
+        ("failures", str(store.failures)),
+        ("log-mel mean, std", f"{store.mean:.6f}, {store.std:.6f}"),
+        ("fingerprint", store.fingerprint),
+        *_flat("config", store.settings),
+        *_flat("inputs", store.inputs),
+    ]
+    columns = ("clips", "shards", "with_audio", "with_visual", "frames")
+    split_rows = [(split, *(str(values[column]) for column in columns)) for split, values in splits.items()]
+    class_rows = [(name, *(str(values["classes"][name]) for values in splits.values())) for name in store.classes]
+    tables = [
+        Table(f"store {store.path}", ("", "value"), facts),
+        Table("splits", ("split", "clips", "shards", "with sound", "with pictures", "frames"), split_rows),
+        Table("clips per class", ("class", *splits), class_rows),
+    ]
+    return Report(summary, tables=tables)
+
+
+def _clips_per_class(store: Store, index: SplitIndex) -> dict[str, int]:
+    if store.multi_label:
+        counts = index.labels.sum(axis=0, dtype=np.int64)
+    else:
+        counts = np.bincount(index.labels, minlength=len(store.classes))
+    return {name: int(count) for name, count in zip(store.classes, counts, strict=True)}
+
+
+def _header_tables(title: str, summary: Mapping[str, Any]) -> list[Table]:
+    """Everything about an artifact or run that is not a tensor or a curve."""
+    rows = [("kind", str(summary["kind"])), ("avpt", str(summary.get("avpt", "")))]
+    for part in ("spec", "config", "inputs", "metrics", "environment"):
+        values = {name: value for name, value in summary.get(part, {}).items() if name != "layers"}
+        rows += _flat(part, values)
+    rows.append(("classes", ", ".join(summary.get("classes", [])) or "-"))
+    tables = [Table(title, ("", "value"), [row for row in rows if row[1]])]
+    if layers := summary.get("metrics", {}).get("layers"):
+        cells = [(layer["name"], str(layer["channels"]), str(layer["abnormal"])) for layer in layers]
+        tables.append(Table("abnormal channels, as loaded", ("layer", "channels", "abnormal"), cells))
+    return tables
+
+
+def _flat(prefix: str, value: Any) -> list[tuple[str, str]]:
+    """Nested values as dotted names."""
+    if isinstance(value, Mapping):
+        return [row for name, inner in value.items() for row in _flat(f"{prefix}.{name}", inner)]
+    return [(prefix, f"{value:.6g}" if isinstance(value, float) else str(value))]
+
+
+def _curve(row: Mapping[str, Any]) -> dict[str, float]:
+    return {f"{part} {name}": row[part][name] for part in ("train", "val") for name in ("loss", "accuracy")}
+
+
+def _files(path: Path) -> list[str]:
+    return sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())

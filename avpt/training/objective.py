@@ -1,0 +1,60 @@
+"""Loss, confidence and metrics; single-label where labels are (batch,), multi-label where (batch, classes)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+
+def loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy, or binary cross-entropy when multi-label."""
+    if labels.ndim == 1:
+        return functional.cross_entropy(logits, labels)
+    return functional.binary_cross_entropy_with_logits(logits, labels)
+
+
+def true_probability(logits: Tensor, labels: Tensor) -> Tensor:
+    """(batch,) probability of the true class; when multi-label the mean over the true labels' probabilities."""
+    if labels.ndim == 1:
+        return logits.float().softmax(dim=1).gather(1, labels[:, None])[:, 0]
+    return (logits.float().sigmoid() * labels).sum(dim=1) / labels.sum(dim=1)
+
+
+def is_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """(batch,) bool: the top-scored label is a true one."""
+    top = logits.argmax(dim=1)
+    if labels.ndim == 1:
+        return top == labels
+    return labels.gather(1, top[:, None])[:, 0] > 0
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Share of clips whose top-scored label is a true one."""
+    return float(is_correct(logits, labels).double().mean())
+
+
+def metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Everything that is reported of a split, from all its logits (clips, classes) on the CPU.
+
+    Single-label: accuracy, top5, macro_f1 (over the classes that occur), loss.
+    Multi-label: map and auc (over the classes for which they are defined), accuracy of the top label, loss.
+    """
+    from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+
+    values = {"loss": float(loss(logits.double(), labels.double() if labels.ndim > 1 else labels))}
+    values["accuracy"] = accuracy(logits, labels)
+    if labels.ndim == 1:
+        top = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        values["top5"] = float((top == labels[:, None]).any(dim=1).double().mean())
+        values["macro_f1"] = float(f1_score(labels, logits.argmax(dim=1), average="macro", zero_division=0))
+        return values
+    positives = labels.sum(dim=0)
+    some, both = positives > 0, (positives > 0) & (positives < len(labels))
+    values["map"] = float(average_precision_score(labels[:, some], logits[:, some], average="macro"))
+    values["auc"] = float(roc_auc_score(labels[:, both], logits[:, both], average="macro")) if both.any() else 0.5
+    return values
+
+
+def key_metric(values: dict[str, float]) -> float:
+    """What the best epoch is chosen by: accuracy, or mAP when multi-label."""
+    return values.get("map", values["accuracy"])

@@ -1,0 +1,47 @@
+"""Device, seeds and determinism."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from avpt.errors import ConfigError
+
+
+def start(seed: int, device: str) -> torch.device:
+    """Fix the global generators, ask for deterministic kernels, and resolve the device.
+
+    Raises:
+        ConfigError: the device does not exist here.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    torch.manual_seed(seed)
+    return resolve_device(device)
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` takes CUDA where there is one, else the CPU.
+
+    Raises:
+        ConfigError: the device does not exist here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"--device {name} can't be used here ({str(error).splitlines()[0]}); try auto or cpu"
+        ) from None
+    return device
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What the bytes of a result hang on besides options and inputs."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
