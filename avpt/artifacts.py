@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from avpt import __version__
 from avpt.errors import ArtifactError, OutputError
-from avpt.outputs import atomic, differences, refuse
+from avpt.outputs import atomic, differences, refuse, sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,6 +103,18 @@ def load(path: Path, *kinds: str) -> Artifact:
 def model_file(path: Path) -> Path:
     """The artifact that stands for `path`: the file itself, or a finished run folder's best model."""
     return run_file(path, "model.safetensors") if path.is_dir() else path
+
+
+def model_hash(path: Path) -> str:
+    """The checksum of the artifact that stands for `path`, as provenance records it.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    file = model_file(path)
+    if not file.is_file():
+        raise ArtifactError(f"{path} does not exist; make it with the step before")
+    return sha256(file)
 
 
 def run_file(folder: Path, name: str) -> Path:

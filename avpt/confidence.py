@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from avpt.types import Modality
+from avpt import artifacts
+from avpt.errors import ArtifactError
+from avpt.types import MODALITIES, Modality
+
+log = logging.getLogger(__name__)
 
 
 def statistics(probability: Tensor, correct: Tensor) -> dict[str, Tensor]:
@@ -27,6 +34,11 @@ def statistics(probability: Tensor, correct: Tensor) -> dict[str, Tensor]:
         "variability": exact.std(dim=0, correction=0).float(),
         "correctness": correct.double().mean(dim=0).float(),
     }
+
+
+def no_ratios(num_clips: int) -> dict[Modality, Tensor]:
+    """Nothing is masked."""
+    return {modality: torch.zeros(num_clips) for modality in MODALITIES}
 
 
 def mask_ratios(
@@ -53,7 +65,7 @@ def mask_ratios(
     """
     audio, visual = confidence["audio"].double(), confidence["visual"].double()
     if mask == "none":
-        return {"audio": torch.zeros(len(audio)), "visual": torch.zeros(len(visual))}
+        return no_ratios(len(audio))
     raw: dict[Modality, Tensor] = {
         "audio": ratio["audio"] * torch.tanh(eta * (audio - visual)),
         "visual": ratio["visual"] * torch.tanh(eta * (visual - audio)),
@@ -71,6 +83,34 @@ def mask_ratios(
     return {modality: values.clamp(min=0).float() for modality, values in ratios.items()}
 
 
-def patches_to_mask(ratios: Tensor, num_patches: int) -> Tensor:
-    """floor(ratio * patches), (clips,) int64."""
-    return torch.floor(ratios.double() * num_patches).long()
+def read_confidence(path: Path, ids: Sequence[str]) -> dict[Modality, Tensor]:
+    """Mean confidence of each training clip, (clips,) per modality, in the order of `ids`.
+
+    A clip that `score-confidence --missing skip` left out counts as 0 on both sides, which masks nothing.
+
+    Raises:
+        ArtifactError: not a confidence artifact, or it is of other clips.
+    """
+    artifact = artifacts.load(path, "confidence")
+    position = {clip_id: i for i, clip_id in enumerate(artifacts.unpack_ids(artifact.tensors))}
+    lacking = [clip_id for clip_id in ids if clip_id not in position]
+    skipped = artifact.header.config["missing"] == "skip" and len(lacking) < len(ids)
+    if lacking and not skipped:
+        raise ArtifactError(
+            f"{path} has no confidence for {len(lacking)} of {len(ids)} training clips "
+            f"({', '.join(lacking[:3])}{', ...' * (len(lacking) > 3)}); "
+            "score it from stage-1 runs on this store, with the same --val-fraction"
+        )
+    if lacking:
+        log.warning("%d of %d training clips have no confidence and are not masked", len(lacking), len(ids))
+    known = torch.tensor([i for i, clip_id in enumerate(ids) if clip_id in position])
+    order = torch.tensor([position[clip_id] for clip_id in ids if clip_id in position])
+    zeros = torch.zeros(len(ids))
+    return {m: zeros.index_copy(0, known, artifact.tensors[f"{m}_confidence"][order]) for m in MODALITIES}
+
+
+def save_ratios(path: Path, header: artifacts.Header, ratios: dict[Modality, Tensor], ids: Sequence[str]) -> None:
+    """`mask.safetensors`: the ratio of every training clip; `header` is that of the run's model."""
+    tensors = {f"{modality}_ratio": values for modality, values in ratios.items()}
+    own = artifacts.Header(kind="mask", config=header.config, inputs=header.inputs, classes=header.classes)
+    artifacts.save(path, own, tensors | artifacts.pack_ids(ids))

@@ -175,15 +175,15 @@ class MaskConfig(OutputConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self.audio_patch_size
+        _ = self.patch
 
     @property
-    def audio_patch_size(self) -> tuple[int, int]:
-        """(frames, mel bins)."""
+    def patch(self) -> dict[Modality, tuple[int, int]]:
+        """(height, width) of a masked patch: (frames, mel bins) and (pixels, pixels)."""
         frames, _, bins = self.audio_patch.partition("x")
         if not (frames.isdecimal() and bins.isdecimal() and int(frames) and int(bins)):
             raise ConfigError(f"--audio-patch is {self.audio_patch!r}; it must be FRAMESxBINS, such as 32x8")
-        return int(frames), int(bins)
+        return {"audio": (int(frames), int(bins)), "visual": (self.visual_patch, self.visual_patch)}
 
     @property
     def ratio(self) -> dict[Modality, float]:

@@ -65,8 +65,6 @@ def claim(path: Path) -> Iterator[None]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.parent.stat().st_mode & 0o222 == 0:
-            raise PermissionError(13, "Permission denied")
         handle = _lock(path.with_name(f".{path.name}.lock"))
     except BlockingIOError:
         raise OutputError(f"{path} is being written by another avpt; wait for it or choose another --out") from None
@@ -118,38 +116,44 @@ def refuse(path: Path, different: list[str]) -> OutputError:
     )
 
 
-def prepare_folder(path: Path, settings_file: str, owned: re.Pattern[str], overwrite: bool) -> dict[str, Any] | None:
-    """Look at an output folder before writing to it; call it inside `claim`.
+def look_into(path: Path, settings_file: str, owned: re.Pattern[str], overwrite: bool) -> dict[str, Any] | None:
+    """Look at an output folder before any work; nothing is changed. Call it inside `claim`.
 
     Args:
         path: the folder.
         settings_file: where in it its provenance record lies.
         owned: matches the relative path of every file that avpt may have written there.
-        overwrite: remove all of avpt's files.
+        overwrite: the caller means to start over.
 
     Returns:
-        The provenance record that is there, or None for a new or emptied folder.
+        The provenance record that is there, or None where the caller starts from nothing.
 
     Raises:
         OutputError: it is not a folder, or holds anything else.
     """
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path} is a file, not a folder; choose another --out")
-    path.mkdir(exist_ok=True)
-    files = sorted(str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir())
-    foreign = [name for name in files if not owned.fullmatch(name)]
     settings = path / settings_file
+    foreign = sorted(name for name in _files(path) if not owned.fullmatch(name))
     if foreign and (overwrite or not settings.exists()):
         listed = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         raise OutputError(f"{path} holds files that avpt did not write ({listed}); choose another --out")
-    if overwrite:
-        for name in files:
-            (path / name).unlink()
-        shutil.rmtree(path / "checkpoint", ignore_errors=True)
-    if not settings.exists():
+    if overwrite or not settings.exists():
         return None
     try:
         record: dict[str, Any] = json.loads(settings.read_text(encoding="utf-8"))
     except ValueError:
         raise OutputError(f"{settings} is damaged; --overwrite starts over") from None
     return record
+
+
+def begin(path: Path, settings_file: str, settings: Mapping[str, Any], overwrite: bool) -> None:
+    """Make the folder (emptied of avpt's files when overwriting; `look_into` found no others) and say what it is."""
+    if overwrite and path.exists():
+        shutil.rmtree(path)
+    (path / settings_file).parent.mkdir(parents=True, exist_ok=True)
+    write_json(path / settings_file, settings)
+
+
+def _files(path: Path) -> list[str]:
+    return [str(file.relative_to(path)) for file in path.rglob("*") if file.is_symlink() or not file.is_dir()]

@@ -16,9 +16,9 @@ from avpt.data.dataset import Augmentation, ClipDataset, InputSpec, Loader, Mask
 from avpt.data.store import SplitIndex, Store
 from avpt.models.encoder import norm_parameters
 from avpt.processes import num_cores
-from avpt.training import objective, optim, run_folder, runtime
+from avpt.training import objective, optim, record, runtime
 from avpt.training.loop import Progress, evaluate, fit
-from avpt.types import Modality, Report, Split, Table
+from avpt.types import Modality, Split
 
 log = logging.getLogger(__name__)
 
@@ -88,14 +88,14 @@ def train(
         epochs=config.epochs,
         checkpoint=config.out / "checkpoint" / "last.pt",
         measure=measure,
-        after_epoch=lambda so_far, seconds: run_folder.write_epoch(config.out, so_far, seconds, len(train_clips)),
+        after_epoch=lambda so_far, seconds: record.write_epoch(config.out, so_far, seconds, len(train_clips)),
     )
     last = {name: value.detach().clone() for name, value in model.state_dict().items()}
     model.load_state_dict(progress.best_model)
     held_out: tuple[Split, ...] = ("val", "test")
     predictions = {split: evaluate(model, loader(split).epoch(0)) for split in held_out if split in splits}
     summary = summarize(progress, predictions)
-    run_folder.finish_run(
+    record.finish_run(
         config.out,
         header,
         progress,
@@ -132,7 +132,7 @@ def model_header(
     kind: str,
     config: TrainConfig,
     store: Store,
-    inputs: dict[str, str],
+    settings: Mapping[str, Any],
     spec: dict[str, Any],
     device: torch.device,
 ) -> Header:
@@ -145,17 +145,8 @@ def model_header(
             "num_classes": len(store.classes),
             "multi_label": store.multi_label,
         },
-        config=config.record(),
-        inputs=inputs | {"store": store.fingerprint},
+        config=settings["config"],
+        inputs=settings["inputs"],
         classes=store.classes,
         environment=runtime.environment(device),
     )
-
-
-def report(config: TrainConfig, summary: dict[str, Any], title: str) -> Report:
-    """The record and table of a finished run."""
-    names = [name for name in ("val", "test") if summary[name] is not None]
-    metrics = sorted(summary[names[0]])
-    rows = [(split, *(f"{summary[split][metric]:.4f}" for metric in metrics)) for split in names]
-    table = Table(f"{title}, best epoch {summary['best_epoch']} of {summary['epochs']}", ("", *metrics), rows)
-    return Report({"run": str(config.out), **summary}, (config.out,), [table])

@@ -145,9 +145,7 @@ def fold_state_dict(state: Mapping[str, Tensor], eps: float = 1e-5) -> dict[str,
         prefix = key.removesuffix("new_weight")
         weight, bias, mean, var = (state[prefix + name].double() for name in _PRETRAINED)
         new_weight, new_bias, new_mean, new_var, alpha = (state[prefix + name].double() for name in _NEW)
-        scale, shift = _affine(
-            (weight, bias, mean, var), (new_weight, new_bias, new_mean, new_var), alpha, eps
-        )
+        scale, shift = _affine((weight, bias, mean, var), (new_weight, new_bias, new_mean, new_var), alpha, eps)
         dtype = state[prefix + "weight"].dtype
         folded[prefix + "weight"] = (scale * torch.sqrt(var + eps)).to(dtype)
         folded[prefix + "bias"] = (shift + scale * mean).to(dtype)

@@ -11,7 +11,6 @@ from torchvision.models import ResNet
 from avpt import artifacts
 from avpt.errors import ArtifactError
 from avpt.models.encoder import EncoderSpec, build_encoder, encoder_spec
-from avpt.outputs import sha256
 from avpt.types import Modality
 
 
@@ -22,7 +21,6 @@ class LoadedEncoder:
     encoder: ResNet
     spec: EncoderSpec
     input: dict[str, Any] | None  # the input pipeline it was trained with; None for an encoder fresh from `init`
-    sha256: str
 
 
 def load_encoder(path: Path, modality: Modality) -> LoadedEncoder:
@@ -31,8 +29,7 @@ def load_encoder(path: Path, modality: Modality) -> LoadedEncoder:
     Raises:
         ArtifactError: missing, unfinished, of another kind or modality, or tensors that do not fit its spec.
     """
-    file = artifacts.model_file(path)
-    artifact = artifacts.load(file, "encoder", "classifier")
+    artifact = artifacts.load(artifacts.model_file(path), "encoder", "classifier")
     state = artifact.tensors
     if artifact.header.kind == "classifier":
         state = {name.removeprefix("encoder."): value for name, value in state.items() if name.startswith("encoder.")}
@@ -48,7 +45,7 @@ def load_encoder(path: Path, modality: Modality) -> LoadedEncoder:
             f"{path} is {article} {spec.modality} encoder, {modality} is needed here; "
             f"carry it across with `avpt init --modality {modality} --weights {path}`"
         )
-    return LoadedEncoder(encoder, spec, artifact.header.spec.get("input"), sha256(file))
+    return LoadedEncoder(encoder, spec, artifact.header.spec.get("input"))
 
 
 def check_input(loaded: LoadedEncoder, path: Path, wanted: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from avpt.artifacts import model_file
 from avpt.errors import ArtifactError
 from avpt.models.abri import fold_state_dict
 from avpt.models.encoder import CHANNELS, EncoderSpec, build_encoder
@@ -62,6 +63,11 @@ def imagenet_weights(arch: str) -> dict[str, Tensor]:
             f"fetch {weights.url} elsewhere and put it at {cache}, or give --weights that file"
         ) from None
     return state
+
+
+def find_weights(name: str, arch: str, modality: Modality) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights by what `--weights` says: imagenet, a file, or a run folder. Returns what `read_weights` does."""
+    return (imagenet_weights(arch), []) if name == "imagenet" else read_weights(model_file(Path(name)), modality)
 
 
 def read_weights(path: Path, modality: Modality) -> tuple[dict[str, Tensor], list[str]]:

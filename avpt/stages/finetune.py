@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
-from avpt import runs
+from avpt import artifacts, run_folder
 from avpt.config import FinetuneConfig
-from avpt.data.splits import training_splits
 from avpt.data.store import Store
-from avpt.models.checkpoint import check_input, load_encoder
-from avpt.models.encoder import Classifier
 from avpt.outputs import claim
-from avpt.training import run_folder, runtime
 from avpt.types import Report
 
 
 def run(config: FinetuneConfig) -> Report:
-    """Adapt one encoder to its own stream and record how sure it is of each training clip."""
-    device = runtime.start(config.seed, config.device)
+    """Do nothing where the run is already there; torch is loaded only when there is work."""
     store = Store(config.store)
+    inputs = {"store": store.fingerprint, "init": artifacts.model_hash(config.init)}
+    with claim(config.out):
+        settings = {"config": config.record(), "inputs": inputs}
+        summary = run_folder.find_summary(config.out, settings, config.overwrite)
+        if summary is None:
+            summary = train(config, store, settings)
+    return run_folder.report(config.out, summary, f"{config.modality} alone")
+
+
+def train(config: FinetuneConfig, store: Store, settings: dict[str, Any]) -> dict[str, Any]:
+    """Adapt one encoder to its own stream and record how sure it is of each training clip."""
+    from avpt import runs
+    from avpt.data.splits import training_splits
+    from avpt.models.checkpoint import check_input, load_encoder
+    from avpt.models.encoder import Classifier
+    from avpt.training import runtime
+
+    device = runtime.start(config.seed, config.device)
     loaded = load_encoder(config.init, config.modality)
     check_input(loaded, config.init, store.settings)
     splits = training_splits(store, [config.modality], config.val_fraction)
-    header = runs.model_header(
-        "classifier", config, store, {"init": loaded.sha256}, {"encoder": asdict(loaded.spec)}, device
-    )
-    with claim(config.out):
-        settings = {"config": header.config, "inputs": header.inputs}
-        summary = run_folder.open_run(config.out, settings, config.overwrite)
-        if summary is None:
-            model = Classifier(loaded.encoder, len(store.classes)).to(device)
-            summary = runs.train(config, model, store, splits, [config.modality], header)
-    return runs.report(config, summary, f"{config.modality} alone")
+    spec = {"encoder": asdict(loaded.spec)}
+    header = runs.model_header("classifier", config, store, settings, spec, device)
+    run_folder.begin_run(config.out, settings, config.overwrite)
+    model = Classifier(loaded.encoder, len(store.classes)).to(device)
+    return runs.train(config, model, store, splits, [config.modality], header)

@@ -32,7 +32,9 @@ def run(config: InfoConfig) -> Report:
 def describe_artifact(path: Path) -> Report:
     """Header and tensor shapes of one file."""
     header, tensors = artifacts.read_header(path)
-    shapes: dict[str, dict[str, Any]] = {name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in sorted(tensors.items())}
+    shapes: dict[str, dict[str, Any]] = {
+        name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in sorted(tensors.items())
+    }
     summary = {"path": str(path), **asdict(header), "tensors": shapes}
     tables = _header_tables(str(path), summary)
     rows = [(name, entry["dtype"], "x".join(map(str, entry["shape"])) or "scalar") for name, entry in shapes.items()]

@@ -6,76 +6,68 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from avpt import artifacts
 from avpt.artifacts import Header
 from avpt.config import InitConfig
-from avpt.models import channels, weights
-from avpt.models.encoder import EncoderSpec, Norm, build_encoder
-from avpt.outputs import claim, sha256
+from avpt.outputs import claim
 from avpt.types import Report, Table
 
 log = logging.getLogger(__name__)
 
 
 def run(config: InitConfig) -> Report:
-    """Load strictly, look for abnormal channels, re-initialise, write."""
-    norm: Norm = "batchnorm"
-    if config.bn == "abri":
-        norm = "abri-channel" if config.abri == "channel" else "abri-layer"
-    spec = EncoderSpec(config.arch, config.modality, norm)
-    header = Header(kind="encoder", spec={"encoder": vars(spec), "input": None}, config=_record(config))
-    source = _source(config.weights)
-    if source is not None:
-        header = replace(header, inputs={"weights": sha256(source)})
-
+    """Do nothing where the encoder is already there; torch is loaded only when there is work."""
+    norm = f"abri-{config.abri}" if config.bn == "abri" else "batchnorm"
+    header = Header(
+        kind="encoder",
+        spec={"encoder": {"arch": config.arch, "modality": config.modality, "norm": norm}, "input": None},
+        config=config.record(),
+    )
+    if config.weights not in ("imagenet", "random"):  # a file is told by its hash, not by its name
+        inputs = {"weights": artifacts.model_hash(Path(config.weights))}
+        header = replace(header, config=header.config | {"weights": "file"}, inputs=inputs)
     with claim(config.out):
-        found = artifacts.reuse(config.out, header, config.overwrite)
-        if found is not None:
-            return _report(found, config, [])
-        torch.manual_seed(config.seed)
-        state, loaded = _load(config, source, replace(spec, norm="batchnorm"))
-        metrics = channels.abnormal_report(state, config.abnormal_threshold)
-        if config.bn == "reset":
-            state = channels.reset(state)
-        elif config.bn == "reset-abnormal":
-            state, count = channels.reset_abnormal(state, config.abnormal_threshold)
-            log.info("reset %d BatchNorm channels with |gamma| below %g", count, config.abnormal_threshold)
-        encoder = build_encoder(spec, config.alpha)
-        encoder.load_state_dict(encoder.state_dict() | state)  # over ABRi's new branch, which state lacks
-        header = replace(header, metrics=metrics)
-        artifacts.save(config.out, header, encoder.state_dict())
-    return _report(header, config, [loaded] if loaded else [])
+        found, tables = artifacts.reuse(config.out, header, config.overwrite), list[Table]()
+        if found is None:
+            found, tables = initialize(config, header)
+    return report(found, config, tables)
 
 
-def _source(name: str) -> Path | None:
-    """The file that --weights names, a run folder's best model included."""
-    return None if name in ("imagenet", "random") else artifacts.model_file(Path(name))
+def initialize(config: InitConfig, header: Header) -> tuple[Header, list[Table]]:
+    """Load strictly, look for abnormal channels, re-initialise, write."""
+    import torch
 
+    from avpt.models import channels, weights
+    from avpt.models.encoder import build_encoder, encoder_spec
 
-def _record(config: InitConfig) -> dict[str, object]:
-    """Options as recorded: a file of weights is told by its hash, under inputs."""
-    record = config.record()
-    return record if config.weights in ("imagenet", "random") else record | {"weights": "file"}
-
-
-def _load(config: InitConfig, source: Path | None, plain: EncoderSpec) -> tuple[dict[str, torch.Tensor], Table | None]:
-    """A full plain-BatchNorm state dict, and the report of what became of each key."""
+    torch.manual_seed(config.seed)
+    spec = encoder_spec(header.spec["encoder"])
+    plain = replace(spec, norm="batchnorm")
+    tables = []
     if config.weights == "random":
-        return build_encoder(plain).state_dict(), None
-    if source is None:
-        state, dropped = weights.imagenet_weights(config.arch), list[str]()
+        state = build_encoder(plain).state_dict()
     else:
-        state, dropped = weights.read_weights(source, config.modality)
-    fitted, report = weights.fit_weights(state, plain, config.conv1, config.weights)
-    if report.folded:
-        log.info("%s has ABRi layers: folded into plain BatchNorm first", config.weights)
-    report.dropped += dropped
-    return fitted, Table(f"weights from {config.weights}", ("", "keys", "which"), report.rows())
+        pretrained, outside = weights.find_weights(config.weights, config.arch, config.modality)
+        state, loaded = weights.fit_weights(pretrained, plain, config.conv1, config.weights)
+        loaded.dropped += outside
+        if loaded.folded:
+            log.info("%s has ABRi layers: they are folded into plain BatchNorm first", config.weights)
+        tables.append(Table(f"weights from {config.weights}", ("", "keys", "which"), loaded.rows()))
+
+    header = replace(header, metrics=channels.abnormal_report(state, config.abnormal_threshold))
+    if config.bn == "reset":
+        state = channels.reset(state)
+    elif config.bn == "reset-abnormal":
+        state, count = channels.reset_abnormal(state, config.abnormal_threshold)
+        log.info("%d BatchNorm channels with |gamma| below %g are reset", count, config.abnormal_threshold)
+    encoder = build_encoder(spec, config.alpha)
+    encoder.load_state_dict(encoder.state_dict() | state)  # over ABRi's new branch, which state lacks
+    artifacts.save(config.out, header, encoder.state_dict())
+    return header, tables
 
 
-def _report(header: Header, config: InitConfig, tables: list[Table]) -> Report:
+def report(header: Header, config: InitConfig, tables: list[Table]) -> Report:
+    """The table of abnormal channels per BatchNorm layer, after what was loaded."""
     layers = header.metrics["layers"]
     rows = [
         (

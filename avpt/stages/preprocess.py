@@ -22,7 +22,7 @@ from avpt.data.manifest import Clip, Manifest, read_manifest
 from avpt.data.store import Failure, read_shard_record, shard_name, store_record, write_shard
 from avpt.engines.local import Crashed, Hung, run_isolated
 from avpt.errors import MediaError, StoreError
-from avpt.outputs import claim, differences, prepare_folder, refuse, write_json, write_text
+from avpt.outputs import begin, claim, differences, look_into, refuse, write_json, write_text
 from avpt.processes import num_cores
 from avpt.progress import track
 from avpt.types import SPLITS, Report, Table
@@ -58,9 +58,9 @@ def run(config: PreprocessConfig) -> Report:
     settings = {"schema": 1, "config": config.record(), "inputs": {"manifest": manifest.sha256}}
     out = config.out
     with claim(out):
-        found = prepare_folder(out, "settings.json", OWNED, config.overwrite)
+        found = look_into(out, "settings.json", OWNED, config.overwrite)
         if found is None:
-            write_json(out / "settings.json", settings)
+            begin(out, "settings.json", settings, config.overwrite)
         elif different := differences(found, settings):
             raise refuse(out, different)
         if config.retry_failures:

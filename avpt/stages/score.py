@@ -14,9 +14,10 @@ from torch import Tensor
 
 from avpt import artifacts
 from avpt.artifacts import Header
-from avpt.confidence import mask_ratios, patches_to_mask, statistics
+from avpt.confidence import mask_ratios, statistics
 from avpt.config import ScoreConfig
 from avpt.data.dataset import InputSpec, grid
+from avpt.data.masking import patches_to_mask
 from avpt.data.transforms import num_patches
 from avpt.errors import ArtifactError, ConfigError
 from avpt.outputs import claim, sha256, write_text
@@ -148,10 +149,9 @@ def preview_table(columns: dict[str, Tensor], dynamics: dict[Modality, Dynamics]
         eta=config.mask_eta,
         threshold=config.mask_threshold,
     )
-    patch = {"audio": config.audio_patch_size, "visual": (config.visual_patch, config.visual_patch)}
     rows = []
     for modality in MODALITIES:
-        patches = num_patches(*grid(dynamics[modality].input, modality), patch[modality])
+        patches = num_patches(*grid(dynamics[modality].input, modality), config.patch[modality])
         ratio = ratios[modality]
         some = ratio > 0
         floored = some & (patches_to_mask(ratio, patches) == 0)

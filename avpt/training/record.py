@@ -1,10 +1,9 @@
-"""The run folder: what a training command leaves behind, and when it counts as finished."""
+"""What a training run leaves behind in its folder, epoch by epoch and at the end."""
 
 from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,50 +13,11 @@ import torch
 from torch import Tensor
 
 from avpt.artifacts import Header, pack_ids, save
-from avpt.outputs import differences, prepare_folder, refuse, write_json, write_text
+from avpt.outputs import write_json, write_text
 from avpt.training.loop import Progress
 from avpt.types import Split
 
 log = logging.getLogger(__name__)
-
-OWNED = re.compile(
-    r"((model|last|dynamics|predictions|mask)\.safetensors|(metrics|timing)\.jsonl|summary\.json"
-    r"|checkpoint/(settings\.json|last\.pt))|(checkpoint/)?\..*\.tmp"
-)
-SETTINGS = "checkpoint/settings.json"
-
-
-def open_run(path: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    """Prepare a run folder to be written; call it inside `outputs.claim`.
-
-    Args:
-        path: the folder.
-        settings: `config` and `inputs` of the run.
-        overwrite: start over.
-
-    Returns:
-        The summary of a run that is already finished just so, or None where there is work to do.
-
-    Raises:
-        OutputError: the folder holds something else.
-    """
-    found = prepare_folder(path, SETTINGS, OWNED, overwrite)
-    if found is not None and (different := differences(found, settings)):
-        if not _is_continued(found, settings):
-            raise refuse(path, different)
-        (path / "summary.json").unlink(missing_ok=True)
-    if found != settings:
-        (path / "checkpoint").mkdir(exist_ok=True)
-        write_json(path / SETTINGS, settings)
-    summary = path / "summary.json"
-    return json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else None
-
-
-def _is_continued(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """More epochs of the same run, under a schedule that does not depend on how many there are."""
-    longer = found["config"].get("epochs", 0) < wanted["config"]["epochs"]
-    same = not differences({**found, "config": found["config"] | {"epochs": wanted["config"]["epochs"]}}, wanted)
-    return longer and same and wanted["config"]["schedule"] != "cosine"
 
 
 def write_epoch(path: Path, progress: Progress, seconds: float, num_clips: int) -> None:

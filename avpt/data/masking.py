@@ -1,0 +1,52 @@
+"""From a mask ratio per clip to patches of its inputs."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from avpt.data.dataset import InputSpec, Masking, grid
+from avpt.data.transforms import num_patches
+from avpt.errors import ConfigError
+from avpt.types import MODALITIES, Modality
+
+log = logging.getLogger(__name__)
+
+FEW_PATCHES = 64  # with fewer, most ratios floor to nothing
+
+
+def patches_to_mask(ratios: Tensor, patches: int) -> Tensor:
+    """floor(ratio * patches), (clips,) int64."""
+    return torch.floor(ratios.double() * patches).long()
+
+
+def plan_masking(ratios: dict[Modality, Tensor], inputs: InputSpec, patch: dict[Modality, tuple[int, int]]) -> Masking:
+    """How many patches of each training clip are masked.
+
+    Raises:
+        ConfigError: a patch is larger than the input.
+    """
+    num_masked: dict[Modality, Tensor] = {}
+    for modality in MODALITIES:
+        height, width = grid(inputs, modality)
+        patches = num_patches(height, width, patch[modality])
+        size = f"{patch[modality][0]}x{patch[modality][1]}"
+        if not patches:
+            raise ConfigError(
+                f"--{modality}-patch {size} is larger than the {height}x{width} input; choose a smaller one"
+            )
+        if patches < FEW_PATCHES:
+            log.warning(
+                "--%s-patch %s cuts the %dx%d input into %d patches, most ratios mask nothing; try --%s-patch %s",
+                *(modality, size, height, width, patches, modality, _smaller(modality, height, width)),
+            )
+        num_masked[modality] = patches_to_mask(ratios[modality], patches)
+    return Masking(patch, num_masked)
+
+
+def _smaller(modality: Modality, height: int, width: int) -> str:
+    """A patch, as an option, that an 8 x 8 grid or a finer one comes from."""
+    rows, columns = max(1, height // 8), max(1, width // 8)
+    return f"{rows}x{columns}" if modality == "audio" else str(min(rows, columns))

@@ -1,0 +1,64 @@
+"""The run folder that a training command fills: whose it is, and when it counts as finished; no torch needed."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from avpt.outputs import begin, differences, look_into, refuse
+from avpt.types import Report, Table
+
+OWNED = re.compile(
+    r"((model|last|dynamics|predictions|mask)\.safetensors|(metrics|timing)\.jsonl|summary\.json"
+    r"|checkpoint/(settings\.json|last\.pt))|(checkpoint/)?\..*\.tmp"
+)
+SETTINGS = "checkpoint/settings.json"
+
+
+def find_summary(path: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """Look whether the run is already there; nothing is changed. Call it inside `outputs.claim`.
+
+    Args:
+        path: the run folder.
+        settings: `config` and `inputs` of the run.
+        overwrite: the caller means to start over.
+
+    Returns:
+        The summary of a run that is finished just so, or None where there is work to do.
+
+    Raises:
+        OutputError: the folder holds something else.
+    """
+    found = look_into(path, SETTINGS, OWNED, overwrite)
+    if found is None:
+        return None
+    if different := differences(found, settings):
+        if not _is_continued(found, settings):
+            raise refuse(path, different)
+        return None
+    summary = path / "summary.json"
+    return json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else None
+
+
+def begin_run(path: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """Make the folder, or take it up again where an unfinished or shorter run is."""
+    (path / "summary.json").unlink(missing_ok=True)  # from here on the run is unfinished
+    begin(path, SETTINGS, settings, overwrite)
+
+
+def _is_continued(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """More epochs of the same run, under a schedule that does not depend on how many there are."""
+    longer = found["config"].get("epochs", 0) < wanted["config"]["epochs"]
+    same = not differences({**found, "config": found["config"] | {"epochs": wanted["config"]["epochs"]}}, wanted)
+    return longer and same and wanted["config"]["schedule"] != "cosine"
+
+
+def report(path: Path, summary: dict[str, Any], title: str) -> Report:
+    """The record and table of a finished run."""
+    names = [name for name in ("val", "test") if summary[name] is not None]
+    metrics = sorted(summary[names[0]])
+    rows = [(split, *(f"{summary[split][metric]:.4f}" for metric in metrics)) for split in names]
+    table = Table(f"{title}, best epoch {summary['best_epoch']} of {summary['epochs']}", ("", *metrics), rows)
+    return Report({"run": str(path), **summary}, (path,), [table])

@@ -1,0 +1,1 @@
+complete --command avpt --no-files --arguments "(env _AVPT_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) avpt)" --condition "env _AVPT_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) avpt"

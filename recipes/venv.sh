@@ -1,0 +1,29 @@
+# Sourced by recipes and by tests/run.sh: `install TARGET PROGRAM` makes .venv and installs the project into it,
+# unless the program is already there. Needs Python 3.11 or newer; PYTHON names one.
+
+find_python() {
+  local candidate
+  for candidate in "${PYTHON:-}" python3.11 python3.12 python3.13 python3; do
+    if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "Python 3.11 or newer is needed; name one with PYTHON=/path/to/python" >&2
+  return 1
+}
+
+install() {
+  local python
+  if [ -x ".venv/bin/avpt" ] && [ -x ".venv/bin/$2" ] && [ ! pyproject.toml -nt ".venv/installed-$2" ]; then
+    return
+  fi
+  if [ ! -x .venv/bin/python ]; then
+    python=$(find_python)
+    echo "making .venv with $($python --version)" >&2
+    "$python" -m venv .venv
+  fi
+  echo "installing avpt into .venv (torch and its friends: a few minutes, once)" >&2
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable "$1"
+  touch ".venv/installed-$2"
+}

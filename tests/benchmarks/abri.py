@@ -1,0 +1,129 @@
+"""What ABRi costs: ResNet-18 steps with ABRi layers against plain BatchNorm's, paired in one process.
+
+Prints one JSON line. Also times the form with two whole batch norms in each layer, for reference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import resnet18
+
+from avpt.models.abri import AbriBatchNorm2d
+
+METHOD = (
+    "One process builds three ResNet-18 (plain BatchNorm, ABRi, two whole batch norms a layer), each with "
+    "its SGD. A pair is one step of the plain net and one of the other on the same batch, back to back; "
+    "which goes first alternates. A training step is forward, cross-entropy, backward and SGD step; an "
+    "evaluation step is one forward without gradients. A ratio is the median over pairs of other / plain, "
+    "after warm-up."
+)
+TARGETS = {"train": 1.05, "eval": 1.03}
+
+Step = Callable[[], None]
+
+
+class TwoBranchBatchNorm2d(nn.Module):
+    """ABRi as written: normalise twice, then blend."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.pretrained = nn.BatchNorm2d(num_features)
+        self.new = nn.BatchNorm2d(num_features)
+        self.alpha = nn.Parameter(torch.full((num_features, 1, 1), 0.5))
+
+    def forward(self, input: Tensor) -> Tensor:
+        blended: Tensor = self.alpha * self.pretrained(input) + (1.0 - self.alpha) * self.new(input)
+        return blended
+
+
+def steps(norm_layer: Callable[[int], nn.Module], images: Tensor, labels: Tensor) -> tuple[Step, Step]:
+    """Return a training step and an evaluation step of a ResNet-18."""
+    model = resnet18(num_classes=100, norm_layer=norm_layer).to(images.device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
+
+    def train() -> None:
+        model.train()
+        optimizer.zero_grad()
+        torch.autograd.backward(F.cross_entropy(model(images), labels))
+        optimizer.step()
+        wait(images.device)
+
+    @torch.no_grad()
+    def evaluate() -> None:
+        model.eval()
+        model(images)
+        wait(images.device)
+
+    return train, evaluate
+
+
+def wait(device: torch.device) -> None:
+    """Let a GPU finish what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(step: Step) -> float:
+    """Run a step once and return how long it took."""
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def paired_ratio(other: Step, plain: Step, pairs: int, warmup: int) -> float:
+    """Return the median of other / plain over paired runs in alternating order."""
+    ratios = []
+    for pair in range(-warmup, pairs):
+        if pair % 2:
+            other_seconds, plain_seconds = seconds(other), seconds(plain)
+        else:
+            plain_seconds, other_seconds = seconds(plain), seconds(other)
+        if pair >= 0:
+            ratios.append(other_seconds / plain_seconds)
+    return statistics.median(ratios)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+
+    torch.manual_seed(0)
+    images = torch.randn(options.batch_size, 3, options.image_size, options.image_size, device=options.device)
+    labels = torch.randint(100, (options.batch_size,), device=options.device)
+    plain_train, plain_eval = steps(nn.BatchNorm2d, images, labels)
+    abri_train, abri_eval = steps(AbriBatchNorm2d, images, labels)
+    two_train, two_eval = steps(TwoBranchBatchNorm2d, images, labels)
+
+    def ratio(other: Step, plain: Step) -> float:
+        return round(paired_ratio(other, plain, options.pairs, options.warmup), 4)
+
+    record = {
+        "benchmark": "abri",
+        "train_ratio": ratio(abri_train, plain_train),
+        "eval_ratio": ratio(abri_eval, plain_eval),
+        "two_branch_train_ratio": ratio(two_train, plain_train),
+        "two_branch_eval_ratio": ratio(two_eval, plain_eval),
+        "targets": TARGETS,
+        "settings": vars(options),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "method": METHOD,
+    }
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""One small real experiment, made once through the command line; tests read it and copy it before they change it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from avpt.cli import app
+
+ROOT = Path(__file__).parent.parent
+AV_MNIST = ROOT / "recipes" / "av-mnist"
+MEDIA = Path(__file__).parent / "media"
+
+CLASSES = ("0", "1", "2")
+CLIPS_PER_CLASS = {"train": 6, "val": 3, "test": 3}
+STORE_OPTIONS = ("--mel-bins", "32", "--spectrogram-frames", "48", "--frame-size", "28", "--shard-size", "8")
+TRAIN_OPTIONS = (
+    *("--epochs", "2", "--batch-size", "8", "--lr", "0.02", "--schedule", "constant", "--workers", "0"),
+    *("--image-size", "32", "--num-frames", "1", "--crop-scale", "1", "1", "--no-flip", "--device", "cpu"),
+)
+PATCHES = ("--audio-patch", "6x4", "--visual-patch", "4")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command did."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def error(self) -> str:
+        """The last line of stderr."""
+        return self.stderr.strip().splitlines()[-1] if self.stderr.strip() else ""
+
+    def json(self) -> dict[str, Any]:
+        """The one line that --json prints."""
+        (line,) = self.stdout.splitlines()
+        record: dict[str, Any] = json.loads(line)
+        return record
+
+
+def avpt(*arguments: str | Path) -> Result:
+    """Run a command in this process."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Result(result.exit_code, result.stdout, result.stderr)
+
+
+def done(*arguments: str | Path) -> Result:
+    """Run a command that must succeed."""
+    result = avpt(*arguments)
+    assert result.code == 0, result.stderr
+    return result
+
+
+def write_manifest(path: Path, rows: list[dict[str, str]]) -> Path:
+    """Write rows as a manifest with the columns that they have."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def av_mnist_rows(classes: tuple[str, ...] = CLASSES) -> list[dict[str, str]]:
+    """A few clips per class and split, with absolute paths."""
+    with (AV_MNIST / "manifest.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["label"] in classes]
+    chosen = []
+    for split, count in CLIPS_PER_CLASS.items():
+        for name in classes:
+            chosen += [row for row in rows if (row["split"], row["label"]) == (split, name)][:count]
+    return [row | {key: str(AV_MNIST / row[key]) for key in ("audio", "frames")} for row in chosen]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # tiny tensors: more threads only wait for one another
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Paths of a finished experiment."""
+
+    folder: Path
+    manifest: Path
+    store: Path
+    visual_init: Path
+    audio_init: Path
+    visual: Path
+    audio: Path
+    confidence: Path
+    fused: Path
+
+
+@pytest.fixture(scope="session")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """All five commands on a little of AV-MNIST, audio started from the visual encoder with ABRi."""
+    folder = tmp_path_factory.mktemp("experiment")
+    manifest = write_manifest(folder / "manifest.csv", av_mnist_rows())
+    paths = Experiment(
+        folder=folder,
+        manifest=manifest,
+        store=folder / "store",
+        visual_init=folder / "visual-init.safetensors",
+        audio_init=folder / "audio-init.safetensors",
+        visual=folder / "visual",
+        audio=folder / "audio",
+        confidence=folder / "confidence.safetensors",
+        fused=folder / "fused",
+    )
+    done("preprocess", manifest, "--out", paths.store, *STORE_OPTIONS)
+    done("init", "--modality", "visual", "--weights", "random", "--out", paths.visual_init)
+    done(*finetune(paths, "visual", paths.visual_init), "--out", paths.visual)
+    done("init", "--modality", "audio", "--weights", paths.visual, "--bn", "abri", "--out", paths.audio_init)
+    done(*finetune(paths, "audio", paths.audio_init), "--out", paths.audio)
+    done("score-confidence", "--audio", paths.audio, "--visual", paths.visual, *PATCHES, "--out", paths.confidence)
+    done(*fuse(paths), "--confidence", paths.confidence, "--mask-threshold", "0.1", "--out", paths.fused)
+    return paths
+
+
+def finetune(paths: Experiment, modality: str, init: Path) -> tuple[str | Path, ...]:
+    """The fine-tuning command of the experiment, without --out."""
+    return ("finetune-unimodal", paths.store, "--modality", modality, "--init", init, *TRAIN_OPTIONS)
+
+
+def fuse(paths: Experiment) -> tuple[str | Path, ...]:
+    """The fusion command of the experiment, without --confidence and --out."""
+    return ("fuse-train", paths.store, "--audio", paths.audio, "--visual", paths.visual, *TRAIN_OPTIONS, *PATCHES)
+
+
+def files_of(folder: Path, *, without: Callable[[str], bool] = lambda name: False) -> dict[str, bytes]:
+    """Contents of every file below a folder by relative name, but for clocks, checkpoints and locks."""
+    names = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    unlike = ("timing", "checkpoint/last", ".")
+    return {
+        name: path.read_bytes() for name, path in names.items() if not name.startswith(unlike) and not without(name)
+    }

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Everything that must hold: makes .venv, installs avpt and the checkers, runs ruff, mypy and pytest.
+# Arguments go to pytest: `tests/run.sh -k store`, `tests/run.sh -m slow`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+source recipes/venv.sh
+install '.[dev]' pytest
+
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/mypy
+.venv/bin/pytest "$@"

@@ -1,0 +1,52 @@
+"""Every benchmark runs at a tiny size and prints the record it promises; nothing here judges a time."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def benchmark(name: str, *arguments: str) -> dict[str, Any]:
+    """Run tests/benchmarks/NAME.py and return the one JSON line it prints."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "benchmarks" / f"{name}.py"), *arguments],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    (line,) = result.stdout.splitlines()
+    record = json.loads(line)
+    assert isinstance(record, dict)
+    return record
+
+
+def test_abri() -> None:
+    record = benchmark("abri", "--image-size", "32", "--batch-size", "2", "--pairs", "2", "--warmup", "1")
+    assert set(record) == {
+        "benchmark",
+        "train_ratio",
+        "eval_ratio",
+        "two_branch_train_ratio",
+        "two_branch_eval_ratio",
+        "targets",
+        "settings",
+        "torch",
+        "threads",
+        "method",
+    }
+    ratios = [value for key, value in record.items() if key.endswith("_ratio")]
+    assert len(ratios) == 4
+    assert all(math.isfinite(ratio) and ratio > 0 for ratio in ratios)
+    assert record["targets"] == {"train": 1.05, "eval": 1.03}
+    assert record["settings"]["image_size"] == 32
