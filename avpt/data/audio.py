@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,20 +112,25 @@ def _cut(
     frames: Iterator[AudioFrame], time_base: Fraction, origin: Fraction, start: float, end: float | None
 ) -> Iterator[tuple[int, np.ndarray]]:
     """The sound between two times, in seconds from `origin`, as pieces of (rate, mono samples)."""
-    position: Fraction | None = None  # seconds; from the first stamp on samples are counted: WebM's stamps are rounded
+    position: Fraction | None = None  # seconds, of the first sample at this rate
+    rate = seen = first = last = 0  # samples, from there
     for frame in frames:
-        rate, size = frame.sample_rate, frame.samples
-        if rate <= 0 or size == 0:
+        if frame.sample_rate <= 0 or frame.samples == 0:
             continue
-        if position is None:
-            position = Fraction(0) if frame.pts is None else frame.pts * time_base - origin
-        first = max(0, _round((Fraction(start) - position) * rate))
-        last = size if end is None else max(0, min(size, _round((Fraction(end) - position) * rate)))
-        if first < last:
-            yield rate, _mono(frame)[first:last]
-        if last < size:
+        if frame.sample_rate != rate:
+            if position is None:
+                position = Fraction(0) if frame.pts is None else frame.pts * time_base - origin
+            else:  # counted, not read from a stamp: WebM rounds those to milliseconds
+                position += Fraction(seen, rate)
+            rate, seen = frame.sample_rate, 0
+            first = _round((Fraction(start) - position) * rate)
+            last = sys.maxsize if end is None else _round((Fraction(end) - position) * rate)
+        low, high = max(0, first - seen), min(frame.samples, last - seen)
+        if low < high:
+            yield rate, _mono(frame)[low:high]
+        if high < frame.samples:
             return
-        position += Fraction(size, rate)
+        seen += frame.samples
 
 
 def _mono(frame: AudioFrame) -> np.ndarray:
@@ -136,18 +144,19 @@ def _mono(frame: AudioFrame) -> np.ndarray:
     samples = frame.to_ndarray()
     if not frame.format.is_planar:
         samples = samples.reshape(-1, channels).T
-    mean = samples.mean(axis=0, dtype=np.float64) - (FULL_SCALE[kind] if kind == "u8" else 0.0)
+    middle = FULL_SCALE[kind] if kind == "u8" else 0.0
+    mean = samples.sum(axis=0, dtype=np.float64) / channels - middle
     return np.asarray(mean / FULL_SCALE[kind], dtype=np.float32)
 
 
 def _resample(pieces: Iterator[tuple[int, np.ndarray]], sample_rate: int) -> Iterator[np.ndarray]:
     """Pieces of (rate, samples) -> blocks of samples at `sample_rate` Hz; a new rate starts a new resampler.
 
-    The channels are averaged before, not after: resampling is linear, so the result is the same for less
-    work, and it never depends on a channel layout that FFmpeg may not know.
+    The channels are averaged before, not after: resampling is linear, so the result is the same for less work,
+    and it never depends on a channel layout that FFmpeg may not know.
     """
     source, resampler = sample_rate, None
-    for rate, samples in pieces:
+    for rate, samples in _join(pieces):
         if rate != source:
             yield from _resampled(resampler, None)
             source = rate
@@ -159,6 +168,19 @@ def _resample(pieces: Iterator[tuple[int, np.ndarray]], sample_rate: int) -> Ite
         frame.sample_rate = rate
         yield from _resampled(resampler, frame)
     yield from _resampled(resampler, None)
+
+
+def _join(pieces: Iterator[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
+    """Pieces of one rate put together until they last a second: a call of the resampler costs as much as a piece."""
+    for rate, same in groupby(pieces, key=itemgetter(0)):
+        held: list[np.ndarray] = []
+        for _, samples in same:
+            held.append(samples)
+            if sum(map(len, held)) >= rate:
+                yield rate, np.concatenate(held)
+                held = []
+        if held:
+            yield rate, np.concatenate(held)
 
 
 def _resampled(resampler: AudioResampler | None, frame: AudioFrame | None) -> Iterator[np.ndarray]:

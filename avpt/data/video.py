@@ -50,8 +50,8 @@ IMAGE_SUFFIXES = (
     ".tiff",
     ".webp",
 )
-# ffmpeg's own filter, with exact rounding and full chroma: a mid-grey is off by 1 or 2 levels without
-SCALING = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+# torchvision's and PIL's default filter too; without the last two a grey is off by 1 or 2 levels, and colours blur
+SCALING = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 UNDECODABLE = f"no picture decodes (empty, damaged, encrypted, or over {MAX_PIXELS // 1_000_000} megapixels)"
 
 Shown = tuple[Fraction, Fraction, VideoFrame]  # from when and how long, in seconds from the container's start
@@ -148,22 +148,21 @@ def encode_frame(rgb: np.ndarray, codec: Literal["jpeg", "raw"]) -> bytes:
 
 def _frames(container: Any, stream: Any, latest_start: Fraction | None) -> Iterator[Shown]:
     """The frames of a stream with times that never go back; MediaError where the first is too late."""
+    origin, time_base = start_of(container), stream.time_base
     latest: Fraction | None = None
     duration = Fraction(0)
     for frame in decode(container, stream):
         _check_size(frame.width, frame.height)
         stamp = frame.dts if frame.pts is None else frame.pts
-        if stamp is not None:
-            time = stamp * stream.time_base - start_of(container)
-        else:
-            time = Fraction(0) if latest is None else latest + duration
+        expected = Fraction(0) if latest is None else latest + duration
+        time = expected if stamp is None else stamp * time_base - origin
         if latest is None and latest_start is not None and (stamp is None or time > latest_start):
             raise MediaError("visual", "the seek landed too late")
         if latest is not None:
             time = max(time, latest)
             duration = time - latest  # stands in where the file states none
         if frame.duration:
-            duration = frame.duration * stream.time_base
+            duration = frame.duration * time_base
         latest = time
         yield time, duration, frame
 

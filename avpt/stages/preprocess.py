@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from avpt.config import PreprocessConfig
-from avpt.data.clip import ClipSettings, DecodedClip, decode_clip
+from avpt.data.clip import ClipSettings, DecodedClip
 from avpt.data.manifest import Clip, Manifest, read_manifest
 from avpt.data.store import Failure, read_shard_record, shard_name, store_record, write_shard
 from avpt.engines.local import Crashed, Hung, run_isolated
@@ -113,7 +113,7 @@ def make_shards(config: PreprocessConfig, shards: list[Shard], manifest: Manifes
     with track(total, "preprocess") as show:
         show(done, failed)
         for task, result in (
-            run_isolated(decode_task, tasks(), workers=workers, timeout=config.clip_timeout, preload=__name__)
+            run_isolated(decode_task, tasks(), workers=workers, timeout=config.clip_timeout, preload="avpt.data.decode")
             if missing
             else ()
         ):
@@ -136,6 +136,8 @@ def make_shards(config: PreprocessConfig, shards: list[Shard], manifest: Manifes
 
 def decode_task(task: Task) -> DecodedClip | Failure:
     """What a worker does; it never raises."""
+    from avpt.data.decode import decode_clip  # torch and FFmpeg: in the workers, not in the parent
+
     clip = task.clip
     try:
         return decode_clip(clip.video, clip.audio, clip.frames, clip.start, clip.end, task.settings)
