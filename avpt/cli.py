@@ -140,12 +140,14 @@ def _print_table(table: Table, to_stderr: bool) -> None:
     from rich.table import Table as Grid
     from rich.text import Text
 
-    grid = Grid(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", pad_edge=False)
+    grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(table.columns):
         grid.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in table.rows:
         grid.add_row(*(Text(cell) for cell in row))
-    Console(stderr=to_stderr, highlight=False).print(grid)
+    console = Console(stderr=to_stderr, highlight=False)
+    console.print(Text(table.title, style="bold"))  # a title of the grid would be folded to its width
+    console.print(grid)
 
 
 def _version(value: bool) -> None:

@@ -1,12 +1,12 @@
 """Options, each declared once: the command line, the library call and the provenance record read them here."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
 
 from typer import Argument, Option
 from typer.models import ParameterInfo
@@ -19,12 +19,17 @@ class Transient:
     """Marks an option that can't change the result: it is not recorded and not compared."""
 
 
-def type_hints(config_type: type[Config]) -> dict[str, Any]:
+def type_hints(config_type: "type[Config]") -> dict[str, Any]:
     """Each field's annotation, with the Option or Argument and the markers that go with it."""
-    return get_type_hints(config_type, include_extras=True)
+    return _evaluated(cast(Hashable, config_type))
 
 
-def parameter(config_type: type[Config], name: str) -> ParameterInfo:
+@cache
+def _evaluated(config_type: Any) -> dict[str, Any]:
+    return get_type_hints(config_type, include_extras=True)  # evaluates source text: once a class, not once a field
+
+
+def parameter(config_type: "type[Config]", name: str) -> ParameterInfo:
     """The Typer Option or Argument that declares the field."""
     metadata = type_hints(config_type)[name].__metadata__
     return next(item for item in metadata if isinstance(item, ParameterInfo))
@@ -42,7 +47,7 @@ def bounds(info: ParameterInfo) -> str:
     return f"{info.min:g} or more" if info.min is not None else ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Config:
     """What every command takes. Ranges are applied here, to library callers too."""
 
@@ -72,7 +77,7 @@ class Config:
         return recorded
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class OutputConfig(Config):
     """A command that writes files."""
 
@@ -82,14 +87,14 @@ class OutputConfig(Config):
     ] = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class InfoConfig(Config):
     """`avpt info`."""
 
     path: Annotated[Path, Argument(help="A store, a run folder, or a safetensors file written by avpt.")]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PreprocessConfig(OutputConfig):
     """`avpt preprocess`."""
 
@@ -124,7 +129,7 @@ class PreprocessConfig(OutputConfig):
     ] = False
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class InitConfig(OutputConfig):
     """`avpt init`."""
 
@@ -147,7 +152,7 @@ class InitConfig(OutputConfig):
     ] = "sum"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class MaskConfig(OutputConfig):
     """Confidence-driven masking: which inputs, how much, in what patches."""
 
@@ -195,7 +200,7 @@ class MaskConfig(OutputConfig):
         }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class TrainConfig(OutputConfig):
     """How a model is trained, one stream or two."""
 
@@ -252,7 +257,7 @@ class TrainConfig(OutputConfig):
         return tuple(int(part) for part in parts)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class FinetuneConfig(TrainConfig):
     """`avpt finetune-unimodal`."""
 
@@ -260,7 +265,7 @@ class FinetuneConfig(TrainConfig):
     init: Annotated[Path, Option(help="Encoder artifact, or the run folder of an earlier fine-tuning.")]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ScoreConfig(MaskConfig):
     """`avpt score-confidence`; the mask options only shape the preview."""
 
@@ -278,7 +283,7 @@ class ScoreConfig(MaskConfig):
         return {"skip_epochs": self.skip_epochs, "missing": self.missing}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class FuseConfig(MaskConfig, TrainConfig):
     """`avpt fuse-train`."""
 

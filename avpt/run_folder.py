@@ -58,7 +58,6 @@ def _is_continued(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
 def report(path: Path, summary: dict[str, Any], title: str) -> Report:
     """The record and table of a finished run."""
     names = [name for name in ("val", "test") if summary[name] is not None]
-    metrics = sorted(summary[names[0]])
-    rows = [(split, *(f"{summary[split][metric]:.4f}" for metric in metrics)) for split in names]
-    table = Table(f"{title}, best epoch {summary['best_epoch']} of {summary['epochs']}", ("", *metrics), rows)
+    rows = [(metric, *(f"{summary[split][metric]:.4f}" for split in names)) for metric in sorted(summary[names[0]])]
+    table = Table(f"{title}, best epoch {summary['best_epoch']} of {summary['epochs']}", ("", *names), rows)
     return Report({"run": str(path), **summary}, (path,), [table])

@@ -22,7 +22,9 @@ out=${OUT:-recipes/out/quickstart}
 run=$out/seed-$seed
 # no crop and no flip: on digits they ruin the labels
 train=(--seed "$seed" --num-frames 1 --image-size 32 --crop-scale 1 1 --no-flip
-       --batch-size 32 --lr 0.05 --schedule cosine --workers 0)
+       --batch-size 32 --schedule cosine --workers 0)
+alone=("${train[@]}" --epochs 8 --lr 0.05)
+joint=("${train[@]}" --epochs 5 --lr 0.01)
 # the paper's patches are made for inputs of 1024 x 128 and 224 x 224
 patches=(--audio-patch 8x8 --visual-patch 4)
 
@@ -30,18 +32,18 @@ store=$(avpt preprocess recipes/av-mnist/manifest.csv --out "$out/store" \
   --mel-bins 64 --spectrogram-frames 64 --frame-size 32)
 
 init=$(avpt init --modality visual --weights random --seed "$seed" --out "$run/visual-init.safetensors")
-visual=$(avpt finetune-unimodal "$store" --modality visual --init "$init" --epochs 8 "${train[@]}" --out "$run/visual")
+visual=$(avpt finetune-unimodal "$store" --modality visual --init "$init" "${alone[@]}" --out "$run/visual")
 
 init=$(avpt init --modality audio --weights "$visual" --bn abri --seed "$seed" --out "$run/audio-init.safetensors")
-audio=$(avpt finetune-unimodal "$store" --modality audio --init "$init" --epochs 8 "${train[@]}" --out "$run/audio")
+audio=$(avpt finetune-unimodal "$store" --modality audio --init "$init" "${alone[@]}" --out "$run/audio")
 
 confidence=$(avpt score-confidence --audio "$audio" --visual "$visual" "${patches[@]}" \
   --out "$run/confidence.safetensors")
 
 unmasked=$(avpt fuse-train "$store" --audio "$audio" --visual "$visual" --mask none \
-  --epochs 5 "${train[@]}" --out "$run/fused-unmasked")
+  "${joint[@]}" --out "$run/fused-unmasked")
 masked=$(avpt fuse-train "$store" --audio "$audio" --visual "$visual" --confidence "$confidence" "${patches[@]}" \
-  --epochs 5 "${train[@]}" --out "$run/fused-adaptive")
+  "${joint[@]}" --out "$run/fused-adaptive")
 
 python recipes/results_table.py \
   "audio alone=$audio" "visual alone=$visual" "joint, no masking=$unmasked" "joint, adaptive masking=$masked"

@@ -14,9 +14,9 @@ def main(arguments: list[str]) -> None:
         rows.append((name, f"{test['accuracy']:.3f}", *shares))
     header = ("test accuracy", "", "audio share", "visual share")
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    for row in [header, *rows]:
-        cells = (cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
-        print("  ".join(cells).rstrip())
+    for name, *cells in [header, *rows]:
+        right = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+        print("  ".join([name.ljust(widths[0]), *right]).rstrip())
 
 
 if __name__ == "__main__":

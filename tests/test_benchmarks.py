@@ -50,3 +50,10 @@ def test_abri() -> None:
     assert all(math.isfinite(ratio) and ratio > 0 for ratio in ratios)
     assert record["targets"] == {"train": 1.05, "eval": 1.03}
     assert record["settings"]["image_size"] == 32
+
+
+def test_startup() -> None:
+    record = benchmark("startup", "--pairs", "1", "--warmup", "0")
+    assert record["help_ratio"] > 0
+    assert record["command_help_ratio"] > 0
+    assert record["target"] == 1.2

@@ -1,4 +1,4 @@
-"""What a shard stores of a clip, and the settings behind it; light, since a finished store is looked at without torch."""
+"""What a shard stores of a clip, and the settings behind it; light: a finished store is looked at without torch."""
 
 from __future__ import annotations
 

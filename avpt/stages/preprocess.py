@@ -226,7 +226,8 @@ def report(out: Path) -> Report:
     """The record of a finished store."""
     record = json.loads((out / "store.json").read_text(encoding="utf-8"))
     clips = sum(split["clips"] for split in record["splits"].values())
-    rows = [(name, str(split["clips"]), str(len(split["shards"]))) for name, split in record["splits"].items()]
+    splits = [(name, record["splits"][name]) for name in SPLITS if name in record["splits"]]
+    rows = [(name, str(split["clips"]), str(len(split["shards"]))) for name, split in splits]
     return Report(
         summary={"store": str(out), "clips": clips, "failures": record["failures"]},
         outputs=(out,),
