@@ -47,11 +47,16 @@ def save(path: Path, header: Header, tensors: Mapping[str, Tensor]) -> None:
 
     safetensors keeps metadata in a hash map: with more than one key the order, and so the bytes, would vary.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     metadata = {"avpt": json.dumps(asdict(header), sort_keys=True, ensure_ascii=False)}
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic(path) as beside:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, beside, metadata)
+        try:
+            save_file(on_cpu, beside, metadata)
+        except SafetensorError as error:  # its word for what the disk says
+            raise OSError(str(error)) from error
 
 
 def read_header(path: Path) -> tuple[Header, dict[str, tuple[str, list[int]]]]:

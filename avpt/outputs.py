@@ -25,6 +25,9 @@ def atomic(path: Path) -> Iterator[Path]:
         with beside.open("rb+") as file:
             os.fsync(file.fileno())
         beside.replace(path)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)  # h5py puts a paragraph into strerror
+        raise OutputError(f"{path} can't be written ({reason}); mend that and run the same command again") from error
     finally:
         beside.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)

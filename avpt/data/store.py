@@ -234,10 +234,7 @@ class Store:
         shard: list[int] = []
         for number, path in enumerate(paths):
             if read_shard_record(path.with_suffix("")) is None:
-                raise StoreError(
-                    f"{path} is missing or truncated; "
-                    f"remove {self.path / 'store.json'} and run its `avpt preprocess` again"
-                )
+                raise StoreError(f"{path} is missing or truncated; run its `avpt preprocess` again")
             with open_shard(path) as file:
                 rows = [str(clip_id) for clip_id in file["id"].asstr()[:]]
                 columns["label"].append(file["label"][:])

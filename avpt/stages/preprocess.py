@@ -9,7 +9,6 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,8 +64,10 @@ def run(config: PreprocessConfig) -> Report:
             raise refuse(out, different)
         if config.retry_failures:
             forget_failures(out, shards)
-        if not (out / "store.json").exists():
-            make_shards(config, shards, manifest)
+        missing = [shard for shard in shards if read_shard_record(out / shard.name) is None]
+        if missing or not (out / "store.json").exists():
+            (out / "store.json").unlink(missing_ok=True)  # from here on the store is unfinished
+            make_shards(config, shards, missing, manifest)
             records = read_records(out, shards)
             write_failures(out, records)
             check_failures(out, records, len(manifest.clips[: config.limit]), config.max_failures)
@@ -85,53 +86,41 @@ def plan_shards(clips: tuple[Clip, ...], shard_size: int) -> list[Shard]:
 
 
 def forget_failures(out: Path, shards: list[Shard]) -> None:
-    """Take back the shards that have failures, and with them the store's completeness."""
+    """Take back the shards that have failures."""
     for shard in shards:
         record = read_shard_record(out / shard.name)
         if record is not None and record["failures"]:
-            (out / "store.json").unlink(missing_ok=True)
             (out / f"{shard.name}.json").unlink()
 
 
-def make_shards(config: PreprocessConfig, shards: list[Shard], manifest: Manifest) -> None:
-    """Decode the clips of the shards that are missing, in a pool, and write each shard once its rows are in."""
+def make_shards(config: PreprocessConfig, shards: list[Shard], missing: list[Shard], manifest: Manifest) -> None:
+    """Decode the clips of the missing shards in a pool, and write each shard once all its rows are in."""
     values = config.record()
     settings = ClipSettings(**{name: values[name] for name in ClipSettings.__dataclass_fields__})
-    attributes = {name: values[name] for name in ("multi_label", *ClipSettings.__dataclass_fields__)}
-    missing = {shard.name: shard for shard in shards if read_shard_record(config.out / shard.name) is None}
-    gathered: dict[str, dict[int, DecodedClip | Failure]] = {name: {} for name in missing}
+    attributes = vars(settings) | {"multi_label": config.multi_label}
+    tasks = [Task(shard.name, row, clip, settings) for shard in missing for row, clip in enumerate(shard.clips)]
+    if not tasks:
+        return
     total = sum(len(shard.clips) for shard in shards)
-    done = total - sum(len(shard.clips) for shard in missing.values())
-    began, decoded, failed = time.perf_counter(), 0, 0
-
-    def tasks() -> Iterator[Task]:
-        for shard in missing.values():
-            for row, clip in enumerate(shard.clips):
-                yield Task(shard.name, row, clip, settings)
-
-    workers = min(config.workers or num_cores(), max(1, total - done))
+    by_name = {shard.name: shard for shard in missing}
+    gathered: dict[str, dict[int, DecodedClip | Failure]] = {name: {} for name in by_name}
+    began, failed = time.perf_counter(), 0
+    workers = min(config.workers or num_cores(), len(tasks))
+    results = run_isolated(decode_task, tasks, workers=workers, timeout=config.clip_timeout, preload="avpt.data.decode")
     with track(total, "preprocess") as show:
-        show(done, failed)
-        for task, result in (
-            run_isolated(decode_task, tasks(), workers=workers, timeout=config.clip_timeout, preload="avpt.data.decode")
-            if missing
-            else ()
-        ):
+        show(total - len(tasks), failed)
+        for done, (task, result) in enumerate(results, total - len(tasks) + 1):
             outcome = _failure(task.clip, result)
             failed += isinstance(outcome, Failure)
-            decoded += 1
             gathered[task.shard][task.row] = outcome
-            shard = missing[task.shard]
+            shard = by_name[task.shard]
             if len(gathered[shard.name]) == len(shard.clips):
                 rows = gathered.pop(shard.name)
                 _write(config, shard, [rows[i] for i in range(len(shard.clips))], manifest, attributes)
-            show(done + decoded, failed)
-    if decoded:
-        seconds = time.perf_counter() - began
-        write_json(
-            config.out / "timing.json",
-            {"seconds": round(seconds, 3), "clips": decoded, "clips_per_second": round(decoded / seconds, 2)},
-        )
+            show(done, failed)
+    seconds = time.perf_counter() - began
+    timing = {"seconds": round(seconds, 3), "clips": len(tasks), "clips_per_second": round(len(tasks) / seconds, 2)}
+    write_json(config.out / "timing.json", timing)
 
 
 def decode_task(task: Task) -> DecodedClip | Failure:

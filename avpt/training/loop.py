@@ -167,7 +167,10 @@ def fit(
 def _save(path: Path, progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     state = {"progress": vars(progress), "model": model.state_dict(), "optimizer": optimizer.state_dict()}
     with atomic(path) as beside:
-        torch.save(state, beside)
+        try:
+            torch.save(state, beside)
+        except RuntimeError as error:  # torch's word for what the disk says
+            raise OSError(str(error)) from error
 
 
 def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> Progress:
