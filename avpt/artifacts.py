@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 
+IDS = frozenset({"id_bytes", "id_offsets"})
+TENSORS = {  # what a kind can't be read without; models are checked against their spec instead
+    "dynamics": IDS | {"probability", "correct"},
+    "confidence": IDS | {"audio_confidence", "visual_confidence"},
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
@@ -86,7 +92,10 @@ def read_header(path: Path) -> tuple[Header, dict[str, tuple[str, list[int]]]]:
         if values["schema"] > SCHEMA:
             raise ArtifactError(f"{path} was written by a newer avpt ({values['avpt']}); update avpt")
         known = {name: values[name] for name in Header.__dataclass_fields__ if name in values}
-        return Header(**known), tensors
+        header = Header(**known)
+        if not all(isinstance(getattr(header, name), type(default)) for name, default in vars(Header(kind="")).items()):
+            raise TypeError
+        return header, tensors
     except (ValueError, KeyError, TypeError):
         raise ArtifactError(f"{path} has a damaged avpt header; make it again") from None
 
@@ -102,7 +111,10 @@ def load(path: Path, *kinds: str) -> Artifact:
     header, _ = read_header(path)
     if header.kind not in kinds:
         raise ArtifactError(f"{path} is of kind {header.kind}; {' or '.join(kinds)} is needed here")
-    return Artifact(header, load_file(path))
+    tensors = load_file(path)
+    if not TENSORS.get(header.kind, frozenset()) <= tensors.keys():
+        raise ArtifactError(f"{path} is damaged: tensors are missing; make it again")
+    return Artifact(header, tensors)
 
 
 def model_file(path: Path) -> Path:

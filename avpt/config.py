@@ -81,7 +81,7 @@ class Config:
 class OutputConfig(Config):
     """A command that writes files."""
 
-    seed: Annotated[int, Option(min=0, help="Fixes everything that is random.")] = 0
+    seed: Annotated[int, Option(min=0, max=2**63 - 1, help="Fixes everything that is random.")] = 0
     overwrite: Annotated[
         bool, Option("--overwrite", help="Start over: remove what avpt wrote at --out."), Transient
     ] = False
@@ -104,7 +104,9 @@ class PreprocessConfig(OutputConfig):
         Path | None,
         Option(help="Folder that the manifest's paths start from.", show_default="the manifest's"),
     ] = None
-    seed: Annotated[int, Option(min=0, help="Taken like everywhere; nothing here is random."), Transient] = 0
+    seed: Annotated[
+        int, Option(min=0, max=2**63 - 1, help="Taken like everywhere; nothing here is random."), Transient
+    ] = 0
     sample_rate: Annotated[int, Option(min=1000, max=384000, help="Hz of the resampled sound.")] = 16000
     mel_bins: Annotated[int, Option(min=4, max=1024, help="Mel filters of the spectrogram.")] = 128
     spectrogram_frames: Annotated[int, Option(min=1, help="10 ms frames a clip is padded or cut to.")] = 1024

@@ -19,6 +19,7 @@ from avpt.errors import OutputError
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Give a path beside the final one to write to; flush it to disk and rename it when the block ends well."""
+    path = path.absolute()
     beside = path.with_name(f".{path.name}.tmp")
     try:
         yield beside
@@ -48,6 +49,21 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n")
 
 
+def read_record(path: Path, next_step: str) -> dict[str, Any]:
+    """Read a JSON object that avpt wrote.
+
+    Raises:
+        OutputError: it is missing or damaged; `next_step` says what to do then.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        record = None
+    if not isinstance(record, dict):
+        raise OutputError(f"{path} is damaged; {next_step}")
+    return record
+
+
 def sha256(path: Path) -> str:
     """The file's checksum in hexadecimal."""
     with path.open("rb") as file:
@@ -66,6 +82,9 @@ def claim(path: Path) -> Iterator[None]:
     Raises:
         OutputError: another process writes it, or its folder can't be written.
     """
+    path = path.absolute()
+    if not path.name:
+        raise OutputError(f"{path} is a folder of the machine's own; choose another --out")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = _lock(path.with_name(f".{path.name}.lock"))
@@ -143,17 +162,17 @@ def look_into(path: Path, settings_file: str, owned: re.Pattern[str], overwrite:
         raise OutputError(f"{path} holds files that avpt did not write ({listed}); choose another --out")
     if overwrite or not settings.exists():
         return None
-    try:
-        record: dict[str, Any] = json.loads(settings.read_text(encoding="utf-8"))
-    except ValueError:
-        raise OutputError(f"{settings} is damaged; --overwrite starts over") from None
+    record = read_record(settings, "--overwrite starts over")
+    if not all(isinstance(record.get(part), dict) for part in ("config", "inputs")):
+        raise OutputError(f"{settings} is damaged; --overwrite starts over")
     return record
 
 
 def begin(path: Path, settings_file: str, settings: Mapping[str, Any], overwrite: bool) -> None:
     """Make the folder (emptied of avpt's files when overwriting; `look_into` found no others) and say what it is."""
     if overwrite and path.exists():
-        shutil.rmtree(path)
+        for inside in path.iterdir():  # not the folder itself, which may be the one we stand in
+            shutil.rmtree(inside) if inside.is_dir() else inside.unlink()
     (path / settings_file).parent.mkdir(parents=True, exist_ok=True)
     write_json(path / settings_file, settings)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-from avpt.outputs import begin, differences, look_into, refuse
+from avpt.outputs import begin, differences, look_into, read_record, refuse
 from avpt.types import Report, Table
 
 OWNED = re.compile(
@@ -39,7 +38,7 @@ def find_summary(path: Path, settings: dict[str, Any], overwrite: bool) -> dict[
             raise refuse(path, different)
         return None
     summary = path / "summary.json"
-    return json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else None
+    return read_record(summary, "--overwrite starts over") if summary.exists() else None
 
 
 def begin_run(path: Path, settings: dict[str, Any], overwrite: bool) -> None:

@@ -5,6 +5,7 @@ N is the number of clips of a shard, F of its frames.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 
 from avpt.data.clip import ClipSettings, DecodedClip
 from avpt.errors import StoreError
-from avpt.outputs import atomic, sha256, sha256_json, write_json
+from avpt.outputs import atomic, sha256_json, write_json
 from avpt.types import SPLITS, Split
 
 SCHEMA = 1
@@ -67,8 +68,8 @@ def write_shard(
     num_frames = np.array([clip.num_audio_frames for clip in clips], dtype=np.int32)
     frames = [frame for clip in clips for frame in clip.frames]
 
-    hdf5 = path.with_name(f"{path.name}.h5")
-    with atomic(hdf5) as beside, h5py.File(beside, "w") as file:
+    # in memory first: HDF5 does not survive a full disk
+    with h5py.File("shard", "w", driver="core", backing_store=False) as file:
         file.attrs["schema"] = SCHEMA
         for name, value in sorted(settings.items()):
             file.attrs[name] = value
@@ -81,12 +82,16 @@ def write_shard(
         file["visual/byte_offset"] = _offsets(len(frame) for frame in frames)
         file["visual/bytes"] = np.frombuffer(b"".join(frames), dtype=np.uint8)
         file["visual/size"] = _joined([clip.sizes for clip in clips], (0, 2), np.int32)
+        file.flush()
+        image = file.id.get_file_image()
+    with atomic(path.with_name(f"{path.name}.h5")) as beside:
+        beside.write_bytes(image)
     real = [clip_fbank[:n].astype(np.float64) for clip_fbank, n in zip(fbank, num_frames, strict=True)]
     record = {
         "schema": SCHEMA,
         "clips": len(clips),
-        "bytes": hdf5.stat().st_size,
-        "sha256": sha256(hdf5),
+        "bytes": len(image),
+        "sha256": hashlib.sha256(image).hexdigest(),
         "sums": {
             "count": int(sum(values.size for values in real)),
             "sum": math.fsum(float(values.sum()) for values in real),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, TimeoutError, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
+from avpt.errors import AvptError
 from avpt.processes import die_with_parent
 
 Task = TypeVar("Task")
@@ -62,6 +64,8 @@ def run_isolated(
                     waiting[pool.schedule(function, args=(task,), timeout=timeout)] = task
             for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                 yield waiting.pop(future), _result(future, timeout)
+    except BrokenProcessPool as error:  # pebble's, where a worker dies between two tasks
+        raise AvptError("the worker pool broke down (out of memory?); run the same command again") from error
     finally:
         pool.stop()  # type: ignore[no-untyped-call]
         pool.join()

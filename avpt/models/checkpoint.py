@@ -38,7 +38,9 @@ def load_encoder(path: Path, modality: Modality) -> LoadedEncoder:
         encoder = build_encoder(spec)
         encoder.load_state_dict(state)
     except (KeyError, ValueError, RuntimeError) as error:
-        raise ArtifactError(f"{path} does not fit its own spec ({str(error).splitlines()[0]}); make it again") from None
+        raise ArtifactError(
+            f"{path} does not fit its own spec ({next(iter(str(error).splitlines()), '')}); make it again"
+        ) from None
     if spec.modality != modality:
         article = "an" if spec.modality == "audio" else "a"
         raise ArtifactError(

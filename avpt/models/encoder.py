@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torchvision
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torchvision.models import ResNet
 from avpt.models.abri import AbriBatchNorm2d
 from avpt.types import Modality
 
+ARCHS = ("resnet18", "resnet34", "resnet50")
 CHANNELS: dict[Modality, int] = {"audio": 1, "visual": 3}
 
 Norm = Literal["batchnorm", "abri-channel", "abri-layer"]
@@ -85,5 +86,12 @@ def norm_parameters(model: nn.Module) -> set[nn.Parameter]:
 
 
 def encoder_spec(values: dict[str, Any]) -> EncoderSpec:
-    """The spec from an artifact's header."""
-    return EncoderSpec(values["arch"], values["modality"], values["norm"])
+    """The spec from an artifact's header.
+
+    Raises:
+        ValueError: it names something that avpt does not build.
+    """
+    spec = EncoderSpec(values["arch"], values["modality"], values["norm"])
+    if spec.arch not in ARCHS or spec.modality not in CHANNELS or spec.norm not in get_args(Norm):
+        raise ValueError(f"unknown encoder {spec}")
+    return spec

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import pickle
-import zipfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +24,8 @@ from avpt.errors import ArtifactError
 from avpt.models.abri import fold_state_dict
 from avpt.models.encoder import CHANNELS, EncoderSpec, build_encoder
 from avpt.types import Modality
+
+log = logging.getLogger(__name__)
 
 WRAPPERS = ("state_dict", "model")  # under which checkpoints keep their weights
 PREFIXES = ("module.", "backbone.", "encoder.")
@@ -54,10 +59,13 @@ def imagenet_weights(arch: str) -> dict[str, Tensor]:
         ArtifactError: neither can be had.
     """
     weights = torchvision.models.get_model_weights(arch).IMAGENET1K_V1
+    cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    if not cache.exists():
+        log.info("downloading %s to %s", weights.url, cache)
     try:
-        state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        with contextlib.redirect_stdout(io.StringIO()):  # torch.hub prints there, where only results belong
+            state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (URLError, OSError, RuntimeError) as error:
-        cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
         raise ArtifactError(
             f"ImageNet weights of {arch} are neither in torchvision's cache nor to be downloaded ({error}); "
             f"fetch {weights.url} elsewhere and put it at {cache}, or give --weights that file"
@@ -85,8 +93,10 @@ def read_weights(path: Path, modality: Modality) -> tuple[dict[str, Tensor], lis
     """
     state = {name: value for name, value in _unwrap(_read(path)).items() if isinstance(value, Tensor)}
     dropped: list[str] = []
+    others = [prefix for stream in STREAMS.values() for prefix in stream]
     while "conv1.weight" not in state:
-        inner = [prefix for prefix in (*STREAMS[modality], *PREFIXES) if any(key.startswith(prefix) for key in state)]
+        prefixes = (*STREAMS[modality], *PREFIXES, *others)  # of two streams the modality's own, a lone one in any case
+        inner = [prefix for prefix in prefixes if any(key.startswith(prefix) for key in state)]
         if not inner:
             found = _listed(sorted(state)) if state else "no tensors"
             raise ArtifactError(f"{path} is not a ResNet in torchvision's layout: no conv1.weight ({found})")
@@ -105,14 +115,17 @@ def _read(path: Path) -> Any:
         if path.suffix == ".safetensors":
             raise ArtifactError(f"{path} is cut short, damaged, or not a safetensors file ({error})") from None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old pickle protocols; what can't be read is told below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ArtifactError(
             f"{path} holds more than tensors (a pickle with code in it, or not a checkpoint at all) and is refused; "
             "where you trust it, save its state_dict() alone"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ArtifactError(f"{path} is not a readable checkpoint ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # torch raises whatever its readers raise
+        told = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise ArtifactError(f"{path} is not a readable checkpoint ({told})") from None
 
 
 def _unwrap(value: Any) -> dict[str, Any]:
@@ -171,8 +184,11 @@ def fit_weights(
         elif name not in fitted:
             problems.append(f"{name} is unknown")
     if problems:
-        hint = f"it looks like {guess}: try --arch {guess}; " if (guess := _guess_arch(state)) != spec.arch else ""
-        raise ArtifactError(f"{source} does not fit {spec.arch}: {hint}{_listed(problems, 8, '; ')}")
+        guess = _guess_arch(state)
+        if guess != spec.arch:  # then nearly nothing fits, and the list would only hide the reason
+            few = _listed(problems, 4, "; ")
+            raise ArtifactError(f"{source} does not fit {spec.arch}: it looks like {guess}: try --arch {guess} ({few})")
+        raise ArtifactError(f"{source} does not fit {spec.arch}: {'; '.join(problems)}")
     return fitted, report
 
 

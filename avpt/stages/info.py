@@ -14,6 +14,7 @@ from avpt import artifacts
 from avpt.config import InfoConfig
 from avpt.data.store import SplitIndex, Store
 from avpt.errors import ArtifactError
+from avpt.outputs import read_record
 from avpt.types import Report, Table
 
 
@@ -43,11 +44,11 @@ def describe_artifact(path: Path) -> Report:
 
 def describe_run(path: Path) -> Report:
     """A run folder, finished or not."""
-    settings = json.loads((path / "checkpoint" / "settings.json").read_text(encoding="utf-8"))
+    settings = read_record(path / "checkpoint" / "settings.json", "run the command that made it again")
     finished = (path / "summary.json").exists()
-    metrics = path / "metrics.jsonl"
-    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
-    epochs = [json.loads(line) for line in lines]
+    if finished:
+        read_record(path / "summary.json", "run the command that made it again with --overwrite")
+    epochs = _read_epochs(path / "metrics.jsonl")
     summary: dict[str, Any] = {
         "path": str(path),
         "kind": "run",
@@ -108,6 +109,14 @@ def describe_store(store: Store) -> Report:
         Table("clips per class", ("class", *splits), class_rows),
     ]
     return Report(summary, tables=tables)
+
+
+def _read_epochs(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [{"epoch": row["epoch"], **row} for row in map(json.loads, lines)]
+    except (ValueError, KeyError, TypeError):
+        raise ArtifactError(f"{path} is damaged; run the command that made it again with --overwrite") from None
 
 
 def _clips_per_class(store: Store, index: SplitIndex) -> dict[str, int]:

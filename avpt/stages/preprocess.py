@@ -104,7 +104,7 @@ def make_shards(config: PreprocessConfig, shards: list[Shard], missing: list[Sha
     total = sum(len(shard.clips) for shard in shards)
     by_name = {shard.name: shard for shard in missing}
     gathered: dict[str, dict[int, DecodedClip | Failure]] = {name: {} for name in by_name}
-    began, failed = time.perf_counter(), 0
+    began, failed = time.perf_counter(), count_failures(config.out, shards)
     workers = min(config.workers or num_cores(), len(tasks))
     results = run_isolated(decode_task, tasks, workers=workers, timeout=config.clip_timeout, preload="avpt.data.decode")
     with track(total, "preprocess") as show:
@@ -170,6 +170,11 @@ def encode_labels(labels: list[tuple[str, ...]], classes: tuple[str, ...], multi
     for row, names in enumerate(labels):
         encoded[row, [number[name] for name in names]] = 1
     return encoded
+
+
+def count_failures(out: Path, shards: list[Shard]) -> int:
+    """Failures of the shards that are there."""
+    return sum(len(record["failures"]) for shard in shards if (record := read_shard_record(out / shard.name)))
 
 
 def read_records(out: Path, shards: list[Shard]) -> dict[str, list[tuple[str, dict[str, Any]]]]:

@@ -35,10 +35,10 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(
-            f"--device {name} can't be used here ({str(error).splitlines()[0]}); try auto or cpu"
+            f"--device {name} can't be used here ({next(iter(str(error).splitlines()), '')}); try auto or cpu"
         ) from None
     return device
 

@@ -1,0 +1,533 @@
+"""What every command has in common: where output goes, exit codes, running again, locks, help and completion."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import typer.main
+from conftest import (
+    PATCHES,
+    ROOT,
+    STORE_OPTIONS,
+    TRAIN_OPTIONS,
+    Experiment,
+    avpt,
+    done,
+    files_of,
+    finetune,
+    fuse,
+    write_manifest,
+)
+
+from avpt import __version__, config
+from avpt.cli import app
+
+COMMANDS = ("preprocess", "init", "finetune-unimodal", "score-confidence", "fuse-train", "info")
+HEAVY = ("torch", "torchvision", "torchaudio", "h5py", "av", "numpy", "sklearn", "safetensors", "matplotlib")
+STEPS = ("store", "visual_init", "audio_init", "visual", "audio", "confidence", "fused")
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+def step(experiment: Experiment, name: str) -> tuple[str | Path, ...]:
+    """The command that made a part of the experiment, with its --out."""
+    runs = ("--audio", experiment.audio, "--visual", experiment.visual)
+    confidence = ("--confidence", experiment.confidence, "--mask-threshold", "0.1")
+    commands: dict[str, tuple[str | Path, ...]] = {
+        "store": ("preprocess", experiment.manifest, *STORE_OPTIONS),
+        "visual_init": ("init", "--modality", "visual", "--weights", "random"),
+        "audio_init": ("init", "--modality", "audio", "--weights", experiment.visual, "--bn", "abri"),
+        "visual": finetune(experiment, "visual", experiment.visual_init),
+        "audio": finetune(experiment, "audio", experiment.audio_init),
+        "confidence": ("score-confidence", *runs, *PATCHES),
+        "fused": (*fuse(experiment), *confidence),
+    }
+    return (*commands[name], "--out", getattr(experiment, name))
+
+
+def state_of(path: Path) -> dict[str, tuple[int, int, str]]:
+    """Inode, time and checksum of a file, or of every file and folder below one."""
+    found = {}
+    for item in (path, *path.rglob("*")):
+        stat = item.stat()
+        content = hashlib.sha256(item.read_bytes()).hexdigest() if item.is_file() else ""
+        found[str(item)] = (stat.st_ino, stat.st_mtime_ns, content)
+    return found
+
+
+# --- light start -------------------------------------------------------------------------------------------------
+
+REPORT_LOADED = f"print('loaded:', *[name for name in {HEAVY!r} if name in sys.modules])"
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | ONE_THREAD | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_importing_the_command_line_loads_nothing_heavy() -> None:
+    process = python(f"import sys, avpt.cli; {REPORT_LOADED}")
+    assert process.stdout == "loaded:\n", process.stderr
+
+
+def test_help_of_every_command_loads_nothing_heavy() -> None:
+    code = f"""
+import sys
+from avpt.cli import app
+for arguments in {[[], *([name] for name in COMMANDS)]!r}:
+    try:
+        app([*arguments, "--help"], prog_name="avpt")
+    except SystemExit as error:
+        print("code:", error.code)
+try:
+    app(["--version"], prog_name="avpt")
+except SystemExit as error:
+    print("code:", error.code)
+{REPORT_LOADED}
+"""
+    process = python(code)
+    lines = process.stdout.splitlines()
+    assert lines[-1] == "loaded:", process.stderr
+    assert [line for line in lines if line.startswith("code:")] == ["code: 0"] * (len(COMMANDS) + 2)
+    assert process.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("avpt fin", "finetune-unimodal"),
+        ("avpt preprocess --mel", "--mel-bins"),
+        ("avpt init --bn ab", "abri"),
+        ("avpt fuse-train --fusion g", "gated"),
+    ],
+)
+def test_completion_loads_nothing_heavy(words: str, completed: str) -> None:
+    code = f"""
+import sys
+from avpt.cli import app
+try:
+    app(prog_name="avpt")
+except SystemExit:
+    pass
+{REPORT_LOADED}
+"""
+    last = str(len(words.split()) - 1)
+    process = python(code, _AVPT_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=last)
+    *found, loaded = process.stdout.splitlines()
+    assert loaded == "loaded:", process.stderr
+    assert completed in found
+
+
+def avpt_program() -> Path:
+    return Path(sysconfig.get_path("scripts")) / "avpt"
+
+
+@pytest.mark.parametrize(
+    ("shell", "file"),
+    [("bash", "avpt.bash"), ("zsh", "_avpt"), ("fish", "avpt.fish"), ("powershell", "avpt.ps1")],
+)
+def test_completion_files_are_what_the_program_prints(shell: str, file: str) -> None:
+    process = subprocess.run(
+        [avpt_program()],
+        env=os.environ | ONE_THREAD | {"_AVPT_COMPLETE": f"source_{shell}"},
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    assert len(process.stdout) > 100
+    assert (ROOT / "completions" / file).read_bytes() == process.stdout
+
+
+# --- help and options --------------------------------------------------------------------------------------------
+
+
+def test_version() -> None:
+    result = avpt("--version")
+    assert (result.code, result.stdout, result.stderr) == (0, f"avpt {__version__}\n", "")
+
+
+def test_the_program_and_the_module_say_the_same() -> None:
+    for command in ([avpt_program()], [sys.executable, "-m", "avpt"]):
+        process = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60, check=True)
+        assert process.stdout == f"avpt {__version__}\n"
+
+
+def test_every_command_is_listed_and_has_help() -> None:
+    everything = avpt("--help")
+    assert everything.code == 0
+    for name in COMMANDS:
+        assert name in everything.stdout
+        one = avpt(name, "--help")
+        assert (one.code, one.stderr) == (0, "")
+        assert "--debug" in one.stdout
+    assert set(commands()) == set(COMMANDS)
+
+
+REQUIRED = "required"
+COMMON: dict[str, Any] = {"--seed": 0, "--overwrite": False, "--json": False, "--quiet": False, "--debug": False}
+MASK: dict[str, Any] = {
+    "--mask": "adaptive",
+    "--mask-rule": "dominant",
+    "--mask-ratio": 0.5,
+    "--mask-ratio-audio": None,
+    "--mask-ratio-visual": None,
+    "--mask-eta": 1.0,
+    "--mask-threshold": 0.5,
+    "--audio-patch": "32x8",
+    "--visual-patch": 10,
+}
+TRAIN: dict[str, Any] = {
+    "store": REQUIRED,
+    "--out": REQUIRED,
+    "--epochs": 80,
+    "--batch-size": 64,
+    "--lr": 1e-3,
+    "--optimizer": "sgd",
+    "--momentum": 0.9,
+    "--weight-decay": 1e-4,
+    "--decay-norm": False,
+    "--schedule": "step",
+    "--milestones": "60",
+    "--lr-factor": 0.1,
+    "--warmup-epochs": 0,
+    "--image-size": 224,
+    "--num-frames": 3,
+    "--crop-scale": (0.08, 1.0),
+    "--flip": True,
+    "--spec-augment": (0, 0),
+    "--dynamics": "train",
+    "--val-fraction": 0.1,
+    "--workers": None,
+    "--device": "auto",
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "preprocess": {
+        "manifest": REQUIRED,
+        "--out": REQUIRED,
+        "--root": None,
+        "--sample-rate": 16000,
+        "--mel-bins": 128,
+        "--spectrogram-frames": 1024,
+        "--pad": "zero",
+        "--audio-dtype": "float16",
+        "--fps": 1.0,
+        "--max-frames": 10,
+        "--frame-size": 256,
+        "--frame-codec": "jpeg",
+        "--shard-size": 128,
+        "--multi-label": False,
+        "--limit": None,
+        "--workers": None,
+        "--clip-timeout": 60.0,
+        "--max-failures": 0.05,
+        "--retry-failures": False,
+        **COMMON,
+    },
+    "init": {
+        "--modality": REQUIRED,
+        "--out": REQUIRED,
+        "--arch": "resnet18",
+        "--weights": "imagenet",
+        "--bn": "keep",
+        "--abri": "channel",
+        "--alpha": 0.5,
+        "--abnormal-threshold": 1e-6,
+        "--conv1": "sum",
+        **COMMON,
+    },
+    "finetune-unimodal": {"--modality": REQUIRED, "--init": REQUIRED, **TRAIN, **COMMON},
+    "score-confidence": {
+        "--audio": REQUIRED,
+        "--visual": REQUIRED,
+        "--out": None,
+        "--skip-epochs": 0,
+        "--missing": "error",
+        "--csv": None,
+        **MASK,
+        **COMMON,
+    },
+    "fuse-train": {
+        "--audio": REQUIRED,
+        "--visual": REQUIRED,
+        "--confidence": None,
+        "--fusion": "concat",
+        **MASK,
+        **TRAIN,
+        **COMMON,
+    },
+    "info": {"path": REQUIRED, "--json": False, "--quiet": False, "--debug": False},
+}
+CONFIGS: dict[str, type[config.Config]] = {
+    "preprocess": config.PreprocessConfig,
+    "init": config.InitConfig,
+    "finetune-unimodal": config.FinetuneConfig,
+    "score-confidence": config.ScoreConfig,
+    "fuse-train": config.FuseConfig,
+}
+CHOICES = {
+    ("preprocess", "--pad"): ["zero", "repeat"],
+    ("preprocess", "--audio-dtype"): ["float16", "float32"],
+    ("preprocess", "--frame-codec"): ["jpeg", "raw"],
+    ("init", "--modality"): ["audio", "visual"],
+    ("init", "--arch"): ["resnet18", "resnet34", "resnet50"],
+    ("init", "--bn"): ["keep", "reset", "reset-abnormal", "abri"],
+    ("init", "--abri"): ["channel", "layer"],
+    ("init", "--conv1"): ["sum", "mean", "random"],
+    ("finetune-unimodal", "--optimizer"): ["sgd", "adam", "adamw"],
+    ("finetune-unimodal", "--schedule"): ["step", "cosine", "constant"],
+    ("finetune-unimodal", "--dynamics"): ["train", "eval"],
+    ("score-confidence", "--missing"): ["error", "skip"],
+    ("fuse-train", "--mask"): ["adaptive", "uniform", "none"],
+    ("fuse-train", "--mask-rule"): ["dominant", "released"],
+    ("fuse-train", "--fusion"): ["concat", "sum", "film", "gated"],
+}
+
+
+def commands() -> dict[str, Any]:
+    group: Any = typer.main.get_command(app)
+    found: dict[str, Any] = group.commands
+    return found
+
+
+def parameters(command: str) -> dict[str, Any]:
+    """By the name that a user types."""
+    found = {(param.opts[0] if param.opts else param.name): param for param in commands()[command].params}
+    return {name: param for name, param in found.items() if name != "--help"}
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_options_and_defaults(command: str) -> None:
+    found = {name: REQUIRED if param.required else param.default for name, param in parameters(command).items()}
+    assert found == OPTIONS[command]
+    for name, param in parameters(command).items():
+        assert param.help, f"{command} {name} has no help"
+
+
+@pytest.mark.parametrize(("command", "option"), CHOICES)
+def test_choices(command: str, option: str) -> None:
+    assert option in parameters(command)
+    kind, *_ = get_args(config.type_hints(CONFIGS[command])[option.removeprefix("--").replace("-", "_")])
+    assert list(get_args(kind)) == CHOICES[command, option]
+
+
+def test_flip_can_be_switched_off() -> None:
+    assert parameters("finetune-unimodal")["--flip"].secondary_opts == ["--no-flip"]
+
+
+# --- output ------------------------------------------------------------------------------------------------------
+
+METRICS = {"accuracy", "top5", "macro_f1", "loss"}
+FUSED_METRICS = METRICS | {"audio_accuracy", "visual_accuracy"}
+STATISTICS = {
+    f"{modality}_{name}" for modality in ("audio", "visual") for name in ("confidence", "variability", "correctness")
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_the_same_command_again_changes_nothing_and_prints_the_path(experiment: Experiment, name: str) -> None:
+    path = getattr(experiment, name)
+    before = state_of(path)
+    result = done(*step(experiment, name))
+    assert result.stdout == f"{path}\n"
+    assert state_of(path) == before
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_quiet_is_quiet(experiment: Experiment, name: str) -> None:
+    result = done(*step(experiment, name), "--quiet")
+    assert result.stdout == f"{getattr(experiment, name)}\n"
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_json_is_one_line_with_the_promised_fields(experiment: Experiment, name: str) -> None:
+    record = done(*step(experiment, name), "--json").json()
+    if name == "store":
+        assert record == {"store": str(experiment.store), "clips": 36, "failures": 0}
+    elif name.endswith("_init"):
+        assert {"name", "channels", "abnormal"} <= set(record["layers"][0])
+        assert len(record["layers"]) == 20
+        assert 0 <= record["abnormal_share"] <= 1
+    elif name == "confidence":
+        assert set(record) >= {"clips", "audio_dominates", "visual_dominates"} | STATISTICS
+        assert record["clips"] == 18
+        assert 0 <= record["audio_dominates"] + record["visual_dominates"] <= 1
+    else:
+        for split in ("val", "test"):
+            assert set(record[split]) == (FUSED_METRICS if name == "fused" else METRICS)
+        assert record["best_epoch"] in (1, 2)
+        assert record["epochs"] == 2
+        saved = json.loads((getattr(experiment, name) / "summary.json").read_text(encoding="utf-8"))
+        assert {key: record[key] for key in saved} == saved
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("options", [("--json", "--quiet"), ("--json", "--debug")])
+def test_json_is_the_same_line_each_time(experiment: Experiment, name: str, options: tuple[str, ...]) -> None:
+    first, second = (done(*step(experiment, name), *extra) for extra in (("--json",), options))
+    assert first.stdout == second.stdout
+    assert first.stdout.count("\n") == 1
+
+
+def test_json_of_the_run_that_makes_it_is_that_of_the_run_after(experiment: Experiment, tmp_path: Path) -> None:
+    commands = {
+        "init": ("init", "--modality", "visual", "--weights", "random", "--bn", "reset-abnormal"),
+        "scores": ("score-confidence", "--audio", experiment.audio, "--visual", experiment.visual, *PATCHES),
+        "store": ("preprocess", experiment.manifest, *STORE_OPTIONS, "--limit", "4"),
+        "run": (*finetune(experiment, "visual", experiment.visual_init), "--epochs", "1"),
+        "fused": (*fuse(experiment), "--mask", "none", "--epochs", "1"),
+    }
+    for name, command in commands.items():
+        lines = [done(*command, "--json", "--out", tmp_path / name).stdout for _ in range(2)]
+        assert lines[0] == lines[1]
+        json.loads(lines[0])
+
+
+def test_where_a_table_is_the_result_it_goes_to_stdout(experiment: Experiment) -> None:
+    scores = done("score-confidence", "--audio", experiment.audio, "--visual", experiment.visual, *PATCHES)
+    assert "confidence of 18 training clips" in scores.stdout
+    assert scores.stderr == ""
+    for path in (experiment.store, experiment.fused, experiment.confidence):
+        told = done("info", path)
+        assert path.name in told.stdout.replace("\n", "")
+        assert told.stderr == ""
+        assert done("info", path, "--json").json()["path"] == str(path)
+
+
+def test_tables_of_a_command_that_writes_go_to_stderr(experiment: Experiment) -> None:
+    result = done(*step(experiment, "visual"))
+    assert "visual alone, best epoch" in result.stderr
+
+
+# --- running again -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["store", "visual", "fused"])
+def test_workers_and_quiet_are_no_difference(experiment: Experiment, name: str) -> None:
+    before = state_of(getattr(experiment, name))
+    done(*step(experiment, name), "--workers", "3", "--quiet")
+    assert state_of(getattr(experiment, name)) == before
+
+
+def test_the_options_of_a_no_op_that_can_not_matter(experiment: Experiment) -> None:
+    done(*step(experiment, "store"), "--clip-timeout", "7", "--max-failures", "0.2", "--seed", "9")
+    done(*step(experiment, "confidence"), "--mask-ratio", "0.9", "--mask-rule", "released")
+
+
+@pytest.mark.parametrize("name", ["visual_init", "visual", "confidence", "fused"])
+def test_another_seed_is_another_run(experiment: Experiment, name: str) -> None:
+    before = state_of(getattr(experiment, name))
+    result = avpt(*step(experiment, name), "--seed", "1")
+    if name == "confidence":  # nothing random in it
+        assert result.code == 0
+    else:
+        assert result.code == 1
+        assert "seed: 0 there, 1 now" in result.error
+        assert "--overwrite" in result.error
+    assert state_of(getattr(experiment, name)) == before
+
+
+def test_moved_inputs_are_the_same_inputs(experiment: Experiment, tmp_path: Path) -> None:
+    shutil.copyfile(experiment.visual_init, tmp_path / "moved.safetensors")
+    shutil.copytree(experiment.store, tmp_path / "moved-store")
+    command = ("finetune-unimodal", tmp_path / "moved-store", "--modality", "visual", *TRAIN_OPTIONS)
+    before = state_of(experiment.visual)
+    done(*command, "--init", tmp_path / "moved.safetensors", "--out", experiment.visual)
+    assert state_of(experiment.visual) == before
+
+
+def test_overwrite_remakes_identical_bytes(experiment: Experiment, tmp_path: Path) -> None:
+    store = shutil.copytree(experiment.store, tmp_path / "store")
+    (store / "train-00000.h5").write_bytes(b"worn")
+    done(*step(experiment, "store")[:-1], store, "--overwrite", "--workers", "1")
+    assert files_of(store) == files_of(experiment.store)
+
+    init = tmp_path / "init.safetensors"
+    done("init", "--modality", "visual", "--weights", "random", "--seed", "5", "--out", init)
+    assert init.read_bytes() != experiment.visual_init.read_bytes()
+    done(*step(experiment, "visual_init")[:-1], init, "--overwrite")
+    assert init.read_bytes() == experiment.visual_init.read_bytes()
+
+    run = tmp_path / "visual"
+    done(*step(experiment, "visual")[:-1], run, "--epochs", "1", "--seed", "5")
+    done(*step(experiment, "visual")[:-1], run, "--overwrite", "--workers", "1")
+    assert files_of(run) == files_of(experiment.visual)
+    assert not list(tmp_path.glob(".*"))
+
+
+# --- one writer --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that writes the output, until it is killed."""
+    code = (
+        "import sys, time; from pathlib import Path; from avpt.outputs import claim\n"
+        "with claim(Path(sys.argv[1])): print('mine', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "mine\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_the_second_writer_is_refused(experiment: Experiment, name: str) -> None:
+    path = getattr(experiment, name)
+    before = state_of(path)
+    with claimed(path):
+        result = avpt(*step(experiment, name))
+        assert result.code == 1
+        assert result.stdout == ""
+        assert result.error == f"avpt: {path} is being written by another avpt; wait for it or choose another --out"
+        assert avpt(*step(experiment, name), "--overwrite").code == 1
+    assert state_of(path) == before
+
+
+def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
+    path = tmp_path / "init.safetensors"
+    command = ("init", "--modality", "audio", "--weights", "random", "--out", path)
+    with claimed(path) as holder:
+        assert avpt(*command).code == 1
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        assert (tmp_path / ".init.safetensors.lock").exists()
+        done(*command)
+    assert [file.name for file in tmp_path.iterdir()] == ["init.safetensors"]
+
+
+def test_a_clip_id_of_any_alphabet_goes_through(experiment: Experiment, tmp_path: Path) -> None:
+    """Names with spaces, non-Latin letters and a leading dash, as paths and as ids."""
+    folder = tmp_path / "-Ω dossier ü"
+    folder.mkdir()
+    source = next((ROOT / "recipes" / "av-mnist" / "audio").rglob("*.wav"))
+    shutil.copyfile(source, folder / "-песня 1.wav")
+    rows = [{"label": "ключ", "split": "train", "audio": "-песня 1.wav"}]
+    manifest = write_manifest(folder / "-manifest.csv", rows)
+    store = folder / "store"
+    result = done("preprocess", "--out", store, *STORE_OPTIONS, "--json", manifest)
+    assert result.json() == {"store": str(store), "clips": 1, "failures": 0}
+    assert done("info", store, "--json").json()["classes"] == ["ключ"]
