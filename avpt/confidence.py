@@ -4,17 +4,78 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from avpt import artifacts
-from avpt.errors import ArtifactError
+from avpt.errors import ArtifactError, ConfigError
 from avpt.types import MODALITIES, Modality
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """What one stage-1 run recorded."""
+
+    path: Path  # of the run
+    ids: list[str]
+    probability: Tensor  # (epochs, clips) float32 of the true class
+    correct: Tensor  # (epochs, clips) bool
+    input: dict[str, Any]  # the run's input pipeline
+
+    def of(self, ids: Sequence[str], skip_epochs: int) -> tuple[Tensor, Tensor]:
+        """(epochs, clips) probability and correctness of the given clips, without the first epochs.
+
+        Raises:
+            ConfigError: that would leave no epoch.
+        """
+        if skip_epochs >= len(self.probability):
+            raise ConfigError(f"--skip-epochs is {skip_epochs}; {self.path} has {len(self.probability)} epochs")
+        position = {clip_id: i for i, clip_id in enumerate(self.ids)}
+        columns = torch.tensor([position[clip_id] for clip_id in ids])
+        return self.probability[skip_epochs:, columns], self.correct[skip_epochs:, columns]
+
+
+def read_dynamics(path: Path, modality: Modality) -> Dynamics:
+    """The dynamics of a finished stage-1 run.
+
+    Raises:
+        ArtifactError: not a finished run, or one on the other modality.
+    """
+    artifact = artifacts.load(artifacts.run_file(path, "dynamics.safetensors"), "dynamics")
+    spec, tensors = artifact.header.spec, artifact.tensors
+    if spec["modality"] != modality:
+        raise ArtifactError(f"{path} is a run on {spec['modality']}; --{modality} needs a stage-1 run on {modality}")
+    return Dynamics(path, artifacts.unpack_ids(tensors), tensors["probability"], tensors["correct"], spec["input"])
+
+
+def join_ids(dynamics: dict[Modality, Dynamics], skip: bool) -> list[str]:
+    """Clip ids that both runs have, in the audio run's order.
+
+    Raises:
+        ArtifactError: they share none, or one lacks clips and `skip` is off.
+    """
+    ids = {modality: set(recorded.ids) for modality, recorded in dynamics.items()}
+    both = [clip_id for clip_id in dynamics["audio"].ids if clip_id in ids["visual"]]
+    if not both:
+        paths = " and ".join(str(recorded.path) for recorded in dynamics.values())
+        raise ArtifactError(f"{paths} have no clip in common; train both on one store")
+    only = {"visual": sorted(ids["audio"] - ids["visual"]), "audio": sorted(ids["visual"] - ids["audio"])}
+    lacking = [f"{len(missing)} in the {side} run ({_names(missing)})" for side, missing in only.items() if missing]
+    if lacking and not skip:
+        raise ArtifactError(f"clips are missing: {', '.join(lacking)}; --missing skip leaves them out")
+    if lacking:
+        log.warning("left out, being missing: %s", ", ".join(lacking))
+    return both
+
+
+def _names(ids: Sequence[str], most: int = 5) -> str:
+    return ", ".join(ids[:most]) + (", ..." if len(ids) > most else "")
 
 
 def statistics(probability: Tensor, correct: Tensor) -> dict[str, Tensor]:
@@ -98,7 +159,7 @@ def read_confidence(path: Path, ids: Sequence[str]) -> dict[Modality, Tensor]:
     if lacking and not skipped:
         raise ArtifactError(
             f"{path} has no confidence for {len(lacking)} of {len(ids)} training clips "
-            f"({', '.join(lacking[:3])}{', ...' * (len(lacking) > 3)}); "
+            f"({_names(lacking)}); "
             "score it from stage-1 runs on this store, with the same --val-fraction"
         )
     if lacking:

@@ -13,7 +13,7 @@ from avpt import config
 from avpt.cli import app
 
 RECIPES = sorted(path for path in (Path(__file__).parent.parent / "recipes").glob("*.sh") if path.name != "venv.sh")
-CONFIGS = {
+CONFIGS: dict[str, type[config.Config]] = {
     "preprocess": config.PreprocessConfig,
     "init": config.InitConfig,
     "finetune-unimodal": config.FinetuneConfig,

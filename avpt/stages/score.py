@@ -5,104 +5,55 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from avpt import artifacts
 from avpt.artifacts import Header
-from avpt.confidence import mask_ratios, statistics
 from avpt.config import ScoreConfig
-from avpt.data.dataset import InputSpec, grid
-from avpt.data.masking import patches_to_mask
-from avpt.data.transforms import num_patches
-from avpt.errors import ArtifactError, ConfigError
 from avpt.outputs import claim, sha256, write_text
 from avpt.types import MODALITIES, Modality, Report, Table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from avpt.confidence import Dynamics
 
 STATISTICS = ("confidence", "variability", "correctness")
 
 
-@dataclass(frozen=True)
-class Dynamics:
-    """What one stage-1 run recorded."""
-
-    ids: list[str]
-    probability: Tensor  # (epochs, clips)
-    correct: Tensor  # (epochs, clips)
-    input: InputSpec
-    sha256: str
-
-
 def run(config: ScoreConfig) -> Report:
+    """Do nothing where the confidences are already there; torch is loaded only when there is work."""
+    files = {modality: artifacts.run_file(getattr(config, modality), "dynamics.safetensors") for modality in MODALITIES}
+    inputs: dict[str, str] = {modality: sha256(file) for modality, file in files.items()}
+    header = Header(kind="confidence", config=config.record(), inputs=inputs)
+    if config.out is None:
+        return score(config, header)
+    with claim(config.out):
+        found = artifacts.reuse(config.out, header, config.overwrite)
+        if found is None or config.csv is not None:
+            return score(config, header, found)
+    return Report(found.metrics, (config.out,))
+
+
+def score(config: ScoreConfig, header: Header, found: Header | None = None) -> Report:
     """Average each clip's dynamics over epochs, join both modalities by clip id, show what masking would do."""
+    from avpt.confidence import join_ids, read_dynamics, statistics
+
     dynamics = {modality: read_dynamics(getattr(config, modality), modality) for modality in MODALITIES}
-    for modality, recorded in dynamics.items():
-        if config.skip_epochs >= len(recorded.probability):
-            raise ConfigError(
-                f"--skip-epochs is {config.skip_epochs}; the {modality} run has {len(recorded.probability)} epochs"
-            )
-    ids = join(dynamics["audio"].ids, dynamics["visual"].ids, config)
+    ids = join_ids(dynamics, skip=config.missing == "skip")
     columns: dict[str, Tensor] = {}
     for modality, recorded in dynamics.items():
-        position = {clip_id: i for i, clip_id in enumerate(recorded.ids)}
-        keep = torch.tensor([position[clip_id] for clip_id in ids])
-        rows = slice(config.skip_epochs, None)
-        values = statistics(recorded.probability[rows, keep], recorded.correct[rows, keep])
+        values = statistics(*recorded.of(ids, config.skip_epochs))
         columns |= {f"{modality}_{name}": column for name, column in values.items()}
-
     summary = summarize(columns)
-    header = Header(
-        kind="confidence",
-        config=config.record(),
-        inputs={modality: recorded.sha256 for modality, recorded in dynamics.items()},
-        metrics=summary,
-    )
-    if config.out is not None:
-        with claim(config.out):
-            if artifacts.reuse(config.out, header, config.overwrite) is None:
-                artifacts.save(config.out, header, columns | artifacts.pack_ids(ids))
+    if config.out is not None and found is None:
+        artifacts.save(config.out, replace(header, metrics=summary), columns | artifacts.pack_ids(ids))
     if config.csv is not None:
         write_csv(config.csv, ids, columns)
     tables = [statistics_table(columns), preview_table(columns, dynamics, config)]
     return Report(summary, (config.out,) if config.out else (), tables)
-
-
-def read_dynamics(path: Path, modality: Modality) -> Dynamics:
-    """The dynamics of a finished stage-1 run of the modality."""
-    file = artifacts.run_file(path, "dynamics.safetensors")
-    artifact = artifacts.load(file, "dynamics")
-    found = artifact.header.spec["modality"]
-    if found != modality:
-        raise ArtifactError(f"{path} is a run on {found}; --{modality} needs a stage-1 run on {modality}")
-    tensors = artifact.tensors
-    ids = artifacts.unpack_ids(tensors)
-    return Dynamics(
-        ids,
-        tensors["probability"],
-        tensors["correct"],
-        InputSpec(**artifact.header.spec["input"]),
-        sha256(file),
-    )
-
-
-def join(audio: Sequence[str], visual: Sequence[str], config: ScoreConfig) -> list[str]:
-    """Clip ids that both runs have, in the audio run's order.
-
-    Raises:
-        ArtifactError: one side lacks clips and --missing is error, or they share none.
-    """
-    only = {"visual": sorted(set(audio) - set(visual)), "audio": sorted(set(visual) - set(audio))}
-    both = [clip_id for clip_id in audio if clip_id in set(visual)] if only["visual"] else list(audio)
-    if not both:
-        raise ArtifactError(f"{config.audio} and {config.visual} have no clip in common; train both on one store")
-    lacking = [f"{len(ids)} in the {side} run ({_names(ids)})" for side, ids in only.items() if ids]
-    if lacking and config.missing == "error":
-        raise ArtifactError(f"clips are missing: {', '.join(lacking)}; --missing skip leaves them out")
-    return both
 
 
 def summarize(columns: dict[str, Tensor]) -> dict[str, Any]:
@@ -141,6 +92,11 @@ def statistics_table(columns: dict[str, Tensor]) -> Table:
 
 def preview_table(columns: dict[str, Tensor], dynamics: dict[Modality, Dynamics], config: ScoreConfig) -> Table:
     """What `fuse-train` would mask with the same mask options."""
+    from avpt.confidence import mask_ratios
+    from avpt.data.dataset import InputSpec, grid
+    from avpt.data.masking import patches_to_mask
+    from avpt.data.transforms import num_patches
+
     ratios = mask_ratios(
         {modality: columns[f"{modality}_confidence"] for modality in MODALITIES},
         mask=config.mask,
@@ -151,7 +107,8 @@ def preview_table(columns: dict[str, Tensor], dynamics: dict[Modality, Dynamics]
     )
     rows = []
     for modality in MODALITIES:
-        patches = num_patches(*grid(dynamics[modality].input, modality), config.patch[modality])
+        plane = grid(InputSpec(**dynamics[modality].input), modality)
+        patches = num_patches(*plane, config.patch[modality])
         ratio = ratios[modality]
         some = ratio > 0
         floored = some & (patches_to_mask(ratio, patches) == 0)
@@ -170,7 +127,3 @@ def preview_table(columns: dict[str, Tensor], dynamics: dict[Modality, Dynamics]
         ("", "clips with a ratio", "mean of them", "highest", "patches", "floor to nothing"),
         rows,
     )
-
-
-def _names(ids: Sequence[str], most: int = 5) -> str:
-    return ", ".join(ids[:most]) + (", ..." if len(ids) > most else "")
