@@ -41,6 +41,19 @@ def track(total: int, what: str) -> Iterator[Callable[[int, int], None]]:
         yield _lines(total, what)
 
 
+class _Rate:
+    """Clips per second since the first one was done: neither what was there before nor the start-up counts."""
+
+    def __init__(self) -> None:
+        self.calls, self.first, self.began = 0, 0, 0.0
+
+    def __call__(self, done: int) -> float:
+        self.calls += 1
+        if self.calls <= 2:  # the state at the start, then the first clip
+            self.first, self.began = done, time.monotonic()
+        return (done - self.first) / max(time.monotonic() - self.began, 1e-9)
+
+
 @contextmanager
 def _bar(total: int, what: str) -> Iterator[Callable[[int, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -55,29 +68,24 @@ def _bar(total: int, what: str) -> Iterator[Callable[[int, int], None]]:
     )
     with Progress(*columns, console=console(), transient=True) as progress:
         task = progress.add_task(what, total=total, rate="", failed=0)
-        began, at_start = time.monotonic(), -1
+        rate = _Rate()
 
         def show(done: int, failed: int) -> None:
-            nonlocal at_start
-            at_start = done if at_start < 0 else at_start  # what was there before does not count as speed
-            rate = (done - at_start) / max(time.monotonic() - began, 1e-9)
-            progress.update(task, completed=done, rate=f"{rate:.1f}/s", failed=failed)
+            progress.update(task, completed=done, rate=f"{rate(done):.1f}/s", failed=failed)
 
         yield show
 
 
 def _lines(total: int, what: str) -> Callable[[int, int], None]:
-    began, at_start, last = time.monotonic(), -1, time.monotonic()
+    rate, last = _Rate(), time.monotonic()
 
     def show(done: int, failed: int) -> None:
-        nonlocal at_start, last
-        at_start = done if at_start < 0 else at_start
-        now = time.monotonic()
-        if now - last < LINE_EVERY and done < total:
+        nonlocal last
+        speed = rate(done)
+        if time.monotonic() - last < LINE_EVERY and done < total:
             return
-        last = now
-        rate = (done - at_start) / max(now - began, 1e-9)
-        left = f"{(total - done) / rate:.0f} s left" if rate > 0 else "time left unknown"
-        log.info("%s: %d of %d, %.1f/s, %s, %d failed", what, done, total, rate, left, failed)
+        last = time.monotonic()
+        left = f"{(total - done) / speed:.0f} s left" if speed > 0 else "time left unknown"
+        log.info("%s: %d of %d, %.1f/s, %s, %d failed", what, done, total, speed, left, failed)
 
     return show

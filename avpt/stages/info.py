@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -145,7 +146,10 @@ def _flat(prefix: str, value: Any) -> list[tuple[str, str]]:
     """Nested values as dotted names."""
     if isinstance(value, Mapping):
         return [row for name, inner in value.items() for row in _flat(f"{prefix}.{name}", inner)]
-    return [(prefix, f"{value:.6g}" if isinstance(value, float) else str(value))]
+    if isinstance(value, float):
+        return [(prefix, f"{value:.6g}")]
+    text = str(value)
+    return [(prefix, f"{text[:13]}..." if re.fullmatch("[0-9a-f]{64}", text) else text)]  # --json has all of it
 
 
 def _curve(row: Mapping[str, Any]) -> dict[str, float]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
+from avpt.errors import AvptError
+
 
 def loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy, or binary cross-entropy when multi-label."""
@@ -38,9 +40,14 @@ def metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
     Single-label: accuracy, top5, macro_f1 (over the classes that occur), loss.
     Multi-label: map and auc (over the classes for which they are defined), accuracy of the top label, loss.
+
+    Raises:
+        AvptError: the logits are not numbers.
     """
     from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
+    if not logits.isfinite().all():
+        raise AvptError("the model's logits are no longer numbers; lower --lr")
     values = {"loss": float(loss(logits.double(), labels.double() if labels.ndim > 1 else labels))}
     values["accuracy"] = accuracy(logits, labels)
     if labels.ndim == 1:
