@@ -82,6 +82,8 @@ def read_header(path: Path) -> tuple[Header, dict[str, tuple[str, list[int]]]]:
             tensors = {name: (part.get_dtype(), list(part.get_shape())) for name, part in slices.items()}
     except SafetensorError as error:
         raise ArtifactError(f"{path} is cut short, damaged, or not a safetensors file ({error})") from None
+    except OSError as error:  # safetensors says of every file that it can't open that there is none
+        raise ArtifactError(f"{path} can't be read; look at its permissions ({error})") from None
     if "avpt" not in metadata:
         raise ArtifactError(
             f"{path} is a safetensors file that avpt did not write; "
@@ -149,7 +151,7 @@ def run_file(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def reuse(path: Path, header: Header, overwrite: bool) -> Header | None:
+def reuse(path: Path, header: Header, defaults: Mapping[str, Any], overwrite: bool) -> Header | None:
     """The header of an artifact that is already there and was made in just this way, or None to make it.
 
     Raises:
@@ -167,7 +169,7 @@ def reuse(path: Path, header: Header, overwrite: bool) -> Header | None:
         return None
     if found.kind != header.kind:
         raise OutputError(f"{path} holds a {found.kind}; choose another --out, or --overwrite to replace it")
-    if different := differences(asdict(found), asdict(header)):
+    if different := differences(asdict(found), asdict(header), defaults):
         raise refuse(path, different)
     return found
 

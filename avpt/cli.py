@@ -10,6 +10,7 @@ import logging
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -43,7 +44,10 @@ def command(config_type: type[ConfigT]) -> Callable[[Callable[[ConfigT], Report]
             try:
                 _start(quiet=options["quiet"])
                 settings = config_type(**options)
-                _show(body(settings), settings)
+                with warnings.catch_warnings():
+                    if settings.quiet:
+                        warnings.simplefilter("ignore")
+                    _show(body(settings), settings)
             except AvptError as error:
                 _fail(str(error), 1, with_debug)
             except OSError as error:  # full disk, permissions: the machine's word, with the file's name

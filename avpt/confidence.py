@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from avpt import artifacts
-from avpt.errors import ArtifactError, ConfigError
+from avpt.errors import ArtifactError, ConfigError, listed
 from avpt.types import MODALITIES, Modality
 
 log = logging.getLogger(__name__)
@@ -66,16 +66,12 @@ def join_ids(dynamics: dict[Modality, Dynamics], skip: bool) -> list[str]:
         paths = " and ".join(str(recorded.path) for recorded in dynamics.values())
         raise ArtifactError(f"{paths} have no clip in common; train both on one store")
     only = {"visual": sorted(ids["audio"] - ids["visual"]), "audio": sorted(ids["visual"] - ids["audio"])}
-    lacking = [f"{len(missing)} in the {side} run ({_names(missing)})" for side, missing in only.items() if missing]
+    lacking = [f"{len(missing)} in the {side} run ({listed(missing)})" for side, missing in only.items() if missing]
     if lacking and not skip:
         raise ArtifactError(f"clips are missing: {', '.join(lacking)}; --missing skip leaves them out")
     if lacking:
         log.warning("left out, being missing: %s", ", ".join(lacking))
     return both
-
-
-def _names(ids: Sequence[str], most: int = 5) -> str:
-    return ", ".join(ids[:most]) + (", ..." if len(ids) > most else "")
 
 
 def statistics(probability: Tensor, correct: Tensor) -> dict[str, Tensor]:
@@ -144,10 +140,12 @@ def mask_ratios(
     return {modality: values.clamp(min=0).float() for modality, values in ratios.items()}
 
 
-def read_confidence(path: Path, ids: Sequence[str]) -> dict[Modality, Tensor]:
-    """Mean confidence of each training clip, (clips,) per modality, in the order of `ids`.
+def read_confidence(path: Path, ids: Sequence[str]) -> tuple[dict[Modality, Tensor], Tensor]:
+    """Mean confidence of the training clips.
 
-    A clip that `score-confidence --missing skip` left out counts as 0 on both sides, which masks nothing.
+    Returns:
+        Per modality (known,), and (known,) positions in `ids` of the clips that have one: all of them, but for
+        those that `score-confidence --missing skip` left out.
 
     Raises:
         ArtifactError: not a confidence artifact, or it is of other clips.
@@ -155,19 +153,22 @@ def read_confidence(path: Path, ids: Sequence[str]) -> dict[Modality, Tensor]:
     artifact = artifacts.load(path, "confidence")
     position = {clip_id: i for i, clip_id in enumerate(artifacts.unpack_ids(artifact.tensors))}
     lacking = [clip_id for clip_id in ids if clip_id not in position]
-    skipped = artifact.header.config["missing"] == "skip" and len(lacking) < len(ids)
+    skipped = artifact.header.config.get("missing") == "skip" and position.keys() <= set(ids)
     if lacking and not skipped:
         raise ArtifactError(
-            f"{path} has no confidence for {len(lacking)} of {len(ids)} training clips "
-            f"({_names(lacking)}); "
+            f"{path} has no confidence for {len(lacking)} of {len(ids)} training clips ({listed(lacking)}); "
             "score it from stage-1 runs on this store, with the same --val-fraction"
         )
     if lacking:
         log.warning("%d of %d training clips have no confidence and are not masked", len(lacking), len(ids))
     known = torch.tensor([i for i, clip_id in enumerate(ids) if clip_id in position])
-    order = torch.tensor([position[clip_id] for clip_id in ids if clip_id in position])
-    zeros = torch.zeros(len(ids))
-    return {m: zeros.index_copy(0, known, artifact.tensors[f"{m}_confidence"][order]) for m in MODALITIES}
+    order = torch.tensor([position[ids[i]] for i in known.tolist()])
+    return {m: artifact.tensors[f"{m}_confidence"][order] for m in MODALITIES}, known
+
+
+def spread(ratios: dict[Modality, Tensor], known: Tensor, num_clips: int) -> dict[Modality, Tensor]:
+    """Ratios of the known clips among all clips, (clips,); the others are not masked."""
+    return {m: torch.zeros(num_clips).index_copy(0, known, values) for m, values in ratios.items()}
 
 
 def save_ratios(path: Path, header: artifacts.Header, ratios: dict[Modality, Tensor], ids: Sequence[str]) -> None:

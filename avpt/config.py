@@ -74,7 +74,16 @@ class Config:
             kind, *metadata = get_args(type_hints(type(self))[field.name])
             if Transient not in metadata and Path not in (kind, *get_args(kind)):
                 recorded[field.name] = getattr(self, field.name)
-        return recorded
+        return {name: value for name, value in recorded.items() if name not in self.idle()}
+
+    def idle(self) -> set[str]:
+        """Options that change nothing beside the others as they are."""
+        return set()
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The default of every option that has one."""
+        return {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING and f.init}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -153,6 +162,10 @@ class InitConfig(OutputConfig):
         Literal["sum", "mean", "random"], Option(help="First convolution across 1 and 3 input channels.")
     ] = "sum"
 
+    def idle(self) -> set[str]:
+        """ABRi's own options without ABRi."""
+        return super().idle() | (set() if self.bn == "abri" else {"abri", "alpha"})
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MaskConfig(OutputConfig):
@@ -183,6 +196,11 @@ class MaskConfig(OutputConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.patch
+
+    def idle(self) -> set[str]:
+        """The shape of a mask without masking."""
+        masking = {f.name for f in dataclasses.fields(MaskConfig)} - {f.name for f in dataclasses.fields(OutputConfig)}
+        return super().idle() | (masking - {"mask"} if self.mask == "none" else set())
 
     @property
     def patch(self) -> dict[Modality, tuple[int, int]]:
@@ -242,13 +260,18 @@ class TrainConfig(OutputConfig):
         Option(min=0, help="Loading processes; 0 loads in the main one.", show_default="cores - 1"),
         Transient,
     ] = None
-    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps, ...")] = "auto"
+    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps, ...; artifacts say which"), Transient] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.milestone_epochs
         if self.crop_scale[0] > self.crop_scale[1]:
             raise ConfigError(f"--crop-scale is {self.crop_scale[0]:g} {self.crop_scale[1]:g}; the smaller comes first")
+
+    def idle(self) -> set[str]:
+        """What another schedule or optimiser would look at."""
+        idle = set() if self.schedule == "step" else {"milestones", "lr_factor"}
+        return super().idle() | idle | (set() if self.optimizer == "sgd" else {"momentum"})
 
     @property
     def milestone_epochs(self) -> tuple[int, ...]:
@@ -265,6 +288,11 @@ class FinetuneConfig(TrainConfig):
 
     modality: Annotated[Modality, Option(help="Stream to train on.")]
     init: Annotated[Path, Option(help="Encoder artifact, or the run folder of an earlier fine-tuning.")]
+
+    def idle(self) -> set[str]:
+        """The other modality's input."""
+        pictures = {"image_size", "num_frames", "crop_scale", "flip"}
+        return super().idle() | (pictures if self.modality == "audio" else {"spec_augment"})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

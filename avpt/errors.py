@@ -1,5 +1,12 @@
 """Everything that a user can fix is an AvptError: one line that names the thing and the next step."""
 
+from collections.abc import Sequence
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Names for a message: all of a few, the first of many with a count of the rest."""
+    return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")
+
 
 class AvptError(Exception):
     """A problem with a file or a value that the user can fix; told in one line, exit code 1."""

@@ -7,13 +7,14 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from avpt.errors import OutputError
+
+COMPLETE = ("store.json", "summary.json")  # written last: they declare a folder finished
 
 
 @contextmanager
@@ -25,6 +26,7 @@ def atomic(path: Path) -> Iterator[Path]:
         yield beside
         with beside.open("rb+") as file:
             os.fsync(file.fileno())
+        beside.chmod(0o666 & ~_umask())  # safetensors would keep its files to their owner
         beside.replace(path)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)  # h5py puts a paragraph into strerror
@@ -38,10 +40,16 @@ def atomic(path: Path) -> Iterator[Path]:
         os.close(folder)
 
 
+def _umask() -> int:
+    mask = os.umask(0)  # the only way to read it is to set it
+    os.umask(mask)
+    return mask
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a small text file, complete or not at all."""
     with atomic(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_text(text, encoding="utf-8", newline="")
 
 
 def write_json(path: Path, value: object) -> None:
@@ -112,17 +120,22 @@ def _lock(path: Path) -> int:
         os.close(handle)  # its last owner removed the file between our two calls: take a fresh one
 
 
-def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What differs between two provenance records, each as `name: A there, B now`."""
+def differences(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> list[str]:
+    """What differs between two provenance records, each as `name: A there, B now`.
+
+    An option that the record found does not have counts as its default: it is younger than the record.
+    """
     # through JSON, so that what was read back compares equal to what would be written
-    found, wanted = json.loads(json.dumps(found)), json.loads(json.dumps(wanted))
-    lines = []
-    for part in ("config", "inputs"):
-        old, new = found.get(part, {}), wanted.get(part, {})
-        for name in sorted(old.keys() | new.keys()):
-            if old.get(name) != new.get(name):
-                lines.append(f"{name}: {_short(old.get(name))} there, {_short(new.get(name))} now")
-    return lines
+    found, wanted, defaults = (json.loads(json.dumps(record)) for record in (found, wanted, defaults or {}))
+    options, inputs = defaults | found["config"], found["inputs"]
+    pairs = [(name, options.get(name), value) for name, value in wanted["config"].items()]
+    names = inputs.keys() | wanted["inputs"].keys()
+    pairs += [(name, inputs.get(name), wanted["inputs"].get(name)) for name in names]
+    return [
+        f"{name}: {_short(old)} there, {_short(new)} now" for name, old, new in sorted(pairs, key=str) if old != new
+    ]
 
 
 def _short(value: Any) -> str:
@@ -169,10 +182,16 @@ def look_into(path: Path, settings_file: str, owned: re.Pattern[str], overwrite:
 
 
 def begin(path: Path, settings_file: str, settings: Mapping[str, Any], overwrite: bool) -> None:
-    """Make the folder (emptied of avpt's files when overwriting; `look_into` found no others) and say what it is."""
-    if overwrite and path.exists():
-        for inside in path.iterdir():  # not the folder itself, which may be the one we stand in
-            shutil.rmtree(inside) if inside.is_dir() else inside.unlink()
+    """Make the folder and say what it is; what avpt left there is removed unless it is taken up again.
+
+    Settings go last when files are removed, and come first when they are made: a kill at any moment leaves
+    files only beside the settings that they were made with.
+    """
+    if path.exists() and (overwrite or not (path / settings_file).exists()):
+        # `look_into` found no files but avpt's; the folder itself may be the one we stand in
+        files = sorted(_files(path), key=lambda name: (name == settings_file, name not in COMPLETE))
+        for name in files:
+            (path / name).unlink()
     (path / settings_file).parent.mkdir(parents=True, exist_ok=True)
     write_json(path / settings_file, settings)
 

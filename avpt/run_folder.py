@@ -16,12 +16,15 @@ OWNED = re.compile(
 SETTINGS = "checkpoint/settings.json"
 
 
-def find_summary(path: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+def find_summary(
+    path: Path, settings: dict[str, Any], defaults: dict[str, Any], overwrite: bool
+) -> dict[str, Any] | None:
     """Look whether the run is already there; nothing is changed. Call it inside `outputs.claim`.
 
     Args:
         path: the run folder.
         settings: `config` and `inputs` of the run.
+        defaults: of the options.
         overwrite: the caller means to start over.
 
     Returns:
@@ -33,8 +36,8 @@ def find_summary(path: Path, settings: dict[str, Any], overwrite: bool) -> dict[
     found = look_into(path, SETTINGS, OWNED, overwrite)
     if found is None:
         return None
-    if different := differences(found, settings):
-        if not _is_continued(found, settings):
+    if different := differences(found, settings, defaults):
+        if not _is_continued(found, settings, defaults):
             raise refuse(path, different)
         return None
     summary = path / "summary.json"
@@ -47,10 +50,12 @@ def begin_run(path: Path, settings: dict[str, Any], overwrite: bool) -> None:
     begin(path, SETTINGS, settings, overwrite)
 
 
-def _is_continued(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
+def _is_continued(found: dict[str, Any], wanted: dict[str, Any], defaults: dict[str, Any]) -> bool:
     """More epochs of the same run, under a schedule that does not depend on how many there are."""
     longer = found["config"].get("epochs", 0) < wanted["config"]["epochs"]
-    same = not differences({**found, "config": found["config"] | {"epochs": wanted["config"]["epochs"]}}, wanted)
+    same = not differences(
+        {**found, "config": found["config"] | {"epochs": wanted["config"]["epochs"]}}, wanted, defaults
+    )
     return longer and same and wanted["config"]["schedule"] != "cosine"
 
 

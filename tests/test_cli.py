@@ -531,3 +531,21 @@ def test_a_clip_id_of_any_alphabet_goes_through(experiment: Experiment, tmp_path
     result = done("preprocess", "--out", store, *STORE_OPTIONS, "--json", manifest)
     assert result.json() == {"store": str(store), "clips": 1, "failures": 0}
     assert done("info", store, "--json").json()["classes"] == ["ключ"]
+
+
+def test_quiet_is_quiet_while_working(experiment: Experiment, tmp_path: Path) -> None:
+    many = ("--workers", "9", "--quiet", "--epochs", "1", "--out", tmp_path / "run")
+    result = done(*finetune(experiment, "visual", experiment.visual_init), *many)
+    assert result.stderr == ""
+
+
+def test_idle_options_are_no_difference(experiment: Experiment, tmp_path: Path) -> None:
+    init = ("init", "--modality", "visual", "--weights", "random", "--out", tmp_path / "v.safetensors")
+    done(*init)
+    before = (tmp_path / "v.safetensors").stat().st_mtime_ns
+    done(*init, "--alpha", "0.3")
+    assert (tmp_path / "v.safetensors").stat().st_mtime_ns == before
+    assert avpt(*init, "--bn", "abri", "--alpha", "0.3").code == 1
+    audio = (*finetune(experiment, "audio", experiment.audio_init), "--out", experiment.audio)
+    done(*audio, "--image-size", "99", "--milestones", "3", "--device", "auto")
+    assert "lr: 0.02 there, 0.03 now" in avpt(*audio, "--lr", "0.03").error

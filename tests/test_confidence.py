@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import shutil
 from itertools import pairwise
@@ -17,8 +18,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from avpt.confidence import mask_ratios, statistics
-from avpt.types import Modality
+from avpt.confidence import mask_ratios, read_confidence, spread, statistics
+from avpt.types import MODALITIES, Modality
 
 STATISTICS = ("confidence", "variability", "correctness")
 TINY = 1e-6
@@ -306,3 +307,38 @@ def test_the_fused_run_masks_by_the_rule(experiment: Experiment) -> None:
     for modality, values in expected.items():
         assert masked[f"{modality}_ratio"].dtype == np.float32
         assert masked[f"{modality}_ratio"].tolist() == pytest.approx(values, abs=TINY)
+
+
+def test_a_csv_that_is_not_ours_is_left_alone(experiment: Experiment, tmp_path: Path) -> None:
+    runs = ("score-confidence", "--audio", experiment.audio, "--visual", experiment.visual)
+    (tmp_path / "mine.csv").write_text("precious\n")
+    for overwrite in ((), ("--overwrite",)):
+        result = avpt(*runs, "--csv", tmp_path / "mine.csv", *overwrite)
+        assert result.code == 1
+        assert "mine.csv was not written by avpt" in result.error
+    assert (tmp_path / "mine.csv").read_text() == "precious\n"
+    done(*runs, "--csv", tmp_path / "ours.csv")
+    done(*runs, "--csv", tmp_path / "ours.csv")
+    result = avpt(*runs, "--csv", tmp_path / "ours.csv", "--skip-epochs", "1")
+    assert (result.code, "--overwrite to replace it" in result.error) == (1, True)
+    done(*runs, "--csv", tmp_path / "ours.csv", "--skip-epochs", "1", "--overwrite")
+
+
+def test_uniform_leaves_clips_without_confidence_unmasked(experiment: Experiment, tmp_path: Path) -> None:
+    tensors = load_file(experiment.confidence)
+    with safe_open(experiment.confidence, "np") as file:
+        record = json.loads(file.metadata()["avpt"])
+    ids = names(tensors)
+    kept = {name: values[: len(ids) - 4] for name, values in tensors.items() if not name.startswith("id_")}
+    record["config"]["missing"] = "skip"
+    save_file(kept | packed(ids[:-4]), tmp_path / "c.safetensors", {"avpt": json.dumps(record)})
+    certain, known = read_confidence(tmp_path / "c.safetensors", ids)
+    ratios = mask_ratios(
+        certain, mask="uniform", rule="dominant", ratio=dict.fromkeys(MODALITIES, 1.0), eta=1.0, threshold=0.0
+    )
+    for modality, values in spread(ratios, known, len(ids)).items():
+        other = "visual" if modality == "audio" else "audio"
+        gap = kept[f"{modality}_confidence"].astype(float) - kept[f"{other}_confidence"]
+        expected = float(np.where(gap > 0, np.tanh(gap), 0).mean())
+        assert values[:-4].tolist() == pytest.approx([expected] * (len(ids) - 4), rel=1e-5)
+        assert values[-4:].tolist() == [0.0] * 4

@@ -5,6 +5,8 @@ import hashlib
 import io
 import json
 import shutil
+import subprocess
+import sys
 import wave
 from pathlib import Path
 from typing import Any
@@ -367,3 +369,51 @@ def test_the_fingerprint_follows_the_data(tmp_path: Path) -> None:
     prints.append(json_of(tmp_path / "options" / "store.json")["fingerprint"])
     assert prints[0] == prints[1]
     assert len(set(prints)) == 3
+
+
+def test_more_shards_than_a_process_may_open(experiment: Experiment, tmp_path: Path) -> None:
+    rows = av_mnist_rows()
+    manifest = write_manifest(tmp_path / "manifest.csv", [row for row in rows if row["split"] == "train"])
+    done("preprocess", manifest, "--out", tmp_path / "store", *STORE_OPTIONS, "--shard-size", "1")
+    code = (
+        "import resource; from avpt.data import dataset; dataset.OPEN_SHARDS = 4\n"
+        "import sys; from pathlib import Path; from avpt.data.store import Store\n"
+        "from avpt.data.dataset import ClipDataset, InputSpec\n"
+        "store = Store(Path(sys.argv[1])); spec = InputSpec(16000, 32, 48, 'zero', 1.0, 10, 28, 0.0, 1.0, 32, 1)\n"
+        "clips = ClipDataset(store.indices['train'], ['audio', 'visual'], spec, 'jpeg')\n"
+        "clips[(0, 0)]\n"
+        "import os; used = len(os.listdir('/proc/self/fd'))\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (used + 8, used + 8))\n"
+        "for _ in range(2):\n"
+        "    for i in range(len(clips)): clips[(0, i)]\n"
+        "print(len(clips))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "store")], check=False, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) == 18
+
+
+def test_a_store_of_silence_is_told(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        with wave.open(str(tmp_path / f"{name}.wav"), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(16000)
+            file.writeframes(bytes(16000))
+    rows = [{"label": name, "split": "train", "audio": f"{name}.wav"} for name in ("a", "b")]
+    result = done("preprocess", write_manifest(tmp_path / "m.csv", rows), "--out", tmp_path / "store", *STORE_OPTIONS)
+    assert "warning: the sound of the training clips is constant" in result.stderr
+    record = json.loads((tmp_path / "store" / "store.json").read_text())
+    assert record["normalisation"]["std"] == 1.0
+
+
+def test_shards_without_settings_are_not_taken_for_new_ones(experiment: Experiment, tmp_path: Path) -> None:
+    """As a kill in the middle of --overwrite could leave them."""
+    store = shutil.copytree(experiment.store, tmp_path / "store")
+    (store / "settings.json").unlink()
+    other = (*STORE_OPTIONS, "--mel-bins", "24")
+    done("preprocess", experiment.manifest, "--out", store, *other)
+    done("preprocess", experiment.manifest, "--out", tmp_path / "fresh", *other)
+    assert files_of(store) == files_of(tmp_path / "fresh")

@@ -478,21 +478,40 @@ def index(ids: Sequence[str], labels: np.ndarray[Any, Any]) -> SplitIndex:
 )
 def test_carving_is_stratified_by_a_hash(clips: dict[str, int], fraction: float) -> None:
     ids, labels = list(clips), np.array(list(clips.values()), np.int64)
-    expected: set[str] = set()
-    for label in set(clips.values()):
-        members = sorted((i for i in ids if clips[i] == label), key=lambda i: hashlib.sha256(i.encode()).hexdigest())
-        if len(members) > 1:
-            expected |= set(members[: max(1, round(fraction * len(members)))])
-    if not expected:
+    members = {
+        label: sorted((i for i in ids if clips[i] == label), key=lambda i: hashlib.sha256(i.encode()).hexdigest())
+        for label in set(clips.values())
+    }
+    room = sum(len(names) - 1 for names in members.values())
+    if not room:
         with pytest.raises(StoreError, match="too few training clips"):
             carve(index(ids, labels), fraction)
         return
     train_side, val = carve(index(ids, labels), fraction)
-    assert set(val.ids) == expected
-    assert val.ids == [i for i in ids if i in expected]
-    assert train_side.ids == [i for i in ids if i not in expected]
+    assert len(val.ids) <= max(1, round(fraction * len(ids)))
+    if room >= len(ids) / 2:  # enough classes have clips to spare for the whole share
+        assert len(val.ids) >= min(int(fraction * len(ids)), 1)
+    for names in members.values():
+        held = [name for name in names if name in set(val.ids)]
+        assert held == names[: len(held)]  # the lowest hashes
+        assert len(held) < len(names)
+        if all(fraction * len(other) <= len(other) - 1 for other in members.values()):
+            assert abs(len(held) - fraction * len(names)) <= 1  # no class has to give for another
+    assert sorted(val.ids + train_side.ids) == sorted(ids)
+    assert val.ids == [i for i in ids if i in set(val.ids)]
     assert [clips[i] for i in val.ids] == val.labels.tolist()
     assert {clips[i] for i in train_side.ids} == set(clips.values())
+
+
+@pytest.mark.parametrize(("classes", "each"), [(300, 3), (4, 25), (10, 40), (7, 9)])
+def test_carving_takes_the_fraction_that_was_asked_for(classes: int, each: int) -> None:
+    ids = [f"clip {i}" for i in range(classes * each)]
+    single = np.repeat(np.arange(classes), each)
+    several = np.eye(classes, dtype=np.uint8)[single]
+    several[::2, 0] = 1  # and class 0 on every other clip
+    for labels in (single, several):
+        _, val = carve(index(ids, labels), 0.1)
+        assert len(val.ids) == round(0.1 * len(ids))
 
 
 @given(st.integers(0, 40))

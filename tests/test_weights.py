@@ -238,7 +238,9 @@ def test_abnormal_channels_are_counted(pretrained: State, weights: Path, tmp_pat
             total, abnormal = total + len(gamma), abnormal + count
         assert len(record["layers"]) == 20
         assert record["abnormal_share"] == pytest.approx(abnormal / total)
-        assert header(out)["metrics"] == {name: record[name] for name in ("layers", "abnormal_share")}
+        assert header(out)["metrics"] == {name: record[name] for name in ("layers", "abnormal_share", "weights")}
+        assert len(record["weights"]["loaded"]) == len(pretrained) - 2
+        assert set(record["weights"]["dropped"]) == {"fc.weight", "fc.bias"}
         counts = {layer["name"]: layer["abnormal"] for layer in record["layers"]}
         if threshold == "1e-6":
             assert counts == dict.fromkeys(counts, 0) | {"bn1": 5, "layer2.0.downsample.1": 17}

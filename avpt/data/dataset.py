@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,9 +17,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from avpt.data import transforms
 from avpt.data.store import SplitIndex, open_shard
-from avpt.errors import StoreError
+from avpt.errors import AvptError, StoreError
 from avpt.processes import die_with_parent
 from avpt.types import MODALITIES, Batch, Modality
+
+OPEN_SHARDS = 64  # per process; a data set has thousands, a process may open about one thousand files
 
 
 @dataclass(frozen=True)
@@ -142,9 +145,11 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
         if self._process != os.getpid():  # a fork must not read through its parent's open files
             self._open, self._process = {}, os.getpid()
         path = self.index.shards[self.index.shard[position]]
-        if path not in self._open:
-            self._open[path] = open_shard(path)
-        return self._open[path]
+        file = self._open.pop(path) if path in self._open else open_shard(path)
+        self._open[path] = file  # last in the dict: the one used latest
+        if len(self._open) > OPEN_SHARDS:
+            self._open.pop(next(iter(self._open))).close()
+        return file
 
 
 def batch_bounds(num_clips: int, batch_size: int) -> list[int]:
@@ -208,7 +213,8 @@ class Loader:
     def epoch(self, number: int) -> Iterator[Batch]:
         """One pass; what is random about it depends on `number` and the seed alone."""
         self.sampler.epoch = number
-        for item in self.loader:
+        batches = iter(self.loader)
+        while (item := _next(batches)) is not None:
             yield self._prepare(item)
 
     def _prepare(self, item: dict[str, Tensor]) -> Batch:
@@ -232,5 +238,18 @@ class Loader:
         return Batch(tuple(inputs.values()), on_device["label"], item["position"])
 
 
+def _next(batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor] | None:
+    """The next batch, or None; what a worker says of an error is brought back to its one line."""
+    try:
+        return next(batches, None)
+    except AvptError as error:  # torch puts the worker's traceback before it
+        raise StoreError(str(error).strip().splitlines()[-1].removeprefix("avpt.errors.StoreError: ")) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise AvptError("a loading process died (out of memory?); try again with fewer --workers") from error
+
+
 def _start_worker(number: int) -> None:
     die_with_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to the whole group: the parent ends its workers itself

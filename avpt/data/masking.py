@@ -22,28 +22,28 @@ def patches_to_mask(ratios: Tensor, patches: int) -> Tensor:
     return torch.floor(ratios.double() * patches).long()
 
 
-def plan_masking(ratios: dict[Modality, Tensor], inputs: InputSpec, patch: dict[Modality, tuple[int, int]]) -> Masking:
-    """How many patches of each training clip are masked.
+def count_patches(modality: Modality, plane: tuple[int, int], patch: tuple[int, int]) -> int:
+    """Patches that a (height, width) plane is cut into; warns where they are few.
 
     Raises:
         ConfigError: a patch is larger than the input.
     """
-    num_masked: dict[Modality, Tensor] = {}
-    for modality in MODALITIES:
-        height, width = grid(inputs, modality)
-        patches = num_patches(height, width, patch[modality])
-        size = f"{patch[modality][0]}x{patch[modality][1]}"
-        if not patches:
-            raise ConfigError(
-                f"--{modality}-patch {size} is larger than the {height}x{width} input; choose a smaller one"
-            )
-        if patches < FEW_PATCHES:
-            log.warning(
-                "--%s-patch %s cuts the %dx%d input into %d patches, most ratios mask nothing; try --%s-patch %s",
-                *(modality, size, height, width, patches, modality, _smaller(modality, height, width)),
-            )
-        num_masked[modality] = patches_to_mask(ratios[modality], patches)
-    return Masking(patch, num_masked)
+    (height, width), size = plane, f"{patch[0]}x{patch[1]}"
+    patches = num_patches(height, width, patch)
+    if not patches:
+        raise ConfigError(f"--{modality}-patch {size} is larger than the {height}x{width} input; choose a smaller one")
+    if patches < FEW_PATCHES:
+        log.warning(
+            "--%s-patch %s cuts the %dx%d input into %d patches, most ratios mask nothing; try --%s-patch %s",
+            *(modality, size, height, width, patches, modality, _smaller(modality, height, width)),
+        )
+    return patches
+
+
+def plan_masking(ratios: dict[Modality, Tensor], inputs: InputSpec, patch: dict[Modality, tuple[int, int]]) -> Masking:
+    """How many patches of each training clip are masked."""
+    counts = {m: count_patches(m, grid(inputs, m), patch[m]) for m in MODALITIES}
+    return Masking(patch, {m: patches_to_mask(ratios[m], counts[m]) for m in MODALITIES})
 
 
 def _smaller(modality: Modality, height: int, width: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from avpt.data.store import SplitIndex, Store
-from avpt.errors import StoreError
+from avpt.errors import StoreError, listed
 from avpt.types import Modality, Split
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def training_splits(store: Store, modalities: Sequence[Modality], val_fraction: 
     for split in classes.keys() - {"train"}:
         if unseen := sorted(classes[split] - classes["train"]):
             raise StoreError(
-                f"{store.path}: {split} has {_names([store.classes[i] for i in unseen])}, of which train has no clip; "
+                f"{store.path}: {split} has {listed([store.classes[i] for i in unseen])}, of which train has no clip; "
                 "add training clips of that class or take it out of the manifest"
             )
     if "val" not in splits:
@@ -50,22 +50,35 @@ def training_splits(store: Store, modalities: Sequence[Modality], val_fraction: 
 
 
 def carve(train: SplitIndex, fraction: float) -> tuple[SplitIndex, SplitIndex]:
-    """Cut (train, val) from the training split by a hash of the clip id, class by class.
+    """Cut (train, val) from the training split: the clips with the lowest hashes of their ids, class by class.
 
-    The same clips in every command and for every seed. A class keeps at least one clip on the training side.
+    The same clips in every command and for every seed. Each class gives its share as nearly as whole clips allow,
+    and keeps at least one on the training side. A multi-label clip counts under the rarest of its labels.
     """
-    by_label = defaultdict(list)
-    for position, clip_id in enumerate(train.ids):
-        key = hashlib.sha256(clip_id.encode()).digest()
-        by_label[train.labels[position].tobytes()].append((key, position))
-    val: list[int] = []
-    for members in by_label.values():
-        count = min(max(1, round(fraction * len(members))), len(members) - 1)
-        val += [position for _, position in sorted(members)[:count]]
+    members = defaultdict(list)
+    for position, stratum in enumerate(_strata(train.labels)):
+        members[int(stratum)].append((hashlib.sha256(train.ids[position].encode()).digest(), position))
+    strata = [sorted(members[stratum]) for stratum in sorted(members)]
+    shares = [fraction * len(clips) for clips in strata]
+    counts = [min(int(share), len(clips) - 1) for share, clips in zip(shares, strata, strict=True)]
+    # what rounding down left over goes to the largest remainders, then to the lowest hash
+    for i in sorted(range(len(strata)), key=lambda i: (counts[i] - shares[i], strata[i][0])):
+        if sum(counts) < max(1, round(fraction * len(train))) and counts[i] < len(strata[i]) - 1:
+            counts[i] += 1
+    val = [position for clips, count in zip(strata, counts, strict=True) for _, position in clips[:count]]
     if not val:
         raise StoreError("the store has no val split and too few training clips to set some aside; add clips")
     held = np.array(sorted(val))
     return train.take(np.setdiff1d(np.arange(len(train)), held)), train.take(held)
+
+
+def _strata(labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """(clips,) the class that each clip counts under."""
+    if labels.ndim == 1:
+        return labels
+    occurs = np.where(labels > 0, labels.sum(axis=0, dtype=np.int64), len(labels) + 1)
+    rarest: np.ndarray[Any, Any] = occurs.argmin(axis=1)
+    return rarest
 
 
 def _classes(labels: np.ndarray[Any, Any]) -> set[int]:
@@ -83,9 +96,5 @@ def _require(store: Store, split: Split, index: SplitIndex, modality: Modality) 
         raise StoreError(f"{store.path}: no clip of {split} has {what}; this command needs {modality} input")
     raise StoreError(
         f"{store.path}: {len(lacking)} of {len(index)} clips of {split} have no {what} "
-        f"({_names([index.ids[i] for i in lacking])}); take them out of the manifest"
+        f"({listed([index.ids[i] for i in lacking])}); take them out of the manifest"
     )
-
-
-def _names(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")

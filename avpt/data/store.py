@@ -5,9 +5,12 @@ N is the number of clips of a shard, F of its frames.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -21,6 +24,8 @@ from avpt.data.clip import ClipSettings, DecodedClip
 from avpt.errors import StoreError
 from avpt.outputs import atomic, sha256_json, write_json
 from avpt.types import SPLITS, Split
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 1
 MIN_STD = 1e-3  # below it a log-mel is constant (a store of silence): dividing by it would only blow up rounding
@@ -135,7 +140,10 @@ def normalisation(records: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
         return 0.0, 1.0
     mean = total / count
     std = math.sqrt(max(squares / count - mean * mean, 0.0))
-    return mean, std if std >= MIN_STD else 1.0
+    if std < MIN_STD:
+        log.warning("the sound of the training clips is constant (silence?): it is normalised with a deviation of 1")
+        std = 1.0
+    return mean, std
 
 
 def store_record(
@@ -149,7 +157,7 @@ def store_record(
         for split, parts in shards.items()
     }
     mean, std = normalisation([record for _, record in shards.get("train", ())])
-    record = {
+    record: dict[str, Any] = {
         "schema": SCHEMA,
         "classes": list(classes),
         "multi_label": bool(settings["config"]["multi_label"]),
@@ -201,7 +209,7 @@ class Store:
         if not path.is_dir():
             raise StoreError(f"{path} {'is not a folder' if path.exists() else 'does not exist'}; a store is a folder")
         if not (path / "settings.json").exists():
-            raise StoreError(f"{path} is not a store; make one with `avpt preprocess MANIFEST --out {path}`")
+            raise StoreError(f"{path} is not a store; make one with `avpt preprocess`")
         if not (path / "store.json").exists():
             raise StoreError(f"{path} is unfinished; run its `avpt preprocess` again, it goes on where it stopped")
         try:
@@ -269,5 +277,7 @@ def open_shard(path: Path) -> h5py.File:
     """
     try:
         return h5py.File(path, "r")
-    except OSError:
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EIO):
+            raise StoreError(f"{path} can't be opened ({os.strerror(error.errno)})") from None
         raise StoreError(f"{path} is truncated or not a shard; remove it and run its `avpt preprocess` again") from None

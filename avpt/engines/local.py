@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, TimeoutError, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from typing import Any, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
@@ -49,6 +52,7 @@ def run_isolated(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([preload])
+    _start_server(context)
     waiting: dict[Future[Result], Task] = {}
     source = iter(tasks)
     exhausted = False
@@ -64,11 +68,35 @@ def run_isolated(
                     waiting[pool.schedule(function, args=(task,), timeout=timeout)] = task
             for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                 yield waiting.pop(future), _result(future, timeout)
+        pool.close()  # type: ignore[no-untyped-call]
     except BrokenProcessPool as error:  # pebble's, where a worker dies between two tasks
-        raise AvptError("the worker pool broke down (out of memory?); run the same command again") from error
-    finally:
         pool.stop()  # type: ignore[no-untyped-call]
+        raise AvptError("the worker pool broke down (out of memory?); run the same command again") from error
+    except BaseException:
+        pool.stop()  # type: ignore[no-untyped-call]
+        raise
+    finally:
         pool.join()
+
+
+def _start_server(context: ForkServerContext) -> None:
+    """Start the process that workers are forked from, and wait until it has imported what they need.
+
+    It is deaf to Ctrl-C, which is its parent's to handle; and no worker may be on its way while the parent gives up,
+    or it would complain of what its parent took down.
+    """
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    ready = context.Process(target=_do_nothing)
+    ready.start()
+    ready.join()
+
+
+def _do_nothing() -> None:
+    return
 
 
 def _result(future: Future[Any], timeout: float) -> Any:

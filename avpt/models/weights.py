@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from avpt.artifacts import model_file
-from avpt.errors import ArtifactError
+from avpt.errors import ArtifactError, listed
 from avpt.models.abri import fold_state_dict
 from avpt.models.encoder import CHANNELS, EncoderSpec, build_encoder
 from avpt.types import Modality
@@ -41,15 +41,15 @@ class LoadReport:
     """What became of each key of a checkpoint."""
 
     loaded: list[str] = field(default_factory=list)
-    adapted: list[str] = field(default_factory=list)
+    adapted: dict[str, str] = field(default_factory=dict)  # key -> how
     dropped: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
     folded: bool = False  # ABRi layers were folded into plain BatchNorm first
 
-    def rows(self) -> list[tuple[str, str, str]]:
-        """For a table: what happened, how many, which."""
+    def record(self) -> dict[str, Any]:
+        """What the artifact keeps of it."""
         parts = {"loaded": self.loaded, "adapted": self.adapted, "dropped": self.dropped, "new": self.new}
-        return [(name, str(len(keys)), _listed(keys)) for name, keys in parts.items()]
+        return {**parts, "folded": self.folded}
 
 
 def imagenet_weights(arch: str) -> dict[str, Tensor]:
@@ -98,7 +98,7 @@ def read_weights(path: Path, modality: Modality) -> tuple[dict[str, Tensor], lis
         prefixes = (*STREAMS[modality], *PREFIXES, *others)  # of two streams the modality's own, a lone one in any case
         inner = [prefix for prefix in prefixes if any(key.startswith(prefix) for key in state)]
         if not inner:
-            found = _listed(sorted(state)) if state else "no tensors"
+            found = listed(sorted(state)) if state else "no tensors"
             raise ArtifactError(f"{path} is not a ResNet in torchvision's layout: no conv1.weight ({found})")
         prefix = inner[0]
         dropped += [key for key in state if not key.startswith((prefix, *CLASSIFIERS))]
@@ -107,8 +107,6 @@ def read_weights(path: Path, modality: Modality) -> tuple[dict[str, Tensor], lis
 
 
 def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise ArtifactError(f"{path} does not exist; --weights takes imagenet, random, a file or a run folder")
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -159,18 +157,20 @@ def fit_weights(
     fitted = build_encoder(EncoderSpec(spec.arch, spec.modality, "batchnorm")).state_dict()
 
     if "conv1.weight" in state and state["conv1.weight"].ndim == 4:
-        weight, report.adapted = adapt_conv1(state["conv1.weight"], CHANNELS[spec.modality], conv1)
+        weight, how = adapt_conv1(state["conv1.weight"], CHANNELS[spec.modality], conv1)
         if weight is None:
             del state["conv1.weight"]
             report.new.append("conv1.weight")
         else:
             state["conv1.weight"] = weight
+        if how:
+            report.adapted["conv1.weight"] = how
 
     problems = []
     for name, value in fitted.items():
         if name in state and state[name].shape == value.shape:
             fitted[name] = state[name].to(value.dtype)
-            if not report.adapted or name not in report.adapted[0]:
+            if name not in report.adapted:
                 report.loaded.append(name)
         elif name in state:
             problems.append(f"{name} is {tuple(state[name].shape)}, not {tuple(value.shape)}")
@@ -186,32 +186,30 @@ def fit_weights(
     if problems:
         guess = _guess_arch(state)
         if guess != spec.arch:  # then nearly nothing fits, and the list would only hide the reason
-            few = _listed(problems, 4, "; ")
+            few = listed(problems)
             raise ArtifactError(f"{source} does not fit {spec.arch}: it looks like {guess}: try --arch {guess} ({few})")
         raise ArtifactError(f"{source} does not fit {spec.arch}: {'; '.join(problems)}")
     return fitted, report
 
 
-def adapt_conv1(
-    weight: Tensor, channels: int, how: Literal["sum", "mean", "random"]
-) -> tuple[Tensor | None, list[str]]:
+def adapt_conv1(weight: Tensor, channels: int, how: Literal["sum", "mean", "random"]) -> tuple[Tensor | None, str]:
     """Take the first convolution's weight (out, in, 7, 7) to another number of input channels.
 
     3 -> 1: the sum keeps the response to a grey image; 1 -> 3: repeated, divided by 3.
 
     Returns:
-        The weight, or None where it must be drawn anew; and a line for the report where it was changed.
+        The weight, or None where it must be drawn anew; and how it was changed, in words.
     """
     have = weight.shape[1]
     if have == channels:
-        return weight, []
+        return weight, ""
     if how == "random":
-        return None, []
+        return None, ""
     if (have, channels) == (3, 1):
         adapted = weight.sum(1, keepdim=True) if how == "sum" else weight.mean(1, keepdim=True)
-        return adapted, [f"conv1.weight (3 -> 1 channel, {how})"]
+        return adapted, f"3 -> 1 channel, {how}"
     if (have, channels) == (1, 3):
-        return weight.repeat(1, 3, 1, 1) / 3, ["conv1.weight (1 -> 3 channels, repeated / 3)"]
+        return weight.repeat(1, 3, 1, 1) / 3, "1 -> 3 channels, repeated / 3"
     raise ArtifactError(f"conv1 takes {have} channels, {channels} are needed; --conv1 random draws it anew")
 
 
@@ -219,7 +217,3 @@ def _guess_arch(state: Mapping[str, Tensor]) -> str:
     if "layer1.0.conv3.weight" in state:
         return "resnet50"
     return "resnet34" if "layer3.5.conv1.weight" in state else "resnet18"
-
-
-def _listed(keys: list[str], most: int = 4, joint: str = ", ") -> str:
-    return joint.join(keys[:most]) + (f"{joint}and {len(keys) - most} more" if len(keys) > most else "")

@@ -18,7 +18,7 @@ def run(config: FinetuneConfig) -> Report:
     inputs = {"store": store.fingerprint, "init": artifacts.model_hash(config.init)}
     with claim(config.out):
         settings = {"config": config.record(), "inputs": inputs}
-        summary = run_folder.find_summary(config.out, settings, config.overwrite)
+        summary = run_folder.find_summary(config.out, settings, config.defaults(), config.overwrite)
         if summary is None:
             summary = train(config, store, settings)
     return run_folder.report(config.out, summary, f"{config.modality} alone")

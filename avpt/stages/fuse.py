@@ -24,7 +24,7 @@ def run(config: FuseConfig) -> Report:
         inputs["confidence"] = artifacts.model_hash(config.confidence)
     settings = {"config": config.record(), "inputs": inputs}
     with claim(config.out):
-        summary = run_folder.find_summary(config.out, settings, config.overwrite)
+        summary = run_folder.find_summary(config.out, settings, config.defaults(), config.overwrite)
         if summary is None:
             summary = train(config, store, settings)
     return run_folder.report(config.out, summary, f"joint, {config.fusion}, mask {config.mask}")
@@ -50,17 +50,21 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any]) -> dict[st
     splits = training_splits(store, MODALITIES, config.val_fraction)
     clips = splits["train"].ids
 
+    if config.mask == "none" and config.confidence is not None:
+        log.warning("--mask none does not look at --confidence %s", config.confidence)
     masking = None
     ratios = confidence.no_ratios(len(clips))
     if config.mask != "none" and config.confidence is not None:
+        certain, known = confidence.read_confidence(config.confidence, clips)
         ratios = confidence.mask_ratios(
-            confidence.read_confidence(config.confidence, clips),
+            certain,
             mask=config.mask,
             rule=config.mask_rule,
             ratio=config.ratio,
             eta=config.mask_eta,
             threshold=config.mask_threshold,
         )
+        ratios = confidence.spread(ratios, known, len(clips))
         masking = plan_masking(ratios, runs.input_spec(store, config), config.patch)
 
     spec = {"audio": asdict(audio.spec), "visual": asdict(visual.spec), "fusion": config.fusion}

@@ -9,6 +9,7 @@ from pathlib import Path
 from avpt import artifacts
 from avpt.artifacts import Header
 from avpt.config import InitConfig
+from avpt.errors import ArtifactError, listed
 from avpt.outputs import claim
 from avpt.types import Report, Table
 
@@ -24,16 +25,20 @@ def run(config: InitConfig) -> Report:
         config=config.record(),
     )
     if config.weights not in ("imagenet", "random"):  # a file is told by its hash, not by its name
+        if not Path(config.weights).exists():
+            raise ArtifactError(
+                f"{config.weights} does not exist; --weights takes imagenet, random, a file or a run folder"
+            )
         inputs = {"weights": artifacts.model_hash(Path(config.weights))}
         header = replace(header, config=header.config | {"weights": "file"}, inputs=inputs)
     with claim(config.out):
-        found, tables = artifacts.reuse(config.out, header, config.overwrite), list[Table]()
+        found = artifacts.reuse(config.out, header, config.defaults(), config.overwrite)
         if found is None:
-            found, tables = initialize(config, header)
-    return report(found, config, tables)
+            found = initialize(config, header)
+    return report(found, config)
 
 
-def initialize(config: InitConfig, header: Header) -> tuple[Header, list[Table]]:
+def initialize(config: InitConfig, header: Header) -> Header:
     """Load strictly, look for abnormal channels, re-initialise, write."""
     import torch
 
@@ -43,7 +48,7 @@ def initialize(config: InitConfig, header: Header) -> tuple[Header, list[Table]]
     torch.manual_seed(config.seed)
     spec = encoder_spec(header.spec["encoder"])
     plain = replace(spec, norm="batchnorm")
-    tables = []
+    metrics = {}
     if config.weights == "random":
         state = build_encoder(plain).state_dict()
     else:
@@ -52,9 +57,10 @@ def initialize(config: InitConfig, header: Header) -> tuple[Header, list[Table]]
         loaded.dropped += outside
         if loaded.folded:
             log.info("%s has ABRi layers: they are folded into plain BatchNorm first", config.weights)
-        tables.append(Table(f"weights from {config.weights}", ("", "keys", "which"), loaded.rows()))
+        metrics["weights"] = loaded.record()
 
-    header = replace(header, metrics=channels.abnormal_report(state, config.abnormal_threshold))
+    metrics |= channels.abnormal_report(state, config.abnormal_threshold)
+    header = replace(header, metrics=metrics)
     if config.bn == "reset":
         state = channels.reset(state)
     elif config.bn == "reset-abnormal":
@@ -63,23 +69,20 @@ def initialize(config: InitConfig, header: Header) -> tuple[Header, list[Table]]
     encoder = build_encoder(spec, config.alpha)
     encoder.load_state_dict(encoder.state_dict() | state)  # over ABRi's new branch, which state lacks
     artifacts.save(config.out, header, encoder.state_dict())
-    return header, tables
+    return header
 
 
-def report(header: Header, config: InitConfig, tables: list[Table]) -> Report:
-    """The table of abnormal channels per BatchNorm layer, after what was loaded."""
-    layers = header.metrics["layers"]
-    rows = [
-        (
-            layer["name"],
-            str(layer["channels"]),
-            str(layer["abnormal"]),
-            f"{layer['abnormal'] / layer['channels']:.1%}",
-        )
-        for layer in layers
-    ]
-    total, abnormal = sum(layer["channels"] for layer in layers), sum(layer["abnormal"] for layer in layers)
-    rows.append(("all", str(total), str(abnormal), f"{header.metrics['abnormal_share']:.1%}"))
+def report(header: Header, config: InitConfig) -> Report:
+    """What became of each key, and the abnormal channels of each BatchNorm layer."""
+    metrics, tables = header.metrics, []
+    if weights := metrics.get("weights"):
+        parts = {name: list(weights[name]) for name in ("loaded", "adapted", "dropped", "new")}
+        rows = [(name, str(len(keys)), listed(keys, 4)) for name, keys in parts.items()]
+        rows += [(f"  {key}", "", how) for key, how in weights["adapted"].items()]
+        tables.append(Table(f"weights from {config.weights}", ("", "keys", "which"), rows))
+    layers = [(layer["name"], layer["channels"], layer["abnormal"]) for layer in metrics["layers"]]
+    layers.append(("all", sum(layer[1] for layer in layers), sum(layer[2] for layer in layers)))
+    cells = [(name, str(count), str(abnormal), f"{abnormal / count:.1%}") for name, count, abnormal in layers]
     title = f"abnormal BatchNorm channels, max(|gamma|, |beta|) < {config.abnormal_threshold:g}, as loaded"
-    tables = [*tables, Table(title, ("layer", "channels", "abnormal", "share"), rows)]
-    return Report({"encoder": str(config.out), **header.metrics}, (config.out,), tables)
+    tables.append(Table(title, ("layer", "channels", "abnormal", "share"), cells))
+    return Report({"encoder": str(config.out), **metrics}, (config.out,), tables)

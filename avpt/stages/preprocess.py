@@ -60,7 +60,7 @@ def run(config: PreprocessConfig) -> Report:
         found = look_into(out, "settings.json", OWNED, config.overwrite)
         if found is None:
             begin(out, "settings.json", settings, config.overwrite)
-        elif different := differences(found, settings):
+        elif different := differences(found, settings, config.defaults()):
             raise refuse(out, different)
         if config.retry_failures:
             forget_failures(out, shards)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from avpt import artifacts
 from avpt.artifacts import Header
 from avpt.config import ScoreConfig
+from avpt.errors import OutputError
 from avpt.outputs import claim, sha256, write_text
 from avpt.types import MODALITIES, Modality, Report, Table
 
@@ -31,7 +32,7 @@ def run(config: ScoreConfig) -> Report:
     if config.out is None:
         return score(config, header)
     with claim(config.out):
-        found = artifacts.reuse(config.out, header, config.overwrite)
+        found = artifacts.reuse(config.out, header, config.defaults(), config.overwrite)
         if found is None or config.csv is not None:
             return score(config, header, found)
     return Report(found.metrics, (config.out,))
@@ -51,7 +52,7 @@ def score(config: ScoreConfig, header: Header, found: Header | None = None) -> R
     if config.out is not None and found is None:
         artifacts.save(config.out, replace(header, metrics=summary), columns | artifacts.pack_ids(ids))
     if config.csv is not None:
-        write_csv(config.csv, ids, columns)
+        write_csv(config.csv, ids, columns, config.overwrite)
     tables = [statistics_table(columns), preview_table(columns, dynamics, config)]
     return Report(summary, (config.out,) if config.out else (), tables)
 
@@ -67,15 +68,26 @@ def summarize(columns: dict[str, Tensor]) -> dict[str, Any]:
     return {"clips": len(audio), **means, **shares}
 
 
-def write_csv(path: Path, ids: Sequence[str], columns: dict[str, Tensor]) -> None:
-    """One row a clip."""
+def write_csv(path: Path, ids: Sequence[str], columns: dict[str, Tensor], overwrite: bool) -> None:
+    """One row a clip.
+
+    Raises:
+        OutputError: another file is there.
+    """
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["id", *columns])
     for clip_id, *values in zip(ids, *(column.tolist() for column in columns.values()), strict=True):
         writer.writerow([clip_id, *(f"{value:.9g}" for value in values)])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text.getvalue())
+    with claim(path):
+        found = path.read_bytes() if path.is_file() else None
+        if path.is_dir() or (found is not None and not found.startswith(f"id,{','.join(columns)}".encode())):
+            raise OutputError(f"{path} was not written by avpt; choose another --csv")
+        if found == text.getvalue().encode():
+            return
+        if found is not None and not overwrite:
+            raise OutputError(f"{path} holds other statistics; choose another --csv, or --overwrite to replace it")
+        write_text(path, text.getvalue())
 
 
 def statistics_table(columns: dict[str, Tensor]) -> Table:
@@ -94,8 +106,7 @@ def preview_table(columns: dict[str, Tensor], dynamics: dict[Modality, Dynamics]
     """What `fuse-train` would mask with the same mask options."""
     from avpt.confidence import mask_ratios
     from avpt.data.dataset import InputSpec, grid
-    from avpt.data.masking import patches_to_mask
-    from avpt.data.transforms import num_patches
+    from avpt.data.masking import count_patches, patches_to_mask
 
     ratios = mask_ratios(
         {modality: columns[f"{modality}_confidence"] for modality in MODALITIES},
@@ -108,7 +119,7 @@ def preview_table(columns: dict[str, Tensor], dynamics: dict[Modality, Dynamics]
     rows = []
     for modality in MODALITIES:
         plane = grid(InputSpec(**dynamics[modality].input), modality)
-        patches = num_patches(*plane, config.patch[modality])
+        patches = count_patches(modality, plane, config.patch[modality])
         ratio = ratios[modality]
         some = ratio > 0
         floored = some & (patches_to_mask(ratio, patches) == 0)

@@ -75,7 +75,7 @@ def train_epoch(
         logits = model(*batch.inputs)
         loss = objective.loss(logits, batch.labels)
         if not torch.isfinite(loss):
-            raise AvptError(f"the loss is {loss.item()} at step {step + 1} of the epoch; lower --lr")
+            raise AvptError(f"the loss is {loss.item()} at step {step + 1} of the epoch; lower --lr, with --overwrite")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -139,8 +139,7 @@ def fit(
         measure: metrics of one split from what `evaluate` returned.
         after_epoch: called with the progress and the epoch's seconds, after the checkpoint is safe.
     """
-    device = next(model.parameters()).device
-    progress = _resume(checkpoint, model, optimizer, device)
+    progress = _resume(checkpoint, model, optimizer)
     for epoch in range(len(progress.records), epochs):
         began = time.perf_counter()
 
@@ -173,17 +172,13 @@ def _save(path: Path, progress: Progress, model: nn.Module, optimizer: torch.opt
             raise OSError(str(error)) from error
 
 
-def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> Progress:
+def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
     if not path.exists():
         return Progress()
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises what its readers raise
         raise AvptError(f"{path} is damaged ({type(error).__name__}); --overwrite starts the run over") from None
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    progress = Progress(**state["progress"])
-    for name in ("probability", "correct"):
-        setattr(progress, name, [row.cpu() for row in getattr(progress, name)])
-    progress.best_model = {name: value.cpu() for name, value in progress.best_model.items()}
-    return progress
+    return Progress(**state["progress"])

@@ -47,7 +47,7 @@ def metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
     if not logits.isfinite().all():
-        raise AvptError("the model's logits are no longer numbers; lower --lr")
+        raise AvptError("the model's logits are no longer numbers; lower --lr, with --overwrite")
     values = {"loss": float(loss(logits.double(), labels.double() if labels.ndim > 1 else labels))}
     values["accuracy"] = accuracy(logits, labels)
     if labels.ndim == 1:
