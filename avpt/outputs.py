@@ -170,6 +170,9 @@ def look_into(path: Path, settings_file: str, owned: re.Pattern[str], overwrite:
         raise OutputError(f"{path} is a file, not a folder; choose another --out")
     settings = path / settings_file
     foreign = sorted(name for name in _files(path) if not owned.fullmatch(name))
+    for other, what in (("settings.json", "a store"), ("checkpoint/settings.json", "a run folder")):
+        if other != settings_file and (path / other).exists():
+            raise OutputError(f"{path} is {what}, which this command does not write; choose another --out")
     if foreign and (overwrite or not settings.exists()):
         listed = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         raise OutputError(f"{path} holds files that avpt did not write ({listed}); choose another --out")

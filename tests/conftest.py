@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from avpt.cli import app
+
+hypothesis.settings.register_profile("avpt", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("avpt")
 
 ROOT = Path(__file__).parent.parent
 AV_MNIST = ROOT / "recipes" / "av-mnist"

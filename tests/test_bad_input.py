@@ -765,3 +765,12 @@ def test_library_callers_get_the_same_words(tmp_path: Path) -> None:
 
     with pytest.raises(AvptError, match="does not exist"):
         info.run(InfoConfig(path=tmp_path / "nowhere"))
+
+
+def test_an_output_of_another_command_is_named(experiment: Experiment, tmp_path: Path) -> None:
+    store, run = five_commands(experiment)["store"], five_commands(experiment)["visual"]
+    for overwrite in ((), ("--overwrite",)):
+        refused(experiment.folder, *store, "--out", experiment.visual, *overwrite, says="visual is a run folder")
+        refused(experiment.folder, *run, "--out", experiment.store, *overwrite, says="store is a store")
+    done(*store, "--out", experiment.store)
+    done(*run, "--out", experiment.visual)

@@ -147,7 +147,10 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = rate(epoch, step, len(train))
 
-        learnt, dynamics = train_epoch(model, train.epoch(epoch), optimizer, num_clips, set_rate)
+        try:
+            learnt, dynamics = train_epoch(model, train.epoch(epoch), optimizer, num_clips, set_rate)
+        except torch.OutOfMemoryError:
+            raise AvptError("the device has too little memory; lower --batch-size, with --overwrite") from None
         if clean_train is not None:
             dynamics = measure_dynamics(model, clean_train.epoch(epoch), num_clips)
         values = measure(evaluate(model, val.epoch(epoch)))
