@@ -100,7 +100,7 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
         label = torch.as_tensor(self.index.labels[position])
         item["label"] = label.float() if label.ndim else label
         with torch.random.fork_rng(devices=[]):  # torchvision and torchaudio draw from the global generator
-            torch.manual_seed(transforms.clip_seed(self.seed, epoch, clip_id, "augment"))
+            torch.default_generator.manual_seed(transforms.clip_seed(self.seed, epoch, clip_id, "augment"))
             if "audio" in self.modalities:
                 item["audio"] = self._audio(position)
             if "visual" in self.modalities:
