@@ -28,6 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+CONFIGS: dict[str, type[config.Config]] = {}  # what each command takes, by its name
 ConfigT = TypeVar("ConfigT", bound=config.Config)
 
 
@@ -72,7 +73,9 @@ def command(config_type: type[ConfigT]) -> Callable[[Callable[[ConfigT], Report]
         callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         callback.__doc__ = body.__doc__
-        app.command(body.__name__.replace("_", "-"))(callback)
+        name = body.__name__.replace("_", "-")
+        CONFIGS[name] = config_type
+        app.command(name)(callback)
 
     return register
 

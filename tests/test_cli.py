@@ -32,9 +32,9 @@ from conftest import (
 )
 
 from avpt import __version__, config
-from avpt.cli import app
+from avpt.cli import CONFIGS, app
 
-COMMANDS = ("preprocess", "init", "finetune-unimodal", "score-confidence", "fuse-train", "info")
+COMMANDS = tuple(CONFIGS)
 HEAVY = ("torch", "torchvision", "torchaudio", "h5py", "av", "numpy", "sklearn", "safetensors", "matplotlib")
 STEPS = ("store", "visual_init", "audio_init", "visual", "audio", "confidence", "fused")
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
@@ -90,7 +90,7 @@ def test_importing_the_command_line_loads_nothing_heavy() -> None:
 def test_help_of_every_command_loads_nothing_heavy() -> None:
     code = f"""
 import sys
-from avpt.cli import app
+from avpt.cli import CONFIGS, app
 for arguments in {[[], *([name] for name in COMMANDS)]!r}:
     try:
         app([*arguments, "--help"], prog_name="avpt")
@@ -121,7 +121,7 @@ except SystemExit as error:
 def test_completion_loads_nothing_heavy(words: str, completed: str) -> None:
     code = f"""
 import sys
-from avpt.cli import app
+from avpt.cli import CONFIGS, app
 try:
     app(prog_name="avpt")
 except SystemExit:
@@ -273,13 +273,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
         **COMMON,
     },
     "info": {"path": REQUIRED, "--json": False, "--quiet": False, "--debug": False},
-}
-CONFIGS: dict[str, type[config.Config]] = {
-    "preprocess": config.PreprocessConfig,
-    "init": config.InitConfig,
-    "finetune-unimodal": config.FinetuneConfig,
-    "score-confidence": config.ScoreConfig,
-    "fuse-train": config.FuseConfig,
 }
 CHOICES = {
     ("preprocess", "--pad"): ["zero", "repeat"],

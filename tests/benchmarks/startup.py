@@ -19,6 +19,7 @@ from typing import Any
 from typer.models import ArgumentInfo
 
 from avpt import config
+from avpt.cli import CONFIGS
 
 METHOD = (
     "The other app is a generated module of plain functions, one a command, with the same parameters, types, defaults "
@@ -26,14 +27,6 @@ METHOD = (
     "which goes first alternates. The ratio is the median over pairs of avpt / other, after warm-up."
 )
 TARGET = 1.2
-COMMANDS = {
-    "preprocess": config.PreprocessConfig,
-    "init": config.InitConfig,
-    "finetune_unimodal": config.FinetuneConfig,
-    "score_confidence": config.ScoreConfig,
-    "fuse_train": config.FuseConfig,
-    "info": config.InfoConfig,
-}
 
 
 def empty_app() -> str:
@@ -44,8 +37,8 @@ def empty_app() -> str:
         "import typer",
         "app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)",
     ]
-    for name, config_type in COMMANDS.items():
-        lines += ["@app.command()", f"def {name}(", "    *,"]
+    for name, config_type in CONFIGS.items():
+        lines += ["@app.command()", f"def {name.replace('-', '_')}(", "    *,"]
         for field in dataclasses.fields(config_type):
             info = config.parameter(config_type, field.name)
             kind = annotation(config.type_hints(config_type)[field.name].__origin__)
