@@ -39,6 +39,9 @@ class Terminated(BaseException):
 def command(config_type: type[ConfigT]) -> Callable[[Callable[[ConfigT], Report]], None]:
     """Register `body` as a Typer command whose options are the fields of `config_type`."""
 
+    writes = issubclass(config_type, config.OutputConfig)
+    how_to_go_on = "; the same command again goes on from here" if writes else ""
+
     def register(body: Callable[[ConfigT], Report]) -> None:
         def callback(**options: Any) -> None:
             with_debug = bool(options["debug"])
@@ -48,7 +51,10 @@ def command(config_type: type[ConfigT]) -> Callable[[Callable[[ConfigT], Report]
                 with warnings.catch_warnings():
                     if settings.quiet:
                         warnings.simplefilter("ignore")
-                    _show(body(settings), settings)
+                    report = body(settings)
+                    _show(report, settings)
+                if report.problem is not None:
+                    _fail(report.problem, 1, with_debug=False)
             except AvptError as error:
                 _fail(str(error), 1, with_debug)
             except OSError as error:  # full disk, permissions: the machine's word, with the file's name
@@ -56,9 +62,9 @@ def command(config_type: type[ConfigT]) -> Callable[[Callable[[ConfigT], Report]
                     raise
                 _fail(f"{error.filename or 'input/output'}: {error.strerror}", 1, with_debug)
             except KeyboardInterrupt:
-                _fail("interrupted; the same command again goes on from here", 130, with_debug)
+                _fail(f"interrupted{how_to_go_on}", 130, with_debug)
             except Terminated:
-                _fail("terminated; the same command again goes on from here", 143, with_debug)
+                _fail(f"terminated{how_to_go_on}", 143, with_debug)
 
         hints = config.type_hints(config_type)
         parameters = [
@@ -149,7 +155,7 @@ def _print_table(table: Table, to_stderr: bool) -> None:
 
     grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(table.columns):
-        grid.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+        grid.add_column(column, justify="left" if i < table.left else "right", overflow="fold")
     for row in table.rows:
         grid.add_row(*(Text(cell) for cell in row))
     console = Console(stderr=to_stderr, highlight=False)
@@ -174,6 +180,14 @@ def main(
     A run is five steps, each reading what the one before wrote:
     preprocess, init, finetune-unimodal, score-confidence, fuse-train.
     """
+
+
+@command(config.ManifestConfig)
+def manifest(settings: config.ManifestConfig) -> Report:
+    """Build the manifest of a known data set from its own lists and media."""
+    from avpt.stages import manifest as stage
+
+    return stage.run(settings)
 
 
 @command(config.PreprocessConfig)
@@ -220,5 +234,13 @@ def fuse_train(settings: config.FuseConfig) -> Report:
 def info(settings: config.InfoConfig) -> Report:
     """Show what is in a store, a run folder or an artifact, and how it came about."""
     from avpt.stages import info as stage
+
+    return stage.run(settings)
+
+
+@command(config.VerifyConfig)
+def verify(settings: config.VerifyConfig) -> Report:
+    """Check every file, checksum and value of a store, and name the shard and the clip that are damaged."""
+    from avpt.stages import verify as stage
 
     return stage.run(settings)

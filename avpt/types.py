@@ -33,12 +33,17 @@ class Table:
     title: str
     columns: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
+    left: int = 1  # columns of words, which start at the left; the others hold numbers
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a command did: the paths it wrote, the record that scripts read, tables for people."""
+    """What a command did: the paths it wrote, the record that scripts read, tables for people.
+
+    `problem` is what is wrong with what it looked at, and the next step: shown last, with exit code 1.
+    """
 
     summary: dict[str, Any]
     outputs: tuple[Path, ...] = ()
     tables: list[Table] = field(default_factory=list)
+    problem: str | None = None

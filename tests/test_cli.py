@@ -218,6 +218,18 @@ TRAIN: dict[str, Any] = {
     "--device": "auto",
 }
 OPTIONS: dict[str, dict[str, Any]] = {
+    "manifest": {
+        "name": REQUIRED,
+        "folder": REQUIRED,
+        "--out": REQUIRED,
+        "--list": None,
+        "--classes": None,
+        "--trimmed": False,
+        "--test-fold": None,
+        "--val-fraction": 0.0,
+        "--test-fraction": None,
+        **COMMON,
+    },
     "preprocess": {
         "manifest": REQUIRED,
         "--out": REQUIRED,
@@ -231,13 +243,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--max-frames": 10,
         "--frame-size": 256,
         "--frame-codec": "jpeg",
+        "--frame-accuracy": "exact",
+        "--allow-missing": "none",
+        "--on-truncated": "keep",
         "--shard-size": 128,
         "--multi-label": False,
         "--limit": None,
         "--workers": None,
         "--clip-timeout": 60.0,
+        "--worker-memory": 4.0,
         "--max-failures": 0.05,
         "--retry-failures": False,
+        "--shard-range": None,
+        "--engine": "local",
+        "--ray-address": None,
         **COMMON,
     },
     "init": {
@@ -273,11 +292,23 @@ OPTIONS: dict[str, dict[str, Any]] = {
         **COMMON,
     },
     "info": {"path": REQUIRED, "--json": False, "--quiet": False, "--debug": False},
+    "verify": {
+        "store": REQUIRED,
+        "--deep": False,
+        "--workers": None,
+        "--json": False,
+        "--quiet": False,
+        "--debug": False,
+    },
 }
 CHOICES = {
     ("preprocess", "--pad"): ["zero", "repeat"],
     ("preprocess", "--audio-dtype"): ["float16", "float32"],
     ("preprocess", "--frame-codec"): ["jpeg", "raw"],
+    ("preprocess", "--frame-accuracy"): ["exact", "keyframe"],
+    ("preprocess", "--allow-missing"): ["none", "audio", "visual", "either"],
+    ("preprocess", "--on-truncated"): ["keep", "fail"],
+    ("preprocess", "--engine"): ["local", "ray"],
     ("init", "--modality"): ["audio", "visual"],
     ("init", "--arch"): ["resnet18", "resnet34", "resnet50"],
     ("init", "--bn"): ["keep", "reset", "reset-abnormal", "abri"],
@@ -353,7 +384,7 @@ def test_quiet_is_quiet(experiment: Experiment, name: str) -> None:
 def test_json_is_one_line_with_the_promised_fields(experiment: Experiment, name: str) -> None:
     record = done(*step(experiment, name), "--json").json()
     if name == "store":
-        assert record == {"store": str(experiment.store), "clips": 36, "failures": 0}
+        assert record == {"store": str(experiment.store), "clips": 36, "failures": 0, "partial": 0}
     elif name.endswith("_init"):
         assert {"name", "channels", "abnormal"} <= set(record["layers"][0])
         assert len(record["layers"]) == 20
@@ -522,7 +553,7 @@ def test_a_clip_id_of_any_alphabet_goes_through(experiment: Experiment, tmp_path
     manifest = write_manifest(folder / "-manifest.csv", rows)
     store = folder / "store"
     result = done("preprocess", "--out", store, *STORE_OPTIONS, "--json", manifest)
-    assert result.json() == {"store": str(store), "clips": 1, "failures": 0}
+    assert result.json() == {"store": str(store), "clips": 1, "failures": 0, "partial": 0}
     assert done("info", store, "--json").json()["classes"] == ["ключ"]
 
 

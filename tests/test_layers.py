@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "avpt"
 
 # name of a layer -> modules (by prefix) and the layers they may import
 WORDS, FILES, OPTIONS, RUNS, STORIES, EDGE = "words", "files", "options", "runs", "stories", "edge"
-PARTS = ("data", "models", "training", "engines", "confidence")
+PARTS = ("data", "datasets", "models", "training", "engines", "confidence")
 LAYERS = {
     "avpt": WORDS,
     "avpt.errors": WORDS,
@@ -22,6 +22,7 @@ LAYERS = {
     **{f"avpt.{part}": part for part in PARTS},
     "avpt.config": OPTIONS,
     "avpt.runs": RUNS,
+    "avpt.shards": RUNS,
     "avpt.stages": STORIES,
     "avpt.cli": EDGE,
     "avpt.__main__": EDGE,

@@ -1,0 +1,297 @@
+"""What reading any data set takes: media by name, lists with their bad lines, splits by hash."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
+
+from avpt.errors import ManifestError, listed
+from avpt.types import Split
+
+MAX_LISTED = 20  # bad lines told one by one; the rest are counted
+CLIP_SECONDS = 10  # where a list says only when a clip starts
+MAX_SECONDS = 1e6  # no video is longer: a time beyond it is a slip
+
+SUFFIXES = {  # of media, by manifest column; of two files with one name, the suffix that comes first is taken
+    "video": ("mp4", "mkv", "webm", "mov", "avi", "m4v", "mpg", "mpeg", "wmv", "3gp", "ogv", "flv"),
+    "audio": ("wav", "flac", "aif", "aiff", "ogg", "oga", "opus", "m4a", "mp3", "aac", "wma"),
+    "frames": ("jpg", "jpeg", "png", "avif", "bmp", "gif", "jp2", "pgm", "ppm", "tif", "tiff", "webp"),
+}
+KINDS = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
+RANKS = {suffix: rank for rank, suffix in enumerate(KINDS)}
+SPLIT_WORDS: dict[str, Split] = {
+    "train": "train",
+    **dict.fromkeys(("val", "valid", "validate", "validation"), "val"),
+    "test": "test",
+}
+YOUTUBE_ID = re.compile(r"[\w-]+", re.ASCII)
+
+Key = Literal["name", "path", "image"]
+T = TypeVar("T")
+
+
+class BadLineError(Exception):
+    """What is wrong with one line of a list; the others are read on."""
+
+
+class Line(NamedTuple):
+    """A line of a list."""
+
+    path: str
+    number: int
+    cells: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A clip as its data set tells it, before its media are found."""
+
+    id: str
+    label: str
+    split: Split | None  # None: the hash of its group decides
+    group: str  # the hash never tears clips of one group apart
+    names: tuple[str, ...]  # keys that its media may have, the likeliest first
+    whole: str = ""  # key of media that hold more than the clip
+    times: tuple[str, str] = ("", "")  # where in them it starts and ends
+    place: tuple[str, int] = ("", 0)  # list and line
+
+
+@dataclass(frozen=True)
+class Media:
+    """The media below a folder; every path is relative to it."""
+
+    files: dict[str, dict[str, str]]  # video, audio, frames -> key -> path
+    tables: list[str]  # .csv and .txt files in the folder and the folders in it: some may be lists
+    twice: list[tuple[str, str, str]]  # key, and two files with it and one suffix: the one taken, the other
+    sha256: str  # of all their paths
+
+    @property
+    def names(self) -> set[str]:
+        """Every key."""
+        return set().union(*self.files.values())
+
+    def find(self, names: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """(key, path) by kind. Pictures of a video come from it: nobody knows the rate of extracted ones."""
+        found: dict[str, tuple[str, str]] = {}
+        for kind, paths in self.files.items():
+            for name in names if paths and not (kind == "frames" and "video" in found) else ():
+                if name in paths:
+                    found[kind] = name, paths[name]
+                    break
+        return found
+
+
+@dataclass
+class Source:
+    """What the rows of a data set are read from, and the bad lines so far."""
+
+    media: Media
+    lists: tuple[Path, ...] = ()
+    classes: Path | None = None  # of AudioSet
+    test_fold: int = 5  # of ESC-50
+    trimmed: bool = False  # a file named by a YouTube id alone holds the clip, not the video
+    num_bad: int = 0
+    told: list[str] = field(default_factory=list)
+
+    def bad(self, path: str, number: int, problem: str) -> None:
+        """Note a bad line."""
+        self.num_bad += 1
+        if self.num_bad <= MAX_LISTED:
+            self.told.append(f"{path}: line {number}: {problem}")
+
+    def check(self) -> None:
+        """Raise a ManifestError with all the bad lines there are."""
+        if self.num_bad == 1:
+            raise ManifestError(self.told[0])
+        if self.num_bad:
+            more = [f"and {self.num_bad - MAX_LISTED} more"] if self.num_bad > MAX_LISTED else []
+            raise ManifestError("\n  ".join([f"the lists have {self.num_bad} bad lines", *self.told, *more]))
+
+    def parse(self, path: Path, parse: Callable[[Line], T | None], columns: tuple[str, ...] = ()) -> Iterator[T]:
+        """What `parse` makes of each line: None for one to pass over, BadLineError for a bad one.
+
+        With `columns`, the first line names columns, and `parse` is given the cells of these.
+        """
+        picked: list[int] | None = None
+        width = 0
+        for line in self._lines(path):
+            try:
+                if columns and picked is None:
+                    picked, width = [line.cells.index(name) for name in columns if name in line.cells], len(line.cells)
+                    if len(picked) < len(columns):
+                        raise ManifestError(f"{path}: line {line.number} does not name columns {', '.join(columns)}")
+                    continue
+                cells = exactly(line, width) if picked else line.cells
+                item = parse(line._replace(cells=[cells[i] for i in picked]) if picked else line)
+            except BadLineError as error:
+                self.bad(*line[:2], str(error))
+            else:
+                if item is not None:
+                    yield item
+
+    def _lines(self, path: Path) -> Iterator[Line]:
+        try:
+            data = path.read_bytes()
+            reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True, skipinitialspace=True)
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            raise ManifestError(f"{path}: line {line}: not UTF-8; save the file as UTF-8") from None
+        while True:
+            number = reader.line_num + 1
+            try:
+                cells = [cell.strip() for cell in next(reader)]
+            except StopIteration:
+                return
+            except csv.Error as error:
+                self.bad(str(path), number, f"not CSV ({error}); look for a quote that is not closed or not doubled")
+                if reader.line_num > number:
+                    return  # an open quote swallowed lines: where the next row starts is anyone's guess
+            else:
+                if any(cells):
+                    yield Line(str(path), number, cells)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """How one data set is read."""
+
+    rows: Callable[[Source], Iterator[Row]]
+    lists: tuple[str, ...] = ()  # patterns of its lists' names; those of the first that fits any are read
+    key: Key = "name"
+    multi_label: bool = False
+
+
+def find_media(folder: Path, key: Key) -> Media:
+    """Look once at every name below the folder; one with images and no other media is the frames of a clip.
+
+    The key is a file's name or its path without the suffix, or each image's path.
+    """
+    media = Media({kind: {} for kind in SUFFIXES}, [], [], "")
+    listing = hashlib.sha256()
+
+    def add(kind: str, name: str, path: str) -> None:
+        listing.update(os.fsencode(path) + b"\0")
+        taken = media.files[kind].setdefault(name, path)
+        if taken is not path:
+            rank, other = (RANKS.get(_suffix(file), 0) for file in (path, taken))
+            if rank < other:
+                media.files[kind][name] = path
+            elif rank == other:
+                media.twice.append((name, taken, path))
+
+    for inside, names in _walk(str(folder)):
+        kinds = set()
+        for name in names:
+            suffix, path = _suffix(name), inside + name
+            kind = KINDS.get(suffix)
+            kinds.add(kind)
+            if kind == "frames" and key == "image":
+                add(kind, path, path)
+            elif kind in ("video", "audio") and key != "image":
+                add(kind, (name if key == "name" else path).rpartition(".")[0], path)
+            elif suffix in ("csv", "txt") and inside.count("/") < 2:
+                media.tables.append(path)
+        if inside and key != "image" and kinds - {None} == {"frames"}:
+            path = inside[:-1]
+            add("frames", path.rpartition("/")[2] if key == "name" else path, path)
+    return Media(media.files, media.tables, media.twice, listing.hexdigest())
+
+
+def _suffix(name: str) -> str:
+    return name.rpartition(".")[2].lower()
+
+
+def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
+    """("", "a/", "a/b/", ...) with the file names there, in order; links are followed, hidden names passed over."""
+    waiting = [""]
+    while waiting:
+        inside = waiting.pop()
+        files, folders = [], []
+        with os.scandir(f"{folder}/{inside}") as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_file():  # nor is a link that leads nowhere
+                    files.append(entry.name)
+                elif entry.is_dir() and not (entry.is_symlink() and _encloses(Path(entry.path))):
+                    folders.append(entry.name)
+        yield inside, sorted(files)
+        waiting += [f"{inside}{name}/" for name in sorted(folders, reverse=True)]
+
+
+def _encloses(link: Path) -> bool:
+    return link.parent.resolve().is_relative_to(link.resolve())  # it would be followed for ever
+
+
+def exactly(line: Line, count: int) -> list[str]:
+    """The cells of a line that must have so many."""
+    if len(line.cells) != count:
+        raise BadLineError(f"has {len(line.cells)} cells, not {count}; put quotes around a cell with a comma")
+    return line.cells
+
+
+def one_of(cell: str, known: dict[str, T], what: str) -> T:
+    """What a cell stands for."""
+    if cell not in known:
+        raise BadLineError(f"{what} {cell[:100]!r} is not one of {listed(list(known), 6)}")
+    return known[cell]
+
+
+def split_of_name(path: Path, words: dict[str, Split] = SPLIT_WORDS) -> Split:
+    """The split that a list's name tells, as `my_train.txt` does."""
+    told = {words[word] for word in re.findall("[a-z]+", path.stem.lower()) if word in words}
+    if len(told) != 1:
+        raise ManifestError(
+            f"{path}: the name does not say which split this is; put one of the words {', '.join(words)} in it, "
+            "as in my_train.txt"
+        )
+    return told.pop()
+
+
+def hash_split(group: str, test_fraction: float, val_fraction: float) -> Split:
+    """A split by nothing but the group's name: it stays the same whichever clips come to lie beside."""
+    share = int.from_bytes(hashlib.sha256(os.fsencode(group)).digest()) / 2**256
+    return "test" if share < test_fraction else "val" if share < test_fraction + val_fraction else "train"
+
+
+def youtube_row(
+    source: Source, line: Line, label: str, split: str, video: str, times: tuple[str, str], prefixes: Sequence[str] = ()
+) -> Row:
+    """A part of a YouTube video, from cells of a list, under any of the names that downloaders give it."""
+    start = _seconds(times[0])
+    end = _seconds(times[1]) if times[1] else start + CLIP_SECONDS
+    if not YOUTUBE_ID.fullmatch(video):
+        raise BadLineError(f"{video[:100]!r} is not a YouTube id")  # a spreadsheet makes #NAME? of -ab...
+    if not label:
+        raise BadLineError("label is empty")
+    if end <= start:
+        raise BadLineError(f"end {end:g} is not after start {start:g}")
+    clip_id, written = f"{video}_{start:010.3f}", (f"{start:.3f}", f"{end:.3f}")
+    stamps = [f"{1000 * start:.0f}_{1000 * end:.0f}"]
+    if start.is_integer() and end.is_integer():
+        first, last = int(start), int(end)
+        clip_id, written = f"{video}_{first:06}", (str(first), str(last))
+        stamps = [f"{first:06}_{last:06}", f"{first:06}", f"{first}_{last}", str(first), *stamps]
+    names = [f"{prefix}{video}_{stamp}" for prefix in ("", *prefixes) for stamp in stamps]
+    names += [prefix + video for prefix in prefixes] + [video] * source.trimmed
+    whole = "" if source.trimmed else video
+    known = one_of(split, SPLIT_WORDS, "split")
+    return Row(clip_id, label, known, video, tuple(names), whole, written, line[:2])
+
+
+def _seconds(cell: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < MAX_SECONDS:
+        raise BadLineError(f"{cell[:100]!r} is not a number of seconds")
+    return value
