@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +84,10 @@ def sha256_json(value: object) -> str:
 
 
 @contextmanager
-def claim(path: Path) -> Iterator[None]:
-    """Be the only writer of `path` while the block runs; the claim dies with the process.
+def claim(path: Path, part: str | None = None) -> Iterator[None]:
+    """Be the only writer of `path`, or of a part of it, while the block runs; the claim dies with the process.
+
+    Writers of different parts go together, a writer of the whole goes with none.
 
     Raises:
         OutputError: another process writes it, or its folder can't be written.
@@ -95,23 +97,47 @@ def claim(path: Path) -> Iterator[None]:
         raise OutputError(f"{path} is a folder of the machine's own; choose another --out")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = _lock(path.with_name(f".{path.name}.lock"))
+        with ExitStack() as locks:
+            how = fcntl.LOCK_EX if part is None else fcntl.LOCK_SH
+            locks.enter_context(_locked(path.with_name(f".{path.name}.lock"), how | fcntl.LOCK_NB))
+            if part is not None:
+                name = f".{path.name}.{part.replace(':', '-')}.lock"
+                locks.enter_context(_locked(path.with_name(name), fcntl.LOCK_EX | fcntl.LOCK_NB))
+            held = locks.pop_all()
     except BlockingIOError:
         raise OutputError(f"{path} is being written by another avpt; wait for it or choose another --out") from None
     except OSError as error:
         raise OutputError(f"{path} can't be written ({error.strerror}); choose another --out") from None
+    with held:
+        yield
+
+
+@contextmanager
+def take_turn(path: Path) -> Iterator[None]:
+    """Wait until no other writer of a part of `path` is in such a block."""
+    with _locked(path.absolute().with_name(f".{path.absolute().name}.turn"), fcntl.LOCK_EX):
+        yield
+
+
+@contextmanager
+def _locked(path: Path, how: int) -> Iterator[None]:
+    handle = _lock(path, how)
     try:
         yield
     finally:
-        path.with_name(f".{path.name}.lock").unlink(missing_ok=True)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)  # whoever shares it would go on with a file that nobody else can find
+        except BlockingIOError:
+            pass
         os.close(handle)
 
 
-def _lock(path: Path) -> int:
+def _lock(path: Path, how: int) -> int:
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, how)
             if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
                 return handle
         except BaseException:

@@ -145,6 +145,7 @@ def test_a_clip_that_is_not_media_fails_the_command_and_the_rest_is_kept(
         "store": str(tmp_path / "store"),
         "clips": 3,
         "failures": 1,
+        "partial": 0,
     }
     header, row = (tmp_path / "store" / "failures.csv").read_text(encoding="utf-8").splitlines()
     assert header == "id,split,source,stage,error"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,17 @@ def test_abri() -> None:
     assert all(math.isfinite(ratio) and ratio > 0 for ratio in ratios)
     assert record["targets"] == {"train": 1.05, "eval": 1.03}
     assert record["settings"]["image_size"] == 32
+
+
+def test_preprocess(tmp_path: Path) -> None:
+    for name in ("mdn__elf.webm", "tcodec__sine_mono_s16.wav"):
+        shutil.copy(ROOT / "tests" / "media" / name, tmp_path)
+    record = benchmark("preprocess", "--clips", str(tmp_path), "--repeat", "2", "--rounds", "1")
+    assert record["clips"] == 4
+    assert record["target"] == {"drop_ratio": 0.8}
+    assert 0 < record["drop_ratio"] < math.inf
+    assert record["clips_per_second"].keys() >= {"preprocess", "drop"}
+    assert record["bytes_per_clip"] > 2 * 1024 * 128  # float16 log-mel alone
 
 
 def test_startup() -> None:

@@ -60,8 +60,9 @@ def test_reads_every_column(media: Path) -> None:
         "three,dog,test,v.mp4,,picture.png,,\n",
     )
     manifest = read_manifest(path)
-    first = Clip("one", ("dog",), "train", media / "v.mp4", media / "a.wav", None, 0.5, 2.0, ("v.mp4", "a.wav"))
-    assert manifest.clips[0] == first
+    first = manifest.clips[0]
+    assert first == Clip("one", ("dog",), "train", media, ("v.mp4", "a.wav", ""), 0.5, 2.0)
+    assert (first.video, first.audio, first.frames) == (media / "v.mp4", media / "a.wav", None)
     assert manifest.clips[1].frames == media / "frames.dir"
     third = manifest.clips[2]
     assert (third.start, third.end, third.audio) == (None, None, None)
@@ -69,10 +70,6 @@ def test_reads_every_column(media: Path) -> None:
     assert manifest.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert [clip.id for clip in manifest.split("train")] == ["one"]
     assert [clip.source for clip in manifest.clips] == ["v.mp4; a.wav", "frames.dir", "v.mp4; picture.png"]
-
-
-def test_source_without_the_manifest_is_the_path() -> None:
-    assert Clip("x", ("a",), "train", Path("v.mp4"), None, None, None, None).source == "v.mp4"
 
 
 def test_columns_in_any_order_and_file_order_kept(media: Path) -> None:

@@ -112,6 +112,9 @@ def test_a_shard_is_the_table_of_the_contract(experiment: Experiment) -> None:
                 "max_frames": 10,
                 "frame_size": 28,
                 "frame_codec": "jpeg",
+                "frame_accuracy": "exact",
+                "allow_missing": "none",
+                "on_truncated": "keep",
                 "multi_label": False,
             }
 
@@ -207,8 +210,9 @@ def test_json_files(experiment: Experiment) -> None:
         assert beside["sha256"] == hashlib.sha256(shard.read_bytes()).hexdigest()
         assert beside["bytes"] == shard.stat().st_size
         assert beside["clips"] == len(read(shard)["id"])
-        assert beside["failures"] == []
-    assert (store / "failures.csv").read_text(encoding="utf-8").split() == ["id,split,source,stage,error"]
+        assert beside["failures"] == beside["partial"] == []
+    for name in ("failures", "partial"):
+        assert (store / f"{name}.csv").read_text(encoding="utf-8").split() == ["id,split,source,stage,error"]
 
 
 def test_number_of_workers_does_not_change_a_byte(experiment: Experiment, tmp_path: Path) -> None:
@@ -236,7 +240,7 @@ def test_raw_frames_float32_limit_and_shard_size(experiment: Experiment, tmp_pat
     store = tmp_path / "store"
     options = ("--frame-codec", "raw", "--audio-dtype", "float32", "--limit", "20", "--shard-size", "7")
     found = done("preprocess", experiment.manifest, *STORE_OPTIONS, *options, "--out", store, "--json").json()
-    assert found == {"store": str(store), "clips": 20, "failures": 0}
+    assert found == {"store": str(store), "clips": 20, "failures": 0, "partial": 0}
     splits = json_of(store / "store.json")["splits"]
     assert splits == {
         "train": {"shards": ["train-00000", "train-00001", "train-00002"], "clips": 18},
@@ -322,6 +326,7 @@ def test_failures_are_told_counted_and_mended(tmp_path: Path) -> None:
         "store": str(store),
         "clips": 4,
         "failures": 2,
+        "partial": 0,
     }
     assert (store / "train-00000.h5").stat().st_mtime_ns == made  # nothing was tried again
     with (store / "failures.csv").open(newline="", encoding="utf-8") as file:

@@ -171,7 +171,7 @@ def test_a_seek_shows_the_same_frames(tmp_path: Path, suffix: str, monkeypatch: 
     expected = [(15 * 25 + 5 * k) % 250 for k in range(10)]
     assert values(read(path, fps=5, start=15.0, end=17.0)) == expected
     assert decoded < 200  # 15 s are 375 frames
-    monkeypatch.setattr(video, "SEEK_MARGIN", -3.0)  # lands too late, is noticed
+    monkeypatch.setattr(media, "SEEK_MARGIN", -3.0)  # lands too late, is noticed
     assert values(read(path, fps=5, start=15.0, end=17.0)) == expected
 
 

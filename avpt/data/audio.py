@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,13 +16,20 @@ from av import AudioFrame, AudioResampler
 from av.error import FFmpegError
 from torchaudio.compliance import kaldi
 
-from avpt.data.media import decode, read_best, start_of
+from avpt.data.media import PREROLL, SEEK_BEYOND, Opened, ShortCutError, Track, decode, read_best
 from avpt.errors import MediaError
 
 WINDOW = 25.0  # milliseconds that one frame of the log-mel looks at
 SHIFT = 10.0  # milliseconds from one frame to the next
 PADDING = 0.0  # log-mel value of frames beyond the end of the sound, as in the authors' released code
-FULL_SCALE = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "flt": 1.0, "dbl": 1.0}  # FFmpeg's loudest sample
+FORMATS = frozenset({"u8", "s16", "s32", "flt", "dbl"})  # FFmpeg's, packed
+FULL_SCALE = {  # the middle and the loudest sample of what they become
+    "uint8": (2.0**7, 2.0**7),
+    "int16": (0.0, 2.0**15),
+    "int32": (0.0, 2.0**31),
+    "float32": (0.0, 1.0),
+    "float64": (0.0, 1.0),
+}
 MAX_PLANES = 8  # channels that PyAV can hand over one by one
 
 
@@ -34,29 +40,42 @@ def read_waveform(
     start: float = 0.0,
     end: float | None = None,
     max_samples: int | None = None,
+    opened: Opened | None = None,
+    troubles: list[str] | None = None,
 ) -> np.ndarray | None:
     """The sound of a media file: (samples,) float32 in [-1, 1] at `sample_rate` Hz, the mean of its channels.
 
     `start` and `end` are seconds from the container's start, cut to the sample at the file's own rate,
     before resampling. Decoding stops at `end`, or once `max_samples` are there.
 
+    Args:
+        path: any file with sound.
+        sample_rate: Hz.
+        start: where the clip begins; far into a file it is sought, or read up to without decoding.
+        end: where it ends; None is the file's end.
+        max_samples: the most that is needed.
+        opened: the tracks of the file, where the caller has opened it for `start` already.
+        troubles: is given what went wrong with sound that could be read all the same.
+
     None where the file has no sound stream; MediaError("open") where it is not media; MediaError("audio")
     where a declared stream gives no sample.
     """
 
-    def read(container: Any, stream: Any) -> np.ndarray:
-        pieces = _cut(decode(container, stream), stream.time_base, start_of(container), start, end)
+    def read(track: Track) -> np.ndarray:
         blocks, size = [], 0
+        pieces = _cut(track, start, end)
         for block in _resample(pieces, sample_rate):
             blocks.append(block)
             size += len(block)
             if max_samples is not None and size >= max_samples:
                 break
         if size == 0:
-            raise MediaError("audio", _no_sample(stream, start, end))
+            raise MediaError("audio", _no_sample(track.stream, start, end))
+        if troubles is not None:
+            troubles.extend(track.troubles())
         return np.concatenate(blocks)[:max_samples]
 
-    return read_best(path, "audio", read)
+    return read_best(path, "audio", read, start, opened)
 
 
 def samples_needed(frames: int, sample_rate: int) -> int:
@@ -108,18 +127,37 @@ def spectrogram(
     return padded, len(fbank)
 
 
-def _cut(
-    frames: Iterator[AudioFrame], time_base: Fraction, origin: Fraction, start: float, end: float | None
-) -> Iterator[tuple[int, np.ndarray]]:
-    """The sound between two times, in seconds from `origin`, as pieces of (rate, mono samples)."""
+def _from(track: Track, start: Fraction) -> Iterator[Any]:
+    """The packets of a stream from a little before `start` on; ShortCutError where that can't be told."""
+    from_stamp = track.stamp(start - PREROLL)
+    passed = track.sought
+    for packet in track.packets:
+        if packet.pts is None or (packet.duration or 0) <= 0:
+            raise ShortCutError
+        if packet.pts + packet.duration >= from_stamp:
+            if passed and packet.pts > track.stamp(start - PREROLL / 2):
+                raise ShortCutError  # the seek landed too late, or the stream has a hole here
+            yield packet
+            break
+        passed = True
+    yield from track.packets
+
+
+def _cut(track: Track, start: float, end: float | None) -> Iterator[tuple[int, np.ndarray]]:
+    """The sound between two times, in seconds, as pieces of (rate, samples of each channel)."""
+    skipping = track.quick and start > SEEK_BEYOND
     position: Fraction | None = None  # seconds, of the first sample at this rate
     rate = seen = first = last = 0  # samples, from there
-    for frame in frames:
+    for frame in decode(track, _from(track, Fraction(start)) if skipping else None):
         if frame.sample_rate <= 0 or frame.samples == 0:
             continue
         if frame.sample_rate != rate:
             if position is None:
-                position = Fraction(0) if frame.pts is None else frame.pts * time_base - origin
+                position = Fraction(0) if frame.pts is None else frame.pts * track.stream.time_base - track.origin
+                if skipping and (frame.pts is None or position > start):
+                    raise ShortCutError
+                if skipping:
+                    track.damaged = 0  # the first packets after a seek need those before them
             else:  # counted, not read from a stamp: WebM rounds those to milliseconds
                 position += Fraction(seen, rate)
             rate, seen = frame.sample_rate, 0
@@ -127,30 +165,34 @@ def _cut(
             last = sys.maxsize if end is None else _round((Fraction(end) - position) * rate)
         low, high = max(0, first - seen), min(frame.samples, last - seen)
         if low < high:
-            yield rate, _mono(frame)[low:high]
+            yield rate, _planes(frame)[:, low:high]
         if high < frame.samples:
             return
         seen += frame.samples
+    if position is not None:
+        track.end = position + Fraction(seen, rate)
 
 
-def _mono(frame: AudioFrame) -> np.ndarray:
-    """(samples,) float32, the mean of a frame's channels. FFmpeg's own down-mix weighs them instead."""
+def _planes(frame: AudioFrame) -> np.ndarray:
+    """(channels, samples) of a frame, in its own type."""
     channels = frame.layout.nb_channels
     if frame.format.is_planar and channels > MAX_PLANES:
         frame = AudioResampler(format=frame.format.packed.name).resample(frame)[0]
-    kind = frame.format.packed.name
-    if kind not in FULL_SCALE:
+    if frame.format.packed.name not in FORMATS:
         raise MediaError("audio", f"sound in FFmpeg's sample format {frame.format.name} is not supported")
     samples = frame.to_ndarray()
-    if not frame.format.is_planar:
-        samples = samples.reshape(-1, channels).T
-    middle = FULL_SCALE[kind] if kind == "u8" else 0.0
-    mean = samples.sum(axis=0, dtype=np.float64) / channels - middle
-    return np.asarray(mean / FULL_SCALE[kind], dtype=np.float32)
+    return samples if frame.format.is_planar else samples.reshape(-1, channels).T
+
+
+def _mono(planes: np.ndarray) -> np.ndarray:
+    """(channels, samples) -> (samples,) float32, their mean. FFmpeg's own down-mix weighs the channels instead."""
+    middle, full = FULL_SCALE[planes.dtype.name]
+    mean = planes.sum(axis=0, dtype=np.float64) / len(planes)
+    return np.asarray((mean - middle) / full, dtype=np.float32)
 
 
 def _resample(pieces: Iterator[tuple[int, np.ndarray]], sample_rate: int) -> Iterator[np.ndarray]:
-    """Pieces of (rate, samples) -> blocks of samples at `sample_rate` Hz; a new rate starts a new resampler.
+    """Pieces of (rate, channels) -> mono blocks at `sample_rate` Hz; a new rate starts a new resampler.
 
     The channels are averaged before, not after: resampling is linear, so the result is the same for less work,
     and it never depends on a channel layout that FFmpeg may not know.
@@ -171,16 +213,18 @@ def _resample(pieces: Iterator[tuple[int, np.ndarray]], sample_rate: int) -> Ite
 
 
 def _join(pieces: Iterator[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
-    """Pieces of one rate put together until they last a second: a call of the resampler costs as much as a piece."""
-    for rate, same in groupby(pieces, key=itemgetter(0)):
+    """Pieces of one kind put together until they last a second, and made mono: each call costs as much as a piece."""
+    for (rate, _, _), same in groupby(pieces, key=lambda piece: (piece[0], len(piece[1]), piece[1].dtype)):
         held: list[np.ndarray] = []
+        size = 0
         for _, samples in same:
             held.append(samples)
-            if sum(map(len, held)) >= rate:
-                yield rate, np.concatenate(held)
-                held = []
+            size += samples.shape[1]
+            if size >= rate:
+                yield rate, _mono(np.concatenate(held, axis=1))
+                held, size = [], 0
         if held:
-            yield rate, np.concatenate(held)
+            yield rate, _mono(np.concatenate(held, axis=1))
 
 
 def _resampled(resampler: AudioResampler | None, frame: AudioFrame | None) -> Iterator[np.ndarray]:
@@ -189,6 +233,8 @@ def _resampled(resampler: AudioResampler | None, frame: AudioFrame | None) -> It
     try:
         for block in resampler.resample(frame):
             yield block.to_ndarray()[0]
+    except MemoryError:
+        raise
     except FFmpegError as error:
         raise MediaError("audio", f"the sound can't be resampled: {error.strerror}".lower()) from error
 

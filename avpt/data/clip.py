@@ -7,6 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from avpt.types import Modality
+
 
 @dataclass(frozen=True)
 class ClipSettings:
@@ -21,6 +23,17 @@ class ClipSettings:
     max_frames: int = 10
     frame_size: int = 256  # pixels, the short side
     frame_codec: Literal["jpeg", "raw"] = "jpeg"
+    frame_accuracy: Literal["exact", "keyframe"] = "exact"
+    allow_missing: Literal["none", "audio", "visual", "either"] = "none"  # of a clip that has it, but broken
+    on_truncated: Literal["keep", "fail"] = "keep"
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Something that a clip was kept without."""
+
+    modality: Modality
+    what: str  # begins with missing, truncated or damaged
 
 
 @dataclass(frozen=True)
@@ -32,3 +45,4 @@ class DecodedClip:
     times: np.ndarray  # (F,) float32, seconds from the clip's start
     sizes: np.ndarray  # (F, 2) int32, height and width
     frames: list[bytes]  # F pictures, JPEG files or raw RGB rows
+    troubles: tuple[Trouble, ...] = ()

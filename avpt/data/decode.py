@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TypeVar, cast
 
 import numpy as np
 
 from avpt.data.audio import read_waveform, samples_needed, spectrogram
-from avpt.data.clip import ClipSettings, DecodedClip
+from avpt.data.clip import ClipSettings, DecodedClip, Trouble
+from avpt.data.media import Opened, open_tracks
 from avpt.data.video import encode_frame, read_frames, read_images
 from avpt.errors import MediaError
+from avpt.types import Modality
+
+Read = TypeVar("Read")
 
 
 def decode_clip(
@@ -23,45 +30,98 @@ def decode_clip(
     """Decode the files of one manifest row; `audio` wins over the video's sound, `frames` over its pictures.
 
     `start` and `end`, in seconds, cut `video` and `audio`. A video may lack one modality. MediaError
-    where a file can't be opened, a stream that is there gives nothing, a file given as `audio` has no
+    where a file can't be opened, a stream that is there gives nothing and `settings.allow_missing` does not
+    name it, a stream is truncated and `settings.on_truncated` is "fail", a file given as `audio` has no
     sound stream, or the clip has neither sound nor picture.
     """
-    waveform = _sound(video, audio, start or 0.0, end, settings)
-    pictures = _pictures(video, frames, start or 0.0, end, settings)
+    begin = start or 0.0
+    both = video is not None and audio is None and frames is None  # from one file, opened once
+    troubles: list[Trouble] = []
+    with open_tracks(cast(Path, video), ("audio", "video"), begin) if both else nullcontext() as opened:
+        waveform = _tolerated(
+            "audio", lambda found: _sound(video, audio, begin, end, settings, opened, found), settings, troubles
+        )
+        pictures = _tolerated(
+            "visual", lambda found: _pictures(video, frames, begin, end, settings, opened, found), settings, troubles
+        )
     if waveform is None and not pictures:
-        raise MediaError("open", "the clip has neither sound nor picture")
+        missing = [MediaError(trouble.modality, trouble.what) for trouble in troubles]
+        raise next(iter(missing), MediaError("open", "the clip has neither sound nor picture"))
     fbank, num_audio_frames = _fbank(waveform, settings)
+    pictures = pictures or []
     return DecodedClip(
         fbank=fbank,
         num_audio_frames=num_audio_frames,
         times=np.array([time for time, _ in pictures], dtype=np.float32),
         sizes=np.array([rgb.shape[:2] for _, rgb in pictures], dtype=np.int32).reshape(-1, 2),
         frames=_encode([rgb for _, rgb in pictures], settings),
+        troubles=tuple(troubles),
     )
 
 
+def _tolerated(
+    modality: Modality, read: Callable[[list[str]], Read | None], settings: ClipSettings, troubles: list[Trouble]
+) -> Read | None:
+    """What is read of a modality; what is wrong with it goes to `troubles` or is raised, as the settings say."""
+    found: list[str] = []
+    try:
+        result = read(found)
+        for what in found:
+            if what.startswith("truncated") and settings.on_truncated == "fail":
+                raise MediaError(modality, what)
+    except MediaError as error:
+        if settings.allow_missing not in (modality, "either"):
+            raise
+        result, found = None, [f"missing: {error}"]
+    troubles += [Trouble(modality, what) for what in found]
+    return result
+
+
 def _sound(
-    video: Path | None, audio: Path | None, start: float, end: float | None, settings: ClipSettings
+    video: Path | None,
+    audio: Path | None,
+    start: float,
+    end: float | None,
+    settings: ClipSettings,
+    opened: Opened | None,
+    troubles: list[str],
 ) -> np.ndarray | None:
     source = audio or video
     if source is None:
         return None
     needed = samples_needed(settings.spectrogram_frames, settings.sample_rate)
-    waveform = read_waveform(source, settings.sample_rate, start=start, end=end, max_samples=needed)
+    rate = settings.sample_rate
+    waveform = read_waveform(source, rate, start=start, end=end, max_samples=needed, opened=opened, troubles=troubles)
     if waveform is None and audio is not None:
         raise MediaError("audio", "the audio file has no sound stream")
     return waveform
 
 
 def _pictures(
-    video: Path | None, frames: Path | None, start: float, end: float | None, settings: ClipSettings
-) -> list[tuple[float, np.ndarray]]:
+    video: Path | None,
+    frames: Path | None,
+    start: float,
+    end: float | None,
+    settings: ClipSettings,
+    opened: Opened | None,
+    troubles: list[str],
+) -> list[tuple[float, np.ndarray]] | None:
     fps, max_frames, frame_size = settings.fps, settings.max_frames, settings.frame_size
     if frames is not None:
         return read_images(frames, fps=fps, max_frames=max_frames, frame_size=frame_size)
     if video is None:
-        return []
-    return read_frames(video, fps=fps, max_frames=max_frames, frame_size=frame_size, start=start, end=end) or []
+        return None
+    return read_frames(
+        video,
+        fps=fps,
+        max_frames=max_frames,
+        frame_size=frame_size,
+        start=start,
+        end=end,
+        accuracy=settings.frame_accuracy,
+        opened=opened,
+        troubles=troubles,
+    )
 
 
 def _fbank(waveform: np.ndarray | None, settings: ClipSettings) -> tuple[np.ndarray, int]:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import math
 import stat
+import sys
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,24 +26,41 @@ MAX_SHOWN = 100  # characters of a cell quoted in a message
 Row = tuple[int, list[str] | str]  # the line it starts on; its cells, or why it does not parse
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Clip:
-    """One row: where the sound and the pictures are, and what they show."""
+    """One row: where the sound and the pictures are, and what they show; small, as there may be millions."""
 
     id: str
     labels: tuple[str, ...]  # one, unless the manifest is multi-label
     split: Split
-    video: Path | None
-    audio: Path | None
-    frames: Path | None
+    base: Path  # the folder that the paths start from
+    written: tuple[str, ...]  # paths in the order of MEDIA_COLUMNS as they stand in the manifest, empty where none
     start: float | None  # seconds
     end: float | None  # seconds
-    written: tuple[str, ...] = ()  # the paths as they stand in the manifest
+
+    @property
+    def video(self) -> Path | None:
+        """A container with pictures, sound or both."""
+        return self._path("video")
+
+    @property
+    def audio(self) -> Path | None:
+        """A file with sound; it wins over the video's."""
+        return self._path("audio")
+
+    @property
+    def frames(self) -> Path | None:
+        """An image or a folder of images; it wins over the video's pictures."""
+        return self._path("frames")
 
     @property
     def source(self) -> str:
         """The paths as written in the manifest, the same on every machine."""
-        return "; ".join(self.written or [str(p) for p in (self.video, self.audio, self.frames) if p])
+        return "; ".join(filter(None, self.written))
+
+    def _path(self, column: str) -> Path | None:
+        cell = self.written[MEDIA_COLUMNS.index(column)]
+        return self.base / cell if cell else None
 
 
 @dataclass(frozen=True)
@@ -174,14 +192,12 @@ def _clip(row: dict[str, str], base: Path, multi_label: bool) -> tuple[Clip, lis
         problems.append(f"id {_show(clip_id)} has control characters; give another in column id")
     clip = Clip(
         id=clip_id,
-        labels=labels,
-        split=cast(Split, row["split"]),
-        video=paths.get("video"),
-        audio=paths.get("audio"),
-        frames=paths.get("frames"),
+        labels=tuple(map(sys.intern, labels)),
+        split=cast(Split, sys.intern(row["split"])),
+        base=base,
+        written=tuple(written.get(column, "") for column in MEDIA_COLUMNS),
         start=start,
         end=end,
-        written=tuple(written.values()),
     )
     return clip, problems
 

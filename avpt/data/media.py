@@ -1,14 +1,20 @@
-"""Opening media safely, and decoding what can be decoded: shared by sound and picture.
+"""Opening media safely, and reading what can be read: shared by sound and picture.
 
 FFmpeg (through PyAV) reads files that strangers made: a file may name no network address, a frame has a
 largest size, and damage is skipped packet by packet instead of ending the clip.
+
+A clip is read twice at most. The quick way opens a file once for both of its streams, seeks to the clip, and
+decodes only what the clip shows; it raises ShortCutError wherever it might not see what the plain way sees. The
+plain way opens the file for one stream and decodes all of it, from the beginning.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import count
 from pathlib import Path
@@ -17,16 +23,64 @@ from typing import Any, Literal, TypeVar, cast
 import av
 from av.container import InputContainer
 from av.error import FFmpegError
-from av.stream import Disposition, Stream
+from av.stream import Discard, Disposition, Stream
 
 from avpt.errors import MediaError
 
 MAX_PIXELS = 64_000_000  # pixels of one decoded frame; a larger one is refused before it is allocated
+MAX_WAITING = 100_000_000  # bytes of one stream's packets that are kept while the other is read
 CONTAINER_TICK = Fraction(1, 1_000_000)  # seconds; the unit of a container's start time (AV_TIME_BASE)
+PREROLL = Fraction(1, 2)  # seconds of sound before a clip from which its decoder settles
+SEEK_BEYOND = 5.0  # seconds into a file; an earlier start is as cheap to reach by reading on
+SEEK_MARGIN = 2.0  # seconds before the start that a seek aims at, since key frames are found by decoding time
+SEEKABLE = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "wav", "flac"})  # a seek lands on a known time
+TRUNCATED = 0.9  # of its container's duration; a stream that ends before is reported
 
 NOT_MEDIA = frozenset({"tty"})  # the demuxer that draws any .txt file as pictures of a terminal
 
+Kind = Literal["audio", "video"]
 Read = TypeVar("Read")
+
+
+class ShortCutError(Exception):
+    """The quick way of reading is in doubt here; the plain way is not."""
+
+
+@dataclass
+class Track:
+    """One stream of an open file, read packet by packet."""
+
+    stream: Any
+    packets: Generator[Any, None, None]
+    origin: Fraction  # seconds on the stream's clock at which the container starts: the zero of every time in avpt
+    duration: Fraction | None  # seconds that the container says it lasts
+    quick: bool  # what the clip does not show may be passed over
+    sought: bool = False  # the packets do not begin where the stream does
+    damaged: int = 0  # packets that did not decode
+    end: Fraction | None = None  # seconds; where what decodes comes to its end, None where reading stopped before
+    reach: int = 0  # stamp; where the packets read so far come to their end, whether they decode or not
+
+    def stamp(self, seconds: Fraction) -> int:
+        """The last instant of the stream's clock at or before a time in seconds."""
+        return int((seconds + self.origin) // self.stream.time_base)
+
+    def note(self, packet: Any) -> None:
+        """Keep account of how far the packets reach."""
+        stamp = packet.dts if packet.pts is None else packet.pts
+        if stamp is not None and not packet.is_discard:
+            self.reach = max(self.reach, stamp + (packet.duration or 0))
+
+    def troubles(self) -> list[str]:
+        """What went wrong with a stream that could be read all the same."""
+        found = []
+        if self.end is not None and self.duration and self.end < Fraction(TRUNCATED) * self.duration:
+            found.append(f"truncated: it ends at {float(self.end):.2f} s of {float(self.duration):.2f} s")
+        if self.damaged:
+            found.append(f"damaged: {self.damaged} packet{'s' * (self.damaged > 1)} can't be decoded")
+        return found
+
+
+Opened = Mapping[Kind, Track | None]  # of one file; None where it has no such stream
 
 
 @contextmanager
@@ -54,28 +108,56 @@ def open_image(path: Path) -> Iterator[tuple[InputContainer, bytes]]:
         yield container, content
 
 
-def read_best(path: Path, kind: Literal["audio", "video"], read: Callable[[InputContainer, Any], Read]) -> Read | None:
+@contextmanager
+def open_tracks(path: Path, kinds: Iterable[Kind], start: float = 0.0) -> Iterator[dict[Kind, Track | None]]:
+    """FFmpeg's choice of each kind of stream, or None, for a quick look at what is there from `start` on.
+
+    The file is read once: a packet that comes before its stream is asked for it waits.
+    """
+    with open_media(path) as container:
+        found = {kind: next(iter(streams_of(container, kind)), None) for kind in kinds}
+        streams = [stream for stream in found.values() if stream is not None]
+        sought = bool(streams) and start > SEEK_BEYOND and container.format.name in SEEKABLE
+        if sought:
+            guide = found.get("video") or streams[0]
+            at = Fraction(start) - Fraction(SEEK_MARGIN) + _start_of(container)
+            with suppress(FFmpegError):
+                container.seek(int(at / cast(Fraction, guide.time_base)), stream=guide)
+        tracks = _tracks(container, streams, quick=True, sought=sought)
+        yield {kind: None if stream is None else tracks[stream.index] for kind, stream in found.items()}
+
+
+def read_best(
+    path: Path, kind: Kind, read: Callable[[Track], Read], start: float, opened: Opened | None
+) -> Read | None:
     """What `read` makes of the best stream of one kind that it can read; None where the file has none.
 
-    FFmpeg's choice is tried first, then the others in order. Where `read` raises MediaError on every one,
-    the first error stands. Cover pictures are not a picture stream.
+    The quick way is tried first, on `opened` where the caller has the file open; then the plain way, on FFmpeg's
+    choice and on the other streams in order. Where `read` raises MediaError on every one, the first error stands.
+    Cover pictures are not a picture stream.
     """
+    with open_tracks(path, [kind], start) if opened is None else nullcontext(opened) as tracks:
+        track = tracks[kind]
+        if track is None:
+            return None
+        with suppress(MediaError, ShortCutError), closing(track.packets):
+            return read(track)
     problem: MediaError | None = None
     for position in count():
         with open_media(path) as container:  # afresh for each stream: the one before has used up the packets
             streams = streams_of(container, kind)
             if position == len(streams):
                 break
+            stream = streams[position]
             try:
-                return read(container, streams[position])
+                return read(plain_track(container, stream))
             except MediaError as error:
                 problem = problem or error
-    if problem is not None:
-        raise problem
-    return None
+    assert problem is not None
+    raise problem
 
 
-def streams_of(container: InputContainer, kind: Literal["audio", "video"]) -> list[Stream]:
+def streams_of(container: InputContainer, kind: Kind) -> list[Stream]:
     """The streams of one kind, FFmpeg's choice first, without cover pictures."""
     best = container.streams.best(kind)
     cover = Disposition.attached_pic
@@ -83,28 +165,90 @@ def streams_of(container: InputContainer, kind: Literal["audio", "video"]) -> li
     return sorted(streams, key=lambda stream: best is None or stream.index != best.index)
 
 
-def decode(container: InputContainer, stream: Stream) -> Iterator[Any]:
-    """The frames of a stream that decode, in the order they are shown, up to where the container breaks."""
-    if stream.codec_context is None:  # an unknown codec; decoding with it would crash the process
+def plain_track(container: InputContainer, stream: Stream) -> Track:
+    """One stream of a file, to be read from the beginning."""
+    return _tracks(container, [stream], quick=False)[stream.index]
+
+
+def decode(track: Track, packets: Iterable[Any] | None = None) -> Iterator[Any]:
+    """The frames of a stream that decode, in the order they are shown, up to where the container breaks.
+
+    `packets` are those of the track, or some of them; after a None among them the decoder starts afresh.
+    """
+    if track.stream.codec_context is None:  # an unknown codec; decoding with it would crash the process
         return
-    stream.codec_context.thread_count = 1  # clips are decoded side by side, one core each
-    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
-    packets = container.demux(cast(Any, stream))
-    while True:
+    for packet in track.packets if packets is None else packets:
+        yield from _decoded(track, packet)
+        if packet is None:
+            track.stream.codec_context.flush_buffers()
+    yield from _decoded(track, None)  # frames that the decoder still holds back
+
+
+def _decoded(track: Track, packet: Any) -> list[Any]:
+    try:
+        return list(track.stream.decode(packet))
+    except MemoryError:
+        raise
+    except FFmpegError:
+        track.damaged += packet is not None
+        return []
+
+
+def _tracks(container: InputContainer, streams: list[Stream], *, quick: bool, sought: bool = False) -> dict[int, Track]:
+    """A track for each of the streams, by its index; the others are not read at all."""
+    for stream in container.streams:
+        if stream not in streams:
+            stream.discard = Discard.all
+    duration = None if not container.duration or container.duration < 0 else container.duration * CONTAINER_TICK
+    waiting: dict[int, deque[Any]] = {stream.index: deque() for stream in streams}
+    source = container.demux(*cast(Any, streams))
+    tracks: dict[int, Track] = {}
+    exhausted, held = False, 0
+
+    def packets(index: int) -> Generator[Any, None, None]:
+        nonlocal held
+        mine = waiting[index]
         try:
-            packet = next(packets)
+            while True:
+                while not mine and not exhausted:
+                    pull()
+                if not mine:
+                    return
+                packet = mine.popleft()
+                held -= packet.size
+                tracks[index].note(packet)
+                yield packet
+        finally:
+            del waiting[index]  # from now on its packets go by
+
+    def pull() -> None:
+        nonlocal exhausted, held
+        try:
+            packet = next(source)
+        except MemoryError:
+            raise
         except (StopIteration, FFmpegError):
-            break
-        if packet.size == 0:  # FFmpeg reads it as an error or, worse, as the end
-            continue
-        with suppress(FFmpegError):
-            yield from packet.decode()
-    with suppress(FFmpegError):
-        yield from cast(Any, stream).decode(None)  # frames that the decoder still holds back
+            exhausted = True
+            return
+        queue = waiting.get(packet.stream_index)
+        if packet.size and queue is not None:  # FFmpeg reads an empty packet as an error or, worse, as the end
+            queue.append(packet)
+            held += packet.size
+            if held > MAX_WAITING:
+                raise ShortCutError
+
+    for stream in streams:
+        codec = stream.codec_context
+        if codec is not None:
+            codec.thread_count = 1  # clips are decoded side by side, one core each
+            codec.options = {"max_pixels": str(MAX_PIXELS)}
+        origin = _start_of(container)
+        tracks[stream.index] = Track(stream, packets(stream.index), origin, duration, quick, sought)
+    return tracks
 
 
-def start_of(container: InputContainer) -> Fraction:
-    """Seconds on the streams' clock at which the container starts: the zero of every time in avpt."""
+def _start_of(container: InputContainer) -> Fraction:
+    """Seconds on the streams' clock at which the container starts."""
     return (container.start_time or 0) * CONTAINER_TICK
 
 
@@ -121,6 +265,8 @@ def _opened(source: str | io.BytesIO) -> Iterator[InputContainer]:
     options = {"protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
     try:
         container = av.open(source, mode="r", options=options, metadata_errors="replace")
+    except MemoryError:
+        raise
     except (FFmpegError, OSError, ValueError, EOFError) as error:
         raise MediaError("open", f"the file can't be read as media: {_reason(error)}") from error
     with container:

@@ -33,7 +33,7 @@ MIN_STD = 1e-3  # below it a log-mel is constant (a store of silence): dividing 
 
 @dataclass(frozen=True)
 class Failure:
-    """A manifest row that was left out; a line of `failures.csv`."""
+    """A manifest row that was left out, a line of `failures.csv`, or kept in part, a line of `partial.csv`."""
 
     id: str
     split: str
@@ -54,6 +54,7 @@ def write_shard(
     labels: np.ndarray[Any, Any],
     clips: Sequence[DecodedClip],
     failures: Sequence[Failure],
+    partial: Sequence[Failure],
     settings: Mapping[str, Any],
 ) -> None:
     """Write one shard (`path` without a suffix) and, last, the JSON beside it that declares it complete.
@@ -63,9 +64,11 @@ def write_shard(
         labels: (N,) int64 class indices, or (N, classes) uint8 when multi-label.
         clips: what was decoded.
         failures: the rows left out.
+        partial: what is missing of clips that are kept.
         settings: attributes of the file. The bytes depend on these arguments alone.
     """
-    clip_settings = ClipSettings(**{name: settings[name] for name in ClipSettings.__dataclass_fields__})
+    fields = ClipSettings.__dataclass_fields__
+    clip_settings = ClipSettings(**{name: value for name, value in settings.items() if name in fields})
     fbank_shape = (len(clips), clip_settings.spectrogram_frames, clip_settings.mel_bins)
     fbank = np.zeros(fbank_shape, dtype=clip_settings.audio_dtype)
     for row, clip in enumerate(clips):
@@ -103,6 +106,7 @@ def write_shard(
             "sum_of_squares": math.fsum(float(np.square(values).sum()) for values in real),
         },
         "failures": [asdict(failure) for failure in failures],
+        "partial": [asdict(trouble) for trouble in partial],
     }
     write_json(path.with_name(f"{path.name}.json"), record)
 
@@ -120,9 +124,9 @@ def read_shard_record(path: Path) -> dict[str, Any] | None:
     record = path.with_name(f"{path.name}.json")
     hdf5 = path.with_name(f"{path.name}.h5")
     try:
-        values: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+        values: dict[str, Any] = {"partial": []} | json.loads(record.read_text(encoding="utf-8"))
         return values if values["bytes"] == hdf5.stat().st_size else None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -164,6 +168,9 @@ def store_record(
         "splits": splits,
         "normalisation": {"mean": mean, "std": std},
         "failures": sum(len(record["failures"]) for parts in shards.values() for _, record in parts),
+        "partial": sum(
+            len({row["id"] for row in record["partial"]}) for parts in shards.values() for _, record in parts
+        ),
     }
     hashes = {name: shard["sha256"] for parts in shards.values() for name, shard in parts}
     return record | {"fingerprint": sha256_json([record, settings["config"], hashes])}
@@ -225,6 +232,7 @@ class Store:
             self.mean: float = record["normalisation"]["mean"]
             self.std: float = record["normalisation"]["std"]
             self.failures: int = record["failures"]
+            self.partial: int = record.get("partial", 0)
             self.fingerprint: str = record["fingerprint"]
         except (ValueError, KeyError, TypeError):
             raise StoreError(f"{path} has a damaged settings.json or store.json; make the store again") from None

@@ -22,20 +22,19 @@ from torchvision.io import encode_jpeg
 from avpt.data.media import (
     CONTAINER_TICK,
     MAX_PIXELS,
+    Opened,
+    Track,
     decode,
     open_image,
-    open_media,
+    plain_track,
     read_best,
-    start_of,
     streams_of,
 )
+from avpt.data.skipping import shown_frames
 from avpt.errors import MediaError
 
 JPEG_QUALITY = 95  # of 100
 MAX_SIDE = 65_500  # pixels, libjpeg's limit; only absurdly long pictures reach it
-SEEK_BEYOND = 5.0  # seconds into a file; an earlier start is as cheap to reach by decoding
-SEEK_MARGIN = 2.0  # seconds before the start that a seek aims at, since key frames are found by decoding time
-SEEKABLE = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})  # containers with an index of key frames
 IMAGE_SUFFIXES = (
     ".avif",
     ".bmp",
@@ -54,7 +53,7 @@ IMAGE_SUFFIXES = (
 SCALING = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 UNDECODABLE = f"no picture decodes (empty, damaged, encrypted, or over {MAX_PIXELS // 1_000_000} megapixels)"
 
-Shown = tuple[Fraction, Fraction, VideoFrame]  # from when and how long, in seconds from the container's start
+Shown = tuple[Fraction, VideoFrame]  # from when, in seconds from the container's start
 Matrix = tuple[int, int, int, int]  # a, b, c, d: pixel (x, y) is shown at (a x + c y, b x + d y), y pointing down
 UPRIGHT: Matrix = (1, 0, 0, 1)
 # where EXIF begins in a JPEG, PNG, WebP or TIFF file
@@ -79,7 +78,16 @@ QUARTER_TURNS: tuple[Matrix, ...] = (
 
 
 def read_frames(
-    path: Path, *, fps: float, max_frames: int, frame_size: int, start: float = 0.0, end: float | None = None
+    path: Path,
+    *,
+    fps: float,
+    max_frames: int,
+    frame_size: int,
+    start: float = 0.0,
+    end: float | None = None,
+    accuracy: Literal["exact", "keyframe"] = "exact",
+    opened: Opened | None = None,
+    troubles: list[str] | None = None,
 ) -> list[tuple[float, np.ndarray]] | None:
     """The frames on screen at start + k / fps seconds: pairs of k / fps and (height, width, 3) uint8 RGB.
 
@@ -87,6 +95,17 @@ def read_frames(
     come, or the first frame where none has. Stops before `end`, where the pictures stop, or at
     `max_frames`. Rotation and reflection by metadata and non-square pixels are applied; the short side is
     scaled down to `frame_size` pixels, never up.
+
+    Args:
+        path: any file with pictures.
+        fps: instants a second.
+        max_frames: the most that is needed.
+        frame_size: pixels.
+        start: where the clip begins; far into a file it is sought.
+        end: where it ends; None is the file's end.
+        accuracy: "keyframe" looks at key frames only, as if there were no others: several times faster.
+        opened: the tracks of the file, where the caller has opened it for `start` already.
+        troubles: is given what went wrong with pictures that could be read all the same.
 
     None where the file has no picture stream; MediaError("open") where it is not media;
     MediaError("visual") where nothing decodes, a frame is too large, or `start` lies beyond the last
@@ -97,23 +116,19 @@ def read_frames(
         count = min(count, max(1, math.ceil((end - start) * fps - 1e-6)))  # (0.8 - 0.1) * 10 is just above 7
     instants = [Fraction(start) + Fraction(k) / Fraction(fps) for k in range(count)]
 
-    def sample(container: Any, stream: Any, seek: bool = False) -> list[tuple[float, np.ndarray]]:
-        if stream.codec_context is None:
+    def read(track: Track) -> list[tuple[float, np.ndarray]]:
+        codec = track.stream.codec_context
+        if codec is None:
             raise MediaError("visual", "the picture stream has no known codec")
-        _check_size(stream.codec_context.width, stream.codec_context.height)
-        if seek:
-            target = instants[0] - Fraction(SEEK_MARGIN) + start_of(container)
-            container.seek(int(target / stream.time_base), stream=stream)
-        frames = _frames(container, stream, latest_start=instants[0] if seek else None)
-        return _paint(_on_screen(frames, instants), fps, stream.sample_aspect_ratio, frame_size)
+        _check_size(codec.width, codec.height)
+        frames = (shown_frames if track.quick else _all)(track, instants, accuracy == "keyframe")
+        frames = _on_screen(track, _timed(track, frames, accuracy == "keyframe"), instants)
+        painted = _paint(frames, fps, track.stream.sample_aspect_ratio, frame_size)
+        if troubles is not None:
+            troubles.extend(track.troubles())
+        return painted
 
-    def read(container: Any, stream: Any) -> list[tuple[float, np.ndarray]]:
-        if start > SEEK_BEYOND and container.format.name in SEEKABLE:
-            with suppress(MediaError, FFmpegError), open_media(path) as ahead:  # in doubt, from the beginning
-                return sample(ahead, ahead.streams[stream.index], seek=True)
-        return sample(container, stream)
-
-    return read_best(path, "video", read)
+    return read_best(path, "video", read, start, opened)
 
 
 def read_images(path: Path, *, fps: float, max_frames: int, frame_size: int) -> list[tuple[float, np.ndarray]]:
@@ -146,43 +161,52 @@ def encode_frame(rgb: np.ndarray, codec: Literal["jpeg", "raw"]) -> bytes:
     return bytes(encode_jpeg(image, quality=JPEG_QUALITY).numpy().tobytes())
 
 
-def _frames(container: Any, stream: Any, latest_start: Fraction | None) -> Iterator[Shown]:
-    """The frames of a stream with times that never go back; MediaError where the first is too late."""
-    origin, time_base = start_of(container), stream.time_base
+def _all(track: Track, instants: list[Fraction], keyframes: bool) -> Iterator[VideoFrame]:
+    """Every frame of a stream, or every key frame."""
+    if keyframes:
+        track.stream.codec_context.skip_frame = "NONKEY"
+    return (frame for frame in decode(track) if frame.key_frame or not keyframes)
+
+
+def _timed(track: Track, frames: Iterator[VideoFrame], keyframes: bool) -> Iterator[Shown]:
+    """The frames of a stream with times that never go back, then the end of the track."""
+    time_base = track.stream.time_base
     latest: Fraction | None = None
     duration = Fraction(0)
-    for frame in decode(container, stream):
+    for frame in frames:
         _check_size(frame.width, frame.height)
         stamp = frame.dts if frame.pts is None else frame.pts
         expected = Fraction(0) if latest is None else latest + duration
-        time = expected if stamp is None else stamp * time_base - origin
-        if latest is None and latest_start is not None and (stamp is None or time > latest_start):
-            raise MediaError("visual", "the seek landed too late")
+        time = expected if stamp is None else stamp * time_base - track.origin
         if latest is not None:
             time = max(time, latest)
             duration = time - latest  # stands in where the file states none
         if frame.duration:
             duration = frame.duration * time_base
         latest = time
-        yield time, duration, frame
+        yield time, frame
+    if latest is not None:
+        track.end = latest + duration
+        if keyframes:  # the last one stays as long as there are pictures
+            track.end = max(track.end, track.reach * time_base - track.origin)
 
 
-def _on_screen(frames: Iterator[Shown], instants: list[Fraction]) -> Iterator[VideoFrame]:
+def _on_screen(track: Track, frames: Iterator[Shown], instants: list[Fraction]) -> Iterator[VideoFrame]:
     """The frame on screen at each instant that the pictures reach; at least one, or MediaError."""
     due = 0  # the instant whose frame is looked for
     latest: Shown | None = None
     for upcoming in frames:
         while latest is not None and due < len(instants) and instants[due] + CONTAINER_TICK < upcoming[0]:
-            yield latest[2]
+            yield latest[1]
             due += 1
         if due == len(instants):
             return
         latest = upcoming
-    if latest is None:
+    if latest is None or track.end is None:
         raise MediaError("visual", UNDECODABLE)
-    time, duration, frame = latest
+    time, frame = latest
     for instant in instants[due:]:
-        if instant > time + CONTAINER_TICK and instant + CONTAINER_TICK >= time + duration:
+        if instant > time + CONTAINER_TICK and instant + CONTAINER_TICK >= track.end:
             break
         yield frame
         due += 1
@@ -206,7 +230,7 @@ def _paint(
 def _read_image(path: Path, frame_size: int) -> np.ndarray:
     with open_image(path) as (container, content):
         for stream in streams_of(container, "video"):
-            for frame in decode(container, stream):
+            for frame in decode(plain_track(container, stream)):
                 _check_size(frame.width, frame.height)
                 return _rgb(frame, _turn(frame, content), None, frame_size, VideoReformatter())
     raise MediaError("visual", UNDECODABLE)
@@ -223,6 +247,8 @@ def _rgb(
         raise MediaError("visual", f"a picture of {width} x {height} pixels is over the limit of {MAX_SIDE} a side")
     try:
         rgb = scaler.reformat(frame, width, height, "rgb24", interpolation=SCALING, threads=1).to_ndarray()
+    except MemoryError:
+        raise
     except (FFmpegError, ValueError) as error:
         raise MediaError("visual", f"pixels in FFmpeg's format {frame.format.name} are not supported") from error
     a, b, c, d = turn

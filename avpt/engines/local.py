@@ -1,18 +1,28 @@
-"""A pool of processes on this machine that survives hanging and crashing tasks."""
+"""A pool of processes on this machine that survives hanging, crashing and insatiable tasks.
+
+Every worker has a pipe and a thread of its own: whatever kills it, at whatever moment, nobody else notices. Pools
+whose workers share a queue (the standard library's, pebble) lose it with a worker that is killed while it writes.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import os
+import pickle
+import resource
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, TimeoutError, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
-from typing import Any, TypeVar
-
-from pebble import ProcessExpired, ProcessPool
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock, Thread
+from typing import Any, Generic, TypeVar
 
 from avpt.errors import AvptError
 from avpt.processes import die_with_parent
@@ -20,12 +30,15 @@ from avpt.processes import die_with_parent
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-IN_FLIGHT = 4  # tasks per worker that are submitted ahead: enough to keep it busy, few enough for flat memory
+IN_FLIGHT = 4  # tasks per worker that are under way: enough to keep it busy, few enough for flat memory
+ATTEMPTS = 3  # for a task under which its worker dies: the machine may have killed it, and not the task
+BREAKDOWNS = 5  # of a worker, one after the other before it took a task, until the pool is given up
+PATIENCE = 60.0  # seconds for a worker to start, and to end when it is killed: far more than either takes
 
 
 @dataclass(frozen=True)
 class Crashed:
-    """The worker died under the task."""
+    """The worker died under the task, each time that it was tried; or the task raised."""
 
     how: str
 
@@ -38,45 +51,180 @@ class Hung:
 
 
 def run_isolated(
-    function: Callable[[Task], Result], tasks: Iterable[Task], *, workers: int, timeout: float, preload: str
+    function: Callable[[Task], Result],
+    tasks: Iterable[Task],
+    *,
+    workers: int,
+    timeout: float,
+    preload: str,
+    memory: int | None = None,
 ) -> Iterator[tuple[Task, Result | Crashed | Hung]]:
     """Run a function over tasks in worker processes; yields (task, result) as they finish, in any order.
 
+    A worker that dies, whoever killed it, is replaced and its task tried again, up to three times.
+
     Args:
-        function: a module-level function; it must not raise.
+        function: a module-level function.
         tasks: picklable; drawn as workers come free.
         workers: processes.
         timeout: seconds a task may take.
         preload: module that the workers need; imported once, in the server that they are forked from, so that a
             replacement for a killed worker costs milliseconds.
+        memory: bytes that a worker may allocate beyond what it starts with; more is a MemoryError inside of it.
+
+    Raises:
+        AvptError: the workers die before they take a task.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([preload])
     _start_server(context)
-    waiting: dict[Future[Result], Task] = {}
+    pool = _Pool(context, function, workers, timeout, memory)
     source = iter(tasks)
-    exhausted = False
-    pool = ProcessPool(max_workers=workers, initializer=_start_worker, context=context)
+    under_way = 0
     try:
-        while waiting or not exhausted:
-            while not exhausted and len(waiting) < workers * IN_FLIGHT:
-                try:
-                    task = next(source)
-                except StopIteration:
-                    exhausted = True
-                else:
-                    waiting[pool.schedule(function, args=(task,), timeout=timeout)] = task
-            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                yield waiting.pop(future), _result(future, timeout)
-        pool.close()  # type: ignore[no-untyped-call]
-    except BrokenProcessPool as error:  # pebble's, where a worker dies between two tasks
-        pool.stop()  # type: ignore[no-untyped-call]
-        raise AvptError("the worker pool broke down (out of memory?); run the same command again") from error
-    except BaseException:
-        pool.stop()  # type: ignore[no-untyped-call]
-        raise
+        while True:
+            for task in islice(source, workers * IN_FLIGHT - under_way):
+                pool.todo.put(_Given(task))
+                under_way += 1
+            if not under_way:
+                return
+            done = pool.done.get()
+            if isinstance(done, BaseException):
+                raise done
+            under_way -= 1
+            yield done
     finally:
-        pool.join()
+        pool.stop()
+
+
+@dataclass(frozen=True)
+class _Given(Generic[Task]):
+    task: Task
+
+
+class _Pool(Generic[Task, Result]):
+    """Threads, each of which hands tasks to a worker process of its own, one by one."""
+
+    def __init__(
+        self,
+        context: ForkServerContext,
+        function: Callable[[Task], Result],
+        workers: int,
+        timeout: float,
+        memory: int | None,
+    ) -> None:
+        self.context, self.function, self.timeout, self.memory = context, function, timeout, memory
+        self.todo: SimpleQueue[_Given[Task] | None] = SimpleQueue()
+        self.done: SimpleQueue[tuple[Task, Result | Crashed | Hung] | BaseException] = SimpleQueue()
+        self.lock = Lock()  # around the start and the end of processes, which multiprocessing keeps a record of
+        self.stopped = False
+        self.keepers = [_Keeper(self) for _ in range(workers)]
+        for keeper in self.keepers:
+            keeper.start()
+
+    def stop(self) -> None:
+        """End every worker, whatever it does, and every thread."""
+        with self.lock:
+            self.stopped = True
+            for keeper in self.keepers:
+                keeper.kill()
+        for _ in self.keepers:
+            self.todo.put(None)
+        for keeper in self.keepers:
+            keeper.join()
+
+
+class _Stopped(Exception):  # noqa: N818 - nobody's error
+    pass
+
+
+class _Keeper(Thread, Generic[Task, Result]):
+    """Keeps one worker busy, and replaces it when it dies or hangs."""
+
+    def __init__(self, pool: _Pool[Task, Result]) -> None:
+        super().__init__(daemon=True)
+        self.pool = pool
+        self.worker: tuple[Any, Connection] | None = None  # a process, and the pipe to it
+
+    def run(self) -> None:
+        try:
+            while (given := self.pool.todo.get()) is not None:
+                self.pool.done.put((given.task, self._result(given.task)))
+        except _Stopped:
+            pass
+        except BaseException as error:
+            self.pool.done.put(error)
+        finally:
+            self._end()
+
+    def _result(self, task: Task) -> Result | Crashed | Hung:
+        how = ""
+        for _ in range(ATTEMPTS):
+            pipe = self._hand_over(task)
+            try:
+                if not pipe.poll(self.pool.timeout):
+                    self._end()
+                    return Hung(f"took longer than {self.pool.timeout:g} s")
+                result: Result | Crashed = pipe.recv()
+                return result
+            except (EOFError, OSError):
+                how = self._end()
+        return Crashed(f"the worker died {ATTEMPTS} times ({how})")
+
+    def _hand_over(self, task: Task) -> Connection:
+        """Give the task to the worker and see it taken; one that was killed before that is no fault of the task."""
+        for _ in range(BREAKDOWNS):
+            try:
+                pipe = self._start()
+                pipe.send(task)
+                if pipe.poll(PATIENCE):
+                    pipe.recv()
+                    return pipe
+            except (EOFError, OSError):
+                pass
+            self._end()
+        raise AvptError(
+            "the workers die before they begin (out of memory?); run the same command again, with fewer --workers"
+        )
+
+    def _start(self) -> Connection:
+        """The pipe to the worker, which is started where there is none."""
+        with self.pool.lock:
+            if self.pool.stopped:
+                raise _Stopped
+            if self.worker is None:
+                pipe, theirs = self.pool.context.Pipe()
+                arguments = (theirs, self.pool.function, self.pool.memory)
+                process = self.pool.context.Process(target=_work, args=arguments, daemon=True)
+                with theirs:
+                    process.start()
+                self.worker = process, pipe
+            return self.worker[1]
+
+    def _end(self) -> str:
+        """See the worker off, and say how it died."""
+        with self.pool.lock:
+            if self.worker is None:
+                return ""
+            process, pipe = self.worker
+            process.join(0 if self.pool.stopped else 1)  # it may be on its way out, and its exit code tells how
+            self.kill()
+            process.join(PATIENCE)
+            pipe.close()
+            self.worker = None
+            return _death(process.exitcode)
+
+    def kill(self) -> None:
+        """Kill the worker; call it with the pool's lock held."""
+        if self.worker is not None:
+            self.worker[0].kill()
+
+
+def _death(exitcode: int) -> str:
+    try:
+        return signal.Signals(-exitcode).name
+    except ValueError:
+        return f"exit code {exitcode}"
 
 
 def _start_server(context: ForkServerContext) -> None:
@@ -99,17 +247,27 @@ def _do_nothing() -> None:
     return
 
 
-def _result(future: Future[Any], timeout: float) -> Any:
-    try:
-        return future.result()
-    except TimeoutError:
-        return Hung(f"took longer than {timeout:g} s")
-    except ProcessExpired as error:
-        return Crashed(f"the worker died (exit code {error.exitcode})")
+def _work(pipe: Connection, function: Callable[[Any], Any], memory: int | None) -> None:
+    """What a worker does: a task comes in, a sign that it is taken goes out, then the result."""
+    _start_worker(memory)
+    with contextlib.suppress(EOFError, OSError):  # the parent is gone
+        while True:
+            task = pipe.recv()
+            pipe.send(None)
+            try:
+                result = pickle.dumps(function(task), pickle.HIGHEST_PROTOCOL)
+            except Exception as error:
+                result = pickle.dumps(Crashed(f"{type(error).__name__}: {error}"))
+            pipe.send_bytes(result)
 
 
-def _start_worker() -> None:
-    import torch
-
+def _start_worker(memory: int | None) -> None:
     die_with_parent()
-    torch.set_num_threads(1)  # the workers are the parallelism
+    os.environ["OMP_NUM_THREADS"] = "1"  # the workers are the parallelism
+    if "torch" in sys.modules:  # it has read that already
+        sys.modules["torch"].set_num_threads(1)
+    status = Path("/proc/self/status")
+    if memory is not None and status.exists():  # Linux only, as its limit is on what a process has allocated
+        data = next(line for line in status.read_text().splitlines() if line.startswith("VmData:"))
+        limit = int(data.split()[1]) * 1024 + memory
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

@@ -92,10 +92,12 @@ def describe_store(store: Store) -> Report:
         "normalisation": {"mean": store.mean, "std": store.std},
         "splits": splits,
         "failures": store.failures,
+        "partial": store.partial,
         "fingerprint": store.fingerprint,
     }
     facts = [
         ("failures", str(store.failures)),
+        ("kept in part", str(store.partial)),
         ("log-mel mean, std", f"{store.mean:.6f}, {store.std:.6f}"),
         ("fingerprint", store.fingerprint),
         *_flat("config", store.settings),

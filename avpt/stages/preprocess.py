@@ -9,80 +9,68 @@ import logging
 import re
 import time
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from avpt.config import PreprocessConfig
-from avpt.data.clip import ClipSettings, DecodedClip
-from avpt.data.manifest import Clip, Manifest, read_manifest
-from avpt.data.store import Failure, read_shard_record, shard_name, store_record, write_shard
-from avpt.engines.local import Crashed, Hung, run_isolated
-from avpt.errors import MediaError, StoreError
-from avpt.outputs import begin, claim, differences, look_into, refuse, write_json, write_text
+from avpt.data.clip import ClipSettings
+from avpt.data.manifest import Manifest, read_manifest
+from avpt.data.store import Failure, read_shard_record, store_record
+from avpt.errors import StoreError
+from avpt.outputs import begin, claim, differences, look_into, refuse, take_turn, write_json, write_text
 from avpt.processes import num_cores
 from avpt.progress import track
+from avpt.shards import Job, Shard, make_shard, make_shards, plan_shards
 from avpt.types import SPLITS, Report, Table
 
 log = logging.getLogger(__name__)
 
-OWNED = re.compile(r"(settings|store|timing)\.json|failures\.csv|(train|val|test)-\d{5,}\.(h5|json)|\..*\.tmp")
+OWNED = re.compile(
+    r"(settings|store|timing)\.json|(failures|partial)\.csv|(train|val|test)-\d{5,}\.(h5|json)|\..*\.tmp"
+)
+GIB = 2**30
 
-
-@dataclass(frozen=True)
-class Shard:
-    """Consecutive manifest rows of one split."""
-
-    split: str
-    name: str
-    clips: tuple[Clip, ...]
-
-
-@dataclass(frozen=True)
-class Task:
-    """One row for a worker."""
-
-    shard: str
-    row: int
-    clip: Clip
-    settings: ClipSettings
+Records = Mapping[str, dict[str, Any]]  # of the shards that are there, by name
 
 
 def run(config: PreprocessConfig) -> Report:
     """Decode every clip of the manifest, shard by shard; a shard that is already there is kept."""
     manifest = read_manifest(config.manifest, root=config.root, multi_label=config.multi_label)
     shards = plan_shards(manifest.clips[: config.limit], config.shard_size)
-    settings = {"schema": 1, "config": config.record(), "inputs": {"manifest": manifest.sha256}}
+    mine = shards[config.shards]
     out = config.out
-    with claim(out):
-        found = look_into(out, "settings.json", OWNED, config.overwrite)
-        if found is None:
-            begin(out, "settings.json", settings, config.overwrite)
-        elif different := differences(found, settings, config.defaults()):
-            raise refuse(out, different)
-        if config.retry_failures:
-            forget_failures(out, shards)
-        missing = [shard for shard in shards if read_shard_record(out / shard.name) is None]
-        if missing or not (out / "store.json").exists():
+    settings: dict[str, Any] = {
+        "schema": 1,
+        "config": config.record(),
+        "inputs": {"manifest": manifest.sha256},
+    }
+    with claim(out, part=config.shard_range):
+        with take_turn(out) if config.shard_range else nullcontext():
+            found = look_into(out, "settings.json", OWNED, config.overwrite)
+            if found is None:
+                begin(out, "settings.json", settings, config.overwrite)
+            elif different := differences(found, settings, config.defaults()):
+                raise refuse(out, different)
+            settings = found or settings  # a store goes on as it was begun, by an older avpt too
+            if config.retry_failures:
+                forget_failures(out, mine)
+        records = read_records(out, shards)
+        missing = [shard for shard in mine if shard.name not in records]
+        if missing:
             (out / "store.json").unlink(missing_ok=True)  # from here on the store is unfinished
-            make_shards(config, shards, missing, manifest)
+            make_missing(config, settings["config"], manifest, mine, missing, records)
             records = read_records(out, shards)
-            write_failures(out, records)
-            check_failures(out, records, len(manifest.clips[: config.limit]), config.max_failures)
-            write_json(out / "store.json", store_record(settings, manifest.classes, records))
+        if len(records) < len(shards):
+            return report_part(config, len(shards), mine, records)
+        if not (out / "store.json").exists():
+            with take_turn(out) if config.shard_range else nullcontext():
+                write_table(out / "failures.csv", shards, records, "failures")
+                write_table(out / "partial.csv", shards, records, "partial")
+                check_failures(config, shards, records)
+                write_json(out / "store.json", store_record(settings, manifest.classes, by_split(shards, records)))
         return report(out)
-
-
-def plan_shards(clips: tuple[Clip, ...], shard_size: int) -> list[Shard]:
-    """Cut the rows of each split, in manifest order, into shards."""
-    shards = []
-    for split in SPLITS:
-        rows = tuple(clip for clip in clips if clip.split == split)
-        for number, start in enumerate(range(0, len(rows), shard_size)):
-            shards.append(Shard(split, shard_name(split, number), rows[start : start + shard_size]))
-    return shards
 
 
 def forget_failures(out: Path, shards: list[Shard]) -> None:
@@ -93,127 +81,95 @@ def forget_failures(out: Path, shards: list[Shard]) -> None:
             (out / f"{shard.name}.json").unlink()
 
 
-def make_shards(config: PreprocessConfig, shards: list[Shard], missing: list[Shard], manifest: Manifest) -> None:
-    """Decode the clips of the missing shards in a pool, and write each shard once all its rows are in."""
-    values = config.record()
-    settings = ClipSettings(**{name: values[name] for name in ClipSettings.__dataclass_fields__})
-    attributes = vars(settings) | {"multi_label": config.multi_label}
-    tasks = [Task(shard.name, row, clip, settings) for shard in missing for row, clip in enumerate(shard.clips)]
-    if not tasks:
-        return
-    total = sum(len(shard.clips) for shard in shards)
-    by_name = {shard.name: shard for shard in missing}
-    gathered: dict[str, dict[int, DecodedClip | Failure]] = {name: {} for name in by_name}
-    began, failed = time.perf_counter(), count_failures(config.out, shards)
-    workers = min(config.workers or num_cores(), len(tasks))
-    results = run_isolated(decode_task, tasks, workers=workers, timeout=config.clip_timeout, preload="avpt.data.decode")
+def read_records(out: Path, shards: list[Shard]) -> Records:
+    """The records of the shards that are there."""
+    found = ((shard.name, read_shard_record(out / shard.name)) for shard in shards)
+    return {name: record for name, record in found if record is not None}
+
+
+def make_missing(
+    config: PreprocessConfig,
+    recorded: dict[str, Any],
+    manifest: Manifest,
+    mine: list[Shard],
+    missing: list[Shard],
+    records: Records,
+) -> None:
+    """Make the shards that are not there, on this machine or on a cluster, and show how far it is."""
+    total, left = (sum(len(shard.clips) for shard in part) for part in (mine, missing))
+    done, failed = total - left, sum(len(records[s.name]["failures"]) for s in mine if s.name in records)
+    began = time.perf_counter()
     with track(total, "preprocess") as show:
-        show(total - len(tasks), failed)
-        for done, (task, result) in enumerate(results, total - len(tasks) + 1):
-            outcome = _failure(task.clip, result)
-            failed += isinstance(outcome, Failure)
-            gathered[task.shard][task.row] = outcome
-            shard = by_name[task.shard]
-            if len(gathered[shard.name]) == len(shard.clips):
-                rows = gathered.pop(shard.name)
-                _write(config, shard, [rows[i] for i in range(len(shard.clips))], manifest, attributes)
+        show(done, failed)
+        for clip_failed in outcomes(config, recorded, manifest, missing):
+            done, failed = done + 1, failed + clip_failed
             show(done, failed)
     seconds = time.perf_counter() - began
-    timing = {"seconds": round(seconds, 3), "clips": len(tasks), "clips_per_second": round(len(tasks) / seconds, 2)}
-    write_json(config.out / "timing.json", timing)
+    timing = {"seconds": round(seconds, 3), "clips": left, "clips_per_second": round(left / seconds, 2)}
+    if not config.shard_range:
+        write_json(config.out / "timing.json", timing)
 
 
-def decode_task(task: Task) -> DecodedClip | Failure:
-    """What a worker does; it never raises."""
-    from avpt.data.decode import decode_clip  # torch and FFmpeg: in the workers, not in the parent
-
-    clip = task.clip
-    try:
-        return decode_clip(clip.video, clip.audio, clip.frames, clip.start, clip.end, task.settings)
-    except MediaError as error:
-        return Failure(clip.id, clip.split, clip.source, error.stage, str(error))
-    except Exception as error:  # whatever a decoder throws costs one clip, and is told
-        return Failure(clip.id, clip.split, clip.source, "crash", f"{type(error).__name__}: {error}")
-
-
-def _failure(clip: Clip, result: DecodedClip | Failure | Crashed | Hung) -> DecodedClip | Failure:
-    if isinstance(result, Crashed | Hung):
-        stage = "timeout" if isinstance(result, Hung) else "crash"
-        return Failure(clip.id, clip.split, clip.source, stage, result.how)
-    return result
-
-
-def _write(
-    config: PreprocessConfig,
-    shard: Shard,
-    rows: list[DecodedClip | Failure],
-    manifest: Manifest,
-    attributes: dict[str, Any],
-) -> None:
-    kept = [(clip, row) for clip, row in zip(shard.clips, rows, strict=True) if isinstance(row, DecodedClip)]
-    write_shard(
-        config.out / shard.name,
-        ids=[clip.id for clip, _ in kept],
-        labels=encode_labels([clip.labels for clip, _ in kept], manifest.classes, config.multi_label),
-        clips=[row for _, row in kept],
-        failures=[row for row in rows if isinstance(row, Failure)],
-        settings=attributes,
+def outcomes(
+    config: PreprocessConfig, recorded: dict[str, Any], manifest: Manifest, shards: list[Shard]
+) -> Iterator[bool]:
+    """Make shards; yields for every clip that is done whether it failed."""
+    clip_settings = {name: recorded[name] for name in ClipSettings.__dataclass_fields__ if name in recorded}
+    job = Job(
+        out=config.out.absolute(),
+        classes=manifest.classes,
+        settings=ClipSettings(**clip_settings),
+        attributes=clip_settings | {"multi_label": config.multi_label},
+        workers=config.workers or num_cores(),
+        timeout=config.clip_timeout,
+        memory=int(config.worker_memory * GIB),
     )
+    if config.engine == "local":
+        yield from make_shards(job, shards)
+        return
+    from avpt.engines.cluster import run_on_ray
+
+    for done in run_on_ray(make_shard, job, shards, address=config.ray_address, workers=config.workers):
+        yield from done
 
 
-def encode_labels(labels: list[tuple[str, ...]], classes: tuple[str, ...], multi_label: bool) -> np.ndarray[Any, Any]:
-    """(N,) int64 class indices, or (N, classes) uint8 when multi-label."""
-    number = {name: i for i, name in enumerate(classes)}
-    if not multi_label:
-        return np.array([number[names[0]] for names in labels], dtype=np.int64)
-    encoded = np.zeros((len(labels), len(classes)), dtype=np.uint8)
-    for row, names in enumerate(labels):
-        encoded[row, [number[name] for name in names]] = 1
-    return encoded
-
-
-def count_failures(out: Path, shards: list[Shard]) -> int:
-    """Failures of the shards that are there."""
-    return sum(len(record["failures"]) for shard in shards if (record := read_shard_record(out / shard.name)))
-
-
-def read_records(out: Path, shards: list[Shard]) -> dict[str, list[tuple[str, dict[str, Any]]]]:
+def by_split(shards: list[Shard], records: Records) -> dict[str, list[tuple[str, dict[str, Any]]]]:
     """Per split, each shard's name and record."""
-    records: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    splits: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for shard in shards:
-        record = read_shard_record(out / shard.name)
-        assert record is not None
-        records.setdefault(shard.split, []).append((shard.name, record))
-    return records
+        splits.setdefault(shard.split, []).append((shard.name, records[shard.name]))
+    return splits
 
 
-def write_failures(out: Path, records: dict[str, list[tuple[str, dict[str, Any]]]]) -> None:
-    """`failures.csv`: a line for every row left out."""
+def write_table(path: Path, shards: list[Shard], records: Records, name: str) -> None:
+    """`failures.csv`, a line for every row left out, or `partial.csv`, for what rows were kept without."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(Failure.__dataclass_fields__))
     writer.writeheader()
-    for parts in records.values():
-        for _, record in parts:
-            writer.writerows(record["failures"])
-    write_text(out / "failures.csv", text.getvalue())
+    for shard in shards:
+        writer.writerows(records[shard.name][name])
+    write_text(path, text.getvalue())
 
 
-def check_failures(out: Path, records: dict[str, list[tuple[str, dict[str, Any]]]], num_rows: int, most: float) -> None:
-    """Warn of failures, or stop where there are more than --max-failures."""
-    failures = [Failure(**row) for parts in records.values() for _, record in parts for row in record["failures"]]
-    if not failures:
-        return
-    stages = ", ".join(f"{count} {stage}" for stage, count in Counter(f.stage for f in failures).most_common())
-    first = failures[0]
-    told = (
-        f"{len(failures)} of {num_rows} clips failed ({stages}), first {first.id} ({first.source}): {first.error}; "
-        f"all are in {out / 'failures.csv'}"
-    )
-    if len(failures) > most * num_rows:
-        raise StoreError(
-            f"{told}. That is more than --max-failures {most:g}: mend the clips and --retry-failures, or raise it"
+def check_failures(config: PreprocessConfig, shards: list[Shard], records: Records) -> None:
+    """Warn of clips that failed or lack something; stop where more failed than --max-failures."""
+    num_rows = sum(len(shard.clips) for shard in shards)
+    for name, what in (("partial", "kept in part"), ("failures", "failed")):
+        rows = [Failure(**row) for shard in shards for row in records[shard.name][name]]
+        if not rows:
+            continue
+        stages = ", ".join(f"{count} {stage}" for stage, count in Counter(row.stage for row in rows).most_common())
+        first = rows[0]
+        told = (
+            f"{len({row.id for row in rows})} of {num_rows} clips {what} ({stages}), first {first.id} "
+            f"({first.source}): {first.error}; all are in {config.out / name}.csv"
         )
-    log.warning("%s", told)
+        if name == "failures" and len(rows) > config.max_failures * num_rows:
+            raise StoreError(
+                f"{told}. That is more than --max-failures {config.max_failures:g}: "
+                "mend the clips and --retry-failures, or raise it"
+            )
+        log.warning("%s", told)
 
 
 def report(out: Path) -> Report:
@@ -222,8 +178,31 @@ def report(out: Path) -> Report:
     clips = sum(split["clips"] for split in record["splits"].values())
     splits = [(name, record["splits"][name]) for name in SPLITS if name in record["splits"]]
     rows = [(name, str(split["clips"]), str(len(split["shards"]))) for name, split in splits]
+    title = f"{clips} clips, {record['failures']} failed, {record['partial']} kept in part"
     return Report(
-        summary={"store": str(out), "clips": clips, "failures": record["failures"]},
+        summary={"store": str(out), "clips": clips, "failures": record["failures"], "partial": record["partial"]},
         outputs=(out,),
-        tables=[Table(f"{clips} clips, {record['failures']} failed", ("split", "clips", "shards"), rows)],
+        tables=[Table(title, ("split", "clips", "shards"), rows)],
+    )
+
+
+def report_part(config: PreprocessConfig, num_shards: int, mine: list[Shard], records: Records) -> Report:
+    """What one of several runs did for a store that still lacks the shards of others."""
+    made = [records[shard.name] for shard in mine]
+    clips = sum(record["clips"] for record in made)
+    failures = sum(len(record["failures"]) for record in made)
+    partial = sum(len({row["id"] for row in record["partial"]}) for record in made)
+    title = f"shards {config.shard_range} of {num_shards}: {clips} clips, {failures} failed, {partial} kept in part"
+    missing = num_shards - len(records)
+    rows = [(f"shards of other ranges that are not there yet: {missing}",)]
+    return Report(
+        summary={
+            "store": str(config.out),
+            "clips": clips,
+            "failures": failures,
+            "partial": partial,
+            "missing_shards": missing,
+        },
+        outputs=(config.out,),
+        tables=[Table(title, ("what is left",), rows)],
     )

@@ -1,0 +1,146 @@
+"""Rows of a manifest become shards of a store: planned, decoded in a pool of workers, written one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avpt.data.clip import ClipSettings, DecodedClip
+from avpt.data.manifest import Clip
+from avpt.data.store import Failure, shard_name, write_shard
+from avpt.engines.local import Crashed, Hung, run_isolated
+from avpt.errors import MediaError
+from avpt.types import SPLITS
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Consecutive manifest rows of one split."""
+
+    split: str
+    name: str
+    clips: tuple[Clip, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the making of a shard depends on besides its rows, and the means for it."""
+
+    out: Path
+    classes: tuple[str, ...]
+    settings: ClipSettings
+    attributes: dict[str, Any]  # of the shard's file; `multi_label` among them
+    workers: int
+    timeout: float  # seconds a clip
+    memory: int  # bytes a worker
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row for a worker."""
+
+    shard: str
+    row: int
+    clip: Clip
+    settings: ClipSettings
+
+
+def plan_shards(clips: Sequence[Clip], shard_size: int) -> list[Shard]:
+    """Cut the rows of each split, in manifest order, into shards."""
+    shards = []
+    for split in SPLITS:
+        rows = tuple(clip for clip in clips if clip.split == split)
+        for number, start in enumerate(range(0, len(rows), shard_size)):
+            shards.append(Shard(split, shard_name(split, number), rows[start : start + shard_size]))
+    return shards
+
+
+def make_shards(job: Job, shards: Iterable[Shard]) -> Iterator[bool]:
+    """Decode the clips of some shards in a pool, and write each shard once all its rows are in.
+
+    Yields, for every clip that is done, whether it failed. Held in memory are only the shards that some worker is
+    still busy with.
+    """
+    unfinished: dict[str, tuple[Shard, dict[int, DecodedClip | Failure]]] = {}
+
+    def tasks() -> Iterator[Task]:
+        for shard in shards:
+            unfinished[shard.name] = (shard, {})
+            yield from (Task(shard.name, row, clip, job.settings) for row, clip in enumerate(shard.clips))
+
+    results = run_isolated(
+        decode_task,
+        tasks(),
+        workers=job.workers,
+        timeout=job.timeout,
+        memory=job.memory,
+        preload="avpt.data.decode",
+    )
+    for task, result in results:
+        shard, rows = unfinished[task.shard]
+        rows[task.row] = _outcome(task.clip, result)
+        if len(rows) == len(shard.clips):
+            del unfinished[shard.name]
+            _write(job, shard, [rows[i] for i in range(len(rows))])
+        yield isinstance(rows[task.row], Failure)
+
+
+def make_shard(job: Job, shard: Shard) -> list[bool]:
+    """Make one shard from beginning to end; what another machine does."""
+    return list(make_shards(job, [shard]))
+
+
+def decode_task(task: Task) -> DecodedClip | Failure:
+    """What a worker does; it never raises."""
+    from avpt.data.decode import decode_clip  # torch and FFmpeg: in the workers, not in the parent
+
+    clip = task.clip
+    try:
+        return decode_clip(clip.video, clip.audio, clip.frames, clip.start, clip.end, task.settings)
+    except MediaError as error:
+        return Failure(clip.id, clip.split, clip.source, error.stage, str(error))
+    except Exception as error:  # whatever a decoder throws costs one clip, and is told
+        what = f"{type(error).__name__}: {error}"
+        if isinstance(error, MemoryError) or "allocate memory" in what:  # torch's own word for it
+            what = "needs more memory than --worker-memory"
+        return Failure(clip.id, clip.split, clip.source, "crash", what)
+
+
+def _outcome(clip: Clip, result: DecodedClip | Failure | Crashed | Hung) -> DecodedClip | Failure:
+    if isinstance(result, Crashed | Hung):
+        stage = "timeout" if isinstance(result, Hung) else "crash"
+        return Failure(clip.id, clip.split, clip.source, stage, result.how)
+    return result
+
+
+def _write(job: Job, shard: Shard, rows: list[DecodedClip | Failure]) -> None:
+    kept = [(clip, row) for clip, row in zip(shard.clips, rows, strict=True) if isinstance(row, DecodedClip)]
+    partial = [
+        Failure(clip.id, clip.split, clip.source, trouble.modality, trouble.what)
+        for clip, row in kept
+        for trouble in row.troubles
+    ]
+    write_shard(
+        job.out / shard.name,
+        ids=[clip.id for clip, _ in kept],
+        labels=encode_labels([clip.labels for clip, _ in kept], job.classes, job.attributes["multi_label"]),
+        clips=[row for _, row in kept],
+        failures=[row for row in rows if isinstance(row, Failure)],
+        partial=partial,
+        settings=job.attributes,
+    )
+
+
+def encode_labels(labels: list[tuple[str, ...]], classes: tuple[str, ...], multi_label: bool) -> np.ndarray:
+    """(N,) int64 class indices, or (N, classes) uint8 when multi-label."""
+    number = {name: i for i, name in enumerate(classes)}
+    if not multi_label:
+        return np.array([number[names[0]] for names in labels], dtype=np.int64)
+    encoded = np.zeros((len(labels), len(classes)), dtype=np.uint8)
+    for row, names in enumerate(labels):
+        encoded[row, [number[name] for name in names]] = 1
+    return encoded

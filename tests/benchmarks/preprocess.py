@@ -1,0 +1,164 @@
+"""What `avpt preprocess` costs: against decoding the same streams and throwing the result away, and against a script.
+
+Prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import av
+
+METHOD = (
+    "Every file is a clip, whose first 10.265 s are used (1024 frames of log-mel), with the paper's settings. A round "
+    "runs, each in as many processes: `avpt preprocess` from the manifest to the finished store, as a whole command; "
+    "PyAV, which decodes the best picture and sound streams in one pass over the file, with one thread, and drops the "
+    "frames; and, where installed, one `ffmpeg` a clip that writes a wav file and a JPEG a second. Rows repeat the "
+    "files so that starting up matters little. The order turns from round to round; ratios are medians over rounds."
+)
+TARGET = 0.80
+SECONDS = 10.265
+
+
+def decode_and_drop(path: str) -> int:
+    """Decode the start of both streams; returns how many frames there were."""
+    count = 0
+    with av.open(path, metadata_errors="replace") as container:
+        best = (container.streams.best("video"), container.streams.best("audio"))
+        streams = [stream for stream in best if stream is not None and stream.codec_context is not None]
+        for stream in streams:
+            stream.codec_context.thread_count = 1
+        origin = Fraction(container.start_time or 0, 1_000_000)
+        going = {stream.index for stream in streams}
+        for packet in container.demux(*streams):
+            if not going:
+                break
+            if packet.stream_index not in going or not packet.size:
+                continue
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                continue
+            for frame in frames:
+                count += 1
+                if frame.pts is not None and frame.pts * packet.time_base - origin > SECONDS:
+                    going.discard(packet.stream_index)
+    return count
+
+
+def drop_all(paths: list[str], workers: int) -> float:
+    """Seconds that decode-and-drop takes over all clips."""
+    with get_context("spawn").Pool(workers) as pool:
+        pool.map(abs, range(workers))  # the processes are there
+        began = time.perf_counter()
+        for _ in pool.imap_unordered(decode_and_drop, paths):
+            pass
+        return time.perf_counter() - began
+
+
+def preprocess_all(paths: list[str], workers: int, folder: Path, options: list[str]) -> float:
+    """Seconds that `avpt preprocess` takes over all clips, as a whole process."""
+    manifest = folder / "manifest.csv"
+    with manifest.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["id", "label", "split", "video"])
+        rows.writerows([i, "a", "train", path] for i, path in enumerate(paths))
+    command = [sys.executable, "-m", "avpt", "preprocess", str(manifest), "--out", str(folder / "store")]
+    began = time.perf_counter()
+    subprocess.run([*command, "--workers", str(workers), "--quiet", *options], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - began
+
+
+def script_all(paths: list[str], workers: int, folder: Path) -> float:
+    """Seconds that one ffmpeg a clip takes."""
+
+    def one(job: tuple[int, str]) -> None:
+        number, path = job
+        out = folder / str(number)
+        out.mkdir()
+        command = ["ffmpeg", "-v", "quiet", "-threads", "1", "-t", str(SECONDS), "-i", path]
+        sound = ["-map", "0:a:0?", "-ac", "1", "-ar", "16000", str(out / "sound.wav")]
+        scale = "fps=1,scale='if(gt(iw,ih),-2,256)':'if(gt(iw,ih),256,-2)'"
+        pictures = ["-map", "0:v:0?", "-vf", scale, "-q:v", "2", "-frames:v", "10", str(out / "%d.jpg")]
+        subprocess.run([*command, *sound, *pictures], check=False, stdin=subprocess.DEVNULL)
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(one, enumerate(paths)))
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clips", type=Path, default=Path(__file__).parent.parent / "media", help="folder of files")
+    parser.add_argument("--repeat", type=int, default=10, help="rows of the manifest per file")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--no-script", action="store_true", help="leave ffmpeg out")
+    parser.add_argument("--frame-accuracy", choices=["exact", "keyframe"], default="exact")
+    options = parser.parse_args()
+    av.logging.set_level(av.logging.PANIC)
+
+    files = []
+    for path in sorted(path for path in options.clips.iterdir() if path.is_file()):
+        try:
+            if decode_and_drop(str(path)):
+                files.append(str(path.absolute()))
+        except (av.FFmpegError, OSError):
+            continue
+    paths = files * options.repeat
+    ours = ["--max-failures", "1", "--frame-accuracy", options.frame_accuracy]
+    seconds: dict[str, list[float]] = {}
+    for turn in range(options.rounds):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            (folder / "script").mkdir()
+            ways: dict[str, Callable[[], float]] = {
+                "preprocess": lambda folder=folder: preprocess_all(paths, options.workers, folder, ours),
+                "drop": lambda: drop_all(paths, options.workers),
+            }
+            if not options.no_script and shutil.which("ffmpeg"):
+                ways["script"] = lambda folder=folder: script_all(paths, options.workers, folder / "script")
+            names = list(ways)[turn % len(ways) :] + list(ways)[: turn % len(ways)]
+            for way in names:
+                seconds.setdefault(way, []).append(ways[way]())
+            store_bytes = sum(path.stat().st_size for path in (folder / "store").glob("*.h5"))
+    rate = {way: len(paths) / statistics.median(took) for way, took in seconds.items()}
+    ratios = {
+        f"{way}_ratio": round(
+            statistics.median(theirs / own for own, theirs in zip(seconds["preprocess"], took, strict=True)), 3
+        )
+        for way, took in seconds.items()
+        if way != "preprocess"
+    }
+    record: dict[str, Any] = {
+        "benchmark": "preprocess",
+        "target": {"drop_ratio": TARGET},
+        **ratios,
+        "clips_per_second": {way: round(value, 2) for way, value in rate.items()},
+        "clips": len(paths),
+        "files": len(files),
+        "bytes_per_clip": round(store_bytes / len(paths)),
+        "settings": {name: str(value) for name, value in vars(options).items()},
+        "method": METHOD,
+    }
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()
