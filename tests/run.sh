@@ -7,6 +7,11 @@ cd "$(dirname "$0")/.."
 source recipes/venv.sh
 install '.[dev]' pytest
 
+# tests/test_ffmpeg.py compares with the ffmpeg command; it skips where there is none
+if ! command -v ffmpeg >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  { apt-get update -q && apt-get install -y -q ffmpeg; } >/dev/null 2>&1 || true
+fi
+
 export OMP_NUM_THREADS=1  # tiny tensors: more threads only wait for one another
 
 .venv/bin/ruff check .

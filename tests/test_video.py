@@ -316,6 +316,32 @@ def test_colours_follow_the_streams_matrix_and_range(
     np.testing.assert_allclose(read(tmp_path / "a.mkv")[0][16, 16], expected, atol=1)
 
 
+@pytest.mark.parametrize("name", ["aed__h264-mjpeg.mp4", "tcodec__h264_10bits.mp4"])
+def test_colours_of_a_drawn_pattern_by_arithmetic(name: str) -> None:
+    """4:2:0 chroma lies on the left, halfway between rows, as MPEG has it where nothing is said; BT.601, limited."""
+    with av.open(str(MEDIA / name)) as container:
+        frame = next(container.decode(video=0))
+    depth = 16 if "10" in frame.format.name else 8
+    y, u, v = (
+        np.frombuffer(bytes(plane), f"u{depth // 8}").reshape(plane.height, -1)[:, : plane.width].astype(float)
+        for plane in frame.planes
+    )
+    rows, columns = (np.arange(y.shape[0]) + 0.5) / 2 - 0.5, np.arange(y.shape[1]) / 2
+
+    def between(chroma: np.ndarray) -> np.ndarray:
+        wide = np.stack([np.interp(columns, np.arange(chroma.shape[1]), row) for row in chroma])
+        return np.stack([np.interp(rows, np.arange(len(wide)), column) for column in wide.T], axis=1)
+
+    scale = 4 if depth == 16 else 1
+    y = (y / scale - 16) / 219
+    u, v = ((between(chroma) / scale - 128) / 224 for chroma in (u, v))
+    r, b = y + 2 * (1 - 0.299) * v, y + 2 * (1 - 0.114) * u
+    expected = 255 * np.stack([r, (y - 0.299 * r - 0.114 * b) / 0.587, b], axis=2).clip(0, 1)
+    error = np.abs(read(MEDIA / name, frame_size=1000)[0] - expected)
+    assert error.max() < 2
+    assert error.mean() < 0.3
+
+
 def test_a_frame_over_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     path = MEDIA / "decord__video_0.mov"  # 568 x 320
     monkeypatch.setattr(video, "MAX_PIXELS", 568 * 320 - 1)

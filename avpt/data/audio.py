@@ -68,6 +68,7 @@ def read_waveform(
             blocks.append(block)
             size += len(block)
             if max_samples is not None and size >= max_samples:
+                track.end = None  # where the rest ends does not matter, even if it has been read with the last block
                 break
         if size == 0:
             raise MediaError("audio", _no_sample(track.stream, start, end))
@@ -131,7 +132,8 @@ def _from(track: Track, start: Fraction) -> Iterator[Any]:
     """The packets of a stream from a little before `start` on; ShortCutError where that can't be told."""
     from_stamp = track.stamp(start - PREROLL)
     passed = track.sought
-    for packet in track.packets:
+    packets = track.packets()
+    for packet in packets:
         if packet.pts is None or (packet.duration or 0) <= 0:
             raise ShortCutError
         if packet.pts + packet.duration >= from_stamp:
@@ -140,7 +142,7 @@ def _from(track: Track, start: Fraction) -> Iterator[Any]:
             yield packet
             break
         passed = True
-    yield from track.packets
+    yield from packets
 
 
 def _cut(track: Track, start: float, end: float | None) -> Iterator[tuple[int, np.ndarray]]:
@@ -164,6 +166,8 @@ def _cut(track: Track, start: float, end: float | None) -> Iterator[tuple[int, n
             first = _round((Fraction(start) - position) * rate)
             last = sys.maxsize if end is None else _round((Fraction(end) - position) * rate)
         low, high = max(0, first - seen), min(frame.samples, last - seen)
+        if low >= frame.samples:
+            track.damaged = 0  # what was damaged lies before the clip
         if low < high:
             yield rate, _planes(frame)[:, low:high]
         if high < frame.samples:

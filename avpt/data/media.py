@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import count
@@ -51,7 +51,7 @@ class Track:
     """One stream of an open file, read packet by packet."""
 
     stream: Any
-    packets: Generator[Any, None, None]
+    demuxer: _Demuxer
     origin: Fraction  # seconds on the stream's clock at which the container starts: the zero of every time in avpt
     duration: Fraction | None  # seconds that the container says it lasts
     quick: bool  # what the clip does not show may be passed over
@@ -64,11 +64,17 @@ class Track:
         """The last instant of the stream's clock at or before a time in seconds."""
         return int((seconds + self.origin) // self.stream.time_base)
 
-    def note(self, packet: Any) -> None:
-        """Keep account of how far the packets reach."""
-        stamp = packet.dts if packet.pts is None else packet.pts
-        if stamp is not None and not packet.is_discard:
-            self.reach = max(self.reach, stamp + (packet.duration or 0))
+    def packets(self) -> Iterator[Any]:
+        """The packets that are not read yet; `reach` keeps account of how far they go."""
+        while (packet := self.demuxer.next(self.stream.index)) is not None:
+            stamp = packet.dts if packet.pts is None else packet.pts
+            if stamp is not None and not packet.is_discard:
+                self.reach = max(self.reach, stamp + (packet.duration or 0))
+            yield packet
+
+    def drop(self) -> None:
+        """Read no more of it."""
+        self.demuxer.drop(self.stream.index)
 
     def troubles(self) -> list[str]:
         """What went wrong with a stream that could be read all the same."""
@@ -140,8 +146,11 @@ def read_best(
         track = tracks[kind]
         if track is None:
             return None
-        with suppress(MediaError, ShortCutError), closing(track.packets):
-            return read(track)
+        with suppress(MediaError, ShortCutError):
+            try:
+                return read(track)
+            finally:
+                track.drop()
     problem: MediaError | None = None
     for position in count():
         with open_media(path) as container:  # afresh for each stream: the one before has used up the packets
@@ -177,7 +186,7 @@ def decode(track: Track, packets: Iterable[Any] | None = None) -> Iterator[Any]:
     """
     if track.stream.codec_context is None:  # an unknown codec; decoding with it would crash the process
         return
-    for packet in track.packets if packets is None else packets:
+    for packet in track.packets() if packets is None else packets:
         yield from _decoded(track, packet)
         if packet is None:
             track.stream.codec_context.flush_buffers()
@@ -200,51 +209,55 @@ def _tracks(container: InputContainer, streams: list[Stream], *, quick: bool, so
         if stream not in streams:
             stream.discard = Discard.all
     duration = None if not container.duration or container.duration < 0 else container.duration * CONTAINER_TICK
-    waiting: dict[int, deque[Any]] = {stream.index: deque() for stream in streams}
-    source = container.demux(*cast(Any, streams))
-    tracks: dict[int, Track] = {}
-    exhausted, held = False, 0
-
-    def packets(index: int) -> Generator[Any, None, None]:
-        nonlocal held
-        mine = waiting[index]
-        try:
-            while True:
-                while not mine and not exhausted:
-                    pull()
-                if not mine:
-                    return
-                packet = mine.popleft()
-                held -= packet.size
-                tracks[index].note(packet)
-                yield packet
-        finally:
-            del waiting[index]  # from now on its packets go by
-
-    def pull() -> None:
-        nonlocal exhausted, held
-        try:
-            packet = next(source)
-        except MemoryError:
-            raise
-        except (StopIteration, FFmpegError):
-            exhausted = True
-            return
-        queue = waiting.get(packet.stream_index)
-        if packet.size and queue is not None:  # FFmpeg reads an empty packet as an error or, worse, as the end
-            queue.append(packet)
-            held += packet.size
-            if held > MAX_WAITING:
-                raise ShortCutError
-
+    demuxer = _Demuxer(container, streams)
+    tracks = {}
     for stream in streams:
         codec = stream.codec_context
         if codec is not None:
             codec.thread_count = 1  # clips are decoded side by side, one core each
             codec.options = {"max_pixels": str(MAX_PIXELS)}
-        origin = _start_of(container)
-        tracks[stream.index] = Track(stream, packets(stream.index), origin, duration, quick, sought)
+        tracks[stream.index] = Track(stream, demuxer, _start_of(container), duration, quick, sought)
     return tracks
+
+
+class _Demuxer:
+    """The packets of some streams of a file, which is read once: those that nobody has asked for yet wait."""
+
+    def __init__(self, container: InputContainer, streams: list[Stream]) -> None:
+        self.source = container.demux(*cast(Any, streams))
+        self.waiting: dict[int, deque[Any]] = {stream.index: deque() for stream in streams}
+        self.held = 0  # bytes that wait
+        self.exhausted = False
+
+    def next(self, index: int) -> Any:
+        """The next packet of a stream, None where there is none."""
+        mine = self.waiting[index]
+        while not mine and not self.exhausted:
+            self._pull()
+        if not mine:
+            return None
+        packet = mine.popleft()
+        self.held -= packet.size
+        return packet
+
+    def drop(self, index: int) -> None:
+        """Let a stream's packets go by from now on."""
+        self.held -= sum(packet.size for packet in self.waiting.pop(index, ()))
+
+    def _pull(self) -> None:
+        try:
+            packet = next(self.source)
+        except MemoryError:
+            raise
+        except (StopIteration, FFmpegError):
+            self.exhausted = True
+            return
+        queue = self.waiting.get(packet.stream_index)
+        if packet.size and queue is not None:  # FFmpeg reads an empty packet as an error or, worse, as the end
+            queue.append(packet)
+            self.held += packet.size
+            if self.held > MAX_WAITING:
+                raise ShortCutError
 
 
 def _start_of(container: InputContainer) -> Fraction:

@@ -88,7 +88,7 @@ class _Plan:
     def _from_key_frame(self) -> Iterator[Any]:
         """The packets from the last key frame before the first instant up to the one after the last instant."""
         limits, stamps, window = self.limits, self.stamps, self.window
-        for packet in self.track.packets:
+        for packet in self.track.packets():
             if packet.pts is None:
                 raise ShortCutError
             if self.track.sought and not stamps and not (packet.is_keyframe and packet.pts <= limits[0]):
@@ -104,7 +104,8 @@ class _Plan:
             if self.keyframes and len(stamps) > 1 and stamps[-1] > limits[-1]:
                 break  # key frames are decoded in the order in which they are shown
             if len(window) > LOOKAHEAD and packet.pts > limits[0]:
-                if min(held.pts for held in window) > limits[-1] and not any(map(self._is_shown_packet, window)):
+                beyond = packet.pts > limits[-1] < min(held.pts for held in window)
+                if beyond and not any(map(self._is_shown_packet, window)):
                     return
                 yield window.popleft()
         while window:

@@ -76,7 +76,8 @@ def run_isolated(
         AvptError: the workers die before they take a task.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([preload])
+    ray = ["ray"] if "ray" in sys.modules else []  # which every child of a Ray worker imports, as its main module does
+    context.set_forkserver_preload([preload, *ray])
     _start_server(context)
     pool = _Pool(context, function, workers, timeout, memory)
     source = iter(tasks)

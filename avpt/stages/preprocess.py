@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,9 @@ def run(config: PreprocessConfig) -> Report:
         "config": config.record(),
         "inputs": {"manifest": manifest.sha256},
     }
+    turn = partial(take_turn, out) if config.shard_range else nullcontext
     with claim(out, part=config.shard_range):
-        with take_turn(out) if config.shard_range else nullcontext():
+        with turn():
             found = look_into(out, "settings.json", OWNED, config.overwrite)
             if found is None:
                 begin(out, "settings.json", settings, config.overwrite)
@@ -56,16 +58,17 @@ def run(config: PreprocessConfig) -> Report:
             settings = found or settings  # a store goes on as it was begun, by an older avpt too
             if config.retry_failures:
                 forget_failures(out, mine)
-        records = read_records(out, shards)
-        missing = [shard for shard in mine if shard.name not in records]
-        if missing:
-            (out / "store.json").unlink(missing_ok=True)  # from here on the store is unfinished
-            make_missing(config, settings["config"], manifest, mine, missing, records)
             records = read_records(out, shards)
-        if len(records) < len(shards):
-            return report_part(config, len(shards), mine, records)
-        if not (out / "store.json").exists():
-            with take_turn(out) if config.shard_range else nullcontext():
+            missing = [shard for shard in mine if shard.name not in records]
+            if missing:
+                (out / "store.json").unlink(missing_ok=True)  # from here on the store is unfinished
+        if missing:
+            make_missing(config, settings["config"], manifest, mine, missing, records)
+        with turn():
+            records = read_records(out, shards)
+            if len(records) < len(shards):
+                return report_part(config, len(shards), mine, records)
+            if not (out / "store.json").exists():
                 write_table(out / "failures.csv", shards, records, "failures")
                 write_table(out / "partial.csv", shards, records, "partial")
                 check_failures(config, shards, records)

@@ -18,9 +18,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 
@@ -54,7 +55,7 @@ def decode_and_drop(path: str) -> int:
                 frames = packet.decode()
             except av.FFmpegError:
                 continue
-            for frame in frames:
+            for frame in cast(list[Any], frames):
                 count += 1
                 if frame.pts is not None and frame.pts * packet.time_base - origin > SECONDS:
                     going.discard(packet.stream_index)
@@ -129,11 +130,11 @@ def main() -> None:
             folder = Path(name)
             (folder / "script").mkdir()
             ways: dict[str, Callable[[], float]] = {
-                "preprocess": lambda folder=folder: preprocess_all(paths, options.workers, folder, ours),
-                "drop": lambda: drop_all(paths, options.workers),
+                "preprocess": partial(preprocess_all, paths, options.workers, folder, ours),
+                "drop": partial(drop_all, paths, options.workers),
             }
             if not options.no_script and shutil.which("ffmpeg"):
-                ways["script"] = lambda folder=folder: script_all(paths, options.workers, folder / "script")
+                ways["script"] = partial(script_all, paths, options.workers, folder / "script")
             names = list(ways)[turn % len(ways) :] + list(ways)[: turn % len(ways)]
             for way in names:
                 seconds.setdefault(way, []).append(ways[way]())

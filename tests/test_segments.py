@@ -1,0 +1,616 @@
+"""Clips cut from longer files: the sound and the pictures of that time, for the work that this time costs.
+
+The pictures carry their number as bits, the sound is noise whose position a cross-correlation finds; what is
+expected comes from decoding the whole file with PyAV here, not from avpt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from avpt.data import media
+from avpt.data.audio import read_waveform
+from avpt.data.clip import ClipSettings
+from avpt.data.decode import decode_clip
+from avpt.data.skipping import LOOKAHEAD
+from avpt.data.video import read_frames
+from avpt.errors import MediaError
+
+CLIPS = sorted(path for path in (Path(__file__).parent / "media").iterdir() if path.suffix != ".md")
+RATE = 25  # pictures a second
+SECONDS = 22  # of most files
+LONG = 70
+BLOCK = 16  # pixels; a picture is 4 x 3 of them, each a bit of its number
+NEAR = 0.025  # seconds by which sound may be off where a container's stamps are coarse
+LAST = 20.52  # seconds; where the last segment starts
+STARTS = (0.0, 0.7, 4.9, 5.1, 13.34, LAST)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a long file is made."""
+
+    suffix: str
+    video: str | None
+    audio: str | None
+    sample_rate: int = 16000
+    exact: bool = False  # its sound is found to the sample
+    begin: int = 0  # seconds; the first stamp
+    varying: bool = False
+    options: dict[str, str] = field(default_factory=dict)
+
+
+REALTIME = {"deadline": "realtime", "cpu-used": "8", "g": "60"}
+FILMS = {
+    "mp4": Recipe("mp4", "libx264", "aac", exact=True, options={"g": "50", "bf": "3"}),
+    "mp4 of long groups": Recipe("mp4", "libx264", "aac", exact=True, options={"g": "250", "sc_threshold": "0"}),
+    "mp4 of open groups": Recipe(
+        "mp4", "libx264", "aac", exact=True, options={"x264-params": "open-gop=1:keyint=60:bframes=3:scenecut=0"}
+    ),
+    "mp4 of intra refresh": Recipe(
+        "mp4", "libx264", None, options={"x264-params": "intra-refresh=1:keyint=50:bframes=0"}
+    ),
+    "mp4 from 10 s": Recipe("mp4", "libx264", "aac", begin=10, exact=True, options={"g": "50"}),
+    "mp4 of varying rate": Recipe("mp4", "libx264", "aac", exact=True, varying=True, options={"g": "40", "bf": "2"}),
+    "mov with pcm": Recipe("mov", "mpeg4", "pcm_s16le", exact=True, options={"g": "25", "bf": "2"}),
+    "mkv": Recipe("mkv", "libx264", "aac", options={"g": "100"}),
+    "mkv from 10 s": Recipe("mkv", "libx264", "flac", begin=10, options={"g": "50", "bf": "2"}),
+    "mkv of varying rate": Recipe("mkv", "libx264", "aac", varying=True, options={"g": "50", "bf": "3"}),
+    "mkv of HEVC": Recipe("mkv", "libx265", "ac3", 48000, options={"x265-params": "keyint=60:log-level=none"}),
+    "webm of VP8": Recipe("webm", "libvpx", "libopus", 48000, options=REALTIME),
+    "webm of VP9": Recipe("webm", "libvpx-vp9", "libopus", 48000, options=REALTIME | {"row-mt": "0"}),
+    "mpg": Recipe("mpg", "mpeg1video", "mp2", 44100, options={"g": "15", "bf": "2", "b": "2M"}),
+    "ts": Recipe("ts", "libx264", "aac", options={"g": "50", "bf": "2"}),
+    "ts of MPEG-2": Recipe("ts", "mpeg2video", "mp2", 48000, begin=10, options={"g": "15", "bf": "2", "b": "2M"}),
+    "avi": Recipe("avi", "mpeg4", "libmp3lame", 44100, options={"g": "50"}),
+    "avi with B-frames": Recipe("avi", "mpeg4", "libmp3lame", 44100, options={"g": "50", "bf": "2"}),
+    "flv": Recipe("flv", "libx264", "aac", 44100, options={"g": "50"}),
+    "wav": Recipe("wav", None, "pcm_s16le", exact=True),
+    "flac": Recipe("flac", None, "flac", exact=True),
+    "ogg of Opus": Recipe("ogg", None, "libopus", 48000),
+    "ogg of Vorbis": Recipe("ogg", None, "vorbis", 44100),
+    "mp3": Recipe("mp3", None, "libmp3lame", 44100),
+    "m4a": Recipe("m4a", None, "aac", 44100, exact=True),
+}
+PICTURED = [name for name, recipe in FILMS.items() if recipe.video]
+SOUNDING = [name for name, recipe in FILMS.items() if recipe.audio]
+
+Film = Callable[[str], Path]
+
+
+# --- long files ----------------------------------------------------------------------------------------------------
+
+
+def numbered(number: int) -> np.ndarray:
+    """(48, 64, 3): a picture whose blocks are dark or bright as the bits of its number."""
+    bits = np.array([number >> bit & 1 for bit in range(12)]).reshape(3, 4)
+    grey = np.where(bits, 215, 40).astype(np.uint8).repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)
+    return np.ascontiguousarray(np.broadcast_to(grey[:, :, None], (*grey.shape, 3)))
+
+
+def number_of(picture: np.ndarray) -> int:
+    grey = picture[..., 0].astype(float) if picture.ndim == 3 else picture.astype(float)
+    middles = grey.reshape(3, BLOCK, 4, BLOCK)[:, 4:12, :, 4:12].mean(axis=(1, 3))
+    return sum(1 << bit for bit, value in enumerate(middles.ravel()) if value > 127)
+
+
+def noise(samples: int, rate: int) -> np.ndarray:
+    """(samples,) int16, mostly below 2 kHz, so that every codec keeps its form."""
+    width = rate // 4000
+    white = np.random.default_rng(0).normal(size=samples + width)
+    smooth = np.convolve(white, np.hanning(width + 2)[1:-1], "valid")[:samples]
+    return np.asarray(smooth / smooth.std() * 6000).clip(-32000, 32000).astype(np.int16)
+
+
+def stamps_of(recipe: Recipe, seconds: int) -> list[int]:
+    """Milliseconds of each picture."""
+    if not recipe.varying:
+        return [1000 * i // RATE for i in range(RATE * seconds)]
+    steps = np.random.default_rng(1).choice([10, 20, 40, 80, 700], size=RATE * seconds, p=[0.3, 0.3, 0.2, 0.18, 0.02])
+    stamps = np.concatenate([[0], np.cumsum(steps)])
+    return [int(stamp) for stamp in stamps if stamp < 1000 * seconds]
+
+
+def make(path: Path, recipe: Recipe, seconds: int = SECONDS) -> Path:
+    with av.open(str(path), "w") as container:
+        picture: Any = None
+        sound: Any = None
+        if recipe.video:
+            picture = container.add_stream(recipe.video, rate=RATE, options=recipe.options)
+            picture.width, picture.height, picture.pix_fmt = 4 * BLOCK, 3 * BLOCK, "yuv420p"
+            picture.codec_context.time_base = Fraction(1, 1000 if recipe.varying else RATE)
+            picture.codec_context.bit_rate = 400_000
+        if recipe.audio:
+            layout = "stereo" if recipe.audio == "vorbis" else "mono"
+            options = {"strict": "-2"} if recipe.audio == "vorbis" else {}
+            sound = container.add_stream(recipe.audio, rate=recipe.sample_rate, layout=layout, options=options)
+            if not recipe.audio.startswith(("pcm", "flac")):
+                sound.codec_context.bit_rate = 96_000
+        for packet in encoded(recipe, picture, sound, seconds):
+            container.mux(packet)
+    return path
+
+
+def encoded(recipe: Recipe, picture: Any, sound: Any, seconds: int) -> Iterator[Any]:
+    """Packets of both streams, side by side."""
+    stamps = stamps_of(recipe, seconds)
+    samples = noise(seconds * recipe.sample_rate, recipe.sample_rate)
+    heard = 0
+    for i, stamp in enumerate(stamps if picture else range(0, 1000 * seconds, 40)):
+        if picture:
+            frame = av.VideoFrame.from_ndarray(numbered(i), format="rgb24")
+            frame.time_base = picture.codec_context.time_base
+            frame.pts = int((recipe.begin + Fraction(stamp, 1000)) / frame.time_base)
+            yield from picture.encode(frame)
+        until = (stamp + 40) * recipe.sample_rate // 1000
+        if sound and until > heard:
+            yield from sound.encode(sound_frame(samples[heard:until], sound, recipe, heard))
+            heard = max(heard, until)
+    if sound and heard < len(samples):
+        yield from sound.encode(sound_frame(samples[heard:], sound, recipe, heard))
+    for stream in (picture, sound):
+        if stream:
+            yield from stream.encode(None)
+
+
+def sound_frame(samples: np.ndarray, sound: Any, recipe: Recipe, at: int) -> av.AudioFrame:
+    channels = sound.layout.nb_channels
+    frame = av.AudioFrame.from_ndarray(samples.repeat(channels)[None], format="s16", layout=sound.layout.name)
+    frame.sample_rate = recipe.sample_rate
+    frame.time_base = Fraction(1, recipe.sample_rate)
+    frame.pts = at + recipe.begin * recipe.sample_rate
+    return frame
+
+
+@pytest.fixture(scope="session")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Film:
+    """Makes each long file once."""
+    folder = tmp_path_factory.mktemp("films")
+
+    def get(name: str) -> Path:
+        path = folder / f"{name.replace(' ', '_')}.{FILMS[name].suffix}"
+        return path if path.exists() else make(path, FILMS[name])
+
+    return get
+
+
+# --- what is expected ----------------------------------------------------------------------------------------------
+
+
+@lru_cache
+def all_pictures(path: Path) -> tuple[list[Fraction], list[int]]:
+    """Times from the container's start and numbers of all pictures, by PyAV."""
+    with av.open(str(path)) as container:
+        origin = Fraction(container.start_time or 0, 1_000_000)
+        times, numbers = [], []
+        for frame in container.decode(video=0):
+            assert frame.time_base is not None
+            times.append((frame.pts if frame.pts is not None else frame.dts or 0) * frame.time_base - origin)
+            numbers.append(number_of(frame.to_ndarray(format="gray")))
+    return times, numbers
+
+
+def on_screen(times: list[Fraction], numbers: list[int], instants: list[float]) -> list[int]:
+    """The last picture whose time has come, or the first of all."""
+    return [numbers[max((i for i, t in enumerate(times) if t <= at + 1e-5), default=0)] for at in instants]
+
+
+@lru_cache
+def all_sound(path: Path) -> tuple[float, int, np.ndarray]:
+    """When the first sample is heard, the rate, and the mean of the channels, by PyAV."""
+    pieces: list[np.ndarray] = []
+    with av.open(str(path)) as container:
+        origin = (container.start_time or 0) / 1e6
+        begin, rate = math.nan, 0
+        for frame in container.decode(audio=0):
+            if not pieces:
+                assert frame.time is not None
+                begin, rate = frame.time - origin, frame.sample_rate
+            samples = frame.to_ndarray()
+            samples = samples if frame.format.is_planar else samples.reshape(-1, frame.layout.nb_channels).T
+            scale = {"int16": 2**15, "int32": 2**31}.get(samples.dtype.name, 1)
+            pieces.append((samples / scale).mean(axis=0))
+    return begin, rate, np.concatenate(pieces)
+
+
+def lag(heard: np.ndarray, expected: np.ndarray, most: int) -> int:
+    """How many samples `heard` comes too late, by cross-correlation."""
+    size = min(len(heard), len(expected))
+    length = 1 << (2 * size).bit_length()
+    spectrum = np.fft.rfft(heard[:size], length) * np.conj(np.fft.rfft(expected[:size], length))
+    correlation = np.fft.irfft(spectrum, length)
+    around = np.concatenate([correlation[-most:], correlation[: most + 1]])
+    return int(around.argmax()) - most
+
+
+def shown(path: Path, start: float, end: float | None, fps: float = 10.0, **options: Any) -> list[int]:
+    pictures = read_frames(path, fps=fps, max_frames=1000, frame_size=1000, start=start, end=end, **options)
+    assert pictures is not None
+    return [number_of(rgb) for _, rgb in pictures]
+
+
+def heard(path: Path, rate: int, start: float, end: float | None) -> np.ndarray:
+    waveform = read_waveform(path, rate, start=start, end=end)
+    assert waveform is not None
+    return waveform
+
+
+# --- every container -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PICTURED)
+def test_the_pictures_of_a_segment_are_those_on_screen(film: Film, name: str) -> None:
+    path = film(name)
+    times, numbers = all_pictures(path)
+    assert len(set(numbers)) > 0.99 * len(stamps_of(FILMS[name], SECONDS))
+    for start in STARTS:
+        found = shown(path, start, start + 1.2)
+        assert found == on_screen(times, numbers, [start + k / 10 for k in range(12)]), start
+    last = shown(path, LAST, None, fps=RATE)  # to the end of the file
+    assert last == on_screen(times, numbers, [LAST + k / RATE for k in range(len(last))])
+    assert last[-1] == numbers[-1]
+
+
+@pytest.mark.parametrize("name", SOUNDING)
+def test_the_sound_of_a_segment_is_that_of_its_time(film: Film, name: str) -> None:
+    path, recipe = film(name), FILMS[name]
+    begin, rate, whole = all_sound(path)
+    near = int(NEAR * rate)
+    for start in STARTS:
+        end = start + 1.2
+        found = heard(path, rate, start, end)
+        expected = whole[max(0, round((start - begin) * rate)) : max(0, round((end - begin) * rate))]
+        off = lag(found, expected, near)
+        if recipe.exact:
+            assert (off, len(found)) == (0, len(expected)), start
+            np.testing.assert_allclose(found, expected, atol=2e-3)
+        else:
+            assert abs(off) < near, start
+            assert abs(len(found) - len(expected)) <= near, start
+            moved, still = (found[off:], expected) if off >= 0 else (found, expected[-off:])
+            size = min(len(moved), len(still)) - 1200  # Opus and Vorbis fade to the end of the file
+            assert np.corrcoef(moved[:size], still[:size])[0, 1] > 0.98, start
+    assert len(heard(path, rate, LAST, None)) == pytest.approx(len(whole) - (LAST - begin) * rate, abs=near)
+
+
+@pytest.mark.parametrize(
+    "name", ["mp4", "mkv of varying rate", "mkv of HEVC", "webm of VP9", "mpg", "avi with B-frames"]
+)
+def test_the_last_key_frame_of_a_segment(film: Film, name: str) -> None:
+    path = film(name)
+    times, numbers, keys = [], [], []
+    with av.open(str(path)) as container:
+        origin = Fraction(container.start_time or 0, 1_000_000)
+        for frame in container.decode(video=0):
+            assert frame.pts is not None
+            assert frame.time_base is not None
+            times.append(frame.pts * frame.time_base - origin)
+            numbers.append(number_of(frame.to_ndarray(format="gray")))
+            keys.append(frame.key_frame)
+    times = [time for time, key in zip(times, keys, strict=True) if key]
+    numbers = [number for number, key in zip(numbers, keys, strict=True) if key]
+    for start in STARTS:
+        found = shown(path, start, start + 1.2, accuracy="keyframe")
+        assert found == on_screen(times, numbers, [start + k / 10 for k in range(12)]), start
+    troubles: list[str] = []
+    last = shown(path, 0, None, 1.0, accuracy="keyframe", troubles=troubles)
+    assert last == on_screen(times, numbers, [float(k) for k in range(len(last))])
+    assert len(last) == len(shown(path, 0, None, 1.0))  # it stays until the pictures end
+    assert troubles == []
+
+
+# --- what it costs -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Work:
+    """What was read and decoded, by kind of stream."""
+
+    pulled: Counter[str] = field(default_factory=Counter)  # packets
+    decoded: Counter[str] = field(default_factory=Counter)  # packets
+    frames: Counter[str] = field(default_factory=Counter)
+    plain: int = 0  # times that the plain way was gone
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Work:
+    """Counts packets and frames from here on."""
+    count = Work()
+    decode_packet, plain_track, packets_of_track = media._decoded, media.plain_track, media.Track.packets
+
+    def packets(track: media.Track) -> Iterator[Any]:
+        for packet in packets_of_track(track):
+            count.pulled[track.stream.type] += 1
+            yield packet
+
+    def decoded(track: Any, packet: Any) -> Any:
+        frames = decode_packet(track, packet)
+        count.decoded[track.stream.type] += packet is not None
+        count.frames[track.stream.type] += len(frames)
+        return frames
+
+    def plain(*args: Any) -> Any:
+        count.plain += 1
+        return plain_track(*args)
+
+    monkeypatch.setattr(media.Track, "packets", packets)
+    monkeypatch.setattr(media, "_decoded", decoded)
+    monkeypatch.setattr(media, "plain_track", plain)
+    return count
+
+
+def packets_of(path: Path) -> Counter[str]:
+    with av.open(str(path)) as container:
+        return Counter(packet.stream.type for packet in container.demux() if packet.size)
+
+
+@pytest.mark.parametrize("name", ["mp4", "mkv of varying rate"])
+def test_segments_far_into_a_file_cost_their_own_length(tmp_path: Path, work: Work, name: str) -> None:
+    """Six segments of 10 s cost about 60 s, not what comes before each of them."""
+    path = make(tmp_path / f"a.{FILMS[name].suffix}", FILMS[name], LONG)
+    whole = packets_of(path)
+    for fps in (1.0, float(RATE)):
+        for counter in (work.pulled, work.decoded, work.frames):
+            counter.clear()
+        for start in range(10, LONG, 10):
+            settings = ClipSettings(fps=fps, max_frames=1000, frame_codec="raw", spectrogram_frames=1100)
+            clip = decode_clip(path, None, None, start, start + 10, settings)
+            assert len(clip.frames) >= fps * 9.8
+            assert clip.num_audio_frames == pytest.approx(998, abs=3)
+            assert clip.troubles == ()
+        share = 60 / LONG
+        assert work.plain == 0
+        assert work.pulled["video"] < 2.0 * share * whole["video"]  # the margin, the group, and a look ahead
+        assert work.frames["video"] < (1.5 if fps == RATE else 0.7) * share * whole["video"]
+        assert work.decoded["audio"] < 1.2 * share * whole["audio"]
+
+
+@pytest.mark.parametrize("name", ["mp4 from 10 s", "mkv", "flac", "wav", "ogg of Opus", "mp3", "mpg", "ts", "avi"])
+def test_the_sound_before_a_segment_is_not_decoded(film: Film, work: Work, name: str) -> None:
+    path = film(name)
+    rate = FILMS[name].sample_rate
+    heard(path, rate, 15.0, 17.0)
+    whole = packets_of(path)["audio"]
+    assert work.plain == 0
+    assert work.decoded["audio"] < 3 / SECONDS * whole + 3  # 2 s and the pre-roll, of all
+    if name in ("mp4 from 10 s", "mkv", "flac", "wav"):  # those that are sought
+        assert work.pulled["audio"] < (3 + media.SEEK_MARGIN + 4) / SECONDS * whole + 3
+
+
+@pytest.mark.parametrize("name", ["ts", "ts of MPEG-2", "flv", "avi"])
+def test_pictures_are_passed_over_where_a_file_is_not_sought(film: Film, work: Work, name: str) -> None:
+    shown(film(name), 15.0, 17.0, fps=1.0)
+    assert work.plain == 0
+    assert work.pulled["video"] > 15 * RATE
+    assert work.frames["video"] < 4 * RATE
+
+
+def test_streams_share_one_reading_of_the_file(film: Film, work: Work) -> None:
+    path = film("mkv")
+    decode_clip(path, None, None, None, None, ClipSettings(fps=1, max_frames=100, spectrogram_frames=100 * SECONDS))
+    whole = packets_of(path)
+    assert work.pulled == whole
+
+
+@pytest.mark.parametrize("name", ["mp4", "mkv of HEVC", "webm of VP8", "webm of VP9", "mpg", "avi"])
+def test_what_nobody_sees_is_passed_over_where_the_decoder_can(film: Film, work: Work, name: str) -> None:
+    shown(film(name), 0.0, 10.0, fps=0.5)
+    needed = 8 * RATE  # the last instant
+    assert work.plain == 0
+    if name in ("mp4", "mkv of HEVC", "mpg"):  # those with frames to which no other refers
+        assert work.frames["video"] < 0.7 * needed
+    assert work.decoded["video"] <= 1.2 * needed + LOOKAHEAD
+
+
+def test_what_follows_the_last_instant_of_a_group_is_left_out(film: Film, work: Work) -> None:
+    path = film("webm of VP9")  # a decoder that passes nothing over, groups of 60
+    times, numbers = all_pictures(path)
+    assert shown(path, 0.0, 20.0, fps=1 / 9.6) == on_screen(times, numbers, [0.0, 9.6, 19.2])
+    assert work.plain == 0
+    assert work.decoded["video"] < 15 * RATE
+
+
+@pytest.mark.parametrize("name", ["avi with B-frames", "mp4 of intra refresh"])
+def test_in_doubt_the_plain_way_is_gone(film: Film, work: Work, name: str) -> None:
+    path = film(name)  # no stamps of showing; key frames from which decoding can't start
+    times, numbers = all_pictures(path)
+    found = shown(path, 9.12, 10.12, fps=5)
+    assert found == on_screen(times, numbers, [9.12 + k / 5 for k in range(5)])
+    assert work.plain == 1
+
+
+def test_packets_without_stamps(tmp_path: Path, work: Work) -> None:
+    path = make(tmp_path / "a.h264", Recipe("h264", "libx264", None, options={"g": "50", "bf": "0"}), 8)
+    assert shown(path, 6.0, 7.0, fps=5) == [150 + 5 * k for k in range(5)]
+    assert work.plain == 1
+
+
+def test_packets_that_an_edit_list_hides(tmp_path: Path, work: Work) -> None:
+    """A file cut without encoding it again: decoding starts at a key frame before its first picture."""
+    path = make(tmp_path / "a.mp4", Recipe("mp4", "libx264", "aac", begin=-1, options={"g": "100", "bf": "2"}), 12)
+    with av.open(str(path)) as container:
+        assert any(packet.is_discard for packet in container.demux(video=0) if packet.size)
+    for start in (0.0, 0.5, 2.0, 7.0):
+        found = shown(path, start, start + 1, fps=RATE)
+        assert found == [int((1 + start) * RATE) + k for k in range(RATE)], start
+    assert work.plain == 0
+
+
+# --- what can go wrong ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("margin", [2.0, -0.1, -3.0, -100.0])
+@pytest.mark.parametrize("name", ["mp4", "mp4 of long groups", "mkv", "webm of VP8", "flac", "wav"])
+def test_a_seek_that_lands_late_is_noticed(
+    film: Film, name: str, margin: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, rate = film(name), FILMS[name].sample_rate
+    expected = heard(path, rate, 15.3, 16.3)
+    pictures = shown(path, 15.3, 16.3) if FILMS[name].video else []
+    monkeypatch.setattr(media, "SEEK_MARGIN", margin)
+    found = heard(path, rate, 15.3, 16.3)
+    off = lag(found, expected, int(NEAR * rate))
+    assert abs(off) <= (0 if FILMS[name].exact else NEAR * rate)
+    assert not pictures or shown(path, 15.3, 16.3) == pictures
+    clip = decode_clip(path, None, None, 15.3, 16.3, ClipSettings(fps=10, max_frames=10, frame_size=48))
+    assert len(clip.frames) == len(pictures)
+
+
+def test_a_seek_that_fails_changes_nothing(film: Film, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = film("mp4")
+    expected, sound = shown(path, 15.3, 16.3), heard(path, 16000, 15.3, 16.3)
+    monkeypatch.setattr(media, "SEEK_MARGIN", 1e12)  # far before the file
+    assert shown(path, 15.3, 16.3) == expected
+    np.testing.assert_allclose(heard(path, 16000, 15.3, 16.3), sound, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["mp4", "mkv", "mp3", "webm of VP8"])
+def test_errors_right_after_a_seek_are_no_damage(film: Film, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, rate = film(name), FILMS[name].sample_rate
+    expected = heard(path, rate, 15.3, 16.3)
+    pictures = shown(path, 15.3, 16.3) if FILMS[name].video else []
+    decode_packet, failed = media._decoded, Counter[int]()
+
+    def failing(track: Any, packet: Any) -> Any:
+        if track.quick and failed[id(track)] < 2:
+            failed[id(track)] += 1
+            track.damaged += 1
+            return []
+        return decode_packet(track, packet)
+
+    monkeypatch.setattr(media, "_decoded", failing)
+    troubles: list[str] = []
+    found = read_waveform(path, rate, start=15.3, end=16.3, troubles=troubles)
+    assert found is not None
+    assert abs(lag(found, expected, int(NEAR * rate))) <= (0 if FILMS[name].exact else NEAR * rate)
+    if pictures:
+        assert shown(path, 15.3, 16.3, troubles=troubles) == pictures
+    assert failed
+    assert troubles == []
+
+
+def spoiled(path: Path, target: Path, kind: Any, first: float, last: float) -> Path:
+    """The file with the packets of one kind between two times overwritten."""
+    content = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packets: Any = container.demux(container.streams.best(kind))
+        for packet in packets:
+            if packet.size and first <= packet.pts * packet.time_base < last:
+                content[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    target.write_bytes(content)
+    return target
+
+
+@pytest.mark.parametrize("kind", ["audio", "video"])
+def test_damage_is_told_where_it_is(film: Film, tmp_path: Path, kind: str) -> None:
+    path = spoiled(film("mp4"), tmp_path / "b.mp4", kind, 1.0, 1.2)
+    path = spoiled(path, tmp_path / "a.mp4", kind, 10.5, 10.7)
+    for start, hurt in ((0.0, True), (3.0, False), (10.0, True), (15.0, False), (19.0, False)):
+        troubles: list[str] = []
+        if kind == "audio":
+            read_waveform(path, 16000, start=start, end=start + 2, troubles=troubles)
+        else:
+            shown(path, start, start + 2, troubles=troubles)
+        assert [trouble.partition(":")[0] for trouble in troubles] == ["damaged"] * hurt, start
+
+
+@pytest.mark.parametrize("name", ["mp4", "mpg", "ogg of Vorbis"])
+def test_a_segment_beyond_the_end(film: Film, name: str) -> None:
+    path = film(name)
+    with pytest.raises(MediaError, match="no sound between 90 s and 91 s") as caught:
+        read_waveform(path, 16000, start=90.0, end=91.0)
+    assert caught.value.stage == "audio"
+    if FILMS[name].video:
+        with pytest.raises(MediaError, match="no picture at 90 s"):
+            shown(path, 90.0, 91.0)
+
+
+# --- the quick way against the plain way ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plainly(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], Any]:
+    """Calls something with the quick way barred; MediaError is returned as its text."""
+
+    def told(call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except MediaError as error:
+            return f"{error.stage}: {error}"
+
+    def plain(path: Path, kind: Any, read: Callable[[media.Track], Any], start: float, opened: Any) -> Any:
+        def barred(track: media.Track) -> Any:
+            if track.quick:
+                raise media.ShortCutError
+            return read(track)
+
+        return media.read_best(path, kind, barred, start, opened)
+
+    def both(call: Callable[[], Any]) -> Any:
+        quick = told(call)
+        with monkeypatch.context() as patch:
+            patch.setattr("avpt.data.video.read_best", plain)
+            patch.setattr("avpt.data.audio.read_best", plain)
+            return quick, told(call)
+
+    return both
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_segment_shows_the_same_both_ways(
+    film: Film, plainly: Callable[[Callable[[], Any]], Any], data: st.DataObject
+) -> None:
+    name = data.draw(st.sampled_from(["mp4 of varying rate", "mkv of varying rate"]))
+    start = data.draw(st.floats(0, SECONDS + 1))
+    length = data.draw(st.floats(0.001, 12))
+    fps = data.draw(st.sampled_from([0.5, 1.0, 3.7, 25.0]))
+    accuracy = data.draw(st.sampled_from(["exact", "exact", "keyframe"]))
+    path = film(name)
+    quick, plain = plainly(lambda: shown(path, start, start + length, fps, accuracy=accuracy))
+    assert quick == plain
+
+
+@pytest.mark.parametrize("accuracy", ["exact", "keyframe"])
+@pytest.mark.parametrize("path", CLIPS, ids=lambda path: path.name)
+def test_every_clip_shows_the_same_both_ways(
+    path: Path, plainly: Callable[[Callable[[], Any]], Any], accuracy: Any
+) -> None:
+    def pictures(start: float, end: float | None) -> Any:
+        troubles: list[str] = []
+        options: dict[str, Any] = {"start": start, "end": end, "accuracy": accuracy, "troubles": troubles}
+        found = read_frames(path, fps=3.7, max_frames=12, frame_size=64, **options)
+        if start > 0 or accuracy == "keyframe":
+            troubles.clear()  # the quick way passes over packets that may be damaged
+        return [(time, rgb.tobytes()) for time, rgb in found or ()], troubles
+
+    for start, end in ((0.0, None), (0.7, 1.7), (5.3, None)):
+        quick, plain = plainly(partial(pictures, start, end))
+        assert quick == plain
+
+
+@pytest.mark.parametrize("path", CLIPS, ids=lambda path: path.name)
+def test_every_clip_sounds_the_same_both_ways(path: Path, plainly: Callable[[Callable[[], Any]], Any]) -> None:
+    for start, end in ((0.0, None), (0.7, 1.7), (5.3, None)):
+        quick, plain = plainly(partial(read_waveform, path, 16000, start=start, end=end))
+        if not isinstance(plain, np.ndarray):
+            assert type(quick) is type(plain)
+            assert quick == plain
+        elif start < media.SEEK_BEYOND:
+            np.testing.assert_array_equal(quick, plain)
+        else:
+            assert abs(len(quick) - len(plain)) <= NEAR * 16000
+            assert plain.std() < 1e-4 or abs(lag(quick, plain, 800)) <= NEAR * 16000
