@@ -270,7 +270,7 @@ class PreprocessConfig(OutputConfig):
     @property
     def shards(self) -> slice:
         """`2:5` -> shards 2, 3 and 4."""
-        first, colon, last = (self.shard_range or ":").partition(":")
+        first, colon, last = (":" if self.shard_range is None else self.shard_range).partition(":")
         if not colon or not all(end.isdecimal() or not end for end in (first, last)):
             raise ConfigError(f"--shard-range is {self.shard_range!r}; it must be A:B, such as 0:10, 10:20 or 20:")
         shards = slice(int(first or 0), int(last) if last else None)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,14 +15,19 @@ from typing import Any
 
 from avpt.errors import OutputError
 
+MOMENT = 2.0  # seconds; whoever gives up a shared lock has it alone for a moment, which is no refusal
 COMPLETE = ("store.json", "summary.json")  # written last: they declare a folder finished
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Give a path beside the final one to write to; flush it to disk and rename it when the block ends well."""
+def atomic(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """Give a path beside the final one to write to; flush it to disk and rename it when the block ends well.
+
+    A file that others may be writing too (`shared`, with the same bytes) is written under a name of this process's own.
+    """
     path = path.absolute()
-    beside = path.with_name(f".{path.name}.tmp")
+    own = f".{os.uname().nodename}-{os.getpid()}" if shared else ""
+    beside = path.with_name(f".{path.name}{own}.tmp")
     try:
         yield beside
         with beside.open("rb+") as file:
@@ -46,15 +52,15 @@ def _umask() -> int:
     return mask
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, shared: bool = False) -> None:
     """Write a small text file, complete or not at all."""
-    with atomic(path) as beside:
+    with atomic(path, shared=shared) as beside:
         beside.write_text(text, encoding="utf-8", newline="")
 
 
-def write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object, *, shared: bool = False) -> None:
     """Write sorted, indented JSON."""
-    write_text(path, json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n", shared=shared)
 
 
 def read_record(path: Path, next_step: str) -> dict[str, Any]:
@@ -98,8 +104,11 @@ def claim(path: Path, part: str | None = None) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as locks:
-            how = fcntl.LOCK_EX if part is None else fcntl.LOCK_SH
-            locks.enter_context(_locked(path.with_name(f".{path.name}.lock"), how | fcntl.LOCK_NB))
+            lock = path.with_name(f".{path.name}.lock")
+            if part is None:
+                locks.enter_context(_locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB))
+            else:
+                locks.enter_context(_locked(lock, fcntl.LOCK_SH | fcntl.LOCK_NB, patience=MOMENT))
             if part is not None:
                 name = f".{path.name}.{part.replace(':', '-')}.lock"
                 locks.enter_context(_locked(path.with_name(name), fcntl.LOCK_EX | fcntl.LOCK_NB))
@@ -120,8 +129,8 @@ def take_turn(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(path: Path, how: int) -> Iterator[None]:
-    handle = _lock(path, how)
+def _locked(path: Path, how: int, patience: float = 0.0) -> Iterator[None]:
+    handle = _lock(path, how, time.monotonic() + patience)
     try:
         yield
     finally:
@@ -133,13 +142,19 @@ def _locked(path: Path, how: int) -> Iterator[None]:
         os.close(handle)
 
 
-def _lock(path: Path, how: int) -> int:
+def _lock(path: Path, how: int, deadline: float) -> int:
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(handle, how)
             if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
                 return handle
+        except BlockingIOError:
+            os.close(handle)
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.02)
+            continue
         except BaseException:
             os.close(handle)
             raise

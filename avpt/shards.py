@@ -14,6 +14,7 @@ from avpt.data.manifest import Clip
 from avpt.data.store import Failure, shard_name, write_shard
 from avpt.engines.local import Crashed, Hung, run_isolated
 from avpt.errors import MediaError
+from avpt.processes import begin_peak, peak_since
 from avpt.types import SPLITS
 
 
@@ -47,6 +48,7 @@ class Task:
     row: int
     clip: Clip
     settings: ClipSettings
+    memory: int
 
 
 def plan_shards(clips: Sequence[Clip], shard_size: int) -> list[Shard]:
@@ -70,7 +72,7 @@ def make_shards(job: Job, shards: Iterable[Shard]) -> Iterator[bool]:
     def tasks() -> Iterator[Task]:
         for shard in shards:
             unfinished[shard.name] = (shard, {})
-            yield from (Task(shard.name, row, clip, job.settings) for row, clip in enumerate(shard.clips))
+            yield from (Task(shard.name, row, clip, job.settings, job.memory) for row, clip in enumerate(shard.clips))
 
     results = run_isolated(
         decode_task,
@@ -82,7 +84,7 @@ def make_shards(job: Job, shards: Iterable[Shard]) -> Iterator[bool]:
     )
     for task, result in results:
         shard, rows = unfinished[task.shard]
-        rows[task.row] = _outcome(task.clip, result)
+        rows[task.row] = _outcome(job, task.clip, result)
         if len(rows) == len(shard.clips):
             del unfinished[shard.name]
             _write(job, shard, [rows[i] for i in range(len(rows))])
@@ -95,26 +97,35 @@ def make_shard(job: Job, shard: Shard) -> list[bool]:
 
 
 def decode_task(task: Task) -> DecodedClip | Failure:
-    """What a worker does; it never raises."""
+    """What a worker does. MemoryError is the only one it raises, and where it is tried again."""
     from avpt.data.decode import decode_clip  # torch and FFmpeg: in the workers, not in the parent
 
-    clip = task.clip
+    clip, before = task.clip, begin_peak()
     try:
-        return decode_clip(clip.video, clip.audio, clip.frames, clip.start, clip.end, task.settings)
+        decoded = decode_clip(clip.video, clip.audio, clip.frames, clip.start, clip.end, task.settings)
+    except MemoryError:
+        raise
     except MediaError as error:
+        if peak_since(before) > task.memory / 2:  # a decoder that gets no memory says that the clip is damaged
+            raise MemoryError from error
         return Failure(clip.id, clip.split, clip.source, error.stage, str(error))
     except Exception as error:  # whatever a decoder throws costs one clip, and is told
-        what = f"{type(error).__name__}: {error}"
-        if isinstance(error, MemoryError) or "allocate memory" in what:  # torch's own word for it
-            what = "needs more memory than --worker-memory"
-        return Failure(clip.id, clip.split, clip.source, "crash", what)
+        if "allocate memory" in str(error):  # torch's own word for it
+            raise MemoryError from error
+        return Failure(clip.id, clip.split, clip.source, "crash", f"{type(error).__name__}: {error}")
+    if decoded.troubles and peak_since(before) > task.memory / 2:
+        raise MemoryError
+    return decoded
 
 
-def _outcome(clip: Clip, result: DecodedClip | Failure | Crashed | Hung) -> DecodedClip | Failure:
-    if isinstance(result, Crashed | Hung):
-        stage = "timeout" if isinstance(result, Hung) else "crash"
-        return Failure(clip.id, clip.split, clip.source, stage, result.how)
-    return result
+def _outcome(job: Job, clip: Clip, result: DecodedClip | Failure | Crashed | Hung) -> DecodedClip | Failure:
+    if not isinstance(result, Crashed | Hung):
+        return result
+    how = result.how
+    if "out of memory" in how:
+        how = f"needs more than {job.memory / 2**30:g} GiB of memory; raise --worker-memory and --retry-failures"
+    stage = "timeout" if isinstance(result, Hung) else "crash"
+    return Failure(clip.id, clip.split, clip.source, stage, how)
 
 
 def _write(job: Job, shard: Shard, rows: list[DecodedClip | Failure]) -> None:

@@ -17,4 +17,4 @@ export OMP_NUM_THREADS=1  # tiny tensors: more threads only wait for one another
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-.venv/bin/pytest "$@"
+.venv/bin/pytest -n auto "$@"

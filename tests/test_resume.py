@@ -1,108 +1,15 @@
-"""Kill it, stop it, run it longer: the same command finishes the work, with bytes equal to an undisturbed run."""
+"""Kill a training, stop it, run it longer: the same command finishes it, with bytes equal to an undisturbed run."""
 
 from __future__ import annotations
 
-import csv
 import json
-import os
-import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import STORE_OPTIONS, Experiment, avpt, done, files_of, finetune, fuse
-
-from avpt.data.clip import DecodedClip
-from avpt.data.store import Failure
-from avpt.engines.local import Crashed, Hung, run_isolated
-from avpt.stages import preprocess as stage
-
-PATIENCE = 60.0  # seconds that a process gets to come to the point where it is killed
-
-
-def wait_for(happened: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
-        time.sleep(0.01)
-
-
-@contextmanager
-def running(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
-    """`python -m avpt ...` in a session of its own; nothing of it is left afterwards."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "avpt", *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-        stray = session(process.pid)
-        for pid in stray:  # whatever the test found, leave none behind
-            os.kill(pid, signal.SIGKILL)
-
-
-def session(leader: int) -> list[int]:
-    """Processes of a session that still run; those that ended and wait to be collected do not count."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[3]) == leader and fields[0] not in "ZX":
-            found.append(int(folder.name))
-    return found
-
-
-def killed(process: subprocess.Popen[str]) -> None:
-    """SIGKILL, and every process that it started ends with it."""
-    assert process.pid in session(process.pid), "it ended before it could be killed"
-    os.kill(process.pid, signal.SIGKILL)  # the one process, not its group: the workers must notice by themselves
-    process.wait()
-    wait_for(lambda: not session(process.pid), "the workers of a killed avpt to end", 15)
-
-
-# --- preprocess --------------------------------------------------------------------------------------------------
-
-
-def preprocess(experiment: Experiment, out: Path) -> tuple[str | Path, ...]:
-    return ("preprocess", experiment.manifest, "--out", out, *STORE_OPTIONS)
-
-
-def test_a_killed_preprocess_is_finished_by_the_same_command(experiment: Experiment, tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    for workers in ("1", "2"):
-        goal = len(list(store.glob("*.h5"))) + 1
-
-        def shard_more(goal: int = goal) -> bool:
-            return len(list(store.glob("*.h5"))) >= goal
-
-        with running(*preprocess(experiment, store), "--workers", workers) as process:
-            wait_for(shard_more, "one more shard")
-            time.sleep(random.uniform(0, 0.05))
-            killed(process)
-        for path in store.glob("*.json"):
-            json.loads(path.read_text(encoding="utf-8"))  # whole, or not there
-    finished = {path: path.stat().st_mtime_ns for path in store.glob("train-*.json")}
-    assert finished
-    done(*preprocess(experiment, store), "--workers", "3")
-    assert files_of(store) == files_of(experiment.store)
-    assert {path: path.stat().st_mtime_ns for path in finished} == finished  # nothing is done twice
-    assert not list(tmp_path.glob(".*"))
-
+from conftest import Experiment, avpt, done, files_of, finetune, fuse
+from kills import killed, running, stopped, wait_for
 
 # --- training ----------------------------------------------------------------------------------------------------
 
@@ -191,17 +98,6 @@ def test_more_epochs_under_cosine_are_refused(experiment: Experiment, tmp_path: 
 # --- told to stop ------------------------------------------------------------------------------------------------
 
 
-def stopped(process: subprocess.Popen[str], number: signal.Signals) -> tuple[int, list[str]]:
-    """Ctrl-C reaches every process of the terminal's group, SIGTERM only the one."""
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)
-    else:
-        process.send_signal(number)
-    _, stderr = process.communicate(timeout=30)
-    wait_for(lambda: not session(process.pid), "the workers of a stopped avpt to end", 15)
-    return process.returncode, stderr.splitlines()
-
-
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
@@ -216,88 +112,3 @@ def test_training_told_to_stop_says_how_to_go_on(
     assert epochs_done(run) >= 1
     assert not list(tmp_path.glob(".*"))
     assert "is unfinished" in avpt(*finetune(experiment, "visual", run), "--out", tmp_path / "next").error
-
-
-@pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
-)
-def test_preprocess_told_to_stop_says_how_to_go_on(
-    experiment: Experiment, tmp_path: Path, number: signal.Signals, code: int, word: str
-) -> None:
-    store = tmp_path / "store"
-    command = (*preprocess(experiment, store), "--shard-size", "1")
-    with running(*command, "--workers", "1", "--quiet") as process:
-        wait_for(lambda: len(list(store.glob("*.h5"))) > 0, "the first shard")
-        assert stopped(process, number) == (code, [f"avpt: {word}; the same command again goes on from here"])
-    assert not (store / "store.json").exists()
-    assert not list(tmp_path.glob(".*"))
-    assert done(*command, "--json").json()["clips"] == 36
-
-
-# --- clips that hang or crash ------------------------------------------------------------------------------------
-
-
-def act(task: str) -> str:
-    """Runs in a worker."""
-    if task == "hang":
-        time.sleep(600)
-    elif task == "abort":
-        os.abort()
-    elif task == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    elif task == "exit":
-        os._exit(3)
-    return task.upper()
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_task_that_hangs_or_crashes_costs_its_own_result_only(workers: int) -> None:
-    good = [f"task {i}" for i in range(12)]
-    tasks = ["kill", *good[:4], "hang", *good[4:8], "abort", *good[8:], "exit"]
-    results = dict(run_isolated(act, tasks, workers=workers, timeout=1.5, preload="avpt.stages.preprocess"))
-    assert {task: results[task] for task in good} == {task: task.upper() for task in good}
-    assert results["hang"] == Hung("took longer than 1.5 s")
-    assert results["abort"] == Crashed(f"the worker died (exit code -{int(signal.SIGABRT)})")
-    assert results["kill"] == Crashed(f"the worker died (exit code -{int(signal.SIGKILL)})")
-    assert results["exit"] == Crashed("the worker died (exit code 3)")
-    assert len(results) == len(tasks)
-
-
-def test_only_tasks_that_hang() -> None:
-    results = list(run_isolated(act, ["hang"], workers=1, timeout=0.5, preload="avpt.stages.preprocess"))
-    assert results == [("hang", Hung("took longer than 0.5 s"))]
-    assert list(run_isolated(act, [], workers=1, timeout=0.5, preload="avpt.stages.preprocess")) == []
-
-
-def decode_or_not(task: stage.Task) -> DecodedClip | Failure:
-    """Stands in for `decode_task` in the workers: two clips of train are beyond decoding."""
-    if task.clip.split == "train" and task.row in (2, 5):
-        act("hang" if task.row == 2 else "kill")
-    return stage.decode_task(task)
-
-
-def test_clips_that_hang_or_crash_are_lines_in_failures_csv_and_can_be_tried_again(
-    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = tmp_path / "store"
-    command = (*preprocess(experiment, store), "--shard-size", "18", "--workers", "2", "--max-failures", "0.1")
-    with monkeypatch.context() as patched:
-        patched.setattr(stage, "decode_task", decode_or_not)
-        result = done(*command, "--clip-timeout", "3", "--json")
-    assert result.json() == {"store": str(store), "clips": 34, "failures": 2}
-    assert "2 of 36 clips failed" in result.stderr
-    with (store / "failures.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["stage"], row["error"]) for row in rows] == [
-        ("timeout", "took longer than 3 s"),
-        ("crash", "the worker died (exit code -9)"),
-    ]
-    assert all(row["source"] and row["split"] == "train" for row in rows)
-    before = files_of(store)
-    assert done(*command).stdout == f"{store}\n"  # not tried again unasked
-    assert files_of(store) == before
-
-    undisturbed = tmp_path / "undisturbed"
-    done(*preprocess(experiment, undisturbed), "--shard-size", "18")
-    done(*command, "--retry-failures")
-    assert files_of(store) == files_of(undisturbed)

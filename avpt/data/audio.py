@@ -30,6 +30,8 @@ FULL_SCALE = {  # the middle and the loudest sample of what they become
     "float32": (0.0, 1.0),
     "float64": (0.0, 1.0),
 }
+SHORTEST_HOLE = 0.05  # seconds; stamps are rounded, and a little off in many files
+LONGEST_HOLE = 60.0  # seconds; beyond it the clock was set, and nothing is missing
 MAX_PLANES = 8  # channels that PyAV can hand over one by one
 
 
@@ -150,6 +152,7 @@ def _cut(track: Track, start: float, end: float | None) -> Iterator[tuple[int, n
     skipping = track.quick and start > SEEK_BEYOND
     position: Fraction | None = None  # seconds, of the first sample at this rate
     rate = seen = first = last = 0  # samples, from there
+    time_base, origin = float(track.stream.time_base), float(track.origin)
     for frame in decode(track, _from(track, Fraction(start)) if skipping else None):
         if frame.sample_rate <= 0 or frame.samples == 0:
             continue
@@ -165,16 +168,34 @@ def _cut(track: Track, start: float, end: float | None) -> Iterator[tuple[int, n
             rate, seen = frame.sample_rate, 0
             first = _round((Fraction(start) - position) * rate)
             last = sys.maxsize if end is None else _round((Fraction(end) - position) * rate)
-        low, high = max(0, first - seen), min(frame.samples, last - seen)
-        if low >= frame.samples:
-            track.damaged = 0  # what was damaged lies before the clip
-        if low < high:
-            yield rate, _planes(frame)[:, low:high]
-        if high < frame.samples:
-            return
-        seen += frame.samples
+        assert position is not None
+        time = math.nan if frame.pts is None else frame.pts * time_base - origin - float(position)
+        for silent, size in ((True, _hole(time, seen, rate)), (False, frame.samples)):
+            low, high = max(0, first - seen), min(size, last - seen)
+            if low >= size > 0:
+                track.damaged = 0  # what was damaged lies before the clip
+            if low < high:
+                planes = _planes(frame)
+                yield rate, _silence(planes, high - low) if silent else planes[:, low:high]
+            if high < size:
+                return
+            seen += size
     if position is not None:
         track.end = position + Fraction(seen, rate)
+
+
+def _hole(time: float, seen: int, rate: int) -> int:
+    """Samples that were lost before a frame `time` seconds after the first, of which `seen` samples are there.
+
+    Silence stands in for them: without it, all that follows would be heard too early.
+    """
+    late = time - seen / rate
+    return round(late * rate) if SHORTEST_HOLE < late < LONGEST_HOLE else 0
+
+
+def _silence(planes: np.ndarray, samples: int) -> np.ndarray:
+    """(channels, samples) of nothing, in the same type."""
+    return np.full((len(planes), samples), FULL_SCALE[planes.dtype.name][0], planes.dtype)
 
 
 def _planes(frame: AudioFrame) -> np.ndarray:

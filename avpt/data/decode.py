@@ -45,7 +45,7 @@ def decode_clip(
             "visual", lambda found: _pictures(video, frames, begin, end, settings, opened, found), settings, troubles
         )
     if waveform is None and not pictures:
-        missing = [MediaError(trouble.modality, trouble.what) for trouble in troubles]
+        missing = [MediaError(trouble.modality, trouble.what.removeprefix("missing: ")) for trouble in troubles]
         raise next(iter(missing), MediaError("open", "the clip has neither sound nor picture"))
     fbank, num_audio_frames = _fbank(waveform, settings)
     pictures = pictures or []

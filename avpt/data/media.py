@@ -10,6 +10,7 @@ plain way opens the file for one stream and decodes all of it, from the beginnin
 
 from __future__ import annotations
 
+import errno
 import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -35,6 +36,8 @@ SEEK_BEYOND = 5.0  # seconds into a file; an earlier start is as cheap to reach 
 SEEK_MARGIN = 2.0  # seconds before the start that a seek aims at, since key frames are found by decoding time
 SEEKABLE = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "wav", "flac"})  # a seek lands on a known time
 TRUNCATED = 0.9  # of its container's duration; a stream that ends before is reported
+GUESSED = frozenset({"aac", "ac3", "amr", "dts", "eac3", "loas", "mp3", "truehd"})  # durations, from the bit rate
+UNREADABLE = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO})  # the disk's fault, not the file's
 
 NOT_MEDIA = frozenset({"tty"})  # the demuxer that draws any .txt file as pictures of a terminal
 
@@ -66,7 +69,12 @@ class Track:
 
     def packets(self) -> Iterator[Any]:
         """The packets that are not read yet; `reach` keeps account of how far they go."""
+        latest: int | None = None
         while (packet := self.demuxer.next(self.stream.index)) is not None:
+            if packet.dts is not None:
+                if self.quick and latest is not None and packet.dts < latest:
+                    raise ShortCutError  # a clock that goes back tells no time
+                latest = packet.dts
             stamp = packet.dts if packet.pts is None else packet.pts
             if stamp is not None and not packet.is_discard:
                 self.reach = max(self.reach, stamp + (packet.duration or 0))
@@ -123,13 +131,14 @@ def open_tracks(path: Path, kinds: Iterable[Kind], start: float = 0.0) -> Iterat
     with open_media(path) as container:
         found = {kind: next(iter(streams_of(container, kind)), None) for kind in kinds}
         streams = [stream for stream in found.values() if stream is not None]
-        sought = bool(streams) and start > SEEK_BEYOND and container.format.name in SEEKABLE
+        quick = all(_is_timed(container, stream) for stream in streams)
+        sought = quick and bool(streams) and start > SEEK_BEYOND and container.format.name in SEEKABLE
         if sought:
             guide = found.get("video") or streams[0]
             at = Fraction(start) - Fraction(SEEK_MARGIN) + _start_of(container)
             with suppress(FFmpegError):
                 container.seek(int(at / cast(Fraction, guide.time_base)), stream=guide)
-        tracks = _tracks(container, streams, quick=True, sought=sought)
+        tracks = _tracks(container, streams, quick=quick, sought=sought)
         yield {kind: None if stream is None else tracks[stream.index] for kind, stream in found.items()}
 
 
@@ -208,7 +217,7 @@ def _tracks(container: InputContainer, streams: list[Stream], *, quick: bool, so
     for stream in container.streams:
         if stream not in streams:
             stream.discard = Discard.all
-    duration = None if not container.duration or container.duration < 0 else container.duration * CONTAINER_TICK
+    duration = _duration(container)
     demuxer = _Demuxer(container, streams)
     tracks = {}
     for stream in streams:
@@ -249,7 +258,9 @@ class _Demuxer:
             packet = next(self.source)
         except MemoryError:
             raise
-        except (StopIteration, FFmpegError):
+        except (StopIteration, FFmpegError) as error:
+            if getattr(error, "errno", None) in UNREADABLE:
+                raise MediaError("open", f"the file can't be read to its end: {_reason(error)}") from error
             self.exhausted = True
             return
         queue = self.waiting.get(packet.stream_index)
@@ -258,6 +269,20 @@ class _Demuxer:
             self.held += packet.size
             if self.held > MAX_WAITING:
                 raise ShortCutError
+
+
+def _is_timed(container: InputContainer, stream: Stream) -> bool:
+    """Whether stamps can be believed: those of sound that is not PCM in a WAV file come from the bit rate."""
+    return container.format.name != "wav" or str(stream.codec_context and stream.codec_context.name).startswith("pcm_")
+
+
+def _duration(container: InputContainer) -> Fraction | None:
+    """Seconds that a container says it lasts, None where it does not."""
+    if not container.duration or container.duration < 0 or container.format.name in GUESSED:
+        return None
+    duration = container.duration * CONTAINER_TICK
+    # Matroska's is the time of its end, not counted from its start
+    return duration - max(_start_of(container), Fraction(0)) if "matroska" in container.format.name else duration
 
 
 def _start_of(container: InputContainer) -> Fraction:

@@ -21,7 +21,7 @@ from avpt.data.media import CONTAINER_TICK, ShortCutError, Track, decode
 
 LOOKAHEAD = 64  # packets; more than any codec may put between a frame's decoding and its showing
 SKIPPING = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vp8"})  # decoders that can pass frames over
-UNSTAMPED = frozenset({"avi"})  # containers that do not say when a frame is shown, only when it is decoded
+STAMPED = SKIPPING | {"h263", "libdav1d", "libvpx-vp9", "mjpeg", "vp9"}  # those whose packets each show one frame
 
 
 def shown_frames(track: Track, instants: Sequence[Fraction], keyframes: bool) -> Iterator[VideoFrame]:
@@ -31,7 +31,7 @@ def shown_frames(track: Track, instants: Sequence[Fraction], keyframes: bool) ->
     not come as their packets said.
     """
     codec = track.stream.codec_context
-    if track.stream.container.format.name in UNSTAMPED and codec.has_b_frames:
+    if codec.name not in STAMPED:
         raise ShortCutError
     plan = _Plan(track, [track.stamp(instant + CONTAINER_TICK) for instant in instants], keyframes)
     latest: int | None = None
@@ -59,6 +59,7 @@ class _Plan:
         self.keyframes = keyframes
         self.expected: set[int] = set()  # stamps of frames that must come out of the decoder
         self.stamps: list[int] = []  # of all packets seen, in order
+        self.believed = False  # the stamps
         self.window: deque[Any] = deque()  # packets that wait until the stamps around theirs are known
 
     def packets(self) -> Iterator[Any]:
@@ -103,13 +104,27 @@ class _Plan:
                 insort(stamps, packet.pts)
             if self.keyframes and len(stamps) > 1 and stamps[-1] > limits[-1]:
                 break  # key frames are decoded in the order in which they are shown
+            if not self.believed and len(window) > LOOKAHEAD:
+                self._believe()
             if len(window) > LOOKAHEAD and packet.pts > limits[0]:
                 beyond = packet.pts > limits[-1] < min(held.pts for held in window)
                 if beyond and not any(map(self._is_shown_packet, window)):
                     return
                 yield window.popleft()
+        if not self.believed:
+            self._believe()
         while window:
             yield window.popleft()
+
+    def _believe(self) -> None:
+        """ShortCutError where the stamps only tell when a frame is decoded, as AVI's and what is made of it."""
+        if self.track.stream.codec_context.has_b_frames:
+            lags = {held.pts - held.dts for held in self.window if held.dts is not None}
+            if (
+                len(lags) <= 1 or self.track.stream.container.format.name == "avi"
+            ):  # frames that change places have more
+                raise ShortCutError
+        self.believed = True
 
     def _is_shown_packet(self, packet: Any) -> bool:
         return not packet.is_discard and self._is_shown(packet.pts)

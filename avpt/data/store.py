@@ -92,7 +92,7 @@ def write_shard(
         file["visual/size"] = _joined([clip.sizes for clip in clips], (0, 2), np.int32)
         file.flush()
         image = file.id.get_file_image()
-    with atomic(path.with_name(f"{path.name}.h5")) as beside:
+    with atomic(path.with_name(f"{path.name}.h5"), shared=True) as beside:
         beside.write_bytes(image)
     real = [clip_fbank[:n].astype(np.float64) for clip_fbank, n in zip(fbank, num_frames, strict=True)]
     record = {
@@ -108,7 +108,7 @@ def write_shard(
         "failures": [asdict(failure) for failure in failures],
         "partial": [asdict(trouble) for trouble in partial],
     }
-    write_json(path.with_name(f"{path.name}.json"), record)
+    write_json(path.with_name(f"{path.name}.json"), record, shared=True)
 
 
 def _offsets(lengths: Iterable[int]) -> np.ndarray[Any, Any]:

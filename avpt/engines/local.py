@@ -13,6 +13,7 @@ import pickle
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -31,6 +32,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 IN_FLIGHT = 4  # tasks per worker that are under way: enough to keep it busy, few enough for flat memory
+STARVED = 86  # exit code of a worker that may take no more memory
 ATTEMPTS = 3  # for a task under which its worker dies: the machine may have killed it, and not the task
 BREAKDOWNS = 5  # of a worker, one after the other before it took a task, until the pool is given up
 PATIENCE = 60.0  # seconds for a worker to start, and to end when it is killed: far more than either takes
@@ -174,7 +176,7 @@ class _Keeper(Thread, Generic[Task, Result]):
 
     def _hand_over(self, task: Task) -> Connection:
         """Give the task to the worker and see it taken; one that was killed before that is no fault of the task."""
-        for _ in range(BREAKDOWNS):
+        for breakdown in range(BREAKDOWNS):
             try:
                 pipe = self._start()
                 pipe.send(task)
@@ -184,6 +186,7 @@ class _Keeper(Thread, Generic[Task, Result]):
             except (EOFError, OSError):
                 pass
             self._end()
+            time.sleep(0.1 * 2**breakdown)  # the server of workers may be on its way out too, and takes a moment
         raise AvptError(
             "the workers die before they begin (out of memory?); run the same command again, with fewer --workers"
         )
@@ -222,6 +225,8 @@ class _Keeper(Thread, Generic[Task, Result]):
 
 
 def _death(exitcode: int) -> str:
+    if exitcode == STARVED:
+        return "out of memory"
     try:
         return signal.Signals(-exitcode).name
     except ValueError:
@@ -257,6 +262,8 @@ def _work(pipe: Connection, function: Callable[[Any], Any], memory: int | None) 
             pipe.send(None)
             try:
                 result = pickle.dumps(function(task), pickle.HIGHEST_PROTOCOL)
+            except MemoryError:
+                os._exit(STARVED)  # what earlier tasks left behind may be to blame: tried again in a fresh worker
             except Exception as error:
                 result = pickle.dumps(Crashed(f"{type(error).__name__}: {error}"))
             pipe.send_bytes(result)

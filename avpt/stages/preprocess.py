@@ -19,7 +19,7 @@ from avpt.config import PreprocessConfig
 from avpt.data.clip import ClipSettings
 from avpt.data.manifest import Manifest, read_manifest
 from avpt.data.store import Failure, read_shard_record, store_record
-from avpt.errors import StoreError
+from avpt.errors import StoreError, listed
 from avpt.outputs import begin, claim, differences, look_into, refuse, take_turn, write_json, write_text
 from avpt.processes import num_cores
 from avpt.progress import track
@@ -58,17 +58,22 @@ def run(config: PreprocessConfig) -> Report:
             settings = found or settings  # a store goes on as it was begun, by an older avpt too
             if config.retry_failures:
                 forget_failures(out, mine)
-            records = read_records(out, shards)
+            records = read_records(out, mine)
             missing = [shard for shard in mine if shard.name not in records]
             if missing:
                 (out / "store.json").unlink(missing_ok=True)  # from here on the store is unfinished
         if missing:
             make_missing(config, settings["config"], manifest, mine, missing, records)
         with turn():
-            records = read_records(out, shards)
-            if len(records) < len(shards):
-                return report_part(config, len(shards), mine, records)
+            lacking = [shard.name for shard in shards if not (out / f"{shard.name}.json").exists()]
+            if not lacking and not (out / "store.json").exists():
+                records = read_records(out, shards)
+                lacking = [shard.name for shard in shards if shard.name not in records]
+            if lacking:
+                return report_part(config, len(shards), read_records(out, mine), lacking)
             if not (out / "store.json").exists():
+                for rest in () if config.shard_range else out.glob(".*.tmp"):  # of writers that were killed
+                    rest.unlink()
                 write_table(out / "failures.csv", shards, records, "failures")
                 write_table(out / "partial.csv", shards, records, "partial")
                 check_failures(config, shards, records)
@@ -189,23 +194,20 @@ def report(out: Path) -> Report:
     )
 
 
-def report_part(config: PreprocessConfig, num_shards: int, mine: list[Shard], records: Records) -> Report:
+def report_part(config: PreprocessConfig, num_shards: int, made: Records, lacking: list[str]) -> Report:
     """What one of several runs did for a store that still lacks the shards of others."""
-    made = [records[shard.name] for shard in mine]
-    clips = sum(record["clips"] for record in made)
-    failures = sum(len(record["failures"]) for record in made)
-    partial = sum(len({row["id"] for row in record["partial"]}) for record in made)
-    title = f"shards {config.shard_range} of {num_shards}: {clips} clips, {failures} failed, {partial} kept in part"
-    missing = num_shards - len(records)
-    rows = [(f"shards of other ranges that are not there yet: {missing}",)]
+    if not made:
+        log.warning("--shard-range %s holds none of the shards, which are 0:%d", config.shard_range, num_shards)
+    summary = {
+        "store": str(config.out),
+        "clips": sum(record["clips"] for record in made.values()),
+        "failures": sum(len(record["failures"]) for record in made.values()),
+        "partial": sum(len({row["id"] for row in record["partial"]}) for record in made.values()),
+    }
+    title = "shards {} of 0:{}: {clips} clips, {failures} failed, {partial} kept in part"
+    rows = [("to be made by other ranges", str(len(lacking))), ("these are", listed(lacking, 3))]
     return Report(
-        summary={
-            "store": str(config.out),
-            "clips": clips,
-            "failures": failures,
-            "partial": partial,
-            "missing_shards": missing,
-        },
-        outputs=(config.out,),
-        tables=[Table(title, ("what is left",), rows)],
+        summary | {"missing_shards": len(lacking)},
+        (config.out,),
+        [Table(title.format(config.shard_range, num_shards, **summary), ("shards", ""), rows)],
     )
