@@ -21,6 +21,7 @@ from avpt.data.media import CONTAINER_TICK, ShortCutError, Track, decode
 
 LOOKAHEAD = 64  # packets; more than any codec may put between a frame's decoding and its showing
 SKIPPING = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vp8"})  # decoders that can pass frames over
+UNSTAMPED = frozenset({"avi"})  # containers that do not say when a frame is shown, only when it is decoded
 STAMPED = SKIPPING | {"h263", "libdav1d", "libvpx-vp9", "mjpeg", "vp9"}  # those whose packets each show one frame
 
 
@@ -120,10 +121,8 @@ class _Plan:
         """ShortCutError where the stamps only tell when a frame is decoded, as AVI's and what is made of it."""
         if self.track.stream.codec_context.has_b_frames:
             lags = {held.pts - held.dts for held in self.window if held.dts is not None}
-            if (
-                len(lags) <= 1 or self.track.stream.container.format.name == "avi"
-            ):  # frames that change places have more
-                raise ShortCutError
+            if len(lags) <= 1 or self.track.stream.container.format.name in UNSTAMPED:
+                raise ShortCutError  # frames that change places lag by different times
         self.believed = True
 
     def _is_shown_packet(self, packet: Any) -> bool:
