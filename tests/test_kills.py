@@ -16,6 +16,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -416,6 +417,51 @@ def test_clips_that_need_more_than_worker_memory_are_lines_in_failures_csv(
     assert [row["stage"] for row in rows] == ["crash"] * 3
     assert all("--worker-memory" in row["error"] for row in rows), rows
     assert np.ones(50 * MIB, dtype=np.uint8).all()  # the bound is the workers' alone
+
+
+def decode_or_starve(marker: Path | None, task: shards.Task) -> DecodedClip | Failure:
+    """Stands in for `decode_task`: one clip of train finds no memory, the first time only where there is a marker."""
+    if task.clip.split != "train" or task.row != 4 or (marker is not None and marker.exists()):
+        if marker is not None and task.clip.split == "train" and task.row == 4:
+            marker.with_name("second").write_text(str(os.getpid()), encoding="utf-8")
+        return shards.decode_task(task)
+    if marker is not None:
+        marker.write_text(str(os.getpid()), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(decode, "decode_clip", starve)
+        return shards.decode_task(task)
+
+
+def starve(*_: Any) -> Any:
+    raise MemoryError
+
+
+@pytest.mark.parametrize("count", ["1", "2"])
+def test_a_clip_that_found_no_memory_is_tried_again_in_a_fresh_worker(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: str
+) -> None:
+    marker = tmp_path / "first"
+    monkeypatch.setattr(shards, "decode_task", partial(decode_or_starve, marker))
+    done(*preprocess(experiment, tmp_path / "store"), "--workers", count)
+    assert failures_of(tmp_path / "store") == []
+    assert marker.read_text(encoding="utf-8") != (tmp_path / "second").read_text(encoding="utf-8")  # processes
+    assert untimed(tmp_path / "store") == untimed(experiment.store)
+
+
+def test_a_clip_that_never_finds_memory_is_one_line_that_says_what_to_do(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    command = (*preprocess(experiment, store), "--shard-size", "18", "--workers", "1", "--max-failures", "0.1")
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "decode_task", partial(decode_or_starve, None))
+        done(*command, "--worker-memory", "1.5")
+    (row,) = failures_of(store)
+    assert row["stage"] == "crash"
+    for words in ("1.5 GiB", "--worker-memory", "--retry-failures"):
+        assert words in row["error"]
+    done(*command, "--worker-memory", "3", "--retry-failures")  # as it says
+    assert failures_of(store) == []
 
 
 def grey_png(path: Path, side: int) -> Path:

@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 from conftest import Result, avpt, write_manifest
+from test_segments import REALTIME, Recipe, make, noise
 
 MEDIA = Path(__file__).parent / "media"
 SOUND = MEDIA / "media3__sample_with_sdt.ts"  # its picture stream holds no picture
@@ -228,6 +229,40 @@ def test_a_file_that_stops_in_the_middle(preprocess: Preprocess, tmp_path: Path,
     assert {error.partition(":")[0] for _, error in outcome.partial[clip.name]} == {"truncated"}
     assert outcome.sound[clip.name] < 700
     assert outcome.pictures[clip.name] < 28
+
+
+def test_a_duration_that_is_guessed_is_no_measure(preprocess: Preprocess, tmp_path: Path) -> None:
+    """Raw AAC tells none: FFmpeg guesses it from the first packets, which are small where it is quiet."""
+    clip = tmp_path / "a.aac"
+    samples = noise(8 * 16000, 16000)
+    samples[: len(samples) // 2] = 0
+    with av.open(str(clip), "w") as container:
+        stream: Any = container.add_stream("aac", rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
+        frame.sample_rate = 16000
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    with av.open(str(clip)) as container:
+        assert container.duration is not None
+        assert container.duration / 1e6 > 8 / 0.9  # far from true
+    outcome = preprocess([clip], "--spectrogram-frames", "1000", "--on-truncated", "fail")
+    assert (outcome.failures, outcome.partial) == ({}, {})
+    assert outcome.sound[clip.name] == pytest.approx(800, abs=8)
+
+
+@pytest.mark.parametrize("name", ["mkv", "webm"])
+def test_stamps_that_do_not_start_at_zero_cut_nothing_off(preprocess: Preprocess, tmp_path: Path, name: str) -> None:
+    recipe = Recipe(name, "libvpx", "libopus", 48000, begin=50, options=REALTIME)
+    clip = make(tmp_path / f"a.{name}", recipe, 6)
+    cut = tmp_path / f"cut.{name}"
+    cut.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
+    with av.open(str(clip)) as container:
+        assert container.start_time == pytest.approx(50e6, abs=50_000)
+    outcome = preprocess([clip, cut], "--spectrogram-frames", "800", "--max-frames", "40")
+    assert outcome.failures == {}
+    assert outcome.sound[clip.name] == pytest.approx(598, abs=8)
+    assert outcome.pictures[clip.name] == pytest.approx(24, abs=1)
+    assert {error.partition(":")[0] for _, error in outcome.partial.pop(cut.name)} == {"truncated"}
+    assert outcome.partial == {}
 
 
 # --- damaged -------------------------------------------------------------------------------------------------------

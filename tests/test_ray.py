@@ -49,8 +49,10 @@ class Nodes:
     """A cluster of two nodes on this machine."""
 
     def __init__(self) -> None:
+        from ray._private.utils import get_ray_address_file
         from ray.cluster_utils import Cluster
 
+        Path(get_ray_address_file(None)).parent.mkdir(parents=True, exist_ok=True)  # which only a plain head makes
         self.folder = tempfile.mkdtemp(prefix="avpt-ray-", dir="/tmp")  # pytest's is too long for a socket's name
         head = {"num_cpus": CORES, "object_store_memory": OBJECTS, "include_dashboard": False, "temp_dir": self.folder}
         self.cluster: Any = Cluster(initialize_head=True, head_node_args=head)

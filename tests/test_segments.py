@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache, partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -536,6 +537,118 @@ def test_a_segment_beyond_the_end(film: Film, name: str) -> None:
     if FILMS[name].video:
         with pytest.raises(MediaError, match="no picture at 90 s"):
             shown(path, 90.0, 91.0)
+
+
+# --- stamps that lie -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", ["adpcm_ima_wav", "adpcm_ms"])
+def test_adpcm_in_a_wav_file_is_not_sought(tmp_path: Path, codec: str) -> None:
+    path = make(tmp_path / "a.wav", Recipe("wav", None, codec), 24)  # its stamps after a seek come from the bit rate
+    begin, rate, whole = all_sound(path)
+    assert begin == 0
+    for start, end in ((6.0, None), (15.3, 16.3), (22.8, None)):
+        expected = whole[round(start * rate) : None if end is None else round(end * rate)]
+        np.testing.assert_array_equal(heard(path, rate, start, end), expected.astype(np.float32))
+
+
+@pytest.mark.parametrize(("suffix", "lag"), [("mp4", 0), ("mp4", 3), ("mkv", 0), ("mkv", 3)])
+def test_stamps_of_showing_that_are_those_of_decoding(tmp_path: Path, work: Work, suffix: str, lag: int) -> None:
+    """What is made of an AVI file without encoding it again: B-frames, each stamped in the order of decoding."""
+    recipe = Recipe("avi", "mpeg4", None, options={"g": "50", "bf": "2"})
+    path = tmp_path / f"b.{suffix}"
+    with av.open(str(make(tmp_path / "a.avi", recipe, 12))) as old, av.open(str(path), "w") as new:
+        copy = new.add_stream_from_template(old.streams.video[0])
+        for packet in old.demux(video=0):
+            if packet.dts is not None:
+                packet.pts = packet.dts + lag
+                packet.stream = copy
+                new.mux(packet)
+    stamps, numbers = all_pictures(path)
+    assert numbers == list(range(12 * RATE))
+    assert stamps != sorted(stamps)
+    times = list(accumulate(stamps, max))  # they never go back
+    for start, fps in ((0.0, 10), (3.3, 25), (7.3, 1), (7.3, 10)):
+        found = shown(path, start, start + 1.2, fps=fps)
+        assert len(found) == math.ceil(1.2 * fps)
+        assert found == on_screen(times, numbers, [start + k / fps for k in range(len(found))])
+    assert work.plain == 4
+
+
+def jumping(path: Path, codec: str, jump: float) -> np.ndarray:
+    """16 s of sound whose stamps jump at 8 s; returns its samples, (samples,) in [-1, 1]."""
+    rate, size = 16000, 1024
+    samples = noise(16 * rate, rate)
+    with av.open(str(path), "w") as container:
+        sound: Any = container.add_stream(codec, rate=rate, layout="mono")
+        frames = [
+            sound_frame(samples[i : i + size], sound, Recipe("", None, codec), i) for i in range(0, 16 * rate, size)
+        ]
+        for frame in (*frames, None):
+            for packet in sound.encode(frame):
+                if packet.pts * packet.time_base >= 8:
+                    packet.pts += int(jump / packet.time_base)
+                    packet.dts = packet.pts
+                container.mux(packet)
+    return samples / 2**15
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("mkv", "pcm_s16le"), ("mkv", "flac"), ("mp4", "aac"), ("ts", "aac")])
+def test_a_hole_in_the_sound_is_silence_and_what_follows_keeps_its_time(
+    tmp_path: Path, suffix: str, codec: str
+) -> None:
+    path, rate = tmp_path / f"a.{suffix}", 16000
+    samples = jumping(path, codec, 0.5)
+    with av.open(str(path)) as container:  # every frame where its stamp says
+        origin = (container.start_time or 0) / 1e6
+        expected = np.zeros(0)
+        for frame in container.decode(audio=0):
+            assert frame.time is not None
+            at = round((frame.time - origin) * rate)
+            piece = frame.to_ndarray()[0] / (2**15 if frame.format.bits == 16 else 1)
+            expected = np.pad(expected[:at], (0, max(0, at - len(expected))))
+            expected = np.concatenate([expected, piece])
+    if codec == "pcm_s16le":
+        np.testing.assert_array_equal(expected, np.concatenate([samples[:128000], np.zeros(8000), samples[128000:]]))
+    whole = heard(path, rate, 0.0, None)
+    np.testing.assert_array_equal(whole, expected.astype(np.float32))
+    assert not whole[129200:134800].any()  # 8.075 s to 8.425 s; AAC and its delay reach a little beyond their own
+    for start, end in ((7.3, 9.3), (8.1, 8.3), (8.2, 9.2), (8.6, 9.6), (12.25, None)):
+        found = heard(path, rate, start, end)
+        last = None if end is None else round(end * rate)
+        np.testing.assert_allclose(found, whole[round(start * rate) : last], atol=0 if codec != "aac" else 2e-3)
+
+
+def test_a_clock_that_is_set_leaves_no_hole(tmp_path: Path) -> None:
+    samples = jumping(tmp_path / "a.mkv", "pcm_s16le", 7200.0)
+    np.testing.assert_array_equal(heard(tmp_path / "a.mkv", 16000, 0.0, None), samples.astype(np.float32))
+    found = heard(tmp_path / "a.mkv", 16000, 9.5, 10.5)
+    np.testing.assert_array_equal(found, samples[152000:168000].astype(np.float32))
+
+
+def test_a_clock_that_goes_back_is_read_the_same_both_ways(
+    tmp_path: Path, plainly: Callable[[Callable[[], Any]], Any], work: Work
+) -> None:
+    """Two transport streams, one after the other, of which the second begins earlier than the first ends."""
+    parts = []
+    for begin in (10, 4):
+        recipe = Recipe("ts", "libx264", "mp2", 48000, begin=begin, options={"g": "25", "bf": "2"})
+        parts.append(make(tmp_path / f"{begin}.ts", recipe, 9))
+    path = tmp_path / "a.ts"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    with av.open(str(path)) as container:
+        stamps = [packet.dts for packet in container.demux(video=0) if packet.dts is not None]
+    assert stamps != sorted(stamps)
+    for start, end in ((0.0, None), (1.0, 3.0), (6.5, 9.5), (8.0, None), (10.0, 12.0)):
+        quick, plain = plainly(partial(heard, path, 48000, start, end))
+        np.testing.assert_array_equal(quick, plain)
+        for accuracy in ("exact", "keyframe"):
+            quick, plain = plainly(partial(shown, path, start, end, accuracy=accuracy))
+            assert quick == plain, (start, accuracy)
+    assert work.plain
+    _, rate, both = all_sound(path)
+    whole = heard(path, rate, 0.0, None)
+    np.testing.assert_allclose(whole, both, atol=1e-6)  # nothing is put in, nothing is lost
 
 
 # --- the quick way against the plain way ---------------------------------------------------------------------------

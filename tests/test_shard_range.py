@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -115,12 +117,84 @@ def test_a_range_beyond_the_end_does_nothing(experiment: Experiment, tmp_path: P
     result = done(*preprocess(experiment, store), "--shard-range", "7:9", "--json")
     expected = {"store": str(store), "clips": 0, "failures": 0, "partial": 0, "missing_shards": 7}
     assert result.json() == expected
+    assert "--shard-range 7:9 holds none of the shards, which are 0:7" in result.stderr
     assert shards_of(store) == set()
     done(*preprocess(experiment, store), "--shard-range", "0:7")
     finished = untimed(store)
     record = done(*preprocess(experiment, store), "--shard-range", "100:", "--json").json()
     assert record["clips"] == 36  # of the store, which is whole
     assert untimed(store) == finished == untimed(experiment.store)
+
+
+def test_a_part_tells_what_is_still_missing(experiment: Experiment, tmp_path: Path) -> None:
+    command = preprocess(experiment, tmp_path / "store")
+    for text, clips, missing in (("0:1", 8, 6), ("3:4", 8, 5), ("1:3", 10, 3)):  # 18 + 9 + 9 clips, 8 a shard
+        result = done(*command, "--shard-range", text, "--json")
+        record = result.json()
+        assert (record["clips"], record["missing_shards"]) == (clips, missing)
+        assert "holds none of the shards" not in result.stderr
+    assert "missing_shards" not in done(*command, "--shard-range", "4:", "--json").json()
+
+
+# Takes and gives up a part of the path many times; or writes the file at the path many times.
+BESIDE = """
+import sys, time
+from pathlib import Path
+from avpt.outputs import atomic, claim
+path, part, turns = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(turns):
+    if part:
+        with claim(path, part=part):
+            pass
+    else:
+        with atomic(path, shared=True) as beside:
+            with beside.open("wb") as file:
+                for i in range(64):
+                    file.write(bytes([i]) * 1024)
+                    file.flush()
+"""
+
+
+def beside_each_other(path: Path, parts: tuple[str, ...], turns: int) -> None:
+    """Runs the script in one process for each of the parts, at the same time."""
+    with ExitStack() as stack:
+        processes = []
+        for part in parts:
+            process = subprocess.Popen(
+                [sys.executable, "-c", BESIDE, str(path), part, str(turns)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            stack.callback(process.communicate)
+            stack.callback(process.kill)
+            processes.append(process)
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+        for process in processes:
+            _, stderr = process.communicate(timeout=60)
+            assert (process.returncode, stderr) == (0, "")
+
+
+def test_parts_that_come_and_go_are_never_refused(tmp_path: Path) -> None:
+    beside_each_other(tmp_path / "store", ("0:1", "1:2"), 2000)
+    assert list(tmp_path.iterdir()) == []
+    with claim(tmp_path / "store"):  # nobody holds it
+        pass
+
+
+def test_two_that_write_the_same_file_at_once_both_succeed(tmp_path: Path) -> None:
+    beside_each_other(tmp_path / "shard.h5", ("", ""), 200)
+    assert [path.name for path in tmp_path.iterdir()] == ["shard.h5"]
+    assert (tmp_path / "shard.h5").read_bytes() == b"".join(bytes([i]) * 1024 for i in range(64))
 
 
 @pytest.mark.parametrize("text", ["", "x", "3:2", "1", "1:1", "-1:2", "1:2:3", "a:b", "1.5:2", "1 :2"])
