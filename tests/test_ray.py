@@ -49,7 +49,7 @@ class Nodes:
     """A cluster of two nodes on this machine."""
 
     def __init__(self) -> None:
-        from ray._private.utils import get_ray_address_file
+        from ray._private.utils import get_ray_address_file  # type: ignore[attr-defined]
         from ray.cluster_utils import Cluster
 
         Path(get_ray_address_file(None)).parent.mkdir(parents=True, exist_ok=True)  # which only a plain head makes
