@@ -123,7 +123,7 @@ class ManifestConfig(OutputConfig):
 
     name: Annotated[
         Literal["kinetics-sounds", "vggsound", "audioset", "crema-d", "esc50", "image-folder", "folder"],
-        Argument(help="The data set; the last two are class folders, perhaps below train, val and test."),
+        Argument(help="The data set; folder and image-folder are class folders, perhaps in train, val, test."),
     ]
     folder: Annotated[Path, Argument(help="Where its media lie, at any depth.")]
     out: Annotated[Path, Option(help="Manifest to write (.csv).")]

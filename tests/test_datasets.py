@@ -451,8 +451,12 @@ def test_nothing_there_says_what_was_looked_for(tmp_path: Path) -> None:
     told = refused("vggsound", folder, "--out", tmp_path / "m.csv")
     assert "none of 1 clips; the first would be aaaaaaaaaaa_000001_000011, aaaaaaaaaaa_000001, " in told
     assert "video .mp4, .mkv" in told
-    for name in ("folder", "image-folder", "crema-d"):
-        assert f"hold nothing of {name}" in refused(name, folder, "--out", tmp_path / "m.csv")
+    for name, nothing in {
+        "folder": "no folder for each class with clips in it",
+        "image-folder": "no folder for each class with clips in it",
+        "crema-d": "no media that are named like those of crema-d",
+    }.items():
+        assert f"hold {nothing}" in refused(name, folder, "--out", tmp_path / "m.csv")
     assert "is not a folder" in refused("folder", tmp_path / "none", "--out", tmp_path / "m.csv")
     assert "no such file" in refused("vggsound", folder, "--list", tmp_path / "no.csv", "--out", tmp_path / "m.csv")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["vgg"]

@@ -187,7 +187,7 @@ def test_not_utf8_names_the_line(tmp_path: Path) -> None:
         ("id,label,split,audio,colour", "unknown column 'colour'"),
         ("id,label,split,audio,", "unknown column ''"),
         ("id,Label,split,audio", "unknown column 'Label'"),
-        ("label;split;audio", "unknown column 'label;split;audio'"),
+        ("label;split;audio", "'label;split;audio' is one cell; separate the cells by commas"),
         ("id,label,split,audio,label", "column label is there twice"),
         ('id,"label"x,split', "not CSV"),
     ],

@@ -321,3 +321,19 @@ def test_key_frames_through_the_command(preprocess: Preprocess) -> None:
         if keys[group] == k / 4:
             np.testing.assert_array_equal(stored["fast"][k], stored["store"][k])
     assert any((a != b).any() for a, b in zip(stored["fast"], stored["store"], strict=True))
+
+
+def test_a_clip_that_goes_on_beyond_its_file_is_told(tmp_path: Path) -> None:
+    video = str(MEDIA / "mdn__elf.webm")  # 8 s
+    ends = {"whole": 8, "nearly": 8.5, "beyond": 18}
+    rows = [
+        {"id": name, "label": "a", "split": "train", "video": video, "start": "1", "end": str(end)}
+        for name, end in ends.items()
+    ]
+    manifest = write_manifest(tmp_path / "manifest.csv", rows)
+    options = ("--spectrogram-frames", "2000", "--mel-bins", "32", "--max-frames", "20", "--frame-size", "32")
+    result = avpt("preprocess", manifest, "--out", tmp_path / "store", *options, "--json")
+    assert result.json()["partial"] == 1
+    with (tmp_path / "store" / "partial.csv").open(newline="", encoding="utf-8") as file:
+        told = [(row["id"], row["stage"], row["error"].partition(":")[0]) for row in csv.DictReader(file)]
+    assert told == [("beyond", "audio", "short"), ("beyond", "visual", "short")]

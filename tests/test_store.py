@@ -422,3 +422,28 @@ def test_shards_without_settings_are_not_taken_for_new_ones(experiment: Experime
     done("preprocess", experiment.manifest, "--out", store, *other)
     done("preprocess", experiment.manifest, "--out", tmp_path / "fresh", *other)
     assert files_of(store) == files_of(tmp_path / "fresh")
+
+
+def test_a_damaged_or_lost_file_of_the_store_is_told_or_made_again(experiment: Experiment, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(experiment.store, store)
+    command = ("preprocess", experiment.manifest, "--out", store, *STORE_OPTIONS)
+    for name in ("failures.csv", "partial.csv"):
+        (store / name).unlink()
+        done(*command)
+        assert files_of(store) == files_of(experiment.store)
+    (store / "store.json").write_text("{", encoding="utf-8")
+    result = avpt(*command)
+    assert result.code == 1
+    assert result.error.startswith(f"avpt: {store}/store.json is damaged; remove it and run the same command again")
+    (store / "store.json").unlink()
+    done(*command)
+    assert files_of(store) == files_of(experiment.store)
+
+
+def test_labels_that_look_like_several_are_told(tmp_path: Path) -> None:
+    tone = str(Path(__file__).parent / "media" / "tcodec__sine_mono_s16.wav")
+    rows = [{"id": "a", "label": "x;y", "split": "train", "audio": tone}]
+    manifest = write_manifest(tmp_path / "m.csv", rows)
+    assert "--multi-label" in done("preprocess", manifest, "--out", tmp_path / "one").stderr
+    assert "--multi-label" not in done("preprocess", manifest, "--out", tmp_path / "two", "--multi-label").stderr

@@ -75,7 +75,7 @@ def read_waveform(
         if size == 0:
             raise MediaError("audio", _no_sample(track.stream, start, end))
         if troubles is not None:
-            troubles.extend(track.troubles())
+            troubles.extend(track.troubles(start, end))
         return np.concatenate(blocks)[:max_samples]
 
     return read_best(path, "audio", read, start, opened)

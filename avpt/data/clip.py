@@ -33,7 +33,7 @@ class Trouble:
     """Something that a clip was kept without."""
 
     modality: Modality
-    what: str  # begins with missing, truncated or damaged
+    what: str  # begins with missing, short, truncated or damaged
 
 
 @dataclass(frozen=True)

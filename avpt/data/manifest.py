@@ -156,6 +156,8 @@ def _columns(path: Path, header: Row | None) -> list[str]:
     problems += [f"no column {name}" for name in ("label", "split") if name not in names]
     if not set(MEDIA_COLUMNS) & set(names):
         problems.append("none of the columns video, audio, frames")
+    if len(names) == 1 and any(other in names[0] for other in ";\t|"):
+        problems = [f"{_show(names[0])} is one cell; separate the cells by commas"]
     if problems:
         raise ManifestError(f"{path}: line {line}: {'; '.join(problems)}; {known}")
     return names

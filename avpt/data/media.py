@@ -84,10 +84,12 @@ class Track:
         """Read no more of it."""
         self.demuxer.drop(self.stream.index)
 
-    def troubles(self) -> list[str]:
-        """What went wrong with a stream that could be read all the same."""
+    def troubles(self, start: float, end: float | None) -> list[str]:
+        """What went wrong with a stream that could be read all the same, from `start` to `end`."""
         found = []
-        if self.end is not None and self.duration and self.end < Fraction(TRUNCATED) * self.duration:
+        if self.end is not None and end is not None and end - self.end > (1 - TRUNCATED) * (end - start):
+            found.append(f"short: it ends at {float(self.end):.2f} s, and the clip at {end:.2f} s")
+        elif self.end is not None and self.duration and self.end < Fraction(TRUNCATED) * self.duration:
             found.append(f"truncated: it ends at {float(self.end):.2f} s of {float(self.duration):.2f} s")
         if self.damaged:
             found.append(f"damaged: {self.damaged} packet{'s' * (self.damaged > 1)} can't be decoded")

@@ -35,7 +35,8 @@ SHARD_FILE = re.compile(r"((train|val|test)-\d{5,})\.(h5|json)")
 
 Array = np.ndarray[Any, Any]
 Record = dict[str, Any]
-Remedy = Literal["shard", "store", "stray", "all"]  # make the shard again, store.json, remove the file, start over
+# make the shard again, or store.json; remove the file; start over; be allowed to read it
+Remedy = Literal["shard", "store", "stray", "all", "access"]
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,11 @@ class ShardCheck:
     told: Record = field(default_factory=dict)  # the JSON beside the shard; empty where there is no sound one
     found: Record = field(default_factory=dict)  # the same, with what the shard itself says where that was computed
 
-    def tell(self, problem: str, clip: str = "") -> None:
+    def tell(self, problem: str, clip: str = "", *, remedy: Remedy = "shard") -> None:
         """Note a problem."""
         self.num_problems += 1
         if len(self.problems) < MOST:
-            self.problems.append(Problem(self.name, clip, problem))
+            self.problems.append(Problem(self.name, clip, problem, remedy))
 
 
 # --- the store's own files ---------------------------------------------------------------------------------------
@@ -255,6 +256,8 @@ def advice(folder: Path, needs: Iterable[tuple[str, Remedy]]) -> str:
     remedies = {remedy for _, remedy in needs}
     if "all" in remedies:
         return "run its `avpt preprocess` again with --overwrite"
+    if "access" in remedies:
+        return "change its permissions and verify it again"
     files = {"store.json": None} if "store" in remedies else {}
     for name, remedy in needs:
         suffixes = {"shard": (".json",), "stray": (".h5", ".json")}.get(remedy, ())
@@ -274,6 +277,8 @@ def check_shard(task: ShardTask) -> ShardCheck:
         _check_files(task, check)
     except StoreError:  # what it advises is the command's to say
         check.tell("it does not open as HDF5")
+    except PermissionError:
+        check.tell("its files may not be read", remedy="access")
     except Exception as error:  # whatever HDF5 makes of damaged bytes
         check.tell(f"it can't be read: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
     return check

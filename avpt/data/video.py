@@ -125,7 +125,7 @@ def read_frames(
         frames = _on_screen(track, _timed(track, frames, accuracy == "keyframe"), instants)
         painted = _paint(frames, fps, track.stream.sample_aspect_ratio, frame_size)
         if troubles is not None:
-            troubles.extend(track.troubles())
+            troubles.extend(track.troubles(start, end))
         return painted
 
     return read_best(path, "video", read, start, opened)

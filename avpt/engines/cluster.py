@@ -17,6 +17,8 @@ from avpt.errors import AvptError
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+log = logging.getLogger(__name__)
+
 Job = TypeVar("Job", bound="DataclassInstance")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -51,6 +53,7 @@ def run_on_ray(
     except ImportError:
         raise AvptError("--engine ray needs ray; get it with `pip install 'avpt[ray]'`") from None
     _connect(ray, address)
+    log.info("on the Ray cluster at %s", ray.get_runtime_context().gcs_address)
     try:
         yield from _run(ray, function, job, items, workers)
     except RayTaskError as error:

@@ -244,9 +244,12 @@ def _start_server(context: ForkServerContext) -> None:
         forkserver.ensure_running()
     finally:
         signal.signal(signal.SIGINT, handler)
-    ready = context.Process(target=_do_nothing)
-    ready.start()
-    ready.join()
+    try:
+        ready = context.Process(target=_do_nothing)
+        ready.start()
+        ready.join()
+    except (EOFError, OSError) as error:
+        raise AvptError("the process that workers are started from was killed; run the same command again") from error
 
 
 def _do_nothing() -> None:

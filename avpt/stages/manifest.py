@@ -151,7 +151,9 @@ def add(gathered: Gathered, media: Media, row: Row, prefix: str, shares: tuple[f
 def check(config: ManifestConfig, gathered: Gathered) -> None:
     """What can be told only when all rows are known."""
     if not gathered.clips:
-        what = f"nothing of {config.name}"
+        what = "no media that are named like those of " + config.name
+        if DATASETS[config.name].key != "name":
+            what = "no folder for each class with clips in it"
         if gathered.missing:
             what = f"none of {len(gathered.missing)} clips; the first would be {', '.join(gathered.sought)}"
         endings = "; ".join(f"{kind} .{', .'.join(suffixes)}" for kind, suffixes in SUFFIXES.items())
@@ -263,7 +265,8 @@ def warn(config: ManifestConfig, media: Media, gathered: Gathered) -> None:
 def report(out: Path, summary: dict[str, Any]) -> Report:
     """Clips per split, and what was left over on either side."""
     columns = ("listed", "found", "missing")
-    rows = [(split, *(str(counts[column]) for column in columns)) for split, counts in summary["splits"].items()]
+    splits = [(split, summary["splits"][split]) for split in SPLITS if split in summary["splits"]]
+    rows = [(split, *(str(counts[column]) for column in columns)) for split, counts in splits]
     title = f"{summary['clips']} clips of {summary['classes']} classes; {summary['unlisted']} unlisted on disk"
     if summary["multi_label"]:
         title += "; several labels a clip: preprocess them with --multi-label"

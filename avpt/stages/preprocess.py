@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
 import re
 import time
@@ -17,10 +16,10 @@ from typing import Any
 
 from avpt.config import PreprocessConfig
 from avpt.data.clip import ClipSettings
-from avpt.data.manifest import Manifest, read_manifest
+from avpt.data.manifest import LABEL_SEPARATOR, Manifest, read_manifest
 from avpt.data.store import Failure, read_shard_record, store_record
 from avpt.errors import StoreError, listed
-from avpt.outputs import begin, claim, differences, look_into, refuse, take_turn, write_json, write_text
+from avpt.outputs import begin, claim, differences, look_into, read_record, refuse, take_turn, write_json, write_text
 from avpt.processes import num_cores
 from avpt.progress import track
 from avpt.shards import Job, Shard, make_shard, make_shards, plan_shards
@@ -39,6 +38,8 @@ Records = Mapping[str, dict[str, Any]]  # of the shards that are there, by name
 def run(config: PreprocessConfig) -> Report:
     """Decode every clip of the manifest, shard by shard; a shard that is already there is kept."""
     manifest = read_manifest(config.manifest, root=config.root, multi_label=config.multi_label)
+    if not config.multi_label and any(LABEL_SEPARATOR in name for name in manifest.classes):
+        log.warning("some labels hold %r; --multi-label takes them for several each", LABEL_SEPARATOR)
     shards = plan_shards(manifest.clips[: config.limit], config.shard_size)
     mine = shards[config.shards]
     out = config.out
@@ -66,12 +67,13 @@ def run(config: PreprocessConfig) -> Report:
             make_missing(config, settings["config"], manifest, mine, missing, records)
         with turn():
             lacking = [shard.name for shard in shards if not (out / f"{shard.name}.json").exists()]
-            if not lacking and not (out / "store.json").exists():
+            whole = all((out / name).exists() for name in ("store.json", "failures.csv", "partial.csv"))
+            if not lacking and not whole:
                 records = read_records(out, shards)
                 lacking = [shard.name for shard in shards if shard.name not in records]
             if lacking:
                 return report_part(config, len(shards), read_records(out, mine), lacking)
-            if not (out / "store.json").exists():
+            if not whole:
                 for rest in () if config.shard_range else out.glob(".*.tmp"):  # of writers that were killed
                     rest.unlink()
                 write_table(out / "failures.csv", shards, records, "failures")
@@ -182,7 +184,7 @@ def check_failures(config: PreprocessConfig, shards: list[Shard], records: Recor
 
 def report(out: Path) -> Report:
     """The record of a finished store."""
-    record = json.loads((out / "store.json").read_text(encoding="utf-8"))
+    record = read_record(out / "store.json", "remove it and run the same command again, which makes it anew")
     clips = sum(split["clips"] for split in record["splits"].values())
     splits = [(name, record["splits"][name]) for name in SPLITS if name in record["splits"]]
     rows = [(name, str(split["clips"]), str(len(split["shards"]))) for name, split in splits]
