@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import json
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -17,7 +18,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 
 from avpt import __version__, config
-from avpt.errors import AvptError
+from avpt.errors import AvptError, OtherProcessError
 from avpt.types import Report, Table
 
 app = typer.Typer(
@@ -46,7 +47,7 @@ def command(config_type: type[ConfigT]) -> Callable[[Callable[[ConfigT], Report]
         def callback(**options: Any) -> None:
             with_debug = bool(options["debug"])
             try:
-                _start(quiet=options["quiet"])
+                _start(quiet=options["quiet"] or _rank() > 0)
                 settings = config_type(**options)
                 with warnings.catch_warnings():
                     if settings.quiet:
@@ -55,6 +56,8 @@ def command(config_type: type[ConfigT]) -> Callable[[Callable[[ConfigT], Report]
                     _show(report, settings)
                 if report.problem is not None:
                     _fail(report.problem, 1, with_debug=False)
+            except OtherProcessError as error:  # told once or twice, not by every process of a large job
+                _fail(str(error) if _rank() <= 1 else "", 1, with_debug)
             except AvptError as error:
                 _fail(str(error), 1, with_debug)
             except OSError as error:  # full disk, permissions: the machine's word, with the file's name
@@ -128,15 +131,23 @@ def _terminate(signum: int, frame: object) -> NoReturn:
     raise Terminated
 
 
+def _rank() -> int:
+    """Which process of a job that torchrun started this is; 0 alone."""
+    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+
+
 def _fail(message: str, code: int, with_debug: bool) -> NoReturn:
     if with_debug:
         traceback.print_exc()
-    print(f"avpt: {message}", file=sys.stderr)
+    if message:
+        print(f"avpt: {message}", file=sys.stderr)
     raise typer.Exit(code)
 
 
 def _show(report: Report, settings: config.Config) -> None:
     """Results to stdout: the record, or the paths, or the tables where they are the result."""
+    if _rank() > 0:
+        return
     if settings.json:
         print(json.dumps(report.summary, sort_keys=True, ensure_ascii=False))
         return
