@@ -33,7 +33,7 @@ class OutputError(AvptError):
 
 
 class OtherProcessError(AvptError):
-    """Another process of the same job failed, died or was stopped; it, or the first one, tells more."""
+    """Another process of the same job failed, died or was stopped; without a message where that one tells more."""
 
 
 class MediaError(AvptError):

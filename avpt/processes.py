@@ -1,4 +1,4 @@
-"""Worker processes that never outlive their parent, and signals that wait for a good moment."""
+"""The processes of a job and their workers, who dies with whom, and signals that wait for a good moment."""
 
 from __future__ import annotations
 
@@ -19,16 +19,34 @@ def die_with_parent() -> None:
     """Ask the kernel to kill this process when its parent dies, and leave Ctrl-C to the parent. Linux only."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # inherited by fork: the parent's handler raises
+    parent = os.getppid()
+    signal_when_parent_dies(signal.SIGKILL)
+    if sys.platform == "linux" and os.getppid() != parent:
+        os._exit(1)
+
+
+def signal_when_parent_dies(number: signal.Signals) -> None:
+    """Ask the kernel for this signal when the parent dies. Linux only."""
     if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
 
 
 def num_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def place_in_job() -> tuple[int, int, int, int]:
+    """(rank, size, rank on this machine, size on this machine) as torchrun's environment says; alone (0, 1, 0, 1)."""
+    names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+    if not names.keys() <= os.environ.keys():
+        return 0, 1, 0, 1
+    rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)
+    return rank, size, local_rank, local_size
+
+
+class InterruptedWork(Exception):  # noqa: N818, no error
+    """What is raised in a block of `held_back` that ends because of a signal."""
 
 
 class Interruption:
@@ -43,8 +61,9 @@ class Interruption:
 
 @contextmanager
 def held_back() -> Iterator[Interruption]:
-    """Let SIGTERM and Ctrl-C wait until the end of the block, which looks at what it is given; a second one does not.
+    """Let SIGTERM and Ctrl-C wait until the end of the block, which looks at what it is given.
 
+    A second Ctrl-C does not wait. The block's own errors go before a signal that waits, but for InterruptedWork.
     Only the main thread gets signals; in others nothing is held back.
     """
     interruption = Interruption()
@@ -54,7 +73,7 @@ def held_back() -> Iterator[Interruption]:
     handlers: dict[int, Any] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
-        if interruption:
+        if interruption.number == number == signal.SIGINT:
             restore()
             signal.raise_signal(number)
         interruption.number = number
@@ -64,10 +83,15 @@ def held_back() -> Iterator[Interruption]:
             signal.signal(number, handler)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        handlers[number] = signal.signal(number, note)
+        if signal.getsignal(number) != signal.SIG_IGN:
+            handlers[number] = signal.signal(number, note)
     try:
         yield interruption
+    except InterruptedWork:
+        restore()
+        signal.raise_signal(interruption.number or signal.SIGTERM)
+        raise
     finally:
         restore()
-        if interruption.number is not None:
-            signal.raise_signal(interruption.number)
+    if interruption.number is not None:
+        signal.raise_signal(interruption.number)

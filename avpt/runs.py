@@ -49,7 +49,7 @@ def train(
     """
     device = next(model.parameters()).device
     spec = input_spec(store, config)
-    workers = max(0, num_cores() - 1) if config.workers is None else config.workers
+    workers = max(0, num_cores() // world.local_size - 1) if config.workers is None else config.workers
 
     def loader(split: Split, augmentation: Augmentation | None = None, masking: Masking | None = None) -> Loader:
         codec = store.settings["frame_codec"]
@@ -73,6 +73,10 @@ def train(
             processes=world.size,
         )
 
+    if world.size > 1:
+        fewest, more = divmod(config.batch_size, world.size)
+        each = f"{fewest} or {fewest + 1}" if more else str(fewest)
+        log.info("%d processes: batches of %d clips in all, %s on each", world.size, config.batch_size, each)
     train_clips, num_val_clips = splits["train"], len(splits["val"])
     model.to(memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
     augmentation = Augmentation(config.crop_scale, config.flip, config.spec_augment)

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -202,6 +203,12 @@ def stopped(process: subprocess.Popen[str], number: signal.Signals) -> tuple[int
     return process.returncode, stderr.splitlines()
 
 
+def to_go_on(word: str, *command: str | Path) -> str:
+    """The last words of a command that was stopped."""
+    again = shlex.join(["python", "-m", "avpt", *map(str, command)])
+    return f"avpt: {word}; the same command again goes on from here: {again}"
+
+
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
@@ -212,7 +219,7 @@ def test_training_told_to_stop_says_how_to_go_on(
     command = (*training(experiment, "visual"), "--epochs", "50", "--out", run)
     with running(*command, "--workers", "1", "--quiet") as process:
         wait_for(lambda: epochs_done(run) > 0, "the first epoch")
-        assert stopped(process, number) == (code, [f"avpt: {word}; the same command again goes on from here"])
+        assert stopped(process, number) == (code, [to_go_on(word, *command, "--workers", "1", "--quiet")])
     assert epochs_done(run) >= 1
     assert not list(tmp_path.glob(".*"))
     assert "is unfinished" in avpt(*finetune(experiment, "visual", run), "--out", tmp_path / "next").error
@@ -228,7 +235,7 @@ def test_preprocess_told_to_stop_says_how_to_go_on(
     command = (*preprocess(experiment, store), "--shard-size", "1")
     with running(*command, "--workers", "1", "--quiet") as process:
         wait_for(lambda: len(list(store.glob("*.h5"))) > 0, "the first shard")
-        assert stopped(process, number) == (code, [f"avpt: {word}; the same command again goes on from here"])
+        assert stopped(process, number) == (code, [to_go_on(word, *command, "--workers", "1", "--quiet")])
     assert not (store / "store.json").exists()
     assert not list(tmp_path.glob(".*"))
     assert done(*command, "--json").json()["clips"] == 36

@@ -160,7 +160,8 @@ def batch_bounds(num_clips: int, batch_size: int, processes: int = 1) -> list[in
     ceil(N / B) batches whose sizes differ by one at most; fewer where else a clip would be alone.
     """
     if num_clips < 2 * processes:
-        raise StoreError(f"the training split has {num_clips} clip(s); at least {2 * processes} are needed")
+        each = "" if processes == 1 else f", two for each of {processes} processes"
+        raise StoreError(f"the training split has {num_clips} clip(s); at least {2 * processes} are needed{each}")
     batches = min(-(-num_clips // batch_size), num_clips // (2 * processes))
     return [i * num_clips // batches for i in range(batches + 1)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
@@ -16,10 +16,11 @@ from avpt.types import Report
 
 def run(config: FinetuneConfig) -> Report:
     """Do nothing where the run is already there; torch is loaded only when there is work."""
-    store = Store(config.store)
-    inputs = {"store": store.fingerprint, "init": artifacts.model_hash(config.init)}
-    settings = {"config": config.record(), "inputs": inputs}
-    with join_world() as world, claim(config.out) if world.is_first else nullcontext():
+    with join_world() as world, ExitStack() as held:
+        store = Store(config.store)
+        inputs = {"store": store.fingerprint, "init": artifacts.model_hash(config.init)}
+        settings = {"config": config.record(), "inputs": inputs}
+        world.first(lambda: held.enter_context(claim(config.out)))
         summary = world.first(
             lambda: run_folder.find_summary(config.out, settings, config.defaults(), config.overwrite)
         )

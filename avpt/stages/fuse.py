@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
@@ -19,13 +19,14 @@ log = logging.getLogger(__name__)
 
 def run(config: FuseConfig) -> Report:
     """Do nothing where the run is already there; torch is loaded only when there is work."""
-    store = Store(config.store)
-    inputs = {"store": store.fingerprint}
-    inputs |= {modality: artifacts.model_hash(getattr(config, modality)) for modality in MODALITIES}
-    if config.mask != "none" and config.confidence is not None:
-        inputs["confidence"] = artifacts.model_hash(config.confidence)
-    settings = {"config": config.record(), "inputs": inputs}
-    with join_world() as world, claim(config.out) if world.is_first else nullcontext():
+    with join_world() as world, ExitStack() as held:
+        store = Store(config.store)
+        inputs = {"store": store.fingerprint}
+        inputs |= {modality: artifacts.model_hash(getattr(config, modality)) for modality in MODALITIES}
+        if config.mask != "none" and config.confidence is not None:
+            inputs["confidence"] = artifacts.model_hash(config.confidence)
+        settings = {"config": config.record(), "inputs": inputs}
+        world.first(lambda: held.enter_context(claim(config.out)))
         summary = world.first(
             lambda: run_folder.find_summary(config.out, settings, config.defaults(), config.overwrite)
         )

@@ -42,6 +42,7 @@ def load_checkpoint(path: Path, apply: Callable[[dict[str, Any]], None]) -> bool
             continue
         if problem is not None:
             log.warning("%s is damaged (%s); going on from the one before it", path, type(problem).__name__)
+            path.unlink(missing_ok=True)  # else it would take the good one's place at the next save
         return True
     if problem is not None:
         raise AvptError(f"{path} is damaged ({type(problem).__name__}); --overwrite starts the run over") from None

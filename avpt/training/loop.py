@@ -7,10 +7,13 @@ takes it from one clean pass over the training clips after the epoch.
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
@@ -18,11 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from avpt.errors import AvptError, OtherProcessError, listed
-from avpt.processes import held_back
+from avpt.processes import InterruptedWork, held_back
 from avpt.training import objective
 from avpt.training.checkpoint import load_checkpoint, save_checkpoint
 from avpt.training.world import World
 from avpt.types import Batch
+
+log = logging.getLogger(__name__)
+
+STOPPED = "another process of this job was stopped; the same command goes on from here"
 
 
 class Batches(Protocol):
@@ -57,12 +64,14 @@ class EpochState:
 
     probability: Tensor  # (clips,) float32 of the true class, 0 where not yet seen
     correct: Tensor  # (clips,) bool
+    loss: Tensor  # (clips,) float32: a sum would hang on the order in which processes and resumed parts are added
     step: int = 0  # steps taken
-    loss: float = 0.0  # sum over the clips seen
+    skipped: int = 0  # of these, by the scaler of fp16, because a gradient was too large for it
     norms: dict[str, float] = field(default_factory=dict)  # of the gradients that reach each encoder, sums over steps
 
     def record(self, logits: Tensor, batch: Batch) -> None:
         """Note how sure the model is of each clip of a batch."""
+        self.loss[batch.positions] = objective.clip_losses(logits.float(), batch.labels).cpu()
         self.probability[batch.positions] = objective.true_probability(logits, batch.labels).cpu()
         self.correct[batch.positions] = objective.is_correct(logits, batch.labels).cpu()
 
@@ -72,7 +81,7 @@ class EpochState:
             self,
             probability=world.sum(self.probability),
             correct=world.sum(self.correct.to(torch.uint8)).bool(),
-            loss=float(world.sum(torch.tensor(self.loss, dtype=torch.float64))),
+            loss=world.sum(self.loss),
         )
 
 
@@ -114,7 +123,7 @@ class Clock:
 
 def new_epoch(num_clips: int) -> EpochState:
     """An epoch of which nothing is done."""
-    return EpochState(torch.zeros(num_clips), torch.zeros(num_clips, dtype=torch.bool))
+    return EpochState(torch.zeros(num_clips), torch.zeros(num_clips, dtype=torch.bool), torch.zeros(num_clips))
 
 
 def train_epoch(
@@ -132,10 +141,11 @@ def train_epoch(
 ) -> None:
     """The steps of a training pass that `state` does not have yet; it is brought up to date after each.
 
-    A step averages over all clips of its batch, however they are divided among processes and parts.
+    A step averages over all clips of its batch, however they are divided among processes and parts. The norms noted
+    are those before clipping.
 
     Raises:
-        NotFiniteError: the loss is not a number.
+        NotFiniteError: the loss, or a gradient, is not a number.
     """
     model.train()
     for batch in batches:
@@ -148,15 +158,21 @@ def train_epoch(
                     logits = model(*part.inputs)
                     loss = objective.loss(logits, part.labels)
                 if not torch.isfinite(loss):
-                    raise NotFiniteError(float(loss), state.step, part.positions)
+                    raise NotFiniteError(f"loss is {float(loss)}", state.step, part.positions)
                 share = len(part.labels) / (batch.total or len(batch.labels))
                 scaler.scale(loss * (share * world.size)).backward()  # type: ignore[no-untyped-call]
-            state.loss += loss.item() * len(part.labels)
             state.record(logits.detach(), part)
         scaler.unscale_(optimizer)
-        for name, parameters in watched.items():
-            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            state.norms[name] = state.norms.get(name, 0.0) + float(norm)
+        norms = {
+            name: float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+            for name, parameters in watched.items()
+        }
+        if all(map(math.isfinite, norms.values())):
+            state.norms = {name: state.norms.get(name, 0.0) + norm for name, norm in norms.items()}
+        elif scaler.is_enabled():
+            state.skipped += 1
+        else:  # after this step the model would be lost
+            raise NotFiniteError("gradient is not finite", state.step, batch.positions)
         if stepping.clip_grad is not None:
             nn.utils.clip_grad_norm_(model.parameters(), stepping.clip_grad)
         scaler.step(optimizer)
@@ -166,11 +182,11 @@ def train_epoch(
 
 
 class NotFiniteError(Exception):
-    """The loss is infinite or not a number."""
+    """The loss or a gradient is infinite or not a number."""
 
-    def __init__(self, loss: float, step: int, positions: Tensor) -> None:
-        super().__init__(loss)
-        self.loss, self.step, self.positions = loss, step, positions
+    def __init__(self, problem: str, step: int, positions: Tensor) -> None:
+        super().__init__(problem)
+        self.step, self.positions = step, positions
 
 
 def _parts(batch: Batch, count: int) -> list[Batch]:
@@ -237,6 +253,9 @@ def fit(
 
     SIGTERM and Ctrl-C wait for the end of a step, after which the state is saved, and then take their course.
 
+    Raises:
+        AvptError: the loss is no longer finite, the device has too little memory, or the checkpoint is of no use.
+
     Args:
         model: on its device.
         train: shuffled, augmented batches.
@@ -257,27 +276,28 @@ def fit(
         compiled: let torch compile the training pass.
     """
     progress, state = Progress(), new_epoch(len(clip_ids))
+    job = begun_by = {"processes": world.size, "steps": len(train)}
     scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=stepping.precision == "fp16")
 
     def resume(saved: dict[str, Any]) -> None:
-        nonlocal progress, state
+        nonlocal progress, state, begun_by
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         scaler.load_state_dict(saved["scaler"])
-        progress, state = Progress(**saved["progress"]), EpochState(**saved["epoch"])
+        progress, state, begun_by = Progress(**saved["progress"]), EpochState(**saved["epoch"]), saved["job"]
 
     def save() -> None:
         merged = state.merged(world)
         if world.is_first:
             parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scaler": scaler}
             states = {name: part.state_dict() for name, part in parts.items()}
-            save_checkpoint(checkpoint, {"progress": vars(progress), "epoch": vars(merged), **states})
+            save_checkpoint(checkpoint, {"progress": vars(progress), "epoch": vars(merged), "job": job, **states})
 
     load_checkpoint(checkpoint, resume)
+    _check_resumed(checkpoint, (len(progress.records), state.step), begun_by, job, world)
     if not world.is_first:  # the first process counts for what was done before
-        state = replace(new_epoch(len(clip_ids)), step=state.step, norms=state.norms)
-    parallel = world.parallel(model)
-    trained = cast(nn.Module, torch.compile(parallel)) if compiled else parallel
+        state = replace(new_epoch(len(clip_ids)), step=state.step, skipped=state.skipped, norms=state.norms)
+    trained = world.parallel(cast(nn.Module, torch.compile(model)) if compiled else model)
 
     with held_back() as interruption:
 
@@ -285,8 +305,14 @@ def fit(
             stop = world.any(bool(interruption))
             if stop or due:
                 save()
-            if stop:  # whoever has the signal dies of it when it is no longer held back
-                raise OtherProcessError("another process of this job was stopped; the same command goes on from here")
+            if stop:
+                raise InterruptedWork if interruption else OtherProcessError(STOPPED)
+
+        def stoppable(batches: Iterable[Batch]) -> Iterator[Batch]:
+            for batch in batches:
+                if world.size == 1:  # several processes may have different numbers of batches
+                    stop_or_save(False)
+                yield batch
 
         for epoch in range(len(progress.records), epochs):
             clock = Clock()
@@ -322,15 +348,18 @@ def fit(
                 clips = listed([clip_ids[position] for position in error.positions.tolist()])
                 good = f"{checkpoint} holds the last good state" if checkpoint.exists() else "nothing was saved yet"
                 where = f"at step {error.step + 1} of epoch {epoch + 1}, on clips {clips}"
-                raise AvptError(f"the loss is {error.loss} {where}; {good}; lower --lr, with --overwrite") from None
+                raise AvptError(f"the {error} {where}; {good}; lower --lr, with --overwrite") from None
             seen = state.merged(world)
             world.spread_buffers(model)
-            dynamics = measure_dynamics(model, clean_train.epoch(epoch), len(clip_ids), world) if clean_train else seen
-            values = measure(evaluate(model, val.epoch(epoch), num_val_clips, world))
+            dynamics = seen
+            if clean_train is not None:
+                dynamics = measure_dynamics(model, stoppable(clean_train.epoch(epoch)), len(clip_ids), world)
+            outputs = evaluate(model, stoppable(val.epoch(epoch)), num_val_clips, world)
+            values = world.first(partial(measure, outputs))
             progress.probability.append(dynamics.probability)
             progress.correct.append(dynamics.correct)
-            learnt = {"loss": seen.loss / len(clip_ids), "accuracy": float(seen.correct.double().mean())}
-            norms = {name: total / seen.step for name, total in seen.norms.items()}
+            learnt = {"loss": float(seen.loss.double().mean()), "accuracy": float(seen.correct.double().mean())}
+            norms = {name: total / (seen.step - seen.skipped) for name, total in seen.norms.items()}
             lr = optimizer.param_groups[0]["lr"]
             progress.records.append(
                 {"epoch": epoch + 1, "lr": lr, "train": learnt, "val": values, "gradient_norm": norms}
@@ -344,3 +373,20 @@ def fit(
                 after_epoch(progress, clock)
             stop_or_save(False)
     return progress
+
+
+def _check_resumed(
+    checkpoint: Path, place: tuple[int, int], begun_by: dict[str, int], job: dict[str, int], world: World
+) -> None:
+    """See that all processes go on from one place, (epochs, steps) done, and that its steps still mean the same."""
+    if place != world.first(lambda: place):
+        raise AvptError(f"{checkpoint} is not the same everywhere; --out must be where all machines see it")
+    if begun_by["processes"] == job["processes"]:
+        return
+    was, now = begun_by["processes"], job["processes"]
+    if place[1] and begun_by["steps"] != job["steps"]:
+        raise AvptError(
+            f"{checkpoint} is of {was} process(es) that took {begun_by['steps']} steps an epoch, "
+            f"{now} take {job['steps']}; start {was}, or --overwrite"
+        )
+    log.warning("%s is of %d process(es), going on with %d changes the result", checkpoint, was, now)

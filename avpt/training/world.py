@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from avpt.errors import AvptError, OtherProcessError
+from avpt.processes import place_in_job, signal_when_parent_dies
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 TIMEOUT = timedelta(minutes=30)  # longer than any process may make the others wait, as the first does when it writes
+NEWS = timedelta(seconds=5)  # that others wait to learn whether the first process had the same error
 LOST = "another process of this job died or can't be reached; the same command goes on from the last checkpoint"
 
 
@@ -27,6 +29,7 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0  # on its machine, where each process has a device of its own
+    local_size: int = 1  # processes on this machine
 
     @property
     def is_first(self) -> bool:
@@ -47,7 +50,7 @@ class World:
                 box[1] = error
         dist.broadcast_object_list(box)
         if box[1] is not None:
-            raise box[1] if self.is_first else OtherProcessError(str(box[1]))
+            raise box[1] if self.is_first else OtherProcessError()
         value: Value = box[0]
         return value
 
@@ -99,20 +102,29 @@ class World:
 def join_world() -> Iterator[World]:
     """Meet the other processes of the job, as torchrun's environment says; torn down when the block ends.
 
+    An error that all of them have is told by the first alone.
+
     Raises:
-        OtherProcessError: one of them died, or can't be met.
+        OtherProcessError: one of them died, or can't be met; without a message where the first process tells more.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        yield World()
+    world = World(*place_in_job())
+    if world.size == 1:
+        yield world
         return
     import torch
     import torch.distributed as dist
 
+    signal_when_parent_dies(signal.SIGTERM)  # torchrun starts its processes in sessions of their own
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
         dist.init_process_group(backend, timeout=TIMEOUT)
-        yield World(int(os.environ["RANK"]), size, int(os.environ["LOCAL_RANK"]))
+        yield world
+    except OtherProcessError:
+        raise
+    except AvptError as error:
+        if dist.is_initialized() and _first_tells(world, str(error)):
+            raise OtherProcessError from error
+        raise
     except RuntimeError as error:
         lost = isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "peer", "NCCL"))
         if not lost:
@@ -121,3 +133,18 @@ def join_world() -> Iterator[World]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _first_tells(world: World, message: str) -> bool:
+    """Whether the first process fails with the same message; it leaves word in torchrun's store before it ends."""
+    import torch.distributed as dist
+
+    store = dist.distributed_c10d._get_default_store()
+    try:
+        if world.is_first:
+            store.set("avpt-error", message)
+            return False
+        store.wait(["avpt-error"], NEWS)
+        return store.get("avpt-error").decode() == message
+    except RuntimeError:  # no word of it, or no store left
+        return False
