@@ -158,7 +158,7 @@ def train_epoch(
                     logits = model(*part.inputs)
                     loss = objective.loss(logits, part.labels)
                 if not torch.isfinite(loss):
-                    raise NotFiniteError(f"loss is {float(loss)}", state.step, part.positions)
+                    raise NotFiniteError(f"loss is {loss.item()}", state.step, part.positions)
                 share = len(part.labels) / (batch.total or len(batch.labels))
                 scaler.scale(loss * (share * world.size)).backward()  # type: ignore[no-untyped-call]
             state.record(logits.detach(), part)
