@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from avpt.artifacts import Header
 from avpt.config import TrainConfig
-from avpt.data.dataset import Augmentation, ClipDataset, InputSpec, Loader, Masking
+from avpt.data.dataset import Augmentation, ClipDataset, InputSpec, Loader, Masking, deaths_told
 from avpt.data.store import SplitIndex, Store
 from avpt.models.encoder import norm_parameters
 from avpt.processes import num_cores
@@ -33,6 +33,7 @@ def input_spec(store: Store, config: TrainConfig) -> InputSpec:
     )
 
 
+@deaths_told()
 def train(
     config: TrainConfig,
     model: nn.Module,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -222,6 +225,8 @@ class Loader:
         self.dataset, self.device = dataset, device
         self.sampler = EpochSampler(len(dataset), batch_size, shuffle_seed, process, processes)
         workers = min(workers, len(self.sampler))
+        atexit.unregister(_end_workers)
+        atexit.register(_end_workers)  # after multiprocessing's own, so that it runs before that
         self.loader = DataLoader(
             dataset,
             batch_sampler=self.sampler,
@@ -270,10 +275,27 @@ def _next(batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor] | None:
         return next(batches, None)
     except AvptError as error:  # torch puts the worker's traceback before it
         raise StoreError(str(error).strip().splitlines()[-1].removeprefix("avpt.errors.StoreError: ")) from error
+
+
+@contextmanager
+def deaths_told() -> Iterator[None]:
+    """Tell the death of a loading process in one line; torch raises it wherever the main process stands.
+
+    Raises:
+        AvptError: one died.
+    """
+    try:
+        yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         raise AvptError("a loading process died (out of memory?); try again with fewer --workers") from error
+
+
+def _end_workers() -> None:
+    """Multiprocessing would ask those that an error left behind to end, and wait for ever: they ignore SIGTERM."""
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def _start_worker(number: int) -> None:
