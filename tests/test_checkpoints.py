@@ -49,7 +49,7 @@ class InOrder:
         self.inputs = torch.linspace(-1, 1, NUM_CLIPS * 3).view(NUM_CLIPS, 3).sin() if inputs is None else inputs
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        for rows in torch.arange(NUM_CLIPS).split(4)[start:]:
+        for rows in torch.arange(NUM_CLIPS).view(STEPS, 4)[start:]:
             yield Batch((self.inputs[rows],), rows % 2, rows)
 
     def __len__(self) -> int:
@@ -96,7 +96,7 @@ def trained(folder: Path, *, model: Linear | None = None, epochs: int = 4, **opt
         checkpoint=folder / "last.pt",
         world=World(),
         watched=watched,
-        **(given | options),  # type: ignore[arg-type]
+        **(given | options),
     )
     found = {f"last.{name}": value.clone() for name, value in model.state_dict().items()}
     found |= {f"best.{name}": value for name, value in progress.best_model.items()}
@@ -120,7 +120,7 @@ def equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("dynamics", ["train", "eval"])
 def test_a_signal_loses_no_step(tmp_path: Path, dynamics: str, number: signal.Signals) -> None:
-    options = {"clean_train": InOrder() if dynamics == "eval" else None}
+    options: dict[str, Any] = {"clean_train": InOrder() if dynamics == "eval" else None}
     expected = trained(tmp_path / "whole", **options)
     for at in range(4 * STEPS):  # stopped in every step, one after the other
 
@@ -364,7 +364,7 @@ def test_a_gradient_that_is_no_number_stops_before_it_is_learnt_from(tmp_path: P
     def spoil(gradient: Tensor) -> Tensor:
         return gradient * math.inf
 
-    model.encoder.weight.register_hook(spoil)
+    model.encoder.weight.register_hook(spoil)  # type: ignore[no-untyped-call]
     with pytest.raises(AvptError, match=r"gradient is not finite at step 1 of epoch 1, .* nothing was saved yet"):
         trained(tmp_path, model=model)
     assert all(parameter.isfinite().all() for parameter in model.parameters())

@@ -199,7 +199,7 @@ def finished_after_kills(tmp_path: Path, *command: str | Path, kills: int) -> tu
     count = 0
     while count < kills and kill_somewhere(tmp_path / "log", run, *command, "--out", run, "--workers", str(count % 3)):
         count += 1
-    result = done(*command, "--out", run)
+    done(*command, "--out", run)
     assert epochs_done(run) == 2
     return count, files_of(run)
 
