@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -329,6 +330,16 @@ def test_bfloat16_is_close(tmp_path: Path) -> None:
     mine, theirs = (torch.cat([gradients[name].flatten() for name in whole]) for gradients in (whole, found))
     assert not torch.equal(mine, theirs)
     assert torch.cosine_similarity(mine, theirs, dim=0) > 0.98
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_steps_are_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    expected, found = trained(tmp_path / "plain"), trained(tmp_path / "compiled", compiled=True)
+    assert found.keys() == expected.keys()
+    for name in expected.keys() - {"records"}:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
+    assert equal(trained(tmp_path / "compiled"), found)  # nothing of it is left in the checkpoint's names
 
 
 # --- numbers that are none ---------------------------------------------------------------------------------------

@@ -254,6 +254,24 @@ def test_a_finished_run_is_left_alone_and_another_refused(
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
+def test_three_processes_add_their_gradients_in_one_order(experiment: Experiment, tmp_path: Path) -> None:
+    """Where two add them, any order gives the same sum."""
+    command = (*finetune(experiment, "audio", experiment.audio_init), "--batch-size", "9", "--quiet")
+    assert [result.code for result in job(tmp_path, *command, "--out", tmp_path / "whole", size=3)] == [0, 0, 0]
+    run = tmp_path / "run"
+    logs, often = [tmp_path / str(rank) for rank in range(3)], ("--checkpoint-every", "1", "--out", run)
+    pids = [forked(log, *command, *often, environment=place) for log, place in zip(logs, places(3), strict=True)]
+    try:
+        wait_for((run / "checkpoint" / "last.pt").exists, "a step")
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    assert not (run / "summary.json").exists()
+    assert [result.code for result in job(tmp_path, *command, "--out", run, size=3)] == [0, 0, 0]
+    assert files_of(run) == files_of(tmp_path / "whole")
+
+
 def test_another_number_of_processes_is_told(
     experiment: Experiment, whole: tuple[Path, list[Result]], tmp_path: Path
 ) -> None:

@@ -92,10 +92,18 @@ class World:
         """The model that averages its gradients over all processes."""
         if self.size == 1:
             return model
+        import torch
         from torch.nn.parallel import DistributedDataParallel
 
+        # Looking for unused parameters keeps it from dividing the gradients anew after its first step: the order in
+        # which those of three or more processes are added hangs on that, and a resumed run has its first step later.
         device = next(model.parameters()).device
-        return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+        whole = torch.nn.ModuleDict({"model": model})
+        whole.register_parameter("unused", torch.nn.Parameter(torch.zeros(1, device=device)))  # else it warns of none
+        whole.forward = model.__call__
+        return DistributedDataParallel(
+            whole, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=True
+        )
 
 
 @contextmanager
