@@ -7,17 +7,20 @@ import dataclasses
 import inspect
 import json
 import logging
+import shlex
 import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
 from avpt import __version__, config
-from avpt.errors import AvptError
+from avpt.errors import AvptError, OtherProcessError
+from avpt.processes import place_in_job
 from avpt.types import Report, Table
 
 app = typer.Typer(
@@ -40,13 +43,12 @@ def command(config_type: type[ConfigT]) -> Callable[[Callable[[ConfigT], Report]
     """Register `body` as a Typer command whose options are the fields of `config_type`."""
 
     writes = issubclass(config_type, config.OutputConfig)
-    how_to_go_on = "; the same command again goes on from here" if writes else ""
 
     def register(body: Callable[[ConfigT], Report]) -> None:
         def callback(**options: Any) -> None:
             with_debug = bool(options["debug"])
             try:
-                _start(quiet=options["quiet"])
+                _start(quiet=options["quiet"] or place_in_job()[0] > 0)
                 settings = config_type(**options)
                 with warnings.catch_warnings():
                     if settings.quiet:
@@ -55,6 +57,8 @@ def command(config_type: type[ConfigT]) -> Callable[[Callable[[ConfigT], Report]
                     _show(report, settings)
                 if report.problem is not None:
                     _fail(report.problem, 1, with_debug=False)
+            except OtherProcessError as error:  # told by two, of which one may be dead, not by all of a large job
+                _fail(str(error), 1, with_debug, tellers=2)
             except AvptError as error:
                 _fail(str(error), 1, with_debug)
             except OSError as error:  # full disk, permissions: the machine's word, with the file's name
@@ -62,9 +66,9 @@ def command(config_type: type[ConfigT]) -> Callable[[Callable[[ConfigT], Report]
                     raise
                 _fail(f"{error.filename or 'input/output'}: {error.strerror}", 1, with_debug)
             except KeyboardInterrupt:
-                _fail(f"interrupted{how_to_go_on}", 130, with_debug)
+                _fail(f"interrupted{_how_to_go_on() if writes else ''}", 130, with_debug, tellers=1)
             except Terminated:
-                _fail(f"terminated{how_to_go_on}", 143, with_debug)
+                _fail(f"terminated{_how_to_go_on() if writes else ''}", 143, with_debug, tellers=1)
 
         hints = config.type_hints(config_type)
         parameters = [
@@ -128,15 +132,29 @@ def _terminate(signum: int, frame: object) -> NoReturn:
     raise Terminated
 
 
-def _fail(message: str, code: int, with_debug: bool) -> NoReturn:
+def _how_to_go_on() -> str:
+    """The command that was given, for another time."""
+    _, size, _, here = place_in_job()
+    program = ["python", "-m", "avpt"] if Path(sys.argv[0]).name == "__main__.py" else ["avpt"]
+    if size > 1:  # what torchrun was told of other machines is not known here
+        program = ["torchrun", *(["..."] if size > here else []), "--nproc-per-node", str(here), "-m", "avpt"]
+    arguments = [argument for argument in sys.argv[1:] if argument != "--overwrite"]  # which would start over
+    return f"; the same command again goes on from here: {shlex.join([*program, *arguments])}"
+
+
+def _fail(message: str, code: int, with_debug: bool, tellers: int | None = None) -> NoReturn:
+    """End with a line on stderr; of a job's processes the first `tellers` say it, or all."""
     if with_debug:
         traceback.print_exc()
-    print(f"avpt: {message}", file=sys.stderr)
+    if message and (tellers is None or place_in_job()[0] < tellers):
+        print(f"avpt: {message}", file=sys.stderr)
     raise typer.Exit(code)
 
 
 def _show(report: Report, settings: config.Config) -> None:
     """Results to stdout: the record, or the paths, or the tables where they are the result."""
+    if place_in_job()[0] > 0:
+        return
     if settings.json:
         print(json.dumps(report.summary, sort_keys=True, ensure_ascii=False))
         return

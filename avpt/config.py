@@ -399,6 +399,20 @@ class TrainConfig(OutputConfig):
         Option(min=0, help="Loading processes; 0 loads in the main one.", show_default="cores - 1"),
         Transient,
     ] = None
+    checkpoint_every: Annotated[
+        int | None, Option(min=1, help="Steps from one checkpoint to the next.", show_default="an epoch"), Transient
+    ] = None
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], Option(help="Of the training pass; fp16 on CUDA only.")] = (
+        "fp32"
+    )
+    accumulate: Annotated[int, Option(min=1, help="Parts that a batch is taken in, where memory is short.")] = 1
+    clip_grad: Annotated[
+        float | None, Option(min=0, help="Largest norm of the gradient.", show_default="not clipped")
+    ] = None
+    channels_last: Annotated[bool, Option("--channels-last", help="Memory layout that is faster on some devices.")] = (
+        False
+    )
+    compile: Annotated[bool, Option("--compile", help="Let torch compile the training pass.")] = False
     device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps, ...; artifacts say which"), Transient] = "auto"
 
     def __post_init__(self) -> None:

@@ -32,6 +32,10 @@ class OutputError(AvptError):
     """An output path can't be used: taken, locked, foreign, or made with other options."""
 
 
+class OtherProcessError(AvptError):
+    """Another process of the same job failed, died or was stopped; without a message where that one tells more."""
+
+
 class MediaError(AvptError):
     """A clip can't be decoded; `stage` is the part of the work that failed.
 

@@ -1,4 +1,4 @@
-"""Worker processes that never outlive their parent."""
+"""The processes of a job and their workers, who dies with whom, and signals that wait for a good moment."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import ctypes
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -15,11 +20,16 @@ def die_with_parent() -> None:
     """Ask the kernel to kill this process when its parent dies, and leave Ctrl-C to the parent. Linux only."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # inherited by fork: the parent's handler raises
+    parent = os.getppid()
+    signal_when_parent_dies(signal.SIGKILL)
+    if sys.platform == "linux" and os.getppid() != parent:
+        os._exit(1)
+
+
+def signal_when_parent_dies(number: signal.Signals) -> None:
+    """Ask the kernel for this signal when the parent dies. Linux only."""
     if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
 
 
 def num_cores() -> int:
@@ -44,3 +54,64 @@ def peak_since(before: int) -> int:
 def _peak() -> int:
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
+
+
+def place_in_job() -> tuple[int, int, int, int]:
+    """(rank, size, rank on this machine, size on this machine) as torchrun's environment says; alone (0, 1, 0, 1)."""
+    names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+    if not names.keys() <= os.environ.keys():
+        return 0, 1, 0, 1
+    rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)
+    return rank, size, local_rank, local_size
+
+
+class InterruptedWork(Exception):  # noqa: N818, no error
+    """What is raised in a block of `held_back` that ends because of a signal."""
+
+
+class Interruption:
+    """SIGTERM or Ctrl-C that came while they were held back."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.number is not None
+
+
+@contextmanager
+def held_back() -> Iterator[Interruption]:
+    """Let SIGTERM and Ctrl-C wait until the end of the block, which looks at what it is given.
+
+    A second Ctrl-C does not wait. The block's own errors go before a signal that waits, but for InterruptedWork.
+    Only the main thread gets signals; in others nothing is held back.
+    """
+    interruption = Interruption()
+    if threading.current_thread() is not threading.main_thread():
+        yield interruption
+        return
+    handlers: dict[int, Any] = {}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if interruption.number == number == signal.SIGINT:
+            restore()
+            signal.raise_signal(number)
+        interruption.number = number
+
+    def restore() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            handlers[number] = signal.signal(number, note)
+    try:
+        yield interruption
+    except InterruptedWork:
+        restore()
+        signal.raise_signal(interruption.number or signal.SIGTERM)
+        raise
+    finally:
+        restore()
+    if interruption.number is not None:
+        signal.raise_signal(interruption.number)

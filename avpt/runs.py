@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from avpt.artifacts import Header
 from avpt.config import TrainConfig
-from avpt.data.dataset import Augmentation, ClipDataset, InputSpec, Loader, Masking
+from avpt.data.dataset import Augmentation, ClipDataset, InputSpec, Loader, Masking, deaths_told
 from avpt.data.store import SplitIndex, Store
 from avpt.models.encoder import norm_parameters
 from avpt.processes import num_cores
 from avpt.training import objective, optim, record, runtime
-from avpt.training.loop import Progress, evaluate, fit
-from avpt.types import Modality, Split
+from avpt.training.loop import Progress, Stepping, evaluate, fit
+from avpt.training.world import World
+from avpt.types import MODALITIES, Modality, Split
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ def input_spec(store: Store, config: TrainConfig) -> InputSpec:
     )
 
 
+@deaths_told()
 def train(
     config: TrainConfig,
     model: nn.Module,
@@ -39,12 +41,16 @@ def train(
     splits: Mapping[Split, SplitIndex],
     modalities: Sequence[Modality],
     header: Header,
+    world: World,
     masking: Masking | None = None,
 ) -> dict[str, Any]:
-    """Train, choose the best epoch on val, look at test once, and write the run folder. Returns the summary."""
+    """Train, choose the best epoch on val, look at test once, and write the run folder. Returns the summary.
+
+    Of several processes all train, and the first writes.
+    """
     device = next(model.parameters()).device
     spec = input_spec(store, config)
-    workers = max(0, num_cores() - 1) if config.workers is None else config.workers
+    workers = max(0, num_cores() // world.local_size - 1) if config.workers is None else config.workers
 
     def loader(split: Split, augmentation: Augmentation | None = None, masking: Masking | None = None) -> Loader:
         codec = store.settings["frame_codec"]
@@ -58,9 +64,22 @@ def train(
             masking=masking,
         )
         shuffle_seed = None if augmentation is None else config.seed
-        return Loader(dataset, config.batch_size, device=device, workers=workers, shuffle_seed=shuffle_seed)
+        return Loader(
+            dataset,
+            config.batch_size,
+            device=device,
+            workers=workers,
+            shuffle_seed=shuffle_seed,
+            process=world.rank,
+            processes=world.size,
+        )
 
-    train_clips = splits["train"]
+    if world.size > 1:
+        fewest, more = divmod(config.batch_size, world.size)
+        each = f"{fewest} or {fewest + 1}" if more else str(fewest)
+        log.info("%d processes: batches of %d clips in all, %s on each", world.size, config.batch_size, each)
+    train_clips, num_val_clips = splits["train"], len(splits["val"])
+    model.to(memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
     augmentation = Augmentation(config.crop_scale, config.flip, config.spec_augment)
     undecayed = set() if config.decay_norm else norm_parameters(model)
     progress = fit(
@@ -68,7 +87,8 @@ def train(
         train=loader("train", augmentation, masking),
         val=loader("val"),
         clean_train=loader("train") if config.dynamics == "eval" else None,
-        num_clips=len(train_clips),
+        clip_ids=train_clips.ids,
+        num_val_clips=num_val_clips,
         optimizer=optim.build_optimizer(
             model,
             undecayed,
@@ -88,13 +108,24 @@ def train(
         epochs=config.epochs,
         checkpoint=config.out / "checkpoint" / "last.pt",
         measure=measure,
-        after_epoch=lambda so_far, seconds: record.write_epoch(config.out, so_far, seconds, len(train_clips)),
+        after_epoch=lambda so_far, clock: record.write_epoch(config.out, so_far, clock, len(train_clips)),
+        after_step=lambda epoch, state, clock: None,
+        stepping=Stepping(config.precision, config.accumulate, config.clip_grad, config.checkpoint_every),
+        world=world,
+        watched=encoder_parameters(model),
+        compiled=config.compile,
     )
     last = {name: value.detach().clone() for name, value in model.state_dict().items()}
     model.load_state_dict(progress.best_model)
     held_out: tuple[Split, ...] = ("val", "test")
-    predictions = {split: evaluate(model, loader(split).epoch(0)) for split in held_out if split in splits}
+    predictions = {
+        split: evaluate(model, loader(split).epoch(0), len(splits[split]), world)
+        for split in held_out
+        if split in splits
+    }
     summary = summarize(progress, predictions)
+    if not world.is_first:
+        return summary
     record.finish_run(
         config.out,
         header,
@@ -107,6 +138,12 @@ def train(
         modality=modalities[0] if len(modalities) == 1 else "joint",
     )
     return summary
+
+
+def encoder_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Each encoder's parameters, by what a run calls it."""
+    encoders = {name: getattr(model, name) for name in ("encoder", *MODALITIES) if hasattr(model, name)}
+    return {name: list(encoder.parameters()) for name, encoder in encoders.items()}
 
 
 def measure(outputs: dict[str, Tensor]) -> dict[str, float]:
@@ -135,6 +172,7 @@ def model_header(
     settings: Mapping[str, Any],
     spec: dict[str, Any],
     device: torch.device,
+    world: World,
 ) -> Header:
     """The header of a run's artifacts, its metrics still to come."""
     return Header(
@@ -148,5 +186,5 @@ def model_header(
         config=settings["config"],
         inputs=settings["inputs"],
         classes=store.classes,
-        environment=runtime.environment(device),
+        environment=runtime.environment(device) | {"processes": world.size},
     )

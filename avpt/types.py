@@ -24,6 +24,7 @@ class Batch:
     inputs: tuple[Tensor, ...]  # audio (batch, 1, frame, mel) and / or visual (batch, frames, 3, height, width)
     labels: Tensor  # (batch,) int64, or (batch, classes) float32 when multi-label
     positions: Tensor  # (batch,) int64, on the CPU: which clips of the split these are
+    total: int = 0  # clips of the whole step, where other processes have a share of it; 0 where these are all
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+import os
+import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,33 @@ def done(*arguments: str | Path) -> Result:
     result = avpt(*arguments)
     assert result.code == 0, result.stderr
     return result
+
+
+def forked(log: Path, *arguments: str | Path, environment: Mapping[str, str] | None = None) -> int:
+    """Start a command in a copy of this process, which has loaded everything; what it says goes to a file.
+
+    It leads a session of its own. Returns its process id; wait for it.
+    """
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 70
+    try:
+        os.setsid()
+        os.environ.update(environment or {})
+        result = avpt(*arguments)
+        code = result.code
+        log.write_text(json.dumps({"stdout": result.stdout, "stderr": result.stderr}), encoding="utf-8")
+    except BaseException:  # pytest must not go on in two processes
+        log.write_text(json.dumps({"stdout": "", "stderr": traceback.format_exc()}), encoding="utf-8")
+    finally:
+        os._exit(code)
+
+
+def said(log: Path, code: int) -> Result:
+    """What a command said that was started by `forked`."""
+    record = json.loads(log.read_text(encoding="utf-8"))
+    return Result(code, record["stdout"], record["stderr"])
 
 
 def write_manifest(path: Path, rows: list[dict[str, str]]) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -95,3 +96,9 @@ def stopped(process: subprocess.Popen[str], number: signal.Signals) -> tuple[int
     _, stderr = process.communicate(timeout=60)
     wait_for(lambda: not session(process.pid), "the workers of a stopped avpt to end", 15)
     return process.returncode, stderr.splitlines()
+
+
+def to_go_on(word: str, *command: str | Path) -> str:
+    """The last words of a command that was stopped."""
+    again = shlex.join(["python", "-m", "avpt", *map(str, command)])
+    return f"avpt: {word}; the same command again goes on from here: {again}"

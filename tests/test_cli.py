@@ -215,6 +215,12 @@ TRAIN: dict[str, Any] = {
     "--dynamics": "train",
     "--val-fraction": 0.1,
     "--workers": None,
+    "--checkpoint-every": None,
+    "--precision": "fp32",
+    "--accumulate": 1,
+    "--clip-grad": None,
+    "--channels-last": False,
+    "--compile": False,
     "--device": "auto",
 }
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -317,6 +323,7 @@ CHOICES = {
     ("finetune-unimodal", "--optimizer"): ["sgd", "adam", "adamw"],
     ("finetune-unimodal", "--schedule"): ["step", "cosine", "constant"],
     ("finetune-unimodal", "--dynamics"): ["train", "eval"],
+    ("finetune-unimodal", "--precision"): ["fp32", "bf16", "fp16"],
     ("score-confidence", "--missing"): ["error", "skip"],
     ("fuse-train", "--mask"): ["adaptive", "uniform", "none"],
     ("fuse-train", "--mask-rule"): ["dominant", "released"],

@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import STORE_OPTIONS, Experiment, Result, av_mnist_rows, avpt, done, files_of, write_manifest
-from kills import fork_servers, kill, killed, running, session, stopped, wait_for, workers
+from kills import fork_servers, kill, killed, running, session, stopped, to_go_on, wait_for, workers
 
 from avpt import shards
 from avpt.data import decode
@@ -282,7 +282,7 @@ def test_preprocess_told_to_stop_says_how_to_go_on(
     command = (*preprocess(experiment, store), "--shard-size", "1")
     with running(*command, "--workers", "1", "--quiet") as process:
         wait_for(lambda: list(store.glob("*.h5")), "the first shard")
-        assert stopped(process, number) == (code, [f"avpt: {word}; the same command again goes on from here"])
+        assert stopped(process, number) == (code, [to_go_on(word, *command, "--workers", "1", "--quiet")])
     assert not (store / "store.json").exists()
     assert not list(tmp_path.glob(".*"))
     assert done(*command, "--json").json()["clips"] == 36

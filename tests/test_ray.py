@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import MEDIA, STORE_OPTIONS, av_mnist_rows, avpt, done, write_manifest
-from kills import killed, running, stopped, wait_for
+from kills import killed, running, stopped, to_go_on, wait_for
 from test_kills import failures_of, grey_png, untimed
 
 OBJECTS = 100 * 2**20  # bytes of the object store of a node, which nothing here uses
@@ -186,7 +186,7 @@ def test_a_driver_told_to_stop_says_how_to_go_on(
     command = (*preprocess(tmp_path, many_rows()), "--out", store, *nodes.options(), "--quiet")
     with running(*command) as process:
         wait_for(lambda: list(store.glob("*.h5")), "the first shard")
-        assert stopped(process, number) == (code, [f"avpt: {word}; the same command again goes on from here"])
+        assert stopped(process, number) == (code, [to_go_on(word, *command)])
     assert not (store / "store.json").exists()
     assert not list(tmp_path.glob(".*"))
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import shlex
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-from conftest import Experiment, avpt, done, files_of, finetune, fuse
-from kills import killed, running, stopped, wait_for
+from conftest import Experiment, avpt, done, files_of, finetune, forked, fuse
+from kills import PATIENCE, killed, running, session, stopped, to_go_on, wait_for
 
 # --- training ----------------------------------------------------------------------------------------------------
 
@@ -38,6 +44,139 @@ def test_killed_training_is_finished_by_the_same_command(experiment: Experiment,
     assert "epoch 1  lr" not in result.stderr  # the first epoch is not trained again
     assert "epoch 2  lr" in result.stderr
     assert files_of(run) == files_of(getattr(experiment, kind))
+
+
+CHECKPOINTS = ("--checkpoint-every", "2", "--epochs", "2", "--batch-size", "4")  # of ten steps
+MODES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "plain": (
+        "visual",
+        ("--schedule", "step", "--milestones", "1", "--flip", "--crop-scale", "0.3", "1", "--num-frames", "2"),
+    ),
+    "layer": ("layer", ("--schedule", "cosine", "--warmup-epochs", "1", "--optimizer", "adam", "--dynamics", "eval")),
+    "masked": ("fused", ("--schedule", "cosine", "--optimizer", "adamw", "--accumulate", "2")),
+    "channel": ("audio", ("--spec-augment", "4", "6", "--clip-grad", "1", "--decay-norm", "--channels-last")),
+    "film": ("fused", ("--fusion", "film", "--mask", "uniform", "--dynamics", "eval", "--warmup-epochs", "1")),
+    "bf16": ("audio", ("--precision", "bf16", "--optimizer", "adam", "--schedule", "step", "--milestones", "1")),
+}
+
+
+@pytest.fixture(scope="module")
+def layer_init(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder with one ABRi alpha per layer."""
+    init = tmp_path_factory.mktemp("layer") / "init.safetensors"
+    done(
+        *("init", "--modality", "audio", "--weights", experiment.visual, "--bn", "abri", "--abri", "layer"),
+        *("--out", init),
+    )
+    return init
+
+
+def mode(experiment: Experiment, layer_init: Path, name: str) -> tuple[str | Path, ...]:
+    """A training command without --out."""
+    kind, options = MODES[name]
+    if kind == "layer":
+        return (*finetune(experiment, "audio", layer_init), *CHECKPOINTS, *options)
+    if kind == "audio":
+        return (*finetune(experiment, "audio", experiment.audio_init), *CHECKPOINTS, *options)
+    return (*training(experiment, kind), *CHECKPOINTS, *options)
+
+
+def kill_somewhere(log: Path, run: Path, *command: str | Path) -> bool:
+    """Start it, and SIGKILL it at a random moment after its first checkpoint; False where it ended before."""
+
+    def saved() -> int:
+        try:
+            return (run / "checkpoint" / "last.pt").stat().st_mtime_ns
+        except FileNotFoundError:  # not yet, or between two
+            return 0
+
+    before, pid = saved(), forked(log, *command)
+    ended = False
+    for _ in range(int(PATIENCE / 0.01)):
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        if ended or saved() != before:
+            break
+        time.sleep(0.01)
+    if not ended:
+        time.sleep(random.uniform(0, 0.4))
+        os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    wait_for(lambda: not session(pid), "the workers of a killed avpt to end", 15)
+    if os.WIFEXITED(status):
+        assert os.WEXITSTATUS(status) == 0, log.read_text(encoding="utf-8")
+    return os.WIFSIGNALED(status)
+
+
+def finished_after_kills(tmp_path: Path, *command: str | Path, kills: int) -> tuple[int, dict[str, bytes]]:
+    """How often it was killed, of at most so many times, and the files that it left when it was done."""
+    run = tmp_path / "killed"
+    count = 0
+    while count < kills and kill_somewhere(tmp_path / "log", run, *command, "--out", run, "--workers", str(count % 3)):
+        count += 1
+    done(*command, "--out", run)
+    assert epochs_done(run) == 2
+    return count, files_of(run)
+
+
+@pytest.mark.parametrize("name", ["plain", "layer", "masked"])
+def test_training_killed_at_any_step_comes_to_the_same_bytes(
+    experiment: Experiment, layer_init: Path, tmp_path: Path, name: str
+) -> None:
+    command = mode(experiment, layer_init, name)
+    done(*command, "--checkpoint-every", "7", "--out", tmp_path / "whole")
+    expected = files_of(tmp_path / "whole")
+    assert len(expected) == 7 + (MODES[name][0] == "fused")
+    count, found = finished_after_kills(tmp_path, *command, kills=2)
+    assert count > 0
+    assert found == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODES)
+def test_training_killed_many_times_comes_to_the_same_bytes(
+    experiment: Experiment, layer_init: Path, tmp_path: Path, name: str
+) -> None:
+    command = mode(experiment, layer_init, name)
+    done(*command, "--out", tmp_path / "whole")
+    count, rounds = 0, 0
+    while count < 5:
+        assert rounds < 10
+        more, found = finished_after_kills(tmp_path, *command, kills=5 - count)
+        assert found == files_of(tmp_path / "whole")
+        count, rounds = count + more, rounds + 1
+        shutil.rmtree(tmp_path / "killed")
+    print(f"{name}: {count} kills")
+
+
+def test_stopped_training_goes_on_with_the_command_that_it_names(
+    experiment: Experiment, layer_init: Path, tmp_path: Path
+) -> None:
+    command = mode(experiment, layer_init, "plain")
+    whole, run = tmp_path / "whole", tmp_path / "run of 'mine'"
+    done(*command, "--out", whole)
+    with running(*command, "--checkpoint-every", "100", "--out", run, "--quiet", "--overwrite") as process:
+        wait_for(lambda: epochs_done(run) > 0, "the first epoch")
+        time.sleep(random.uniform(0, 0.3))
+        code, (line,) = stopped(process, signal.SIGTERM)
+    assert code == 143
+    assert line == to_go_on("terminated", *command, "--checkpoint-every", "100", "--out", run, "--quiet")
+    _, python, *again = ["", *shlex.split(line.partition("from here: ")[2])]
+    assert python == "python"
+    subprocess.run([sys.executable, *again], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=PATIENCE)
+    assert files_of(run) == files_of(whole)
+
+
+def test_a_checkpoint_cut_short_costs_no_bytes(experiment: Experiment, layer_init: Path, tmp_path: Path) -> None:
+    command = mode(experiment, layer_init, "layer")
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    done(*command, "--out", whole)
+    last = run / "checkpoint" / "last.pt"
+    while not (last.exists() and last.with_name("previous.pt").exists()):  # one only where it had saved only once
+        assert kill_somewhere(tmp_path / "log", run, *command, "--checkpoint-every", "1", "--out", run)
+    os.truncate(last, last.stat().st_size // 3)
+    result = done(*command, "--out", run)
+    assert f"warning: {last} is damaged" in result.stderr
+    assert files_of(run) == files_of(whole)
 
 
 def test_a_kill_between_checkpoint_and_metrics_loses_nothing(experiment: Experiment, tmp_path: Path) -> None:
@@ -108,7 +247,7 @@ def test_training_told_to_stop_says_how_to_go_on(
     command = (*training(experiment, "visual"), "--epochs", "50", "--out", run)
     with running(*command, "--workers", "1", "--quiet") as process:
         wait_for(lambda: epochs_done(run) > 0, "the first epoch")
-        assert stopped(process, number) == (code, [f"avpt: {word}; the same command again goes on from here"])
+        assert stopped(process, number) == (code, [to_go_on(word, *command, "--workers", "1", "--quiet")])
     assert epochs_done(run) >= 1
     assert not list(tmp_path.glob(".*"))
     assert "is unfinished" in avpt(*finetune(experiment, "visual", run), "--out", tmp_path / "next").error

@@ -36,8 +36,9 @@ from avpt.errors import StoreError
 from avpt.models.abri import AbriBatchNorm2d
 from avpt.models.encoder import Classifier, EncoderSpec, build_encoder, norm_parameters
 from avpt.training import objective
-from avpt.training.loop import Progress, fit
+from avpt.training.loop import Clock, Progress, Stepping, fit
 from avpt.training.optim import build_optimizer, learning_rate
+from avpt.training.world import World
 from avpt.types import Batch, Split
 
 State = dict[str, Tensor]
@@ -283,8 +284,9 @@ class Fixed:
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
 
-    def epoch(self, number: int) -> Any:
-        yield self.batch
+    def epoch(self, number: int, start: int = 0) -> Any:
+        if start == 0:
+            yield self.batch
 
     def __len__(self) -> int:
         return 1
@@ -315,21 +317,26 @@ def test_the_best_epoch_is_the_first_of_equals(tmp_path: Path, values: Sequence[
         weights.append(model.head.weight.detach().clone())
         return {"accuracy": left.pop(0), "loss": 1.0}
 
-    def after(progress: Progress, seconds: float) -> None:
-        assert seconds > 0
+    def after(progress: Progress, clock: Clock) -> None:
+        assert clock.seconds > clock.waiting > 0
 
     progress = fit(
         model,
         train=batches,
         val=batches,
         clean_train=None,
-        num_clips=4,
+        clip_ids=["a", "b", "c", "d"],
+        num_val_clips=4,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
         rate=lambda epoch, step, steps: 0.1,
         epochs=len(values),
         checkpoint=tmp_path / "last.pt",
         measure=measure,
         after_epoch=after,
+        after_step=lambda epoch, state, clock: None,
+        stepping=Stepping(),
+        world=World(),
+        watched={},
     )
     assert progress.best_epoch == best
     assert torch.equal(progress.best_model["head.weight"], weights[best - 1])

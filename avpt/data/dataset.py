@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import torch
@@ -20,6 +23,8 @@ from avpt.data.store import SplitIndex, open_shard
 from avpt.errors import AvptError, StoreError
 from avpt.processes import die_with_parent
 from avpt.types import MODALITIES, Batch, Modality
+
+T = TypeVar("T")
 
 OPEN_SHARDS = 64  # per process; a data set has thousands, a process may open about one thousand files
 
@@ -152,35 +157,55 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
         return file
 
 
-def batch_bounds(num_clips: int, batch_size: int) -> list[int]:
-    """Edges of batches of nearly equal size: none dropped, none of one clip (BatchNorm needs two).
+def batch_bounds(num_clips: int, batch_size: int, processes: int = 1) -> list[int]:
+    """Edges of batches of nearly equal size: none dropped, none that leaves a process one clip (BatchNorm needs two).
 
-    ceil(N / B) batches whose sizes differ by one at most; one batch fewer where else a clip would be alone.
+    ceil(N / B) batches whose sizes differ by one at most; fewer where else a clip would be alone.
     """
-    if num_clips < 2:
-        raise StoreError(f"the training split has {num_clips} clip(s); at least 2 are needed")
-    batches = min(-(-num_clips // batch_size), num_clips // 2)
+    if num_clips < 2 * processes:
+        each = "" if processes == 1 else f", two for each of {processes} processes"
+        raise StoreError(f"the training split has {num_clips} clip(s); at least {2 * processes} are needed{each}")
+    batches = min(-(-num_clips // batch_size), num_clips // (2 * processes))
     return [i * num_clips // batches for i in range(batches + 1)]
 
 
-class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, position): shuffled by (seed, epoch) in training, in order in evaluation."""
+def share_of(items: Sequence[T], process: int, processes: int) -> Sequence[T]:
+    """The part of some items that one of the processes takes; sizes differ by one at most."""
+    return items[process * len(items) // processes : (process + 1) * len(items) // processes]
 
-    def __init__(self, num_clips: int, batch_size: int, seed: int | None) -> None:
-        self.num_clips, self.seed, self.epoch = num_clips, seed, 0
-        training = seed is not None
-        self.edges = batch_bounds(num_clips, batch_size) if training else [*range(0, num_clips, batch_size), num_clips]
+
+class EpochSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, position): shuffled by (seed, epoch) in training, in order in evaluation.
+
+    Of several processes each takes a share of every batch in training, and of the whole split in evaluation.
+    """
+
+    def __init__(self, num_clips: int, batch_size: int, seed: int | None, process: int = 0, processes: int = 1) -> None:
+        self.num_clips, self.seed, self.epoch, self.start = num_clips, seed, 0, 0
+        self.process, self.processes = process, processes
+        if seed is not None:
+            self.edges = batch_bounds(num_clips, batch_size, processes)
+            return
+        if num_clips < processes:
+            raise StoreError(f"a split has {num_clips} clip(s) for {processes} processes; start fewer")
+        mine = len(share_of(range(num_clips), process, processes))
+        self.edges = [*range(0, mine, max(1, batch_size // processes)), mine]
 
     def __len__(self) -> int:
         return len(self.edges) - 1
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = list(range(self.num_clips))
+        order: Sequence[int] = range(self.num_clips)
         if self.seed is not None:
             generator = torch.Generator().manual_seed(transforms.clip_seed(self.seed, self.epoch, "", "order"))
             order = torch.randperm(self.num_clips, generator=generator).tolist()
-        for start, stop in pairwise(self.edges):
-            yield [(self.epoch, position) for position in order[start:stop]]
+        else:
+            order = share_of(order, self.process, self.processes)
+        for first, last in list(pairwise(self.edges))[self.start :]:
+            batch = order[first:last]
+            if self.seed is not None:
+                batch = share_of(batch, self.process, self.processes)
+            yield [(self.epoch, position) for position in batch]
 
 
 class Loader:
@@ -194,10 +219,14 @@ class Loader:
         device: torch.device,
         workers: int,
         shuffle_seed: int | None = None,
+        process: int = 0,
+        processes: int = 1,
     ) -> None:
         self.dataset, self.device = dataset, device
-        self.sampler = EpochSampler(len(dataset), batch_size, shuffle_seed)
+        self.sampler = EpochSampler(len(dataset), batch_size, shuffle_seed, process, processes)
         workers = min(workers, len(self.sampler))
+        atexit.unregister(_end_workers)
+        atexit.register(_end_workers)  # after multiprocessing's own, so that it runs before that
         self.loader = DataLoader(
             dataset,
             batch_sampler=self.sampler,
@@ -210,14 +239,16 @@ class Loader:
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """One pass; what is random about it depends on `number` and the seed alone."""
-        self.sampler.epoch = number
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """One pass, from batch `start` on; what is random about it depends on `number` and the seed alone."""
+        self.sampler.epoch, self.sampler.start = number, start
         batches = iter(self.loader)
-        while (item := _next(batches)) is not None:
-            yield self._prepare(item)
+        for first, last in list(pairwise(self.sampler.edges))[start:]:
+            item = _next(batches)
+            assert item is not None
+            yield self._prepare(item, last - first)
 
-    def _prepare(self, item: dict[str, Tensor]) -> Batch:
+    def _prepare(self, item: dict[str, Tensor], total: int) -> Batch:
         spec, masking = self.dataset.spec, self.dataset.masking
         on_device = {
             name: value.to(self.device, non_blocking=True) for name, value in item.items() if name != "position"
@@ -235,7 +266,7 @@ class Loader:
                 count = count.repeat_interleave(len(flat) // len(count))
                 masked = transforms.mask_patches(flat, scores.flatten(0, 1), count, masking.patch[modality])
                 inputs[modality] = masked.view_as(values)
-        return Batch(tuple(inputs.values()), on_device["label"], item["position"])
+        return Batch(tuple(inputs.values()), on_device["label"], item["position"], total)
 
 
 def _next(batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor] | None:
@@ -244,10 +275,27 @@ def _next(batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor] | None:
         return next(batches, None)
     except AvptError as error:  # torch puts the worker's traceback before it
         raise StoreError(str(error).strip().splitlines()[-1].removeprefix("avpt.errors.StoreError: ")) from error
+
+
+@contextmanager
+def deaths_told() -> Iterator[None]:
+    """Tell the death of a loading process in one line; torch raises it wherever the main process stands.
+
+    Raises:
+        AvptError: one died.
+    """
+    try:
+        yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         raise AvptError("a loading process died (out of memory?); try again with fewer --workers") from error
+
+
+def _end_workers() -> None:
+    """Multiprocessing would ask those that an error left behind to end, and wait for ever: they ignore SIGTERM."""
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def _start_worker(number: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
@@ -9,22 +10,26 @@ from avpt import artifacts, run_folder
 from avpt.config import FinetuneConfig
 from avpt.data.store import Store
 from avpt.outputs import claim
+from avpt.training.world import World, join_world
 from avpt.types import Report
 
 
 def run(config: FinetuneConfig) -> Report:
     """Do nothing where the run is already there; torch is loaded only when there is work."""
-    store = Store(config.store)
-    inputs = {"store": store.fingerprint, "init": artifacts.model_hash(config.init)}
-    with claim(config.out):
+    with join_world() as world, ExitStack() as held:
+        store = Store(config.store)
+        inputs = {"store": store.fingerprint, "init": artifacts.model_hash(config.init)}
         settings = {"config": config.record(), "inputs": inputs}
-        summary = run_folder.find_summary(config.out, settings, config.defaults(), config.overwrite)
+        world.first(lambda: held.enter_context(claim(config.out)))
+        summary = world.first(
+            lambda: run_folder.find_summary(config.out, settings, config.defaults(), config.overwrite)
+        )
         if summary is None:
-            summary = train(config, store, settings)
+            summary = train(config, store, settings, world)
     return run_folder.report(config.out, summary, f"{config.modality} alone")
 
 
-def train(config: FinetuneConfig, store: Store, settings: dict[str, Any]) -> dict[str, Any]:
+def train(config: FinetuneConfig, store: Store, settings: dict[str, Any], world: World) -> dict[str, Any]:
     """Adapt one encoder to its own stream and record how sure it is of each training clip."""
     from avpt import runs
     from avpt.data.splits import training_splits
@@ -32,12 +37,12 @@ def train(config: FinetuneConfig, store: Store, settings: dict[str, Any]) -> dic
     from avpt.models.encoder import Classifier
     from avpt.training import runtime
 
-    device = runtime.start(config.seed, config.device)
+    device = runtime.start(config.seed, config.device, config.precision, world.local_rank)
     loaded = load_encoder(config.init, config.modality)
     check_input(loaded, config.init, store.settings)
     splits = training_splits(store, [config.modality], config.val_fraction)
     spec = {"encoder": asdict(loaded.spec)}
-    header = runs.model_header("classifier", config, store, settings, spec, device)
-    run_folder.begin_run(config.out, settings, config.overwrite)
+    header = runs.model_header("classifier", config, store, settings, spec, device, world)
+    world.first(lambda: run_folder.begin_run(config.out, settings, config.overwrite))
     model = Classifier(loaded.encoder, len(store.classes)).to(device)
-    return runs.train(config, model, store, splits, [config.modality], header)
+    return runs.train(config, model, store, splits, [config.modality], header, world)

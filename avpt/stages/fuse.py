@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +11,7 @@ from avpt import artifacts, run_folder
 from avpt.config import FuseConfig
 from avpt.data.store import Store
 from avpt.outputs import claim
+from avpt.training.world import World, join_world
 from avpt.types import MODALITIES, Report
 
 log = logging.getLogger(__name__)
@@ -17,20 +19,23 @@ log = logging.getLogger(__name__)
 
 def run(config: FuseConfig) -> Report:
     """Do nothing where the run is already there; torch is loaded only when there is work."""
-    store = Store(config.store)
-    inputs = {"store": store.fingerprint}
-    inputs |= {modality: artifacts.model_hash(getattr(config, modality)) for modality in MODALITIES}
-    if config.mask != "none" and config.confidence is not None:
-        inputs["confidence"] = artifacts.model_hash(config.confidence)
-    settings = {"config": config.record(), "inputs": inputs}
-    with claim(config.out):
-        summary = run_folder.find_summary(config.out, settings, config.defaults(), config.overwrite)
+    with join_world() as world, ExitStack() as held:
+        store = Store(config.store)
+        inputs = {"store": store.fingerprint}
+        inputs |= {modality: artifacts.model_hash(getattr(config, modality)) for modality in MODALITIES}
+        if config.mask != "none" and config.confidence is not None:
+            inputs["confidence"] = artifacts.model_hash(config.confidence)
+        settings = {"config": config.record(), "inputs": inputs}
+        world.first(lambda: held.enter_context(claim(config.out)))
+        summary = world.first(
+            lambda: run_folder.find_summary(config.out, settings, config.defaults(), config.overwrite)
+        )
         if summary is None:
-            summary = train(config, store, settings)
+            summary = train(config, store, settings, world)
     return run_folder.report(config.out, summary, f"joint, {config.fusion}, mask {config.mask}")
 
 
-def train(config: FuseConfig, store: Store, settings: dict[str, Any]) -> dict[str, Any]:
+def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: World) -> dict[str, Any]:
     """Join two encoders, mask what is easy about each clip, train end to end."""
     from avpt import confidence, runs
     from avpt.data.masking import plan_masking
@@ -39,7 +44,7 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any]) -> dict[st
     from avpt.models.fusion import FusedModel
     from avpt.training import runtime
 
-    device = runtime.start(config.seed, config.device)
+    device = runtime.start(config.seed, config.device, config.precision, world.local_rank)
     audio, visual = load_encoder(config.audio, "audio"), load_encoder(config.visual, "visual")
     check_input(audio, config.audio, store.settings)
     if visual.input is not None and visual.input["image_size"] != config.image_size:
@@ -68,8 +73,8 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any]) -> dict[st
         masking = plan_masking(ratios, runs.input_spec(store, config), config.patch)
 
     spec = {"audio": asdict(audio.spec), "visual": asdict(visual.spec), "fusion": config.fusion}
-    header = runs.model_header("fused", config, store, settings, spec, device)
-    run_folder.begin_run(config.out, settings, config.overwrite)
-    confidence.save_ratios(config.out / "mask.safetensors", header, ratios, clips)
+    header = runs.model_header("fused", config, store, settings, spec, device, world)
+    world.first(lambda: run_folder.begin_run(config.out, settings, config.overwrite))
+    world.first(lambda: confidence.save_ratios(config.out / "mask.safetensors", header, ratios, clips))
     model = FusedModel(audio.encoder, visual.encoder, config.fusion, len(store.classes)).to(device)
-    return runs.train(config, model, store, splits, MODALITIES, header, masking)
+    return runs.train(config, model, store, splits, MODALITIES, header, world, masking)

@@ -10,9 +10,14 @@ from avpt.errors import AvptError
 
 def loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy, or binary cross-entropy when multi-label."""
+    return clip_losses(logits, labels).mean()
+
+
+def clip_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """(batch,) cross-entropy; when multi-label the mean over the labels' binary cross-entropies."""
     if labels.ndim == 1:
-        return functional.cross_entropy(logits, labels)
-    return functional.binary_cross_entropy_with_logits(logits, labels)
+        return functional.cross_entropy(logits, labels, reduction="none")
+    return functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=1)
 
 
 def true_probability(logits: Tensor, labels: Tensor) -> Tensor:

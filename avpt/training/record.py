@@ -14,19 +14,26 @@ from torch import Tensor
 
 from avpt.artifacts import Header, pack_ids, save
 from avpt.outputs import write_json, write_text
-from avpt.training.loop import Progress
+from avpt.training.checkpoint import previous_of
+from avpt.training.loop import Clock, Progress
 from avpt.types import Split
 
 log = logging.getLogger(__name__)
 
 
-def write_epoch(path: Path, progress: Progress, seconds: float, num_clips: int) -> None:
+def write_epoch(path: Path, progress: Progress, clock: Clock, num_clips: int) -> None:
     """Bring `metrics.jsonl` up to date, and what the clock says into `timing.jsonl`."""
     _write_metrics(path, progress)
     epoch = len(progress.records)
     timing = path / "timing.jsonl"
     rows = timing.read_text(encoding="utf-8").splitlines()[: epoch - 1] if timing.exists() else []
-    now = {"epoch": epoch, "seconds": round(seconds, 3), "clips_per_second": round(num_clips / seconds, 2)}
+    seconds = clock.seconds
+    now = {
+        "epoch": epoch,
+        "seconds": round(seconds, 3),
+        "clips_per_second": round(num_clips / seconds, 2),
+        "waiting": round(clock.waiting / seconds, 4),
+    }
     write_text(timing, "".join(row + "\n" for row in [*rows, json.dumps(now)]))
     record = progress.records[-1]
     log.info(
@@ -83,3 +90,4 @@ def finish_run(
         tensors |= pack_ids(prediction_ids[split], prefix=f"{split}_")
     save(path / "predictions.safetensors", replace(header, kind="predictions", spec={}), tensors)
     write_json(path / "summary.json", summary)
+    previous_of(path / "checkpoint" / "last.pt").unlink(missing_ok=True)

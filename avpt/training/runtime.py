@@ -10,11 +10,13 @@ import torch
 from avpt.errors import ConfigError
 
 
-def start(seed: int, device: str) -> torch.device:
+def start(seed: int, device: str, precision: str = "fp32", local_rank: int = 0) -> torch.device:
     """Fix the global generators, ask for deterministic kernels, and resolve the device.
 
+    Each of several processes on a machine takes the CUDA device of its `local_rank`, unless one is named.
+
     Raises:
-        ConfigError: the device does not exist here.
+        ConfigError: the device does not exist here, or can't calculate in that precision.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -22,7 +24,14 @@ def start(seed: int, device: str) -> torch.device:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     torch.manual_seed(seed)
-    return resolve_device(device)
+    resolved = resolve_device(device)
+    if resolved.type == "cuda":
+        if resolved.index is None:
+            resolved = torch.device("cuda", local_rank)
+        torch.cuda.set_device(resolved)
+    if precision == "fp16" and resolved.type != "cuda":
+        raise ConfigError(f"--precision fp16 needs a CUDA device, not {resolved.type}; use bf16 or fp32")
+    return resolved
 
 
 def resolve_device(name: str) -> torch.device:

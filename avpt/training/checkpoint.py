@@ -1,0 +1,54 @@
+"""A run's state on disk: one file, written whole, and the one before it in case a disk loses the last."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from avpt.errors import AvptError
+from avpt.outputs import atomic
+
+log = logging.getLogger(__name__)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Replace the checkpoint; the one that it replaces stays beside it as `previous.pt`."""
+    with atomic(path) as beside:
+        try:
+            torch.save(state, beside)
+        except RuntimeError as error:  # torch's word for what the disk says
+            raise OSError(str(error)) from error
+        if path.exists():
+            path.replace(previous_of(path))
+
+
+def load_checkpoint(path: Path, apply: Callable[[dict[str, Any]], None]) -> bool:
+    """Hand the checkpoint to `apply`, or the one before where the last is damaged; False where there is none.
+
+    Raises:
+        AvptError: there is one, and neither can be read.
+    """
+    candidates = [candidate for candidate in (path, previous_of(path)) if candidate.exists()]
+    problem: Exception | None = None
+    for candidate in candidates:
+        try:
+            apply(torch.load(candidate, map_location="cpu", weights_only=True))
+        except Exception as error:  # torch raises what its readers raise
+            problem = problem or error
+            continue
+        if problem is not None:
+            log.warning("%s is damaged (%s); going on from the one before it", path, type(problem).__name__)
+            path.unlink(missing_ok=True)  # else it would take the good one's place at the next save
+        return True
+    if problem is not None:
+        raise AvptError(f"{path} is damaged ({type(problem).__name__}); --overwrite starts the run over") from None
+    return False
+
+
+def previous_of(path: Path) -> Path:
+    """Where the checkpoint before the last lies."""
+    return path.with_name("previous.pt")

@@ -1,0 +1,158 @@
+"""The processes of one job: those that torchrun started, or this one alone; torch is loaded where there are several."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from avpt.errors import AvptError, OtherProcessError
+from avpt.processes import place_in_job, signal_when_parent_dies
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Value = TypeVar("Value")
+
+TIMEOUT = timedelta(minutes=30)  # longer than any process may make the others wait, as the first does when it writes
+NEWS = timedelta(seconds=5)  # that others wait to learn whether the first process had the same error
+LOST = "another process of this job died or can't be reached; the same command goes on from the last checkpoint"
+
+
+@dataclass(frozen=True)
+class World:
+    """Which process this is, of how many; all of them call each method together."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0  # on its machine, where each process has a device of its own
+    local_size: int = 1  # processes on this machine
+
+    @property
+    def is_first(self) -> bool:
+        """The first process prints and writes, and no other does."""
+        return self.rank == 0
+
+    def first(self, decide: Callable[[], Value]) -> Value:
+        """What the first process, and no other, finds or decides; its error ends all of them."""
+        if self.size == 1:
+            return decide()
+        import torch.distributed as dist
+
+        box: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                box[0] = decide()
+            except AvptError as error:
+                box[1] = error
+        dist.broadcast_object_list(box)
+        if box[1] is not None:
+            raise box[1] if self.is_first else OtherProcessError()
+        value: Value = box[0]
+        return value
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, on the CPU."""
+        total = tensor.cpu()
+        if self.size > 1:
+            import torch.distributed as dist
+
+            total = total.clone()
+            dist.all_reduce(total)
+        return total
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true in any process."""
+        if self.size == 1:
+            return flag
+        import torch
+
+        return bool(self.sum(torch.tensor(int(flag))))
+
+    def gather_rows(self, rows: Tensor, positions: Tensor, count: int) -> Tensor:
+        """(count, ...) on the CPU, from rows that the processes have at different positions."""
+        import torch
+
+        whole = torch.zeros((count, *rows.shape[1:]), dtype=rows.dtype)
+        whole[positions] = rows.cpu()
+        return self.sum(whole)
+
+    def spread_buffers(self, model: nn.Module) -> None:
+        """Take over the running statistics of the first process, as the next training step would."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """The model that averages its gradients over all processes."""
+        if self.size == 1:
+            return model
+        import torch
+        from torch.nn.parallel import DistributedDataParallel
+
+        # Looking for unused parameters keeps it from dividing the gradients anew after its first step: the order in
+        # which those of three or more processes are added hangs on that, and a resumed run has its first step later.
+        device = next(model.parameters()).device
+        whole = torch.nn.ModuleDict({"model": model})
+        whole.register_parameter("unused", torch.nn.Parameter(torch.zeros(1, device=device)))  # else it warns of none
+        whole.forward = model.__call__
+        return DistributedDataParallel(
+            whole, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=True
+        )
+
+
+@contextmanager
+def join_world() -> Iterator[World]:
+    """Meet the other processes of the job, as torchrun's environment says; torn down when the block ends.
+
+    An error that all of them have is told by the first alone.
+
+    Raises:
+        OtherProcessError: one of them died, or can't be met; without a message where the first process tells more.
+    """
+    world = World(*place_in_job())
+    if world.size == 1:
+        yield world
+        return
+    import torch
+    import torch.distributed as dist
+
+    signal_when_parent_dies(signal.SIGTERM)  # torchrun starts its processes in sessions of their own
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=TIMEOUT)
+        yield world
+    except OtherProcessError:
+        raise
+    except AvptError as error:
+        if dist.is_initialized() and _first_tells(world, str(error)):
+            raise OtherProcessError from error
+        raise
+    except RuntimeError as error:
+        lost = isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "peer", "NCCL"))
+        if not lost:
+            raise
+        raise OtherProcessError(LOST) from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _first_tells(world: World, message: str) -> bool:
+    """Whether the first process fails with the same message; it leaves word in torchrun's store before it ends."""
+    import torch.distributed as dist
+
+    store = dist.distributed_c10d._get_default_store()
+    try:
+        if world.is_first:
+            store.set("avpt-error", message)
+            return False
+        store.wait(["avpt-error"], NEWS)
+        return store.get("avpt-error").decode() == message
+    except RuntimeError:  # no word of it, or no store left
+        return False
