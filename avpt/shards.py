@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,13 +83,19 @@ def make_shards(job: Job, shards: Iterable[Shard]) -> Iterator[bool]:
         memory=job.memory,
         preload="avpt.data.decode",
     )
-    for task, result in results:
-        shard, rows = unfinished[task.shard]
-        rows[task.row] = _outcome(job, task.clip, result)
-        if len(rows) == len(shard.clips):
-            del unfinished[shard.name]
-            _write(job, shard, [rows[i] for i in range(len(rows))])
-        yield isinstance(rows[task.row], Failure)
+    with ThreadPoolExecutor(1) as writer:  # the workers need not wait for the disk
+        writing: Future[None] | None = None
+        for task, result in results:
+            shard, rows = unfinished[task.shard]
+            outcome = rows[task.row] = _outcome(job, task.clip, result)
+            if len(rows) == len(shard.clips):
+                if writing is not None:
+                    writing.result()
+                del unfinished[shard.name]
+                writing = writer.submit(_write, job, shard, [rows[i] for i in range(len(rows))])
+            yield isinstance(outcome, Failure)
+        if writing is not None:
+            writing.result()
 
 
 def make_shard(job: Job, shard: Shard) -> list[bool]:

@@ -94,16 +94,17 @@ def write_shard(
         image = file.id.get_file_image()
     with atomic(path.with_name(f"{path.name}.h5"), shared=True) as beside:
         beside.write_bytes(image)
-    real = [clip_fbank[:n].astype(np.float64) for clip_fbank, n in zip(fbank, num_frames, strict=True)]
+    real = (clip_fbank[:n].astype(np.float64) for clip_fbank, n in zip(fbank, num_frames, strict=True))
+    sums = [(values.size, float(values.sum()), float(np.square(values).sum())) for values in real]
     record = {
         "schema": SCHEMA,
         "clips": len(clips),
         "bytes": len(image),
         "sha256": hashlib.sha256(image).hexdigest(),
         "sums": {
-            "count": int(sum(values.size for values in real)),
-            "sum": math.fsum(float(values.sum()) for values in real),
-            "sum_of_squares": math.fsum(float(np.square(values).sum()) for values in real),
+            "count": sum(count for count, _, _ in sums),
+            "sum": math.fsum(total for _, total, _ in sums),
+            "sum_of_squares": math.fsum(squares for _, _, squares in sums),
         },
         "failures": [asdict(failure) for failure in failures],
         "partial": [asdict(trouble) for trouble in partial],

@@ -31,7 +31,7 @@ from avpt.processes import die_with_parent
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-IN_FLIGHT = 4  # tasks per worker that are under way: enough to keep it busy, few enough for flat memory
+IN_FLIGHT = 16  # tasks per worker that are under way: enough to keep it busy, few enough for flat memory
 STARVED = 86  # exit code of a worker that may take no more memory
 ATTEMPTS = 3  # for a task under which its worker dies: the machine may have killed it, and not the task
 BREAKDOWNS = 5  # of a worker, one after the other before it took a task, until the pool is given up
