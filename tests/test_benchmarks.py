@@ -62,6 +62,7 @@ def test_preprocess(tmp_path: Path) -> None:
     assert 0 < record["drop_ratio"] < math.inf
     assert record["clips_per_second"].keys() >= {"preprocess", "drop"}
     assert record["bytes_per_clip"] > 2 * 1024 * 128  # float16 log-mel alone
+    assert record["memory_mib"].keys() == {"command", "worker"}
 
 
 def test_startup() -> None:

@@ -14,8 +14,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import partial
@@ -30,7 +32,9 @@ METHOD = (
     "runs, each in as many processes: `avpt preprocess` from the manifest to the finished store, as a whole command; "
     "PyAV, which decodes the best picture and sound streams in one pass over the file, with one thread, and drops the "
     "frames; and, where installed, one `ffmpeg` a clip that writes a wav file and a JPEG a second. Rows repeat the "
-    "files so that starting up matters little. The order turns from round to round; ratios are medians over rounds."
+    "files so that starting up matters little. The order turns from round to round; ratios are medians over rounds. "
+    "Memory is the most that the command, and that any of its workers, had of its own (RssAnon, looked at five times a "
+    "second)."
 )
 TARGET = 0.80
 SECONDS = 10.265
@@ -72,8 +76,8 @@ def drop_all(paths: list[str], workers: int) -> float:
         return time.perf_counter() - began
 
 
-def preprocess_all(paths: list[str], workers: int, folder: Path, options: list[str]) -> float:
-    """Seconds that `avpt preprocess` takes over all clips, as a whole process."""
+def preprocess_all(paths: list[str], workers: int, folder: Path, options: list[str], memory: dict[str, int]) -> float:
+    """Seconds that `avpt preprocess` takes over all clips, as a whole process; `memory` gets its peaks, in MiB."""
     manifest = folder / "manifest.csv"
     with manifest.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
@@ -81,8 +85,44 @@ def preprocess_all(paths: list[str], workers: int, folder: Path, options: list[s
         rows.writerows([i, "a", "train", path] for i, path in enumerate(paths))
     command = [sys.executable, "-m", "avpt", "preprocess", str(manifest), "--out", str(folder / "store")]
     began = time.perf_counter()
-    subprocess.run([*command, "--workers", str(workers), "--quiet", *options], check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - began
+    command += ["--workers", str(workers), "--quiet", *options]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        watch = threading.Thread(target=watch_memory, args=(process, memory))
+        watch.start()
+        if process.wait():
+            raise subprocess.CalledProcessError(process.returncode, command)
+        seconds = time.perf_counter() - began
+        watch.join()
+    return seconds
+
+
+def watch_memory(process: subprocess.Popen[bytes], memory: dict[str, int]) -> None:
+    """Note the most memory that a process and that its descendants have, until it ends."""
+    while process.poll() is None:
+        for pid in (process.pid, *descendants(process.pid)):
+            what = "command" if pid == process.pid else "worker"
+            memory[what] = max(memory[what], anonymous(pid))
+        time.sleep(0.2)
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """Processes that a process started, and those started by them; none where there is no /proc."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return
+    for child in map(int, children):
+        yield child
+        yield from descendants(child)
+
+
+def anonymous(pid: int) -> int:
+    """MiB that a process has of its own."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) // 1024 for line in status.splitlines() if line.startswith("RssAnon:")), 0)
 
 
 def script_all(paths: list[str], workers: int, folder: Path) -> float:
@@ -125,12 +165,13 @@ def main() -> None:
     paths = files * options.repeat
     ours = ["--max-failures", "1", "--frame-accuracy", options.frame_accuracy]
     seconds: dict[str, list[float]] = {}
+    memory: dict[str, int] = defaultdict(int)
     for turn in range(options.rounds):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             (folder / "script").mkdir()
             ways: dict[str, Callable[[], float]] = {
-                "preprocess": partial(preprocess_all, paths, options.workers, folder, ours),
+                "preprocess": partial(preprocess_all, paths, options.workers, folder, ours, memory),
                 "drop": partial(drop_all, paths, options.workers),
             }
             if not options.no_script and shutil.which("ffmpeg"):
@@ -155,6 +196,7 @@ def main() -> None:
         "clips": len(paths),
         "files": len(files),
         "bytes_per_clip": round(store_bytes / len(paths)),
+        "memory_mib": memory,
         "settings": {name: str(value) for name, value in vars(options).items()},
         "method": METHOD,
     }
