@@ -24,7 +24,9 @@ from test_cli import state_of
 from test_store import mixed_rows
 
 from avpt.config import VerifyConfig
-from avpt.data.verification import MOST, ShardCheck, ShardTask, check_shard, find_duplicates, jpeg_size
+from avpt.data.verification.findings import MOST, ShardCheck
+from avpt.data.verification.shard import ShardTask, check_shard, jpeg_size
+from avpt.data.verification.store_files import find_duplicates
 from avpt.outputs import claim, sha256_json
 from avpt.stages import verify
 
@@ -88,7 +90,7 @@ def test_a_sound_store(experiment: Experiment, options: tuple[str, ...]) -> None
     with claim(experiment.store):  # by another command: nothing is locked to look
         result = done("verify", experiment.store, "--quiet", *options)
         record = done("verify", experiment.store, "--json", *options).json()
-    assert "store is sound" in result.stdout.replace("\n", "")
+    assert "store is sound" in " ".join(result.stdout.split())
     assert result.stderr == ""
     sizes = [shard.stat().st_size for shard in experiment.store.glob("*.h5")]
     assert record == {
@@ -546,7 +548,7 @@ def test_the_table_and_the_line(store: Path) -> None:
     result = avpt("verify", store, "--debug")
     clip = ids_of(store)[2]
     assert result.code == 1
-    assert f"{store}: 2 problems in 1 shard" in result.stdout.replace("\n", "")
+    assert f"{store}: 2 problems in 1 shard" in " ".join(result.stdout.split())  # however it was folded
     assert re.search(rf"^ {SHARD} +{clip} +its label is 7, of 3 classes", result.stdout, re.MULTILINE)
     assert result.error == (
         f"avpt: {store}: 2 problems in 1 shard, first {SHARD}, clip {clip}: its label is 7, of 3 classes from 0; "

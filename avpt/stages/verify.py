@@ -7,15 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from avpt.config import VerifyConfig
-from avpt.data.verification import (
-    MOST,
+from avpt.data.verification.findings import MOST, Problem, Remedy, ShardCheck
+from avpt.data.verification.shard import ShardTask, check_shard
+from avpt.data.verification.store_files import (
     Contents,
-    Problem,
-    Remedy,
-    ShardCheck,
-    ShardTask,
     advice,
-    check_shard,
     check_store_files,
     find_duplicates,
     read_contents,
@@ -77,7 +73,7 @@ def check_shards(config: VerifyConfig, contents: Contents, findings: Findings) -
         tasks,
         workers=min(config.workers or num_cores(), len(tasks)),
         timeout=TIMEOUT + max(sizes, default=0) / SLOWEST,
-        preload="torchvision.io" if config.deep else "avpt.data.verification",
+        preload="torchvision.io" if config.deep else "avpt.data.verification.shard",
     )
     checks: dict[str, ShardCheck] = {}
     with track(len(tasks), "verify") as show:

@@ -1,0 +1,1 @@
+"""A store held against its contract, file by file; nothing here writes."""
