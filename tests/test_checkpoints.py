@@ -333,6 +333,15 @@ def test_clipping_bounds_the_gradient_and_the_norm_noted_is_from_before() -> Non
     assert equal(loose, whole)
 
 
+@pytest.mark.parametrize("limit", ["0", "-1"])
+def test_clipping_to_nothing_is_refused(experiment: Experiment, tmp_path: Path, limit: str) -> None:
+    command = (*finetune(experiment, "visual", experiment.visual_init), "--out", tmp_path / "run")
+    result = avpt(*command, "--clip-grad", limit)
+    assert result.code == 1
+    assert result.stderr == f"avpt: --clip-grad is {limit}; it must be over 0, or left out for no clipping\n"
+    assert not (tmp_path / "run").exists()
+
+
 def test_bfloat16_is_close(tmp_path: Path) -> None:
     whole, state = stepped(Stepping())
     found, noted = stepped(Stepping(precision="bf16"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import multiprocessing
 import os
 import signal
@@ -250,7 +251,8 @@ class Loader:
 
     def clips(self, number: int, positions: Sequence[int]) -> Batch:
         """Some clips as pass `number` feeds them, read by this process; no pass is changed by that."""
-        item = default_collate([self.dataset[number, position] for position in positions])
+        dataset = copy.copy(self.dataset)  # whose files close with it: none is left open where workers are forked
+        item = default_collate([dataset[number, position] for position in positions])
         return self._prepare(item, len(positions))
 
     def _prepare(self, item: dict[str, Tensor], total: int) -> Batch:

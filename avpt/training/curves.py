@@ -21,6 +21,7 @@ def need_tensorboard() -> None:
         AvptError: it is not installed.
     """
     try:
+        import tensorboard  # noqa: F401
         import torch.utils.tensorboard  # noqa: F401
     except ImportError:
         raise AvptError("--tensorboard needs tensorboard; get it with `pip install 'avpt[tensorboard]'`") from None

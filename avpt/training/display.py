@@ -57,7 +57,7 @@ def display(
             except BaseException:
                 table.end(f"stopped after step {table.step} of {steps}")
                 raise
-            table.end("done")
+            table.end(f"done after {_duration(time.monotonic() - table.began)}")
     else:
         yield _Lines(epochs, steps, timings, metrics, encoders)
 
@@ -118,7 +118,7 @@ class _Board(Watcher):
         self.timings[timing["epoch"]] = timing
         self.besides = timing["seconds"] - timing["training_seconds"]
         self.paces = [self.paces[1], (0, 0.0)]
-        self.clips, self.step, self.doing = 0, 0, ""
+        self.clips, self.step, self.doing, self.clock, self.norms = 0, 0, "", Clock(), {}
 
     def _look_sometimes(self, now: bool = False) -> None:
         if now or time.monotonic() - self.looked >= self.every:
@@ -126,19 +126,19 @@ class _Board(Watcher):
             self.look()
 
     def left(self) -> str:
-        """About how long the run still takes, as words to put behind others; empty where that can't be said."""
+        """About how long the run still takes, in words; empty where that can't be said."""
         steps, seconds = (sum(values) for values in zip(*self.paces, strict=True))
         to_go = self.epochs - len(self.records)
         if self.over or not steps or not to_go:
             return ""
-        return f", {_duration((to_go * self.steps - self.step) * seconds / steps + to_go * self.besides)} left"
+        return f"{_duration((to_go * self.steps - self.step) * seconds / steps + to_go * self.besides)} left"
 
     def place(self) -> str:
         """Where the run is."""
         if len(self.records) == self.epochs:
-            return f"{self.epochs} epochs, {self.doing}"
-        epoch = f"epoch {len(self.records) + 1} of {self.epochs}"
-        return f"{epoch}, {self.doing or f'step {self.step} of {self.steps}'}{self.left()}"
+            return ", ".join(filter(None, [f"{self.epochs} epochs", self.doing]))
+        doing = self.doing or f"step {self.step} of {self.steps}"
+        return ", ".join(filter(None, [f"epoch {len(self.records) + 1} of {self.epochs}", doing, self.left()]))
 
     def current(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The epoch that runs, as its rows of `metrics.jsonl` and `timing.jsonl` would be; val is still to come."""
@@ -173,8 +173,8 @@ class _Lines(_Board):
             f"val {name.replace('_', ' ')} {record['val'][name]:.{4 if name == 'loss' else 3}f}"
             for name in self.metrics
         ]
-        said += [*self._pace(record, timing), f"{timing['seconds']:.1f} s{self.left()}", f"best {self.best_epoch}"]
-        log.info("  ".join(said))
+        said += [*self._pace(record, timing), f"{timing['seconds']:.1f} s", f"best {self.best_epoch}", self.left()]
+        log.info("  ".join(filter(None, said)))
         self.looked = time.monotonic()
 
     def _pace(self, record: dict[str, Any], timing: dict[str, Any]) -> list[str]:
@@ -206,7 +206,7 @@ class _Table(_Board):
 
     def end(self, how: str) -> None:
         """Leave the last state of the table, which says how the run ended."""
-        self.over, self.doing = True, f"{how}, {_duration(time.monotonic() - self.began)} this time"
+        self.over, self.doing = True, how
         self.look()
 
     def drawing(self) -> Group:
@@ -226,23 +226,24 @@ class _Table(_Board):
         for record in latest:
             best = record["epoch"] == self.best_epoch
             grid.add_row(*self._cells(record, self.timings.get(record["epoch"], {})), style="bold" if best else "")
-        if len(self.records) < self.epochs:
+        if len(self.records) < self.epochs and (self.clips or not self.over):
             grid.add_row(*self._cells(*self.current()))
         by = " ".join(HEADS[self.metrics[1]])
         return Group(grid, Text(f" {self.place()}"), Text(f" * best so far, by {by}" if self.best_epoch else ""))
 
     def _heads(self) -> list[tuple[str, str]]:
         heads = [("", "epoch"), ("", ""), ("train", "loss"), ("train", "acc."), *(HEADS[name] for name in self.metrics)]
-        return [*heads, ("clips", "/s"), ("waits", "data"), *((name, "grad.") for name in self.encoders)]
+        return [*heads, ("clips", "/s"), ("data", "wait"), *((name, "grad.") for name in self.encoders)]
 
     def _cells(self, record: dict[str, Any], timing: dict[str, Any]) -> list[str]:
         def cell(values: Mapping[str, Any], name: str, form: str) -> str:
-            return "" if values.get(name) is None else format(values[name], form)
+            value = values.get(name)
+            return "" if value is None else format(value, form if value < 1000 else ".3g")  # at most 8 characters
 
         learnt, val, norms = record["train"], record["val"], record["gradient_norm"]
         cells = [str(record["epoch"]), "*" if record["epoch"] == self.best_epoch else ""]
-        cells += [cell(learnt, "loss", "#.5g"), cell(learnt, "accuracy", ".3f")]
-        cells += [cell(val, name, "#.5g" if name == "loss" else ".3f") for name in self.metrics]
+        cells += [cell(learnt, "loss", ".4f"), cell(learnt, "accuracy", ".3f")]
+        cells += [cell(val, name, ".4f" if name == "loss" else ".3f") for name in self.metrics]
         cells += [cell(timing, "clips_per_second", ".1f"), cell(timing, "waiting", ".0%")]
         return cells + [cell(norms, name, "#.3g") for name in self.encoders]
 

@@ -36,10 +36,12 @@ class RunFiles(Watcher):
 
 
 def read_timings(path: Path) -> dict[int, dict[str, Any]]:
-    """The rows of a run folder's `timing.jsonl` by epoch, counted from 1; none where there is no such file."""
-    timing = path / TIMING
-    rows = timing.read_text(encoding="utf-8").splitlines() if timing.exists() else []
-    return {row["epoch"]: row for row in map(json.loads, rows)}
+    """The rows of a run folder's `timing.jsonl` by epoch, counted from 1; none where it is missing or damaged."""
+    try:
+        rows = map(json.loads, (path / TIMING).read_text(encoding="utf-8").splitlines())
+        return {row["epoch"]: row for row in rows}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # no result hangs on what a clock said
+        return {}
 
 
 def _write_metrics(path: Path, progress: Progress) -> None:
