@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import io
 import json
+import logging
 import os
 import pty
 import re
@@ -171,7 +172,7 @@ def test_a_warning_does_not_tear_the_table(monkeypatch: pytest.MonkeyPatch) -> N
     console = Console(file=sent, force_terminal=True, width=COLUMNS, height=ROWS, color_system=None)
     monkeypatch.setattr(display, "console", lambda: console)
     monkeypatch.setattr(console, "_environ", {"TERM": "xterm"})
-    log = display.log.getChild("test")
+    log = logging.Logger("test")
     log.addHandler(RichHandler(console=console, show_time=False, show_path=False, show_level=False))
     table = display._Table(20, 2, {}, ["loss", "map"], ["encoder"])
     progress = Progress()
