@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DRAW_EVERY = 0.25  # seconds between two states of the table
+DRAW_EVERY = 0.5  # seconds between two states of the table, each of which costs training some 5 ms
 EPOCHS_SHOWN = 10  # the latest; the best is shown besides
 OTHER_LINES = 9  # of a terminal, that the table's rows leave to what is around them
 
