@@ -407,16 +407,21 @@ class TrainConfig(OutputConfig):
     )
     accumulate: Annotated[int, Option(min=1, help="Parts that a batch is taken in, where memory is short.")] = 1
     clip_grad: Annotated[
-        float | None, Option(min=0, help="Largest norm of the gradient.", show_default="not clipped")
+        float | None, Option(help="Largest norm of the gradient, over 0.", show_default="not clipped")
     ] = None
     channels_last: Annotated[bool, Option("--channels-last", help="Memory layout that is faster on some devices.")] = (
         False
     )
     compile: Annotated[bool, Option("--compile", help="Let torch compile the training pass.")] = False
     device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps, ...; artifacts say which"), Transient] = "auto"
+    tensorboard: Annotated[
+        bool, Option("--tensorboard", help="Curves and inputs for TensorBoard, in OUT/tensorboard."), Transient
+    ] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.clip_grad is not None and self.clip_grad <= 0:
+            raise ConfigError(f"--clip-grad is {self.clip_grad:g}; it must be over 0, or left out for no clipping")
         _ = self.milestone_epochs
         if self.crop_scale[0] > self.crop_scale[1]:
             raise ConfigError(f"--crop-scale is {self.crop_scale[0]:g} {self.crop_scale[1]:g}; the smaller comes first")

@@ -11,7 +11,7 @@ from avpt.types import Report, Table
 
 OWNED = re.compile(
     r"((model|last|dynamics|predictions|mask)\.safetensors|(metrics|timing)\.jsonl|summary\.json"
-    r"|checkpoint/(settings\.json|(last|previous)\.pt))|(checkpoint/)?\..*\.tmp"
+    r"|checkpoint/(settings\.json|(last|previous)\.pt)|tensorboard/events\.out\.tfevents\.[^/]*)|(checkpoint/)?\..*\.tmp"
 )
 SETTINGS = "checkpoint/settings.json"
 

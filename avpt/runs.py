@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -13,15 +14,31 @@ from torch import Tensor, nn
 from avpt.artifacts import Header
 from avpt.config import TrainConfig
 from avpt.data.dataset import Augmentation, ClipDataset, InputSpec, Loader, Masking, deaths_told
+from avpt.data.masking import most_masked
+from avpt.data.pictures import picture
 from avpt.data.store import SplitIndex, Store
 from avpt.models.encoder import norm_parameters
 from avpt.processes import num_cores
 from avpt.training import objective, optim, record, runtime
-from avpt.training.loop import Progress, Stepping, evaluate, fit
+from avpt.training.curves import drawn, need_tensorboard
+from avpt.training.display import display
+from avpt.training.loop import fit
+from avpt.training.passes import Stepping, evaluate
+from avpt.training.state import Progress
+from avpt.training.watch import Watcher, Watchers, announced
 from avpt.training.world import World
 from avpt.types import MODALITIES, Modality, Split
 
 log = logging.getLogger(__name__)
+
+NUM_PICTURES = 4  # clips whose inputs TensorBoard shows
+
+
+def start(config: TrainConfig, world: World) -> torch.device:
+    """Make ready what does not depend on the data; nothing is written yet."""
+    if config.tensorboard:
+        world.first(need_tensorboard)
+    return runtime.start(config.seed, config.device, config.precision, world.local_rank)
 
 
 def input_spec(store: Store, config: TrainConfig) -> InputSpec:
@@ -82,47 +99,53 @@ def train(
     model.to(memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
     augmentation = Augmentation(config.crop_scale, config.flip, config.spec_augment)
     undecayed = set() if config.decay_norm else norm_parameters(model)
-    progress = fit(
-        model,
-        train=loader("train", augmentation, masking),
-        val=loader("val"),
-        clean_train=loader("train") if config.dynamics == "eval" else None,
-        clip_ids=train_clips.ids,
-        num_val_clips=num_val_clips,
-        optimizer=optim.build_optimizer(
+    train_loader, encoders = loader("train", augmentation, masking), encoder_parameters(model)
+    with watching(config, train_loader, store.multi_label, list(encoders), world) as watcher:
+        progress = fit(
             model,
-            undecayed,
-            name=config.optimizer,
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        ),
-        rate=optim.learning_rate(
-            lr=config.lr,
-            schedule=config.schedule,
+            train=train_loader,
+            val=loader("val"),
+            clean_train=loader("train") if config.dynamics == "eval" else None,
+            clip_ids=train_clips.ids,
+            num_val_clips=num_val_clips,
+            optimizer=optim.build_optimizer(
+                model,
+                undecayed,
+                name=config.optimizer,
+                lr=config.lr,
+                momentum=config.momentum,
+                weight_decay=config.weight_decay,
+            ),
+            rate=optim.learning_rate(
+                lr=config.lr,
+                schedule=config.schedule,
+                epochs=config.epochs,
+                milestones=config.milestone_epochs,
+                factor=config.lr_factor,
+                warmup_epochs=config.warmup_epochs,
+            ),
             epochs=config.epochs,
-            milestones=config.milestone_epochs,
-            factor=config.lr_factor,
-            warmup_epochs=config.warmup_epochs,
-        ),
-        epochs=config.epochs,
-        checkpoint=config.out / "checkpoint" / "last.pt",
-        measure=measure,
-        after_epoch=lambda so_far, clock: record.write_epoch(config.out, so_far, clock, len(train_clips)),
-        after_step=lambda epoch, state, clock: None,
-        stepping=Stepping(config.precision, config.accumulate, config.clip_grad, config.checkpoint_every),
-        world=world,
-        watched=encoder_parameters(model),
-        compiled=config.compile,
-    )
-    last = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    model.load_state_dict(progress.best_model)
-    held_out: tuple[Split, ...] = ("val", "test")
-    predictions = {
-        split: evaluate(model, loader(split).epoch(0), len(splits[split]), world)
-        for split in held_out
-        if split in splits
-    }
+            checkpoint=config.out / "checkpoint" / "last.pt",
+            measure=measure,
+            watcher=watcher,
+            stepping=Stepping(config.precision, config.accumulate, config.clip_grad, config.checkpoint_every),
+            world=world,
+            watched=encoders,
+            compiled=config.compile,
+        )
+        last = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        model.load_state_dict(progress.best_model)
+        held_out: tuple[Split, ...] = ("val", "test")
+        predictions = {
+            split: evaluate(
+                model,
+                announced(loader(split), 0, watcher, f"evaluating the best epoch on {split}"),
+                len(splits[split]),
+                world,
+            )
+            for split in held_out
+            if split in splits
+        }
     summary = summarize(progress, predictions)
     if not world.is_first:
         return summary
@@ -138,6 +161,49 @@ def train(
         modality=modalities[0] if len(modalities) == 1 else "joint",
     )
     return summary
+
+
+@contextmanager
+def watching(
+    config: TrainConfig, train: Loader, multi_label: bool, encoders: Sequence[str], world: World
+) -> Iterator[Watcher]:
+    """All that looks on while the first process trains: files, curves where asked for, and the terminal."""
+    if not world.is_first:
+        yield Watcher()
+        return
+    metrics = ["loss", "map" if multi_label else "accuracy"]
+    metrics += [f"{name}_accuracy" for name in encoders if len(encoders) > 1]
+    timings = record.read_timings(config.out)
+    watchers: list[Watcher] = [record.RunFiles(config.out)]
+    with ExitStack() as held:
+        if config.tensorboard:
+            positions = _clips_to_show(train)
+            watchers.append(
+                held.enter_context(
+                    drawn(config.out / "tensorboard", timings, lambda epoch: pictures(train, epoch - 1, positions))
+                )
+            )
+        watchers.append(held.enter_context(display(config.epochs, len(train), timings, metrics, encoders)))
+        yield Watchers(watchers)
+
+
+def _clips_to_show(train: Loader) -> list[int]:
+    """Positions of the same few in every epoch: those of which most is masked, else the first."""
+    if train.dataset.masking is not None:
+        return most_masked(train.dataset.masking, NUM_PICTURES)
+    return list(range(min(NUM_PICTURES, len(train.dataset))))
+
+
+def pictures(train: Loader, epoch: int, positions: Sequence[int]) -> dict[str, Tensor]:
+    """Some clips' inputs as the network sees them in an epoch (from 0): (3, height, width) uint8 by a name for each."""
+    dataset = train.dataset
+    batch = train.clips(epoch, positions)
+    return {
+        f"inputs/{dataset.index.ids[position]}": picture(
+            {modality: values[i] for modality, values in zip(dataset.modalities, batch.inputs, strict=True)}
+        )
+        for i, position in enumerate(positions)
+    }
 
 
 def encoder_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:

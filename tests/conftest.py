@@ -181,9 +181,9 @@ def fuse(paths: Experiment) -> tuple[str | Path, ...]:
 
 
 def files_of(folder: Path, *, without: Callable[[str], bool] = lambda name: False) -> dict[str, bytes]:
-    """Contents of every file below a folder by relative name, but for clocks, checkpoints and locks."""
+    """Contents of every file below a folder by relative name, but for clocks, checkpoints, curves and locks."""
     names = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-    unlike = ("timing", "checkpoint/last", ".")
+    unlike = ("timing", "checkpoint/last", "tensorboard/", ".")
     return {
         name: path.read_bytes() for name, path in names.items() if not name.startswith(unlike) and not without(name)
     }

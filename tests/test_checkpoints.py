@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,10 @@ from torch import Tensor, nn
 from avpt.errors import AvptError
 from avpt.models.encoder import Classifier, EncoderSpec, build_encoder
 from avpt.training.checkpoint import load_checkpoint, previous_of, save_checkpoint
-from avpt.training.loop import EpochState, Stepping, fit, new_epoch, train_epoch
+from avpt.training.loop import fit
+from avpt.training.passes import Stepping, train_epoch
+from avpt.training.state import Clock, EpochState, new_epoch
+from avpt.training.watch import Watcher
 from avpt.training.world import World
 from avpt.types import Batch
 
@@ -57,6 +60,16 @@ class InOrder:
         return STEPS
 
 
+class AfterStep(Watcher):
+    """Does something after each step, given the epoch (from 0) and its state."""
+
+    def __init__(self, body: Callable[[int, EpochState], None]) -> None:
+        self.body = body
+
+    def step_done(self, epoch: int, state: EpochState, clock: Clock, positions: Tensor) -> None:
+        self.body(epoch, state)
+
+
 class Stop(BaseException):
     """What a signal becomes in these tests."""
 
@@ -84,8 +97,7 @@ def trained(folder: Path, *, model: Linear | None = None, epochs: int = 4, **opt
         "clean_train": None,
         "rate": lambda epoch, step, steps: 0.1 / (1 + epoch * steps + step),
         "measure": lambda outputs: {"accuracy": float(outputs["logits"].sum()), "loss": 0.5},
-        "after_epoch": lambda progress, clock: None,
-        "after_step": lambda epoch, state, clock: None,
+        "watcher": Watcher(),
         "stepping": Stepping(),
     }
     progress = fit(
@@ -125,13 +137,13 @@ def test_a_signal_loses_no_step(tmp_path: Path, dynamics: str, number: signal.Si
     expected = trained(tmp_path / "whole", **options)
     for at in range(4 * STEPS):  # stopped in every step, one after the other
 
-        def after_step(epoch: int, state: EpochState, clock: Any, at: int = at) -> None:
+        def after_step(epoch: int, state: EpochState, at: int = at) -> None:
             assert epoch * STEPS + state.step > at, "a step is taken twice"
             if epoch * STEPS + state.step == at + 1:
                 signal.raise_signal(number)
 
         with pytest.raises(Stop):
-            trained(tmp_path / "parts", after_step=after_step, **options)
+            trained(tmp_path / "parts", watcher=AfterStep(after_step), **options)
         state = checkpoint(tmp_path / "parts")
         assert len(state["progress"]["records"]) * STEPS + state["epoch"]["step"] == at + 1
     assert equal(trained(tmp_path / "parts", **options), expected)
@@ -161,7 +173,7 @@ def test_a_signal_during_evaluation_does_not_wait_for_its_end(tmp_path: Path) ->
 
 @pytest.mark.usefixtures("_signals_raise")
 def test_a_second_interrupt_does_not_wait(tmp_path: Path) -> None:
-    def after_step(epoch: int, state: EpochState, clock: Any) -> None:
+    def after_step(epoch: int, state: EpochState) -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)  # as batch systems send more than one
         signal.raise_signal(signal.SIGTERM)
@@ -169,18 +181,18 @@ def test_a_second_interrupt_does_not_wait(tmp_path: Path) -> None:
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Stop):
-        trained(tmp_path, after_step=after_step)
+        trained(tmp_path, watcher=AfterStep(after_step))
     assert checkpoint(tmp_path)["epoch"]["step"] == 1
 
 
 @pytest.mark.usefixtures("_signals_raise")
 def test_an_error_is_told_before_a_signal(tmp_path: Path) -> None:
-    def after_step(epoch: int, state: EpochState, clock: Any) -> None:
+    def after_step(epoch: int, state: EpochState) -> None:
         signal.raise_signal(signal.SIGTERM)
         raise AvptError("the disk is full")
 
     with pytest.raises(AvptError, match="the disk is full"):
-        trained(tmp_path, after_step=after_step)
+        trained(tmp_path, watcher=AfterStep(after_step))
 
 
 @pytest.mark.parametrize(
@@ -219,13 +231,13 @@ def test_a_checkpoint_is_read_without_running_code(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     tmp_path: Path, keep: float, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def after_step(epoch: int, state: EpochState, clock: Any) -> None:
+    def after_step(epoch: int, state: EpochState) -> None:
         if (epoch, state.step) == (2, 2):
             signal.raise_signal(signal.SIGTERM)
 
     expected = trained(tmp_path / "whole")
     with pytest.raises(Stop):
-        trained(tmp_path / "parts", after_step=after_step, stepping=Stepping(checkpoint_every=1))
+        trained(tmp_path / "parts", watcher=AfterStep(after_step), stepping=Stepping(checkpoint_every=1))
     last = tmp_path / "parts" / "last.pt"
     content = last.read_bytes()
     last.write_bytes(content[: int(len(content) * keep)])
@@ -288,7 +300,7 @@ def stepped(stepping: Stepping, *, seed: int = 0) -> tuple[dict[str, Tensor], Ep
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         world=World(),
         watched={"encoder": list(model.encoder.parameters())},
-        after_step=lambda: None,
+        after_step=lambda positions: None,
     )
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}, state
 
@@ -319,6 +331,15 @@ def test_clipping_bounds_the_gradient_and_the_norm_noted_is_from_before() -> Non
     assert noted.norms == state.norms == {"encoder": pytest.approx(expected, rel=1e-4)}
     loose, _ = stepped(Stepping(clip_grad=norm * 2))
     assert equal(loose, whole)
+
+
+@pytest.mark.parametrize("limit", ["0", "-1"])
+def test_clipping_to_nothing_is_refused(experiment: Experiment, tmp_path: Path, limit: str) -> None:
+    command = (*finetune(experiment, "visual", experiment.visual_init), "--out", tmp_path / "run")
+    result = avpt(*command, "--clip-grad", limit)
+    assert result.code == 1
+    assert result.stderr == f"avpt: --clip-grad is {limit}; it must be over 0, or left out for no clipping\n"
+    assert not (tmp_path / "run").exists()
 
 
 def test_bfloat16_is_close(tmp_path: Path) -> None:

@@ -222,6 +222,7 @@ TRAIN: dict[str, Any] = {
     "--channels-last": False,
     "--compile": False,
     "--device": "auto",
+    "--tensorboard": False,
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "manifest": {

@@ -30,7 +30,8 @@ from avpt.errors import StoreError
 from avpt.models.checkpoint import load_encoder
 from avpt.models.encoder import Classifier, EncoderSpec, build_encoder
 from avpt.training import objective
-from avpt.training.loop import Stepping, measure_dynamics, new_epoch, train_epoch
+from avpt.training.passes import Stepping, measure_dynamics, train_epoch
+from avpt.training.state import new_epoch
 from avpt.training.world import World, join_world
 from avpt.types import Batch
 
@@ -160,7 +161,7 @@ def test_gradients_are_those_of_one_process(tmp_path: Path, size: int) -> None:
             scaler=torch.amp.GradScaler("cpu", enabled=False),
             world=world,
             watched={"encoder": list(model.encoder.parameters())},
-            after_step=lambda: None,
+            after_step=lambda positions: None,
         )
         seen = vars(state.merged(world))
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

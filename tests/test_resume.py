@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import Experiment, avpt, done, files_of, finetune, forked, fuse
 from kills import PATIENCE, killed, running, session, stopped, to_go_on, wait_for
+from test_watching import assert_curves_say_what_the_files_say
 
 # --- training ----------------------------------------------------------------------------------------------------
 
@@ -53,7 +54,7 @@ MODES: dict[str, tuple[str, tuple[str, ...]]] = {
         ("--schedule", "step", "--milestones", "1", "--flip", "--crop-scale", "0.3", "1", "--num-frames", "2"),
     ),
     "layer": ("layer", ("--schedule", "cosine", "--warmup-epochs", "1", "--optimizer", "adam", "--dynamics", "eval")),
-    "masked": ("fused", ("--schedule", "cosine", "--optimizer", "adamw", "--accumulate", "2")),
+    "masked": ("fused", ("--schedule", "cosine", "--optimizer", "adamw", "--accumulate", "2", "--tensorboard")),
     "channel": ("audio", ("--spec-augment", "4", "6", "--clip-grad", "1", "--decay-norm", "--channels-last")),
     "film": ("fused", ("--fusion", "film", "--mask", "uniform", "--dynamics", "eval", "--warmup-epochs", "1")),
     "bf16": ("audio", ("--precision", "bf16", "--optimizer", "adam", "--schedule", "step", "--milestones", "1")),
@@ -115,6 +116,8 @@ def finished_after_kills(tmp_path: Path, *command: str | Path, kills: int) -> tu
         count += 1
     done(*command, "--out", run)
     assert epochs_done(run) == 2
+    if "--tensorboard" in command:
+        assert_curves_say_what_the_files_say(run)
     return count, files_of(run)
 
 

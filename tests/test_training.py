@@ -36,8 +36,11 @@ from avpt.errors import StoreError
 from avpt.models.abri import AbriBatchNorm2d
 from avpt.models.encoder import Classifier, EncoderSpec, build_encoder, norm_parameters
 from avpt.training import objective
-from avpt.training.loop import Clock, Progress, Stepping, fit
+from avpt.training.loop import fit
 from avpt.training.optim import build_optimizer, learning_rate
+from avpt.training.passes import Stepping
+from avpt.training.state import Progress
+from avpt.training.watch import Watcher
 from avpt.training.world import World
 from avpt.types import Batch, Split
 
@@ -317,8 +320,11 @@ def test_the_best_epoch_is_the_first_of_equals(tmp_path: Path, values: Sequence[
         weights.append(model.head.weight.detach().clone())
         return {"accuracy": left.pop(0), "loss": 1.0}
 
-    def after(progress: Progress, clock: Clock) -> None:
-        assert clock.seconds > clock.waiting > 0
+    class Looks(Watcher):
+        def epoch_done(self, progress: Progress, timing: dict[str, Any]) -> None:
+            assert timing["seconds"] >= timing["training_seconds"] >= 0
+            assert timing["clips"] == 4
+            assert 0 < timing["waiting"] < 1
 
     progress = fit(
         model,
@@ -332,8 +338,7 @@ def test_the_best_epoch_is_the_first_of_equals(tmp_path: Path, values: Sequence[
         epochs=len(values),
         checkpoint=tmp_path / "last.pt",
         measure=measure,
-        after_epoch=after,
-        after_step=lambda epoch, state, clock: None,
+        watcher=Looks(),
         stepping=Stepping(),
         world=World(),
         watched={},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import multiprocessing
 import os
 import signal
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 import h5py
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from avpt.data import transforms
 from avpt.data.store import SplitIndex, open_shard
@@ -247,6 +248,12 @@ class Loader:
             item = _next(batches)
             assert item is not None
             yield self._prepare(item, last - first)
+
+    def clips(self, number: int, positions: Sequence[int]) -> Batch:
+        """Some clips as pass `number` feeds them, read by this process; no pass is changed by that."""
+        dataset = copy.copy(self.dataset)  # whose files close with it: none is left open where workers are forked
+        item = default_collate([dataset[number, position] for position in positions])
+        return self._prepare(item, len(positions))
 
     def _prepare(self, item: dict[str, Tensor], total: int) -> Batch:
         spec, masking = self.dataset.spec, self.dataset.masking

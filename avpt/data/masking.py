@@ -46,6 +46,12 @@ def plan_masking(ratios: dict[Modality, Tensor], inputs: InputSpec, patch: dict[
     return Masking(patch, {m: patches_to_mask(ratios[m], counts[m]) for m in MODALITIES})
 
 
+def most_masked(masking: Masking, count: int) -> list[int]:
+    """Positions of the clips of which most is masked, of each modality in turn, the first of equals."""
+    orders = [masking.num_masked[m].argsort(descending=True, stable=True)[:count].tolist() for m in MODALITIES]
+    return list(dict.fromkeys(position for turn in zip(*orders, strict=True) for position in turn))[:count]
+
+
 def _smaller(modality: Modality, height: int, width: int) -> str:
     """A patch, as an option, that an 8 x 8 grid or a finer one comes from."""
     rows, columns = max(1, height // 8), max(1, width // 8)

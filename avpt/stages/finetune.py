@@ -35,9 +35,8 @@ def train(config: FinetuneConfig, store: Store, settings: dict[str, Any], world:
     from avpt.data.splits import training_splits
     from avpt.models.checkpoint import check_input, load_encoder
     from avpt.models.encoder import Classifier
-    from avpt.training import runtime
 
-    device = runtime.start(config.seed, config.device, config.precision, world.local_rank)
+    device = runs.start(config, world)
     loaded = load_encoder(config.init, config.modality)
     check_input(loaded, config.init, store.settings)
     splits = training_splits(store, [config.modality], config.val_fraction)

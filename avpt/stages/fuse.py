@@ -42,9 +42,8 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
     from avpt.data.splits import training_splits
     from avpt.models.checkpoint import check_input, load_encoder
     from avpt.models.fusion import FusedModel
-    from avpt.training import runtime
 
-    device = runtime.start(config.seed, config.device, config.precision, world.local_rank)
+    device = runs.start(config, world)
     audio, visual = load_encoder(config.audio, "audio"), load_encoder(config.visual, "visual")
     check_input(audio, config.audio, store.settings)
     if visual.input is not None and visual.input["image_size"] != config.image_size:

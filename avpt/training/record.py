@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,37 +14,34 @@ from torch import Tensor
 from avpt.artifacts import Header, pack_ids, save
 from avpt.outputs import write_json, write_text
 from avpt.training.checkpoint import previous_of
-from avpt.training.loop import Clock, Progress
+from avpt.training.state import Progress
+from avpt.training.watch import Watcher
 from avpt.types import Split
 
-log = logging.getLogger(__name__)
+TIMING = "timing.jsonl"
 
 
-def write_epoch(path: Path, progress: Progress, clock: Clock, num_clips: int) -> None:
-    """Bring `metrics.jsonl` up to date, and what the clock says into `timing.jsonl`."""
-    _write_metrics(path, progress)
-    epoch = len(progress.records)
-    timing = path / "timing.jsonl"
-    rows = timing.read_text(encoding="utf-8").splitlines()[: epoch - 1] if timing.exists() else []
-    seconds = clock.seconds
-    now = {
-        "epoch": epoch,
-        "seconds": round(seconds, 3),
-        "clips_per_second": round(num_clips / seconds, 2),
-        "waiting": round(clock.waiting / seconds, 4),
-    }
-    write_text(timing, "".join(row + "\n" for row in [*rows, json.dumps(now)]))
-    record = progress.records[-1]
-    log.info(
-        "epoch %d  lr %.2g  loss %.4f  accuracy %.3f  val loss %.4f  val accuracy %.3f  %.1f s",
-        epoch,
-        record["lr"],
-        record["train"]["loss"],
-        record["train"]["accuracy"],
-        record["val"]["loss"],
-        record["val"]["accuracy"],
-        seconds,
-    )
+class RunFiles(Watcher):
+    """Keeps `metrics.jsonl` and, with what the clock says, `timing.jsonl` up to date."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def epoch_done(self, progress: Progress, timing: dict[str, Any]) -> None:
+        """Replace both."""
+        _write_metrics(self.path, progress)
+        rows = read_timings(self.path) | {timing["epoch"]: timing}
+        so_far = [json.dumps(rows[epoch]) + "\n" for epoch in sorted(rows) if epoch <= timing["epoch"]]
+        write_text(self.path / TIMING, "".join(so_far))
+
+
+def read_timings(path: Path) -> dict[int, dict[str, Any]]:
+    """The rows of a run folder's `timing.jsonl` by epoch, counted from 1; none where it is missing or damaged."""
+    try:
+        rows = map(json.loads, (path / TIMING).read_text(encoding="utf-8").splitlines())
+        return {row["epoch"]: row for row in rows}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # no result hangs on what a clock said
+        return {}
 
 
 def _write_metrics(path: Path, progress: Progress) -> None:

@@ -1,0 +1,253 @@
+"""What stderr shows of a training run: a live table on a terminal, plain lines elsewhere, nothing when silenced."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from avpt.progress import LINE_EVERY, console
+from avpt.training.state import Clock, EpochState, Progress
+from avpt.training.watch import Watcher
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+log = logging.getLogger(__name__)
+
+DRAW_EVERY = 0.5  # seconds between two states of the table, each of which costs training some 5 ms
+EPOCHS_SHOWN = 10  # the latest; the best is shown besides
+OTHER_LINES = 9  # of a terminal, that the table's rows leave to what is around them
+
+HEADS = {
+    "loss": ("val", "loss"),
+    "accuracy": ("val", "acc."),
+    "map": ("val", "mAP"),
+    "audio_accuracy": ("audio", "acc."),
+    "visual_accuracy": ("visual", "acc."),
+}
+
+
+@contextmanager
+def display(
+    epochs: int, steps: int, timings: Mapping[int, dict[str, Any]], metrics: Sequence[str], encoders: Sequence[str]
+) -> Iterator[Watcher]:
+    """Show a run while the block runs; the last state of the table stays on the terminal.
+
+    Args:
+        epochs: of the run.
+        steps: of an epoch.
+        timings: rows of `timing.jsonl` by epoch (from 1), for epochs that were done before.
+        metrics: of val, that are shown; the best epoch is chosen by the second.
+        encoders: whose gradients' norms are shown.
+    """
+    if not log.isEnabledFor(logging.INFO):
+        yield Watcher()
+    elif sys.stderr.isatty() and not console().is_dumb_terminal:
+        table = _Table(epochs, steps, timings, metrics, encoders)
+        with table.live:
+            try:
+                yield table
+            except BaseException:
+                table.end(f"stopped after step {table.step} of {steps}")
+                raise
+            table.end(f"done after {_duration(time.monotonic() - table.began)}")
+    else:
+        yield _Lines(epochs, steps, timings, metrics, encoders)
+
+
+class _Board(Watcher):
+    """The numbers. A step costs what its own clips cost, whatever an epoch has of them."""
+
+    every = DRAW_EVERY
+
+    def __init__(
+        self,
+        epochs: int,
+        steps: int,
+        timings: Mapping[int, dict[str, Any]],
+        metrics: Sequence[str],
+        encoders: Sequence[str],
+    ) -> None:
+        self.epochs, self.steps, self.metrics, self.encoders = epochs, steps, metrics, encoders
+        self.timings = dict(timings)  # of finished epochs, as their records
+        self.records: list[dict[str, Any]] = []
+        self.best_epoch = 0
+        self.began = self.looked = time.monotonic()
+        self.step, self.doing, self.over = 0, "starting", False
+        self.clips, self.loss, self.correct = 0, 0.0, 0  # of the current epoch, sums over its clips so far
+        self.clock = Clock()
+        self.norms: dict[str, float] = {}
+        self.paces: list[tuple[int, float]] = [(0, 0.0), (0, 0.0)]  # steps and their seconds: last epoch, this one
+        self.besides = 0.0  # seconds that an epoch takes besides its steps
+
+    def look(self) -> None:
+        """Show the numbers as they are."""
+
+    def run_begun(self, progress: Progress) -> None:
+        self.records, self.best_epoch = list(progress.records), progress.best_epoch
+
+    def epoch_begun(self, epoch: int, state: EpochState) -> None:
+        seen = (state.loss != 0) | (state.probability != 0)
+        self.clips, self.correct = int(seen.sum()), int(state.correct.sum())
+        self.loss = float(state.loss.double().sum())
+        self.step, self.norms, self.doing = state.step, state.mean_norms(), "waiting for the first step"
+        self.clock = Clock(first_step=state.step)
+        self._look_sometimes(now=True)
+
+    def step_done(self, epoch: int, state: EpochState, clock: Clock, positions: Tensor) -> None:
+        self.clips += len(positions)
+        self.loss += float(state.loss[positions].sum())
+        self.correct += int(state.correct[positions].sum())
+        self.step, self.norms, self.clock, self.doing = state.step, state.mean_norms(), clock, ""
+        self.paces[1] = state.step - clock.first_step, clock.training
+        self._look_sometimes()
+
+    def busy(self, what: str, done: int = 0, total: int = 0) -> None:
+        self.doing = f"{what}, batch {done + 1} of {total}" if total else what
+        self._look_sometimes(now=not done)
+
+    def epoch_done(self, progress: Progress, timing: dict[str, Any]) -> None:
+        self.records, self.best_epoch = list(progress.records), progress.best_epoch
+        self.timings[timing["epoch"]] = timing
+        self.besides = timing["seconds"] - timing["training_seconds"]
+        self.paces = [self.paces[1], (0, 0.0)]
+        self.clips, self.step, self.doing, self.clock, self.norms = 0, 0, "", Clock(), {}
+
+    def _look_sometimes(self, now: bool = False) -> None:
+        if now or time.monotonic() - self.looked >= self.every:
+            self.looked = time.monotonic()
+            self.look()
+
+    def left(self) -> str:
+        """About how long the run still takes, in words; empty where that can't be said."""
+        steps, seconds = (sum(values) for values in zip(*self.paces, strict=True))
+        to_go = self.epochs - len(self.records)
+        if self.over or not steps or not to_go:
+            return ""
+        return f"{_duration((to_go * self.steps - self.step) * seconds / steps + to_go * self.besides)} left"
+
+    def place(self) -> str:
+        """Where the run is."""
+        if len(self.records) == self.epochs:
+            return ", ".join(filter(None, [f"{self.epochs} epochs", self.doing]))
+        doing = self.doing or f"step {self.step} of {self.steps}"
+        return ", ".join(filter(None, [f"epoch {len(self.records) + 1} of {self.epochs}", doing, self.left()]))
+
+    def current(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The epoch that runs, as its rows of `metrics.jsonl` and `timing.jsonl` would be; val is still to come."""
+        train = {"loss": self.loss / self.clips, "accuracy": self.correct / self.clips} if self.clips else {}
+        epoch = len(self.records) + 1
+        record = {"epoch": epoch, "train": train, "val": {}, "gradient_norm": self.norms}
+        return record, self.clock.row(epoch)
+
+
+class _Lines(_Board):
+    """A line an epoch, and one every ten seconds in between."""
+
+    every = LINE_EVERY
+
+    def _look_sometimes(self, now: bool = False) -> None:
+        super()._look_sometimes()  # where nothing is drawn over, nothing need be said at once
+
+    def look(self) -> None:
+        said = [self.place()]
+        if self.clips and not self.doing:
+            record, timing = self.current()
+            said += [f"loss {record['train']['loss']:.4f}", f"accuracy {record['train']['accuracy']:.3f}"]
+            said += self._pace(record, timing)
+        log.info("  ".join(said))
+
+    def epoch_done(self, progress: Progress, timing: dict[str, Any]) -> None:
+        super().epoch_done(progress, timing)
+        record = progress.records[-1]
+        said = [f"epoch {record['epoch']}", f"lr {record['lr']:.2g}"]
+        said += [f"loss {record['train']['loss']:.4f}", f"accuracy {record['train']['accuracy']:.3f}"]
+        said += [
+            f"val {name.replace('_', ' ')} {record['val'][name]:.{4 if name == 'loss' else 3}f}"
+            for name in self.metrics
+        ]
+        said += [*self._pace(record, timing), f"{timing['seconds']:.1f} s", f"best {self.best_epoch}", self.left()]
+        log.info("  ".join(filter(None, said)))
+        self.looked = time.monotonic()
+
+    def _pace(self, record: dict[str, Any], timing: dict[str, Any]) -> list[str]:
+        norms = [f"{name} {norm:.3g}" for name, norm in record["gradient_norm"].items()]
+        said = [f"gradient {' '.join(norms)}"] if norms else []
+        if timing["clips"]:
+            said += [f"{timing['clips_per_second']:.1f} clips/s", f"waiting {timing['waiting']:.0%}"]
+        return said
+
+
+class _Table(_Board):
+    """A table of the latest epochs and the best, in 80 columns.
+
+    It is drawn between steps: a thread that drew it could hold a lock while loading processes are forked.
+    """
+
+    def __init__(self, *run: Any) -> None:
+        from rich.live import Live
+
+        super().__init__(*run)
+        self.live = Live(console=console(), get_renderable=self.drawing, auto_refresh=False, redirect_stdout=False)
+
+    def look(self) -> None:
+        self.live.refresh()
+
+    def epoch_done(self, progress: Progress, timing: dict[str, Any]) -> None:
+        super().epoch_done(progress, timing)
+        self._look_sometimes(now=True)
+
+    def end(self, how: str) -> None:
+        """Leave the last state of the table, which says how the run ended."""
+        self.over, self.doing = True, how
+        self.look()
+
+    def drawing(self) -> Group:
+        """The table, and under it what the run is doing."""
+        from rich import box
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        grid = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+        for i, head in enumerate(self._heads()):
+            grid.add_column("\n".join(head), justify="left" if i == 1 else "right", no_wrap=True)
+        shown = max(1, min(EPOCHS_SHOWN, console().height - OTHER_LINES))
+        latest = self.records[-shown:]
+        if self.best_epoch and self.best_epoch < latest[0]["epoch"]:
+            latest = [self.records[self.best_epoch - 1], *latest]
+        for record in latest:
+            best = record["epoch"] == self.best_epoch
+            grid.add_row(*self._cells(record, self.timings.get(record["epoch"], {})), style="bold" if best else "")
+        if len(self.records) < self.epochs and (self.clips or not self.over):
+            grid.add_row(*self._cells(*self.current()))
+        by = " ".join(HEADS[self.metrics[1]])
+        return Group(grid, Text(f" {self.place()}"), Text(f" * best so far, by {by}" if self.best_epoch else ""))
+
+    def _heads(self) -> list[tuple[str, str]]:
+        heads = [("", "epoch"), ("", ""), ("train", "loss"), ("train", "acc."), *(HEADS[name] for name in self.metrics)]
+        return [*heads, ("clips", "/s"), ("data", "wait"), *((name, "grad.") for name in self.encoders)]
+
+    def _cells(self, record: dict[str, Any], timing: dict[str, Any]) -> list[str]:
+        def cell(values: Mapping[str, Any], name: str, form: str) -> str:
+            value = values.get(name)
+            return "" if value is None else format(value, form if value < 1000 else ".3g")  # at most 8 characters
+
+        learnt, val, norms = record["train"], record["val"], record["gradient_norm"]
+        cells = [str(record["epoch"]), "*" if record["epoch"] == self.best_epoch else ""]
+        cells += [cell(learnt, "loss", ".4f"), cell(learnt, "accuracy", ".3f")]
+        cells += [cell(val, name, ".4f" if name == "loss" else ".3f") for name in self.metrics]
+        cells += [cell(timing, "clips_per_second", ".1f"), cell(timing, "waiting", ".0%")]
+        return cells + [cell(norms, name, "#.3g") for name in self.encoders]
+
+
+def _duration(seconds: float) -> str:
+    """`1:02:03`, with days before it where there are any."""
+    return str(timedelta(seconds=round(seconds)))

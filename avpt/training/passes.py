@@ -1,0 +1,136 @@
+"""One pass over some clips: training steps, training dynamics, or all outputs of a split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from avpt.training import objective
+from avpt.training.state import EpochState, new_epoch
+from avpt.training.world import World
+from avpt.types import Batch
+
+
+@dataclass(frozen=True)
+class Stepping:
+    """How a step is taken."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    accumulate: int = 1  # parts that a batch is taken in, one after the other
+    clip_grad: float | None = None  # largest norm of all gradients together
+    checkpoint_every: int | None = None  # steps; None is each epoch
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[None]:
+        """Where the forward pass may calculate in less than float32."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
+
+
+def train_epoch(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    optimizer: torch.optim.Optimizer,
+    state: EpochState,
+    *,
+    set_rate: Callable[[int], None],
+    stepping: Stepping,
+    scaler: torch.amp.GradScaler,
+    world: World,
+    watched: Mapping[str, Sequence[nn.Parameter]],
+    after_step: Callable[[Tensor], None],
+) -> None:
+    """The steps of a training pass that `state` does not have yet; it is brought up to date after each.
+
+    A step averages over all clips of its batch, however they are divided among processes and parts. The norms noted
+    are those before clipping. `after_step` is given the positions of the step's clips.
+
+    Raises:
+        NotFiniteError: the loss, or a gradient, is not a number.
+    """
+    model.train()
+    for batch in batches:
+        set_rate(state.step)
+        optimizer.zero_grad(set_to_none=True)
+        parts = _parts(batch, stepping.accumulate)
+        for number, part in enumerate(parts, 1):
+            with _local_gradients(model, number < len(parts)):
+                with stepping.autocast(part.labels.device):
+                    logits = model(*part.inputs)
+                    loss = objective.loss(logits, part.labels)
+                if not torch.isfinite(loss):
+                    raise NotFiniteError(f"loss is {loss.item()}", state.step, part.positions)
+                share = len(part.labels) / (batch.total or len(batch.labels))
+                scaler.scale(loss * (share * world.size)).backward()  # type: ignore[no-untyped-call]
+            state.record(logits.detach(), part)
+        scaler.unscale_(optimizer)
+        norms = {
+            name: float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+            for name, parameters in watched.items()
+        }
+        if all(map(math.isfinite, norms.values())):
+            state.norms = {name: state.norms.get(name, 0.0) + norm for name, norm in norms.items()}
+        elif scaler.is_enabled():
+            state.skipped += 1
+        else:  # after this step the model would be lost
+            raise NotFiniteError("gradient is not finite", state.step, batch.positions)
+        if stepping.clip_grad is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), stepping.clip_grad)
+        scaler.step(optimizer)
+        scaler.update()
+        state.step += 1
+        after_step(batch.positions)
+
+
+class NotFiniteError(Exception):
+    """The loss or a gradient is infinite or not a number."""
+
+    def __init__(self, problem: str, step: int, positions: Tensor) -> None:
+        super().__init__(problem)
+        self.step, self.positions = step, positions
+
+
+def _parts(batch: Batch, count: int) -> list[Batch]:
+    """A batch in parts of nearly equal size, none of one clip: BatchNorm needs two."""
+    count = max(1, min(count, len(batch.labels) // 2))
+    pieces = zip(
+        *(values.tensor_split(count) for values in (batch.labels, batch.positions, *batch.inputs)), strict=True
+    )
+    return [Batch(tuple(inputs), labels, positions) for labels, positions, *inputs in pieces]
+
+
+def _local_gradients(model: nn.Module, more: bool) -> AbstractContextManager[None]:
+    """While more parts of a batch are to come, the processes need not exchange gradients."""
+    if more and isinstance(model, nn.parallel.DistributedDataParallel):
+        context: AbstractContextManager[None] = model.no_sync()
+        return context
+    return nullcontext()
+
+
+@torch.inference_mode()
+def measure_dynamics(model: nn.Module, batches: Iterable[Batch], num_clips: int, world: World) -> EpochState:
+    """One clean pass over the training clips."""
+    model.eval()
+    state = new_epoch(num_clips)
+    for batch in batches:
+        state.record(model(*batch.inputs), batch)
+    return state.merged(world)
+
+
+@torch.inference_mode()
+def evaluate(model: Any, batches: Iterable[Batch], num_clips: int, world: World) -> dict[str, Tensor]:
+    """All outputs of the model over a split, in its order, on the CPU; and `labels`."""
+    model.eval()
+    parts: list[dict[str, Tensor]] = []
+    for batch in batches:
+        outputs = model.outputs(*batch.inputs) | {"labels": batch.labels, "positions": batch.positions}
+        parts.append({name: value.cpu() for name, value in outputs.items()})
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    positions = whole.pop("positions")
+    return {name: world.gather_rows(values, positions, num_clips) for name, values in whole.items()}

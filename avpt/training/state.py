@@ -1,0 +1,121 @@
+"""What a run has come to: its epochs so far, the steps of the one that it is in, and where its time goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from avpt.training import objective
+from avpt.training.world import World
+from avpt.types import Batch
+
+
+class Batches(Protocol):
+    """What the loop needs of a loader."""
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """One pass over the clips, from batch `start` on."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+@dataclass
+class EpochState:
+    """What an epoch has come to after some of its steps."""
+
+    probability: Tensor  # (clips,) float32 of the true class, 0 where not yet seen
+    correct: Tensor  # (clips,) bool
+    loss: Tensor  # (clips,) float32: a sum would hang on the order in which processes and resumed parts are added
+    step: int = 0  # steps taken
+    skipped: int = 0  # of these, by the scaler of fp16, because a gradient was too large for it
+    norms: dict[str, float] = field(default_factory=dict)  # of the gradients that reach each encoder, sums over steps
+
+    def record(self, logits: Tensor, batch: Batch) -> None:
+        """Note how sure the model is of each clip of a batch."""
+        self.loss[batch.positions] = objective.clip_losses(logits.float(), batch.labels).cpu()
+        self.probability[batch.positions] = objective.true_probability(logits, batch.labels).cpu()
+        self.correct[batch.positions] = objective.is_correct(logits, batch.labels).cpu()
+
+    def merged(self, world: World) -> EpochState:
+        """The same of all processes together."""
+        return replace(
+            self,
+            probability=world.sum(self.probability),
+            correct=world.sum(self.correct.to(torch.uint8)).bool(),
+            loss=world.sum(self.loss),
+        )
+
+    def mean_norms(self) -> dict[str, float]:
+        """The gradients' norms by encoder, means over the steps that were not skipped."""
+        return {name: total / (self.step - self.skipped) for name, total in self.norms.items()}
+
+
+def new_epoch(num_clips: int) -> EpochState:
+    """An epoch of which nothing is done."""
+    return EpochState(torch.zeros(num_clips), torch.zeros(num_clips, dtype=torch.bool), torch.zeros(num_clips))
+
+
+@dataclass
+class Progress:
+    """A run so far: everything that resuming needs besides model and optimiser."""
+
+    records: list[dict[str, Any]] = field(default_factory=list)  # one per epoch, as in metrics.jsonl
+    probability: list[Tensor] = field(default_factory=list)  # per epoch (clips,) float32
+    correct: list[Tensor] = field(default_factory=list)  # per epoch (clips,) bool
+    best_epoch: int = 0  # counted from 1; the first of equals
+    best_value: float = -1.0
+    best_model: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Clock:
+    """Where an epoch's time goes; no result depends on it."""
+
+    first_step: int = 0  # steps that another clock saw, before the run was taken up again
+    began: float = field(default_factory=time.perf_counter)
+    clips: int = 0  # handed to training, of all processes
+    waiting: float = 0.0  # seconds that training waited for batches
+    trained: float | None = None  # seconds of the training pass, once it is over
+    evaluated: float = 0.0  # seconds of the passes after it
+
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, and how long each let us wait."""
+        source = iter(batches)
+        while True:
+            asked = time.perf_counter()
+            batch = next(source, None)
+            self.waiting += time.perf_counter() - asked
+            if batch is None:
+                return
+            self.clips += batch.total or len(batch.labels)
+            yield batch
+
+    @property
+    def seconds(self) -> float:
+        """Since the epoch began, or was taken up again."""
+        return time.perf_counter() - self.began
+
+    @property
+    def training(self) -> float:
+        """Seconds of the training pass so far."""
+        return self.seconds if self.trained is None else self.trained
+
+    def row(self, epoch: int) -> dict[str, Any]:
+        """An epoch (from 1) as `timing.jsonl` has it; rates are of the training pass, None where nothing was left."""
+        training = self.training
+        row = {
+            "epoch": epoch,
+            "seconds": round(self.seconds, 3),
+            "training_seconds": round(training, 3),
+            "evaluation_seconds": round(self.evaluated, 3),
+            "clips": self.clips,
+            "clips_per_second": round(self.clips / training, 2) if self.clips else None,
+            "waiting": round(self.waiting / training, 4) if self.clips else None,
+        }
+        return row | ({"resumed_at_step": self.first_step} if self.first_step else {})
