@@ -186,19 +186,38 @@ def test_batches_that_are_held_are_not_written_over(experiment: Experiment, work
         assert sorted(torch.cat(positions).tolist()) == list(range(18))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_is_used_in_evaluation_and_outside(experiment: Experiment, workers: int) -> None:
+    loader = Loader(clips_of(Store(experiment.store)), 5, device=CPU, workers=workers)
+    with torch.inference_mode():
+        expected = [batch.inputs for batch in loader.epoch(0)]
+    with torch.no_grad():
+        for found, wanted in zip(loader.epoch(0), expected, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(found.inputs, wanted, strict=True))
+
+
 def test_memory_is_lent_to_one_at_a_time() -> None:
     memory = Memory()
     leaf = torch.ones(3, requires_grad=True)
-    saved = (memory.floats((4, 3)).fill_(2.0) * leaf).sum()  # autograd holds the input, nobody else does
-    other = memory.floats((4, 3)).fill_(5.0)
+    saved = (memory.floats("audio", (4, 3)).fill_(2.0) * leaf).sum()  # autograd holds the input, nobody else does
+    other = memory.floats("audio", (4, 3)).fill_(5.0)
     saved.backward()  # type: ignore[no-untyped-call]
     assert leaf.grad is not None
     assert leaf.grad.tolist() == [8.0, 8.0, 8.0]
-    place = other.data_ptr()
+    del saved  # whose memory is free now
     view = other.view(-1)[:2]
-    del other, saved
-    assert memory.floats((4, 3)).data_ptr() != place
-    del view
-    smaller = memory.floats((2, 3))
-    assert smaller.shape == (2, 3)
-    assert len(memory._free) <= Memory.KEPT
+    place = other.data_ptr()
+    del other
+    taken = [memory.floats("audio", (4, 3)) for _ in range(2)]
+    assert place not in [tensor.data_ptr() for tensor in taken]
+    del taken, view
+    again = memory.floats("audio", (2, 3))
+    assert again.shape == (2, 3)
+    assert memory.floats("visual", (2, 3)).data_ptr() != again.data_ptr()
+    assert memory.floats("audio", (9, 9)).shape == (9, 9)
+
+
+def test_memory_is_used_again() -> None:
+    memory = Memory()
+    places = {memory.floats("audio", (size, 1000)).data_ptr() for size in (9, 8, 9, 8)}
+    assert len(places) == 1

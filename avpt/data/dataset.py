@@ -239,22 +239,23 @@ class Collation:
 class Memory:
     """Memory of tensors that nobody holds any more, for the next: new memory costs more than to fill it."""
 
-    KEPT = 2  # as many as a batch has inputs
-
     def __init__(self) -> None:
-        self._free: list[np.ndarray[Any, Any]] = []  # the smallest first
+        self._free: dict[str, list[np.ndarray[Any, Any]]] = {}
 
-    def floats(self, shape: Sequence[int]) -> Tensor:
+    def floats(self, use: str, shape: Sequence[int]) -> Tensor:
         """A float32 tensor on the CPU; what is in it is undefined."""
-        size = math.prod(shape)
-        fitting = next((i for i, memory in enumerate(self._free) if len(memory) >= size), None)
-        memory = np.empty(size, np.float32) if fitting is None else self._free.pop(fitting)
+        size, free = math.prod(shape), self._free.setdefault(use, [])
+        memory = free.pop() if free else np.empty(size, np.float32)
+        if len(memory) < size:
+            memory = np.empty(size, np.float32)
         lent = memory[:size]  # lives as long as the tensor, its views, and what autograd saves of them
-        weakref.finalize(lent, self._take_back, memory).atexit = False
+        weakref.finalize(lent, _take_back, free, memory).atexit = False
         return torch.from_numpy(lent).view(*shape)
 
-    def _take_back(self, memory: np.ndarray[Any, Any]) -> None:
-        self._free = sorted([*self._free, memory], key=len)[-self.KEPT :]
+
+def _take_back(free: list[np.ndarray[Any, Any]], memory: np.ndarray[Any, Any]) -> None:
+    if not free:
+        free.append(memory)
 
 
 class Loader:
@@ -303,9 +304,9 @@ class Loader:
         spec, masking = self.dataset.spec, self.dataset.masking
         inputs: dict[Modality, Tensor] = {}
         if "audio" in item:
-            inputs["audio"] = transforms.normalise_audio(self._floats(item["audio"]), spec.mean, spec.std)
+            inputs["audio"] = transforms.normalise_audio(self._floats("audio", item["audio"]), spec.mean, spec.std)
         if "visual" in item:
-            inputs["visual"] = transforms.normalise_visual(self._floats(item["visual"]))
+            inputs["visual"] = transforms.normalise_visual(self._floats("visual", item["visual"]))
         if masking is not None:
             for modality, values in inputs.items():
                 count = masking.num_masked[modality][item["position"]].to(self.device)
@@ -317,10 +318,10 @@ class Loader:
         labels = item["label"].to(self.device, non_blocking=True)
         return Batch(tuple(inputs.values()), labels, item["position"], total)
 
-    def _floats(self, stored: Tensor) -> Tensor:
+    def _floats(self, modality: Modality, stored: Tensor) -> Tensor:
         """A copy on the device."""
         if self.device.type == "cpu":
-            return self._memory.floats(stored.shape).copy_(stored)
+            return self._memory.floats(modality, stored.shape).copy_(stored)
         pinned = self.device.type == "cuda"  # else a worker would write into what is still being copied
         return stored.to(self.device, non_blocking=pinned).to(torch.float32)
 

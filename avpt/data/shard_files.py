@@ -57,12 +57,12 @@ class ShardFiles:
         """
         for name, dtype in self.dtypes.items():
             dataset = file.get(name)
-            if not isinstance(dataset, h5py.Dataset) or dataset.dtype != dtype or dataset.chunks:
-                path = self.paths[shard]
-                raise StoreError(
-                    f"{path} has no {name} as avpt writes it; remove it and run its `avpt preprocess` again"
-                )
-            self.places[name][shard] = (dataset.id.get_offset() or 0, dataset.size)  # an empty one is nowhere
+            sound = isinstance(dataset, h5py.Dataset) and dataset.dtype == dtype
+            place = dataset.id.get_offset() if sound else None
+            if not sound or (place is None and dataset.size):
+                where = f"{self.paths[shard]} has no {name} as avpt writes it"
+                raise StoreError(f"{where}; remove it and run its `avpt preprocess` again")
+            self.places[name][shard] = (place or 0, dataset.size)  # an empty one is nowhere
 
     def read(self, shard: int, name: Values, start: int, count: int) -> np.ndarray[Any, Any]:
         """(count,) values of one kind, taken as flat, from number `start` on.
