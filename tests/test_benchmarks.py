@@ -82,6 +82,7 @@ def test_epoch(modality: str) -> None:
     record = benchmark("epoch", *small, *steps)
     assert record["target"] == 1.05
     assert 0 < record["ratio"] < math.inf
+    assert 0 < record["processor_ratio"] < math.inf
     assert 0 <= record["waiting"] < 1
     assert record["seconds_per_step"].keys() == {"loaded", "held"}
 

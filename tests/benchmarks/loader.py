@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
 import statistics
 import tempfile
 import time
@@ -20,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from clips import FRAMES, MEDIA, Recording, decoded, read_recordings, write_store
+from clips import FRAMES, MEDIA, Recording, decoded, processor_seconds, read_recordings, write_store
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -132,12 +130,6 @@ def file_loader(folders: list[Path], mean: float, std: float, batch_size: int, w
 
 def one_thread(worker: int) -> None:
     torch.set_num_threads(1)
-
-
-def processor_seconds() -> float:
-    """What this process and its workers have used so far."""
-    workers = [child.pid for child in multiprocessing.active_children() if child.pid]
-    return sum(time.clock_gettime(~pid << 3 | 2) for pid in (os.getpid(), *workers))  # as clock_getcpuclockid(3) does
 
 
 def one_pass(batches: Callable[[], Iterator[tuple[Tensor, ...]]], num_clips: int) -> tuple[float, float]:
