@@ -161,6 +161,8 @@ def _show(report: Report, settings: config.Config) -> None:
     if not (settings.quiet and report.outputs):
         for table in report.tables:
             _print_table(table, to_stderr=bool(report.outputs))
+        if report.text:
+            print(report.text, end="", file=sys.stderr if report.outputs else sys.stdout)
     for path in report.outputs:
         print(path)
 
@@ -244,6 +246,30 @@ def score_confidence(settings: config.ScoreConfig) -> Report:
 def fuse_train(settings: config.FuseConfig) -> Report:
     """Train both encoders and a fusion head together on masked input (stage 2)."""
     from avpt.stages import fuse as stage
+
+    return stage.run(settings)
+
+
+@command(config.EvaluateConfig)
+def evaluate(settings: config.EvaluateConfig) -> Report:
+    """Measure a trained model on the splits of a store, also with a modality absent or noised."""
+    from avpt.stages import evaluate as stage
+
+    return stage.run(settings)
+
+
+@command(config.PredictConfig)
+def predict(settings: config.PredictConfig) -> Report:
+    """Label clip files with a trained model."""
+    from avpt.stages import predict as stage
+
+    return stage.run(settings)
+
+
+@command(config.ExportConfig)
+def export(settings: config.ExportConfig) -> Report:
+    """Write a trained model for use without avpt: torchvision weights, ONNX or torch.export."""
+    from avpt.stages import export as stage
 
     return stage.run(settings)
 

@@ -22,6 +22,7 @@ LAYERS = {
     **{f"avpt.{part}": part for part in PARTS},
     "avpt.config": OPTIONS,
     "avpt.runs": RUNS,
+    "avpt.trained": RUNS,
     "avpt.shards": RUNS,
     "avpt.stages": STORIES,
     "avpt.cli": EDGE,

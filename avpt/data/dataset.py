@@ -44,6 +44,9 @@ class InputSpec:
     std: float
     image_size: int
     num_frames: int
+    audio_dtype: str = "float16"  # these three make a clip file the same input as a store would
+    frame_codec: str = "jpeg"
+    frame_accuracy: str = "exact"
 
 
 @dataclass(frozen=True)
