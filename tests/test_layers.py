@@ -18,6 +18,7 @@ LAYERS = {
     "avpt.progress": WORDS,
     "avpt.outputs": FILES,
     "avpt.artifacts": FILES,
+    "avpt.exported": FILES,
     "avpt.run_folder": FILES,
     **{f"avpt.{part}": part for part in PARTS},
     "avpt.config": OPTIONS,
