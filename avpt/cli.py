@@ -42,7 +42,7 @@ class Terminated(BaseException):
 def command(config_type: type[ConfigT]) -> Callable[[Callable[[ConfigT], Report]], None]:
     """Register `body` as a Typer command whose options are the fields of `config_type`."""
 
-    writes = issubclass(config_type, config.OutputConfig)
+    goes_on = issubclass(config_type, config.OutputConfig) and config_type.goes_on
 
     def register(body: Callable[[ConfigT], Report]) -> None:
         def callback(**options: Any) -> None:
@@ -66,9 +66,9 @@ def command(config_type: type[ConfigT]) -> Callable[[Callable[[ConfigT], Report]
                     raise
                 _fail(f"{error.filename or 'input/output'}: {error.strerror}", 1, with_debug)
             except KeyboardInterrupt:
-                _fail(f"interrupted{_how_to_go_on() if writes else ''}", 130, with_debug, tellers=1)
+                _fail(f"interrupted{_how_to_go_on() if goes_on else ''}", 130, with_debug, tellers=1)
             except Terminated:
-                _fail(f"terminated{_how_to_go_on() if writes else ''}", 143, with_debug, tellers=1)
+                _fail(f"terminated{_how_to_go_on() if goes_on else ''}", 143, with_debug, tellers=1)
 
         hints = config.type_hints(config_type)
         parameters = [

@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, cast, get_args, get_type_hints
 
 from typer import Argument, Option
 from typer.models import ParameterInfo
@@ -108,6 +108,8 @@ class Config:
 class OutputConfig(Config):
     """A command that writes files."""
 
+    goes_on: ClassVar[bool] = True  # where it was interrupted, and does not start over
+
     seed: Annotated[int, Option(min=0, max=2**63 - 1, help="Fixes everything that is random.")] = 0
     overwrite: Annotated[
         bool, Option("--overwrite", help="Start over: remove what avpt wrote at --out."), Transient
@@ -118,7 +120,7 @@ class OutputConfig(Config):
 class InfoConfig(Config):
     """`avpt info`."""
 
-    path: Annotated[Path, Argument(help="A store, a run folder, or a safetensors file written by avpt.")]
+    path: Annotated[Path, Argument(help="A store, a run folder, an artifact, or an exported model.")]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -503,6 +505,8 @@ class FuseConfig(MaskConfig, TrainConfig):
 class EvaluateConfig(OutputConfig):
     """`avpt evaluate`."""
 
+    goes_on = False
+
     model: Annotated[Path, Argument(help="Run folder, whose best model counts, or a classifier or fused artifact.")]
     store: Annotated[Path, Argument(help="Store written by `avpt preprocess`; classes are matched by name.")]
     split: Annotated[
@@ -549,6 +553,8 @@ class EvaluateConfig(OutputConfig):
 class PredictConfig(OutputConfig):
     """`avpt predict`."""
 
+    goes_on = False
+
     model: Annotated[Path, Argument(help="Run folder, whose best model counts, or a classifier or fused artifact.")]
     files: Annotated[
         list[Path] | None,
@@ -566,8 +572,11 @@ class PredictConfig(OutputConfig):
         Path | None, Option(help="Folder that paths in --manifest start from.", show_default="the manifest's")
     ] = None
     top: Annotated[int, Option(min=1, help="Classes shown of each clip.")] = 5
-    format: Annotated[Literal["table", "csv", "jsonl"], Option(help="A table, or a line a clip.")] = "table"
-    out: Annotated[Path | None, Option(help="File to write.", show_default="stdout")] = None
+    format: Annotated[
+        Literal["table", "csv", "jsonl"] | None,
+        Option(help="A table to look at, or a line a clip.", show_default="what --out ends in, else table"),
+    ] = None
+    out: Annotated[Path | None, Option(help="File to write (.csv, .jsonl).", show_default="stdout")] = None
     seed: Annotated[
         int, Option(min=0, max=2**63 - 1, help="Taken like everywhere; nothing here is random."), Transient
     ] = 0
@@ -588,11 +597,21 @@ class PredictConfig(OutputConfig):
             raise ConfigError("--manifest does not go with files beside it; give one or the other")
         if self.root is not None and self.manifest is None:
             raise ConfigError("--root does nothing without --manifest; leave it out")
+        if self.out is not None and self.written_as == "table":
+            raise ConfigError("--out takes --format csv or jsonl; a table is for the terminal")
+
+    @property
+    def written_as(self) -> str:
+        """The format, where none is given that of --out's suffix."""
+        suffix = "" if self.out is None else self.out.suffix[1:]
+        return self.format or (suffix if suffix in ("csv", "jsonl") else "table")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ExportConfig(OutputConfig):
     """`avpt export`."""
+
+    goes_on = False
 
     model: Annotated[Path, Argument(help="Run folder, whose best model counts, or an artifact.")]
     format: Annotated[

@@ -37,9 +37,8 @@ def read_exported(path: Path) -> Header:
         ArtifactError: it is not one that avpt wrote, or damaged.
     """
     if not path.is_file():
-        raise ArtifactError(
-            f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; an exported model is a file"
-        )
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise ArtifactError(f"{path} {what}; an exported model is a file")
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from avpt import artifacts, exported
 from avpt.artifacts import Header
 from avpt.config import ExportConfig
-from avpt.errors import ConfigError
+from avpt.errors import ConfigError, OutputError
 from avpt.outputs import atomic, claim
 from avpt.types import Modality, Report, Table
 
@@ -30,6 +30,8 @@ def run(config: ExportConfig) -> Report:
         found = reuse(config.out, header, config.defaults(), config.overwrite)
         if found is None:
             found = export(config, header)
+        elif not found.spec.keys() >= {"encoders", "input", "inputs", "output"}:
+            raise OutputError(f"{config.out} is damaged; --overwrite makes it again")
     return report(config, found)
 
 
@@ -46,7 +48,7 @@ def export(config: ExportConfig, header: Header) -> Header:
     modalities = modalities_of(config, loaded)
     fresh = config.format == "torchvision" and loaded.header.spec.get("input") is None  # straight from `init`
     pipeline = None if fresh else read_input(config.model, loaded.header)
-    header = replace(header, **describe(loaded, modalities, pipeline))
+    header = replace(header, **describe(config, loaded, modalities, pipeline))
     if config.format == "torchvision":
         (modality,) = modalities
         network = loaded.network
@@ -81,7 +83,9 @@ def modalities_of(config: ExportConfig, loaded: LoadedNetwork) -> list[Modality]
     return has if config.modality is None else [config.modality]
 
 
-def describe(loaded: LoadedNetwork, modalities: list[Modality], pipeline: InputSpec | None) -> dict[str, Any]:
+def describe(
+    config: ExportConfig, loaded: LoadedNetwork, modalities: list[Modality], pipeline: InputSpec | None
+) -> dict[str, Any]:
     """What the file says of itself: encoders, shapes of inputs and output, input pipeline, classes."""
     whole = loaded.header.kind == "classifier" or (loaded.header.kind == "fused" and len(modalities) == 2)
     encoders = {modality: asdict(loaded.encoders[modality]) | {"norm": "batchnorm"} for modality in modalities}
@@ -92,6 +96,8 @@ def describe(loaded: LoadedNetwork, modalities: list[Modality], pipeline: InputS
             "audio": ["batch", 1, pipeline.spectrogram_frames, pipeline.mel_bins],
             "visual": ["batch", pipeline.num_frames, 3, pipeline.image_size, pipeline.image_size],
         }
+        if config.format == "torchvision":  # whose networks know no clips
+            del shapes["visual"][1]
         spec |= {"input": asdict(pipeline), "inputs": {modality: shapes[modality] for modality in modalities}}
     if whole:
         spec |= {name: loaded.header.spec[name] for name in ("num_classes", "multi_label")}
@@ -102,7 +108,7 @@ def report(config: ExportConfig, header: Header) -> Report:
     """What it takes and gives, and the Python that loads it."""
     spec = header.spec
     code = code_for(config, header)
-    rows = [(name, "x".join(map(str, shape)), values(name, spec)) for name, shape in spec["inputs"].items()]
+    rows = [(name, " x ".join(map(str, shape)), values(name, spec)) for name, shape in spec["inputs"].items()]
     classes = f"{len(header.classes)} classes" if header.classes else ""
     rows.append((spec["output"], "", classes))
     summary = {"export": str(config.out), "format": config.format, "classes": header.classes, "code": code}
@@ -115,7 +121,8 @@ def values(modality: Modality, spec: dict[str, Any]) -> str:
     """What the numbers of an input are."""
     if modality == "visual":
         return "RGB in 0..1, less ImageNet's mean, by its deviation"
-    return f"(log-mel - {spec['input']['mean']:.6g}) / (2 * {spec['input']['std']:.6g})"
+    mean, std = spec["input"]["mean"], spec["input"]["std"]
+    return f"(log-mel {'+' if mean < 0 else '-'} {abs(mean):.6g}) / (2 * {std:.6g})"
 
 
 def code_for(config: ExportConfig, header: Header) -> str:
