@@ -46,7 +46,8 @@ def export(config: ExportConfig, header: Header) -> Header:
 
     loaded = load_network(config.model, "encoder", "classifier", "fused")
     modalities = modalities_of(config, loaded)
-    fresh = config.format == "torchvision" and loaded.header.spec.get("input") is None  # straight from `init`
+    # straight from `init`
+    fresh = (config.format, loaded.header.kind, loaded.header.spec.get("input")) == ("torchvision", "encoder", None)
     pipeline = None if fresh else read_input(config.model, loaded.header)
     header = replace(header, **describe(config, loaded, modalities, pipeline))
     if config.format == "torchvision":
