@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def make_shards(job: Job, shards: Iterable[Shard]) -> Iterator[bool]:
         memory=job.memory,
         preload="avpt.data.decode",
     )
-    with ThreadPoolExecutor(1) as writer:  # the workers need not wait for the disk
+    with closing(results), ThreadPoolExecutor(1) as writer:  # the workers need not wait for the disk
         writing: Future[None] | None = None
         for task, result in results:
             shard, rows = unfinished[task.shard]

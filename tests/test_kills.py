@@ -332,7 +332,7 @@ def test_results_that_nobody_waits_for_end_their_workers() -> None:
     before = session(os.getsid(0))
     results = run_isolated(act, ["now", "hang", "hang"], workers=2, timeout=60, preload="avpt.data.decode")
     assert next(results) == ("now", "NOW")
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     servers = set(fork_servers_of_this_process())
     wait_for(
         lambda: not [pid for pid, parent in session(os.getsid(0)).items() if parent in servers and pid not in before],

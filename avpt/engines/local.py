@@ -14,7 +14,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import forkserver
@@ -60,10 +60,11 @@ def run_isolated(
     timeout: float,
     preload: str,
     memory: int | None = None,
-) -> Iterator[tuple[Task, Result | Crashed | Hung]]:
+) -> Generator[tuple[Task, Result | Crashed | Hung], None, None]:
     """Run a function over tasks in worker processes; yields (task, result) as they finish, in any order.
 
-    A worker that dies, whoever killed it, is replaced and its task tried again, up to three times.
+    A worker that dies, whoever killed it, is replaced and its task tried again, up to three times. Close it where
+    the loop over it may end early: until then the workers live.
 
     Args:
         function: a module-level function.

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,7 +136,7 @@ def label(config: PredictConfig, clips: Sequence[Clip]) -> list[Answer]:
     )
     answers: dict[int, Answer] = {}
     failed = 0
-    with track(len(clips), "predict") as show:
+    with closing(results), track(len(clips), "predict") as show:
         show(0, 0)
         for task, result in results:
             clip = clips[task.row]
