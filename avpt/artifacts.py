@@ -29,7 +29,7 @@ TENSORS = {  # what a kind can't be read without; models are checked against the
 class Header:
     """What a file is and how it came about; stored as sorted JSON under the one metadata key `avpt`."""
 
-    kind: str  # encoder, classifier, dynamics, confidence, fused, predictions, mask
+    kind: str  # encoder, classifier, dynamics, confidence, fused, predictions, mask, export
     spec: dict[str, Any] = field(default_factory=dict)  # rebuilds the module and its input pipeline
     config: dict[str, Any] = field(default_factory=dict)  # options that can change the result
     inputs: dict[str, str] = field(default_factory=dict)  # name -> sha256 or store fingerprint
@@ -56,13 +56,18 @@ def save(path: Path, header: Header, tensors: Mapping[str, Tensor]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    metadata = {"avpt": json.dumps(asdict(header), sort_keys=True, ensure_ascii=False)}
+    metadata = {"avpt": format_header(header)}
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic(path) as beside:
         try:
             save_file(on_cpu, beside, metadata)
         except SafetensorError as error:  # its word for what the disk says
             raise OSError(str(error)) from error
+
+
+def format_header(header: Header) -> str:
+    """The header as the sorted JSON that a file carries."""
+    return json.dumps(asdict(header), sort_keys=True, ensure_ascii=False)
 
 
 def read_header(path: Path) -> tuple[Header, dict[str, tuple[str, list[int]]]]:
@@ -89,16 +94,25 @@ def read_header(path: Path) -> tuple[Header, dict[str, tuple[str, list[int]]]]:
             f"{path} is a safetensors file that avpt did not write; "
             "make an encoder of it with `avpt init --weights` first"
         )
+    return parse_header(path, metadata["avpt"]), tensors
+
+
+def parse_header(path: Path, text: str) -> Header:
+    """The header that a file carries as JSON.
+
+    Raises:
+        ArtifactError: it is damaged, or of a newer avpt.
+    """
     try:
-        values = json.loads(metadata["avpt"])
+        values = json.loads(text)
         if values["schema"] > SCHEMA:
             raise ArtifactError(f"{path} was written by a newer avpt ({values['avpt']}); update avpt")
         known = {name: values[name] for name in Header.__dataclass_fields__ if name in values}
         header = Header(**known)
         if not all(isinstance(getattr(header, name), type(default)) for name, default in vars(Header(kind="")).items()):
             raise TypeError
-        return header, tensors
-    except (ValueError, KeyError, TypeError):
+        return header
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ArtifactError(f"{path} has a damaged avpt header; make it again") from None
 
 

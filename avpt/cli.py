@@ -42,7 +42,7 @@ class Terminated(BaseException):
 def command(config_type: type[ConfigT]) -> Callable[[Callable[[ConfigT], Report]], None]:
     """Register `body` as a Typer command whose options are the fields of `config_type`."""
 
-    writes = issubclass(config_type, config.OutputConfig)
+    goes_on = issubclass(config_type, config.OutputConfig) and config_type.goes_on
 
     def register(body: Callable[[ConfigT], Report]) -> None:
         def callback(**options: Any) -> None:
@@ -66,9 +66,9 @@ def command(config_type: type[ConfigT]) -> Callable[[Callable[[ConfigT], Report]
                     raise
                 _fail(f"{error.filename or 'input/output'}: {error.strerror}", 1, with_debug)
             except KeyboardInterrupt:
-                _fail(f"interrupted{_how_to_go_on() if writes else ''}", 130, with_debug, tellers=1)
+                _fail(f"interrupted{_how_to_go_on() if goes_on else ''}", 130, with_debug, tellers=1)
             except Terminated:
-                _fail(f"terminated{_how_to_go_on() if writes else ''}", 143, with_debug, tellers=1)
+                _fail(f"terminated{_how_to_go_on() if goes_on else ''}", 143, with_debug, tellers=1)
 
         hints = config.type_hints(config_type)
         parameters = [
@@ -161,6 +161,8 @@ def _show(report: Report, settings: config.Config) -> None:
     if not (settings.quiet and report.outputs):
         for table in report.tables:
             _print_table(table, to_stderr=bool(report.outputs))
+        if report.text:
+            print(report.text, end="", file=sys.stderr if report.outputs else sys.stdout)
     for path in report.outputs:
         print(path)
 
@@ -244,6 +246,30 @@ def score_confidence(settings: config.ScoreConfig) -> Report:
 def fuse_train(settings: config.FuseConfig) -> Report:
     """Train both encoders and a fusion head together on masked input (stage 2)."""
     from avpt.stages import fuse as stage
+
+    return stage.run(settings)
+
+
+@command(config.EvaluateConfig)
+def evaluate(settings: config.EvaluateConfig) -> Report:
+    """Measure a trained model on the splits of a store, also with a modality absent or noised."""
+    from avpt.stages import evaluate as stage
+
+    return stage.run(settings)
+
+
+@command(config.PredictConfig)
+def predict(settings: config.PredictConfig) -> Report:
+    """Label clip files with a trained model."""
+    from avpt.stages import predict as stage
+
+    return stage.run(settings)
+
+
+@command(config.ExportConfig)
+def export(settings: config.ExportConfig) -> Report:
+    """Write a trained model for use without avpt: torchvision weights, ONNX or torch.export."""
+    from avpt.stages import export as stage
 
     return stage.run(settings)
 

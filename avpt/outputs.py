@@ -192,6 +192,39 @@ def refuse(path: Path, different: list[str]) -> OutputError:
     )
 
 
+def reuse_record(
+    path: Path, provenance: Mapping[str, Any], defaults: Mapping[str, Any], overwrite: bool
+) -> dict[str, Any] | None:
+    """A JSON file that is already there and was made in just this way, or None to make it.
+
+    Args:
+        path: the file.
+        provenance: `kind`, `config` and `inputs` as it must hold them.
+        defaults: of the options.
+        overwrite: the caller means to start over.
+
+    Raises:
+        OutputError: something else is there.
+    """
+    if not path.exists():
+        return None
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; --out must name a file")
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        same_kind = found["kind"] == provenance["kind"]
+        sound = same_kind and all(isinstance(found[part], dict) for part in ("config", "inputs"))
+    except (ValueError, KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise OutputError(f"{path} was not written by this command, or is damaged; choose another --out")
+    if overwrite:
+        return None
+    if different := differences(found, provenance, defaults):
+        raise refuse(path, different)
+    return found
+
+
 def look_into(path: Path, settings_file: str, owned: re.Pattern[str], overwrite: bool) -> dict[str, Any] | None:
     """Look at an output folder before any work; nothing is changed. Call it inside `claim`.
 

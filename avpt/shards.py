@@ -89,7 +89,7 @@ def make_shards(job: Job, shards: Iterable[Shard]) -> Iterator[bool]:
         writing: Future[None] | None = None  # the workers need not wait for the disk
         for task, result in results:
             shard, rows = unfinished[task.shard]
-            outcome = rows[task.row] = _outcome(job, task.clip, result)
+            outcome = rows[task.row] = told(task, result)
             if len(rows) == len(shard.clips):
                 if writing is not None:
                     writing.result()
@@ -127,12 +127,17 @@ def decode_task(task: Task) -> DecodedClip | Failure:
     return decoded
 
 
-def _outcome(job: Job, clip: Clip, result: DecodedClip | Failure | Crashed | Hung) -> DecodedClip | Failure:
+def told(
+    task: Task,
+    result: DecodedClip | Failure | Crashed | Hung,
+    remedy: str = "raise --worker-memory and --retry-failures",
+) -> DecodedClip | Failure:
+    """What came of a task, a crash or a timeout told as the failure of its clip; `remedy` is for want of memory."""
     if not isinstance(result, Crashed | Hung):
         return result
-    how = result.how
+    how, clip = result.how, task.clip
     if "out of memory" in how:
-        how = f"needs more than {job.memory / 2**30:g} GiB of memory; raise --worker-memory and --retry-failures"
+        how = f"needs more than {task.memory / 2**30:g} GiB of memory; {remedy}"
     stage = "timeout" if isinstance(result, Hung) else "crash"
     return Failure(clip.id, clip.split, clip.source, stage, how)
 

@@ -41,10 +41,12 @@ class Table:
 class Report:
     """What a command did: the paths it wrote, the record that scripts read, tables for people.
 
-    `problem` is what is wrong with what it looked at, and the next step: shown last, with exit code 1.
+    `problem` is what is wrong with what it looked at, and the next step: shown last, with exit code 1. `text` is
+    shown as it stands, after the tables.
     """
 
     summary: dict[str, Any]
     outputs: tuple[Path, ...] = ()
     tables: list[Table] = field(default_factory=list)
     problem: str | None = None
+    text: str = ""

@@ -482,7 +482,7 @@ def test_multi_label_metrics(clips: int, classes: int, share: float, seed: int) 
 
 def index(ids: Sequence[str], labels: np.ndarray[Any, Any]) -> SplitIndex:
     count = np.arange(len(ids))
-    shards = ShardFiles([Path("train-00000.h5")], "float16")
+    shards = ShardFiles([Path("train-00000.h5")], "float16", (48, 32))
     return SplitIndex(list(ids), labels, count * 0, count, count * 0 + 5, count * 0 + 1, shards)
 
 

@@ -46,6 +46,9 @@ class InputSpec:
     std: float
     image_size: int
     num_frames: int
+    audio_dtype: str = "float16"  # these three make a clip file the same input as a store would
+    frame_codec: str = "jpeg"
+    frame_accuracy: str = "exact"
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
 
     def _audio(self, position: int) -> Tensor:
         """(1, frames, mel), as stored."""
-        shape = grid(self.spec, "audio")
+        shape = self.index.shards.fbank_shape
         row, values = int(self.index.row[position]), math.prod(shape)
         stored = self.index.shards.read(int(self.index.shard[position]), "audio/fbank", row * values, values)
         fbank = torch.from_numpy(stored).view(shape)

@@ -20,6 +20,7 @@ from avpt.types import SPLITS, Split
 MEDIA_COLUMNS = ("video", "audio", "frames")  # in the order in which a default id is sought
 COLUMNS = ("id", "label", "split", *MEDIA_COLUMNS, "start", "end")
 LABEL_SEPARATOR = ";"
+UNLABELLED = {"label": "-", "split": "test"}  # stand in where neither matters
 MAX_LISTED = 20  # bad rows told one by one; the rest are counted
 MAX_SHOWN = 100  # characters of a cell quoted in a message
 
@@ -76,17 +77,20 @@ class Manifest:
         return [clip for clip in self.clips if clip.split == name]
 
 
-def read_manifest(path: Path, *, root: Path | None = None, multi_label: bool = False) -> Manifest:
+def read_manifest(
+    path: Path, *, root: Path | None = None, multi_label: bool = False, labelled: bool = True
+) -> Manifest:
     """Read a manifest and check every row; all the bad ones are told in one ManifestError.
 
-    Paths in it are relative to `root`, or else to the manifest's own folder.
+    Paths in it are relative to `root`, or else to the manifest's own folder. Where rows need not be `labelled`,
+    labels and splits are not looked at, and the columns may be missing.
     """
     data, text = _read(path)
     if root is not None and not root.is_dir():
         raise ManifestError(f"{path}: root {root} is not a folder; give the one its paths start from")
     base = (root or path.parent).absolute()  # FFmpeg would take a bare "10:30.wav" for a protocol
     rows = _rows(text)
-    columns = _columns(path, next(rows, None))
+    columns = _columns(path, next(rows, None), ("label", "split") if labelled else ())
 
     clips: list[Clip] = []
     bad: list[str] = []
@@ -97,7 +101,8 @@ def read_manifest(path: Path, *, root: Path | None = None, multi_label: bool = F
         elif len(cells) != len(columns):
             problems = [f"has {len(cells)} cells, not {len(columns)}; put quotes around a cell with a comma"]
         else:
-            clip, problems = _clip(dict(zip(columns, cells, strict=True)), base, multi_label)
+            row = dict(zip(columns, cells, strict=True))
+            clip, problems = _clip(row if labelled else row | UNLABELLED, base, multi_label)
             first = lines.setdefault(clip.id, line)
             if clip.id and first != line:
                 problems.append(f"id {_show(clip.id)} is taken by line {first}; name each in column id")
@@ -144,7 +149,7 @@ def _rows(text: str) -> Iterator[Row]:
             yield line, cells
 
 
-def _columns(path: Path, header: Row | None) -> list[str]:
+def _columns(path: Path, header: Row | None, needed: tuple[str, ...]) -> list[str]:
     known = f"the columns are {', '.join(COLUMNS)}"
     if header is None:
         raise ManifestError(f"{path}: is empty; the first line names the columns: {known}")
@@ -153,7 +158,7 @@ def _columns(path: Path, header: Row | None) -> list[str]:
         raise ManifestError(f"{path}: line {line}: {names}")
     problems = [f"unknown column {_show(name)}" for name in dict.fromkeys(names) if name not in COLUMNS]
     problems += [f"column {name} is there twice" for name in COLUMNS if names.count(name) > 1]
-    problems += [f"no column {name}" for name in ("label", "split") if name not in names]
+    problems += [f"no column {name}" for name in needed if name not in names]
     if not set(MEDIA_COLUMNS) & set(names):
         problems.append("none of the columns video, audio, frames")
     if len(names) == 1 and any(other in names[0] for other in ";\t|"):

@@ -32,8 +32,8 @@ OPEN_FILES = 64  # a data set has thousands of shards, a process may open about 
 class ShardFiles:
     """The shards of a split; each file is opened on first read, and of many the one read longest ago is closed."""
 
-    def __init__(self, paths: Sequence[Path], audio_dtype: str) -> None:
-        self.paths = paths
+    def __init__(self, paths: Sequence[Path], audio_dtype: str, fbank_shape: tuple[int, int]) -> None:
+        self.paths, self.fbank_shape = paths, fbank_shape  # (frames, mel) of each spectrogram
         self.dtypes = {name: np.dtype(dtype) for name, dtype in (DTYPES | {"audio/fbank": audio_dtype}).items()}
         # where a shard's values begin in its file, and how many there are: filled in by `locate`
         self.places = {name: np.zeros((len(paths), 2), np.int64) for name in DTYPES}
@@ -53,11 +53,12 @@ class ShardFiles:
         """Note where the values of an open shard are.
 
         Raises:
-            StoreError: they are missing, of another type, or not contiguous; avpt writes no such shard.
+            StoreError: they are missing, of another type or shape, or not contiguous; avpt writes no such shard.
         """
         for name, dtype in self.dtypes.items():
             dataset = file.get(name)
             sound = isinstance(dataset, h5py.Dataset) and dataset.dtype == dtype
+            sound = sound and (name != "audio/fbank" or dataset.shape[1:] == self.fbank_shape)
             place = dataset.id.get_offset() if sound else None
             if not sound or (place is None and dataset.size):
                 where = f"{self.paths[shard]} has no {name} as avpt writes it"

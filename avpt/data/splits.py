@@ -28,7 +28,7 @@ def training_splits(store: Store, modalities: Sequence[Modality], val_fraction: 
         raise StoreError(f"{store.path} has no training clips; give rows of the manifest the split `train`")
     for split, index in splits.items():
         for modality in modalities:
-            _require(store, split, index, modality)
+            require_modality(store, split, index, modality)
     classes = {split: _classes(index.labels) for split, index in splits.items()}
     if len(classes["train"]) < 2:
         raise StoreError(f"{store.path} has training clips of one class only; a classifier needs two or more")
@@ -86,7 +86,12 @@ def _classes(labels: np.ndarray[Any, Any]) -> set[int]:
     return {int(index) for index in present}
 
 
-def _require(store: Store, split: Split, index: SplitIndex, modality: Modality) -> None:
+def require_modality(store: Store, split: Split, index: SplitIndex, modality: Modality) -> None:
+    """See that every clip of a split has a modality.
+
+    Raises:
+        StoreError: naming those that lack it.
+    """
     counts = index.num_audio_frames if modality == "audio" else index.num_visual_frames
     lacking = np.flatnonzero(counts == 0)
     if not len(lacking):

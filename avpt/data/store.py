@@ -256,7 +256,11 @@ class Store:
             "row": np.zeros(0, np.int64),
         }
         columns = {name: [part] for name, part in empty.items()}
-        files = ShardFiles(paths, self.settings["audio_dtype"])
+        files = ShardFiles(
+            paths,
+            self.settings["audio_dtype"],
+            (self.settings["spectrogram_frames"], self.settings["mel_bins"]),
+        )
         for number, path in enumerate(paths):
             if read_shard_record(path.with_suffix("")) is None:
                 raise StoreError(f"{path} is missing or truncated; run its `avpt preprocess` again")

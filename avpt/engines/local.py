@@ -63,7 +63,8 @@ def run_isolated(
 ) -> Generator[tuple[Task, Result | Crashed | Hung], None, None]:
     """Run a function over tasks in worker processes; yields (task, result) as they finish, in any order.
 
-    A worker that dies, whoever killed it, is replaced and its task tried again, up to three times.
+    A worker that dies, whoever killed it, is replaced and its task tried again, up to three times. Close it where
+    the loop over it may end early: until then the workers live.
 
     Args:
         function: a module-level function.

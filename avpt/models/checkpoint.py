@@ -1,4 +1,4 @@
-"""Encoders read back from avpt's own artifacts."""
+"""Encoders and whole models read back from avpt's own artifacts."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torchvision.models import ResNet
 
 from avpt import artifacts
-from avpt.errors import ArtifactError
-from avpt.models.encoder import EncoderSpec, build_encoder, encoder_spec
-from avpt.types import Modality
+from avpt.artifacts import Header
+from avpt.errors import ArtifactError, listed
+from avpt.models.encoder import Classifier, EncoderSpec, build_encoder, encoder_spec
+from avpt.models.fusion import FUSIONS, FusedModel
+from avpt.types import MODALITIES, Modality
 
 
 @dataclass(frozen=True)
@@ -67,3 +70,77 @@ def check_input(loaded: LoadedEncoder, path: Path, wanted: dict[str, Any]) -> No
             f"{path} was trained on other spectrograms than the store holds ({', '.join(different)}); "
             "preprocess the clips with the same options, or start from weights with `avpt init`"
         )
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A trained network on the CPU, in evaluation mode, and the header of its artifact."""
+
+    network: ResNet | Classifier | FusedModel  # an encoder without a head, one with, or two
+    encoders: dict[Modality, EncoderSpec]
+    header: Header
+
+
+def load_network(path: Path, *kinds: str) -> LoadedNetwork:
+    """Rebuild what an artifact, or the best model of a run folder, holds.
+
+    Args:
+        path: the artifact or run folder.
+        kinds: which are of use: encoder, classifier, fused.
+
+    Raises:
+        ArtifactError: missing, unfinished, of another kind, or tensors that do not fit its spec.
+    """
+    file = artifacts.model_file(path)
+    header, tensors = artifacts.read_header(file)
+    if header.kind == "encoder" and "encoder" not in kinds:
+        raise ArtifactError(f"{path} is an encoder without a classifier; train one with `avpt finetune-unimodal`")
+    if header.kind not in kinds:
+        raise ArtifactError(f"{path} is of kind {header.kind}; {' or '.join(kinds)} is needed here")
+    try:
+        with torch.device("meta"):  # takes no memory, whatever the spec says
+            network, encoders = _build(header)
+        problems = _misfits(network, {name: shape for name, (_, shape) in tensors.items()})
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        problems = [next(iter(str(error).splitlines()), type(error).__name__)]
+    if problems:
+        raise ArtifactError(f"{path} does not fit its own spec ({listed(problems)}); make it again")
+    state = artifacts.load(file, header.kind).tensors
+    wanted = {name: value.dtype for name, value in network.state_dict().items()}
+    network.load_state_dict({name: state[name].to(dtype, copy=True) for name, dtype in wanted.items()}, assign=True)
+    if not all(value.isfinite().all() for value in network.state_dict().values()):
+        raise ArtifactError(f"{path} holds values that are not numbers; train it again with a lower --lr")
+    return LoadedNetwork(network.eval(), encoders, header)
+
+
+def _build(header: Header) -> tuple[ResNet | Classifier | FusedModel, dict[Modality, EncoderSpec]]:
+    """The network that a header's spec describes, with random weights."""
+    spec = header.spec
+    if header.kind in ("encoder", "classifier"):
+        only = encoder_spec(spec["encoder"])
+        encoder = build_encoder(only)
+        network = encoder if header.kind == "encoder" else Classifier(encoder, _num_classes(header))
+        return network, {only.modality: only}
+    audio, visual = encoder_spec(spec["audio"]), encoder_spec(spec["visual"])
+    if (audio.modality, visual.modality) != MODALITIES or spec["fusion"] not in FUSIONS:
+        raise ValueError(f"unknown fusion {spec['fusion']} of {audio.modality} and {visual.modality}")
+    model = FusedModel(build_encoder(audio), build_encoder(visual), spec["fusion"], _num_classes(header))
+    return model, {"audio": audio, "visual": visual}
+
+
+def _num_classes(header: Header) -> int:
+    classes = header.classes
+    if not classes or not all(isinstance(name, str) for name in classes) or len(set(classes)) < len(classes):
+        raise ValueError("the class names are missing, or not all different")
+    if header.spec["num_classes"] != len(classes) or not isinstance(header.spec["multi_label"], bool):
+        raise ValueError("the number of classes is not that of their names")
+    return len(classes)
+
+
+def _misfits(network: torch.nn.Module, shapes: dict[str, list[int]]) -> list[str]:
+    """What keeps tensors of these shapes from being the network's."""
+    wanted = {name: list(value.shape) for name, value in network.state_dict().items()}
+    found = [f"{name} is missing" for name in wanted if name not in shapes]
+    found += [f"{name} is unknown" for name in shapes if name not in wanted]
+    differ = (name for name in wanted if name in shapes and shapes[name] != wanted[name])
+    return found + [f"{name} is {shapes[name]}, not {wanted[name]}" for name in differ]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet
 
 from avpt.models.encoder import encode
+from avpt.types import MODALITIES, Modality
 
 FusionName = Literal["concat", "sum", "film", "gated"]
 
@@ -92,17 +93,40 @@ class FusedModel(nn.Module):
         logits: Tensor = self.fusion(encode(self.audio, audio), encode(self.visual, visual))
         return logits
 
-    def outputs(self, audio: Tensor, visual: Tensor) -> dict[str, Tensor]:
+    def outputs(self, audio: Tensor | None, visual: Tensor | None) -> dict[str, Tensor]:
         """What evaluation records: the logits and each modality's share of them, which add up to the logits.
 
         The share is the two-player Shapley value, zero features standing for an absent modality:
-        z_a = 1/2 [f(a,v) - f(0,v) + f(a,0)], and z_v the other way round.
+        z_a = 1/2 [f(a,v) - f(0,v) + f(a,0)], and z_v the other way round. A modality that is None is absent, and
+        its share, which says nothing of the clip, is left out.
         """
-        a, v = encode(self.audio, audio), encode(self.visual, visual)
+        a = None if audio is None else encode(self.audio, audio)
+        v = None if visual is None else encode(self.visual, visual)
+        a = _nothing(self.audio, v) if a is None else a
+        v = _nothing(self.visual, a) if v is None else v
         both = self.fusion(a, v)
         only_audio, only_visual = self.fusion(a, torch.zeros_like(v)), self.fusion(torch.zeros_like(a), v)
-        return {
-            "logits": both,
-            "audio_logits": (both - only_visual + only_audio) / 2,
-            "visual_logits": (both - only_audio + only_visual) / 2,
-        }
+        found = {"logits": both}
+        if audio is not None:
+            found["audio_logits"] = (both - only_visual + only_audio) / 2
+        if visual is not None:
+            found["visual_logits"] = (both - only_audio + only_visual) / 2
+        return found
+
+
+def _nothing(encoder: ResNet, other: Tensor | None) -> Tensor:
+    """Zero features (batch, width) for as many clips as the other modality has."""
+    assert other is not None, "a clip has sound or pictures"
+    return other.new_zeros(len(other), int(encoder.width))
+
+
+class OneModality(nn.Module):
+    """A fused model that is fed one of its modalities; the features of the other are zero."""
+
+    def __init__(self, model: FusedModel, present: Modality) -> None:
+        super().__init__()
+        self.model, self.present = model, present
+
+    def outputs(self, inputs: Tensor) -> dict[str, Tensor]:
+        """What evaluation records: the logits and the present modality's share of them."""
+        return self.model.outputs(*(inputs if modality == self.present else None for modality in MODALITIES))

@@ -15,6 +15,7 @@ from avpt import artifacts
 from avpt.config import InfoConfig
 from avpt.data.store import SplitIndex, Store
 from avpt.errors import ArtifactError
+from avpt.exported import read_exported
 from avpt.outputs import read_record
 from avpt.types import Report, Table
 
@@ -33,6 +34,9 @@ def run(config: InfoConfig) -> Report:
 
 def describe_artifact(path: Path) -> Report:
     """Header and tensor shapes of one file."""
+    if path.suffix in (".onnx", ".pt2"):
+        summary = {"path": str(path), **asdict(read_exported(path))}
+        return Report(summary, tables=_header_tables(str(path), summary))
     header, tensors = artifacts.read_header(path)
     shapes: dict[str, dict[str, Any]] = {
         name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in sorted(tensors.items())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from torch.nn import functional
 
@@ -70,3 +72,24 @@ def metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
 def key_metric(values: dict[str, float]) -> float:
     """What the best epoch is chosen by: accuracy, or mAP when multi-label."""
     return values.get("map", values["accuracy"])
+
+
+def per_class(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """What each class comes to, in the order of the classes; None where it has no clip.
+
+    Single-label: `count` of its clips, `accuracy` among them, `confusion` (a row a true class, a column a predicted
+    one). Multi-label: `count`, `average_precision`.
+    """
+    from sklearn.metrics import average_precision_score, confusion_matrix
+
+    if labels.ndim == 1:
+        confusion = confusion_matrix(labels, logits.argmax(dim=1), labels=range(logits.shape[1]))
+        counts = confusion.sum(axis=1).tolist()
+        right = confusion.diagonal().tolist()
+        accuracies = [hits / count if count else None for hits, count in zip(right, counts, strict=True)]
+        return {"count": counts, "accuracy": accuracies, "confusion": confusion.tolist()}
+    counts = labels.sum(dim=0).long().tolist()
+    precisions = [
+        float(average_precision_score(labels[:, i], logits[:, i])) if count else None for i, count in enumerate(counts)
+    ]
+    return {"count": counts, "average_precision": precisions}

@@ -1,0 +1,84 @@
+"""A trained model read back from a path with everything that it takes to use it: classes and input pipeline."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from avpt.artifacts import Header
+from avpt.config import PreprocessConfig, TrainConfig, allows
+from avpt.data.dataset import InputSpec
+from avpt.errors import ArtifactError, listed
+from avpt.models.checkpoint import load_network
+from avpt.models.encoder import Classifier
+from avpt.models.fusion import FusedModel
+from avpt.types import Modality
+
+LARGEST_INPUT = 2**28  # values of one clip, of sound or of pictures; far beyond what any encoder is trained on
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A classifier or a fused model on the CPU, in evaluation mode."""
+
+    model: Classifier | FusedModel
+    modalities: tuple[Modality, ...]  # those that it takes, in the order of its inputs
+    input: InputSpec
+    classes: list[str]
+    multi_label: bool
+    header: Header
+
+    def option(self, name: str) -> Any:
+        """An option of the training, or its default where the header does not tell."""
+        value = self.header.config.get(name)
+        return value if allows(TrainConfig, name, value) else TrainConfig.defaults()[name]
+
+
+def load_trained(path: Path) -> Trained:
+    """The model that stands for a path: a classifier or fused artifact, or the best model of a run folder.
+
+    Raises:
+        ArtifactError: missing, damaged, an encoder without a head, or something else altogether.
+    """
+    loaded = load_network(path, "classifier", "fused")
+    assert isinstance(loaded.network, Classifier | FusedModel)
+    return Trained(
+        model=loaded.network,
+        modalities=tuple(loaded.encoders),
+        input=read_input(path, loaded.header),
+        classes=loaded.header.classes,
+        multi_label=loaded.header.spec["multi_label"],
+        header=loaded.header,
+    )
+
+
+def read_input(path: Path, header: Header) -> InputSpec:
+    """The input pipeline that a model was trained with.
+
+    Raises:
+        ArtifactError: the spec has none, or one that no training could have had.
+    """
+    values = header.spec.get("input")
+    if not isinstance(values, dict):
+        raise ArtifactError(f"{path} has no input pipeline: it is not trained yet; `avpt finetune-unimodal` does that")
+    defaults = {name: default for name, default in vars(InputSpec).items() if name in InputSpec.__dataclass_fields__}
+    whole = defaults | {name: values[name] for name in InputSpec.__dataclass_fields__ if name in values}
+    bad = [field.name for field in fields(InputSpec) if not _is_possible(field.name, whole.get(field.name))]
+    if not bad:
+        spec = InputSpec(**whole)
+        sizes = (spec.spectrogram_frames * spec.mel_bins, spec.num_frames * 3 * spec.image_size**2)
+        bad = ["an input of that size"] if max(sizes) > LARGEST_INPUT else []
+    if bad:
+        raise ArtifactError(f"{path} has a damaged input pipeline ({listed(bad)}); make it again")
+    return spec
+
+
+def _is_possible(name: str, value: Any) -> bool:
+    """Whether a field of the spec has a value that the option behind it could have had."""
+    if name in ("mean", "std"):
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return number and (name == "mean" or value > 0)
+    owner = PreprocessConfig if name in PreprocessConfig.__dataclass_fields__ else TrainConfig
+    return allows(owner, name, value)

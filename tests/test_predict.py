@@ -1,0 +1,301 @@
+"""`avpt predict`: the same answers as through a store, and every file has its line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import (
+    MEDIA,
+    STORE_OPTIONS,
+    TRAIN_OPTIONS,
+    Experiment,
+    av_mnist_rows,
+    avpt,
+    done,
+    write_manifest,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+
+from avpt import artifacts
+
+FILMS = tuple(MEDIA / f"mdn__{name}.webm" for name in ("elf", "frog", "pig"))
+HERE = ("--workers", "2", "--device", "cpu")
+
+
+def predict(model: Path, *arguments: str | Path) -> list[dict[str, Any]]:
+    lines = done("predict", model, *arguments, *HERE, "--format", "jsonl").stdout.splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def probabilities(ranking: list[dict[str, Any]]) -> list[float]:
+    """By class."""
+    return [entry["probability"] for entry in sorted(ranking, key=lambda entry: str(entry["label"]))]
+
+
+def close(found: list[float], expected: Tensor) -> None:
+    torch.testing.assert_close(torch.tensor(found).double(), expected.double(), rtol=1e-5, atol=1e-5)
+
+
+def through_a_store(model: Path, rows: list[dict[str, str]], folder: Path, *options: str) -> dict[str, Tensor]:
+    """The test logits of a model on a store made from these rows."""
+    manifest = write_manifest(folder / "clips.csv", rows)
+    done("preprocess", manifest, "--out", folder / "clips", *STORE_OPTIONS, *options)
+    here = ("--split", "test", "--workers", "0", "--device", "cpu", "--predictions", folder / "p.safetensors")
+    done("evaluate", model, folder / "clips", *here)
+    return load_file(folder / "p.safetensors")
+
+
+# --- the same answer as through a store --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["audio", "visual", "fused"])
+def test_films(experiment: Experiment, tmp_path: Path, name: str) -> None:
+    rows = [{"label": "0", "split": "test", "video": str(film)} for film in FILMS]
+    rows += [row for row in av_mnist_rows() if row["split"] == "train"]
+    tensors = through_a_store(getattr(experiment, name), rows, tmp_path)
+    answers = predict(getattr(experiment, name), *FILMS)
+    assert [found["clip"] for found in answers] == [str(film) for film in FILMS]
+    assert artifacts.unpack_ids(tensors, "test_") == [film.stem for film in FILMS]
+    both = ["audio", "visual"] if name == "fused" else []
+    for i, found in enumerate(answers):
+        assert found["error"] is None
+        assert found["modalities"] == (both or [name])
+        close(probabilities(found["top"]), tensors["test_logits"][i].double().softmax(0))
+        assert [entry["probability"] for entry in found["top"]] == sorted(probabilities(found["top"]), reverse=True)
+        for modality in both:
+            close(probabilities(found[modality]), tensors[f"test_{modality}_logits"][i].double().softmax(0))
+        assert ("audio" in found) == bool(both)
+
+
+def test_rows_of_a_manifest(experiment: Experiment) -> None:
+    """Sound and pictures in files of their own, against what the run recorded."""
+    answers = {found["clip"]: found for found in predict(experiment.fused, "--manifest", experiment.manifest)}
+    tensors = load_file(experiment.fused / "predictions.safetensors")
+    assert len(answers) == 36
+    for split in ("val", "test"):
+        for i, clip in enumerate(artifacts.unpack_ids(tensors, f"{split}_")):
+            close(probabilities(answers[clip]["top"]), tensors[f"{split}_logits"][i].double().softmax(0))
+
+
+def test_segments_of_a_manifest_without_labels(experiment: Experiment, tmp_path: Path) -> None:
+    cuts = [("0.5", "1.5"), ("2", "3"), ("3", "")]
+    rows = [{"video": str(FILMS[0]), "start": start, "end": end} for start, end in cuts]
+    manifest = write_manifest(tmp_path / "cuts.csv", rows)
+    labelled = [row | {"label": "1", "split": "test"} for row in rows]
+    tensors = through_a_store(experiment.fused, labelled, tmp_path)
+    answers = predict(experiment.fused, "--manifest", manifest)
+    assert [found["clip"] for found in answers] == artifacts.unpack_ids(tensors, "test_")
+    for i, found in enumerate(answers):
+        close(probabilities(found["top"]), tensors["test_logits"][i].double().softmax(0))
+
+
+def test_a_model_of_another_kind_of_store(experiment: Experiment, tmp_path: Path) -> None:
+    """Raw frames, float32 sound, key frames: the artifact says so, and the file is decoded in that way."""
+    other = ("--frame-codec", "raw", "--audio-dtype", "float32", "--frame-accuracy", "keyframe", "--pad", "repeat")
+    rows = [{"label": "0", "split": "test", "video": str(film)} for film in FILMS]
+    manifest = write_manifest(tmp_path / "m.csv", [*rows, *(r for r in av_mnist_rows() if r["split"] == "train")])
+    store = tmp_path / "store"
+    done("preprocess", manifest, "--out", store, *STORE_OPTIONS, *other, "--fps", "4", "--max-frames", "3")
+    for modality, init in (("audio", experiment.audio_init), ("visual", experiment.visual_init)):
+        options = ("--modality", modality, "--init", init, *TRAIN_OPTIONS, "--epochs", "1", "--num-frames", "2")
+        done("finetune-unimodal", store, *options, "--out", tmp_path / modality)
+        tensors = load_file(tmp_path / modality / "predictions.safetensors")
+        for i, found in enumerate(predict(tmp_path / modality, *FILMS)):
+            close(probabilities(found["top"]), tensors["test_logits"][i].double().softmax(0))
+
+
+def test_several_labels(experiment: Experiment, tmp_path: Path) -> None:
+    rows = [row | {"label": f"{row['label']};{'low' if row['label'] < '2' else 'high'}"} for row in av_mnist_rows()]
+    manifest = write_manifest(tmp_path / "m.csv", rows)
+    done("preprocess", manifest, "--out", tmp_path / "store", "--multi-label", *STORE_OPTIONS)
+    command = ("finetune-unimodal", tmp_path / "store", "--modality", "visual", "--init", experiment.visual_init)
+    done(*command, *TRAIN_OPTIONS, "--epochs", "1", "--out", tmp_path / "run")
+    tensors = load_file(tmp_path / "run" / "predictions.safetensors")
+    answers = {found["clip"]: found for found in predict(tmp_path / "run", "--manifest", manifest)}
+    for i, clip in enumerate(artifacts.unpack_ids(tensors, "test_")):
+        close(probabilities(answers[clip]["top"]), tensors["test_logits"][i].double().sigmoid())
+
+
+def test_what_a_clip_lacks_counts_as_zero_features(experiment: Experiment, tmp_path: Path) -> None:
+    sound = MEDIA / "tcodec__sine_mono_s16.wav"
+    picture = next(Path(row["frames"]) for row in av_mnist_rows())
+    heard, seen = predict(experiment.fused, sound, picture)
+    assert (heard["modalities"], seen["modalities"]) == (["audio"], ["visual"])
+    assert "visual" not in heard
+    assert "audio" not in seen
+    for column, path, found in (("audio", sound, heard), ("frames", picture, seen)):
+        (tmp_path / column).mkdir()
+        rows = [{"label": "0", "split": "test", column: str(path)}]
+        manifest = write_manifest(tmp_path / column / "m.csv", rows)
+        done("preprocess", manifest, "--out", tmp_path / column / "store", *STORE_OPTIONS)
+        drop = ("--drop", "visual" if column == "audio" else "audio", "--predictions", tmp_path / column / "p.st")
+        done("evaluate", experiment.fused, tmp_path / column / "store", *drop, "--workers", "0")
+        logits = load_file(tmp_path / column / "p.st")["test_logits"][0]
+        close(probabilities(found["top"]), logits.double().softmax(0))
+
+
+# --- what it writes ----------------------------------------------------------------------------------------------
+
+
+def test_a_bad_file_is_named_and_the_rest_is_done(experiment: Experiment, tmp_path: Path) -> None:
+    (tmp_path / "letter.mp4").write_text("this is no film\n" * 50)
+    (tmp_path / "empty.wav").touch()
+    files = (FILMS[0], tmp_path / "letter.mp4", tmp_path / "gone.mp4", FILMS[1], tmp_path / "empty.wav")
+    result = avpt("predict", experiment.fused, *files, *HERE, "--format", "jsonl")
+    assert result.code == 1
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [found["clip"] for found in answers] == [str(path) for path in files]
+    assert [found["error"] is None for found in answers] == [True, False, False, True, False]
+    assert "can't be read as media" in answers[1]["error"]
+    assert f"warning: {tmp_path / 'gone.mp4'}: the file can't be read: no such file" in result.stderr
+    assert result.error.startswith(f"avpt: 3 of 5 clips have no answer, first {tmp_path / 'letter.mp4'}: ")
+    for form in ("csv", "table"):
+        again = avpt("predict", experiment.fused, *files, *HERE, "--format", form, "--quiet")
+        assert again.code == 1
+        assert ("no answer" if form == "table" else "the file is empty (zero bytes)") in again.stdout
+        assert len(again.stderr.splitlines()) == 1
+    record = avpt("predict", experiment.fused, *files, *HERE, "--json").json()
+    assert (record["clips"], record["failed"], record["predictions"]) == (5, 3, answers)
+    out = tmp_path / "answers.csv"
+    written = avpt("predict", experiment.fused, *files, *HERE, "--out", out)
+    assert (written.code, written.stdout) == (1, f"{out}\n")
+    assert len(list(csv.DictReader(out.open(newline="")))) == 5
+
+
+def test_a_model_of_one_modality_needs_that_one(experiment: Experiment) -> None:
+    sound = MEDIA / "tcodec__sine_mono_s16.wav"
+    result = avpt("predict", experiment.visual, sound, *HERE, "--format", "jsonl")
+    assert json.loads(result.stdout)["error"] == "has no pictures"
+    result = avpt("predict", experiment.audio, next(iter(av_mnist_rows()))["frames"], *HERE, "--format", "jsonl")
+    assert json.loads(result.stdout)["error"] == "has no sound"
+
+
+def test_csv_has_a_row_a_clip(experiment: Experiment) -> None:
+    sound = MEDIA / "tcodec__sine_mono_s16.wav"
+    text = done("predict", experiment.fused, FILMS[0], sound, *HERE, "--format", "csv", "--top", "2").stdout
+    rows = list(csv.DictReader(io.StringIO(text)))
+    answers = predict(experiment.fused, FILMS[0], sound, "--top", "2")
+    assert [row["modalities"] for row in rows] == ["audio visual", "audio"]
+    for row, found in zip(rows, answers, strict=True):
+        for name, prefix in (("top", ""), ("audio", "audio_"), ("visual", "visual_")):
+            for i in range(2):
+                cell = row[f"{prefix}label_{i + 1}"], row[f"{prefix}probability_{i + 1}"]
+                if name not in found:
+                    assert cell == ("", "")
+                    continue
+                assert cell[0] == found[name][i]["label"]
+                assert float(cell[1]) == pytest.approx(found[name][i]["probability"], rel=1e-5)
+    assert "label_3" not in rows[0]
+
+
+def test_the_table(experiment: Experiment) -> None:
+    result = done("predict", experiment.fused, *FILMS, *HERE, "--top", "1", "--quiet")
+    assert result.stderr == ""
+    for head in ("clip", "joint", "audio", "visual"):
+        assert head in result.stdout
+    flat = "".join(result.stdout.split())
+    for found in predict(experiment.fused, *FILMS, "--top", "1"):
+        assert f"{found['top'][0]['label']}{found['top'][0]['probability']:.3f}" in flat
+    assert "label" in done("predict", experiment.audio, FILMS[0], *HERE).stdout
+
+
+def test_more_classes_than_there_are(experiment: Experiment) -> None:
+    (found,) = predict(experiment.audio, FILMS[0], "--top", "400")
+    assert len(found["top"]) == 3
+    assert sum(probabilities(found["top"])) == pytest.approx(1)
+
+
+def test_folders_stand_for_the_media_in_them(experiment: Experiment, tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    shutil.copyfile(FILMS[0], tmp_path / "inner" / "-b 'ü.webm")
+    shutil.copyfile(MEDIA / "tcodec__sine_mono_s16.wav", tmp_path / "a.WAV")
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / ".hidden.wav").touch()
+    answers = predict(experiment.fused, tmp_path)
+    assert [found["clip"] for found in answers] == [str(tmp_path / "a.WAV"), str(tmp_path / "inner" / "-b 'ü.webm")]
+    assert [found["modalities"] for found in answers] == [["audio"], ["audio", "visual"]]
+    (tmp_path / "bare").mkdir()
+    result = avpt("predict", experiment.fused, tmp_path / "bare")
+    assert (result.code, "bare holds no media file" in result.error) == (1, True)
+
+
+def test_damage_that_was_read_over_is_told(experiment: Experiment) -> None:
+    broken = MEDIA / "decord__corrupted.mp4"
+    result = done("predict", experiment.visual, broken, *HERE, "--format", "jsonl")
+    (found,) = map(json.loads, result.stdout.splitlines())
+    assert found["partial"]
+    assert f"warning: {broken}: {found['partial'][0]}" in result.stderr
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_what_is_written_is_written_once(experiment: Experiment, tmp_path: Path, form: str) -> None:
+    out = tmp_path / f"answers.{form}"
+    command: tuple[str | Path, ...] = ("predict", experiment.fused, *FILMS, "--device", "cpu", "--out", out)
+    assert done(*command, "--workers", "2").stdout == f"{out}\n"
+    content, stamp = out.read_bytes(), out.stat().st_mtime_ns
+    shown = done("predict", experiment.fused, *FILMS, *HERE, "--format", form).stdout
+    assert content.decode().splitlines() == shown.splitlines()
+    done(*command, "--workers", "1")
+    assert out.stat().st_mtime_ns == stamp
+    result = avpt(*command, "--top", "1")
+    assert (result.code, "holds other answers" in result.error) == (1, True)
+    assert out.read_bytes() == content
+    done(*command, "--top", "1", "--overwrite")
+    assert out.read_bytes() != content
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+# --- what can be wrong -------------------------------------------------------------------------------------------
+
+
+def test_what_does_not_go_together(experiment: Experiment, tmp_path: Path) -> None:
+    (tmp_path / "letter.csv").write_text("dear all")
+    (tmp_path / "bad.csv").write_text("id,video\na,gone.mp4\n")
+    film = FILMS[0]
+    for options, says in (
+        ((), "there is nothing to label; give media files, or --manifest"),
+        ((film, "--manifest", experiment.manifest), "--manifest does not go with files beside it"),
+        ((film, "--root", tmp_path), "--root does nothing without --manifest"),
+        ((film, "--out", tmp_path / "answers"), "--out takes --format csv or jsonl"),
+        ((film, "--out", tmp_path / "a.csv", "--format", "table"), "--out takes --format csv or jsonl"),
+        ((film, "--out", tmp_path / "letter.csv", "--overwrite"), "letter.csv was not written by this command"),
+        ((film, "--out", tmp_path, "--format", "csv"), "is a folder; --out must name a file"),
+        (("--manifest", tmp_path / "bad.csv"), "line 2: video 'gone.mp4' does not exist"),
+        (("--manifest", tmp_path / "none.csv"), "none.csv: no such file"),
+        ((film, "--top", "0"), "--top is 0"),
+    ):
+        result = avpt("predict", experiment.fused, *options, "--quiet")
+        assert result.code == 1
+        assert result.stdout == ""
+        assert says in result.error
+    for model, says in (
+        (tmp_path / "nowhere", "does not exist"),
+        (experiment.audio_init, "is an encoder without a classifier"),
+    ):
+        result = avpt("predict", model, film, "--quiet")
+        assert (result.code, says in result.error) == (1, True)
+    assert (tmp_path / "letter.csv").read_text() == "dear all"
+
+
+@given(content=st.binary(max_size=300), suffix=st.sampled_from([".mp4", ".wav", ".png", ".txt", ""]))
+@settings(max_examples=8)
+def test_any_bytes_are_an_answer_or_an_error(
+    experiment: Experiment, tmp_path_factory: pytest.TempPathFactory, content: bytes, suffix: str
+) -> None:
+    path = tmp_path_factory.mktemp("bytes", numbered=True) / f"clip{suffix}"
+    path.write_bytes(content)
+    result = avpt("predict", experiment.fused, path, *HERE, "--format", "jsonl", "--quiet")
+    (found,) = map(json.loads, result.stdout.splitlines())
+    assert result.code == (0 if found["error"] is None else 1)
+    assert all(math.isfinite(entry["probability"]) for entry in found.get("top", []))
