@@ -372,6 +372,21 @@ class TrainConfig(OutputConfig):
     momentum: Annotated[float, Option(min=0, max=1, help="Of sgd.")] = 0.9
     weight_decay: Annotated[float, Option(min=0, help="Not on BatchNorm and alpha.")] = 1e-4
     decay_norm: Annotated[bool, Option("--decay-norm", help="Weight decay on BatchNorm and alpha too.")] = False
+    encoder_lr_scale: Annotated[float, Option(min=0, help="Of the encoders' learning rate.")] = 1.0
+    freeze_encoders: Annotated[
+        bool, Option("--freeze-encoders", help="Train what is behind the encoders alone; they stay as they are.")
+    ] = False
+    ema: Annotated[
+        float | None,
+        Option(min=0, max=1, help="Decay of a moving average of the weights, to be judged.", show_default="none"),
+    ] = None
+    patience: Annotated[
+        int | None, Option(min=1, help="Epochs without a better one after which to stop.", show_default="never")
+    ] = None
+    label_smoothing: Annotated[float, Option(min=0, max=0.99, help="Share of the label given to all classes.")] = 0.0
+    balanced_sampling: Annotated[
+        bool, Option("--balanced-sampling", help="Draw clips so that classes come equally often.")
+    ] = False
     schedule: Annotated[Literal["step", "cosine", "constant"], Option(help="Learning rate over epochs.")] = "step"
     milestones: Annotated[str, Option(help="Epochs after which a step schedule drops, joined by commas.")] = "60"
     lr_factor: Annotated[float, Option(min=0, max=1, help="What a step schedule multiplies by.")] = 0.1
@@ -422,6 +437,11 @@ class TrainConfig(OutputConfig):
         super().__post_init__()
         if self.clip_grad is not None and self.clip_grad <= 0:
             raise ConfigError(f"--clip-grad is {self.clip_grad:g}; it must be over 0, or left out for no clipping")
+        if self.balanced_sampling and self.dynamics == "train":
+            raise ConfigError(
+                "--balanced-sampling repeats and skips clips, so confidence can't be taken from the training pass; "
+                "add --dynamics eval"
+            )
         _ = self.milestone_epochs
         if self.crop_scale[0] > self.crop_scale[1]:
             raise ConfigError(f"--crop-scale is {self.crop_scale[0]:g} {self.crop_scale[1]:g}; the smaller comes first")
@@ -429,6 +449,7 @@ class TrainConfig(OutputConfig):
     def idle(self) -> set[str]:
         """What another schedule or optimiser would look at."""
         idle = set() if self.schedule == "step" else {"milestones", "lr_factor"}
+        idle |= {"encoder_lr_scale"} if self.freeze_encoders else set()
         return super().idle() | idle | (set() if self.optimizer == "sgd" else {"momentum"})
 
     @property
@@ -446,6 +467,19 @@ class FinetuneConfig(TrainConfig):
 
     modality: Annotated[Modality, Option(help="Stream to train on.")]
     init: Annotated[Path, Option(help="Encoder artifact, or the run folder of an earlier fine-tuning.")]
+    mixup: Annotated[
+        float | None, Option(help="Mix clips with one another; alpha of the Beta distribution.", show_default="none")
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mixup is not None and self.mixup <= 0:
+            raise ConfigError(f"--mixup is {self.mixup:g}; it must be over 0, or left out for no mixing")
+        if self.mixup is not None and self.dynamics == "train":
+            raise ConfigError(
+                "--mixup shows the model no clip as it is, so confidence can't be taken from the training pass; "
+                "add --dynamics eval"
+            )
 
     def idle(self) -> set[str]:
         """The other modality's input."""
@@ -481,11 +515,31 @@ class FuseConfig(MaskConfig, TrainConfig):
         Path | None, Option(help="Written by `avpt score-confidence`; masking needs it.", show_default="none")
     ] = None
     fusion: Annotated[Literal["concat", "sum", "film", "gated"], Option(help="How the features meet.")] = "concat"
+    balance: Annotated[
+        Literal["none", "ogm-ge"], Option(help="Hold back the gradient of the modality that is ahead (baseline).")
+    ] = "none"
+    ogm_alpha: Annotated[float, Option(min=0, help="OGM-GE: how hard.")] = 0.1
+    ogm_window: Annotated[
+        tuple[int, int], Option(min=0, help="OGM-GE: first and last epoch, from 0.", metavar="FIRST LAST")
+    ] = (0, 50)
+    modality_dropout: Annotated[
+        float, Option(min=0, max=1, help="Share of training clips of which one modality, either, is withheld.")
+    ] = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.balance == "ogm-ge" and self.freeze_encoders:
+            raise ConfigError(
+                "--balance ogm-ge changes gradients of the encoders; with --freeze-encoders there are none"
+            )
+        if self.ogm_window[0] > self.ogm_window[1]:
+            raise ConfigError(f"--ogm-window is {self.ogm_window[0]} {self.ogm_window[1]}; the first epoch comes first")
         if self.mask != "none" and self.confidence is None:
             raise ConfigError(
                 f"--mask {self.mask} needs --confidence (write it with `avpt score-confidence`); "
                 "--mask none trains without masking"
             )
+
+    def idle(self) -> set[str]:
+        """OGM-GE's own options without it."""
+        return super().idle() | (set() if self.balance == "ogm-ge" else {"ogm_alpha", "ogm_window"})

@@ -25,6 +25,7 @@ class Batch:
     labels: Tensor  # (batch,) int64, or (batch, classes) float32 when multi-label
     positions: Tensor  # (batch,) int64, on the CPU: which clips of the split these are
     total: int = 0  # clips of the whole step, where other processes have a share of it; 0 where these are all
+    targets: Tensor | None = None  # (batch, classes) float32 shares of the classes, where clips are mixed
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,8 @@ def test_gradients_are_those_of_one_process(tmp_path: Path, size: int) -> None:
             [batch],
             torch.optim.SGD(model.parameters(), lr=0.1),
             state,
+            epoch=0,
+            first_step=0,
             set_rate=lambda number: None,
             stepping=Stepping(accumulate=2, clip_grad=1.0),
             scaler=torch.amp.GradScaler("cpu", enabled=False),

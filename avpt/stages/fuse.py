@@ -10,6 +10,7 @@ from typing import Any
 from avpt import artifacts, run_folder
 from avpt.config import FuseConfig
 from avpt.data.store import Store
+from avpt.errors import ConfigError
 from avpt.outputs import claim
 from avpt.training.world import World, join_world
 from avpt.types import MODALITIES, Report
@@ -51,6 +52,8 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
         log.warning(
             "%s was trained at --image-size %d, this run is at %d", config.visual, trained_at, config.image_size
         )
+    if config.balance == "ogm-ge" and store.multi_label:
+        raise ConfigError(f"--balance ogm-ge is made for one label a clip, {config.store} has several")
     splits = training_splits(store, MODALITIES, config.val_fraction)
     clips = splits["train"].ids
 

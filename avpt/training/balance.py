@@ -1,0 +1,81 @@
+"""OGM-GE, the baseline that balances the modalities by their gradients."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from avpt.models.fusion import FusedModel, shares
+from avpt.training.world import World
+from avpt.types import MODALITIES, Modality
+
+
+class OgmGe:
+    """On-the-fly gradient modulation with generalisation enhancement (Peng et al., CVPR 2022, arXiv 2203.15332).
+
+    Per step, with s_u the sum over its clips of the true class's probability in the softmax of u's share of the logits
+    (for `concat` W_u z_u + b/2, as published): rho_u = s_u / s_other, and k_u = 1 - tanh(alpha rho_u) where rho_u > 1,
+    else 1. The gradient g of each convolution of encoder u becomes k_u g + N(0, std(g) + 1e-8).
+
+    Args:
+        model: on its device; it is watched from here on.
+        alpha: how hard the stronger modality is held back.
+        window: first and last epoch of it, counted from 0.
+        seed: of the noise, the same in every process.
+        world: the processes of the job, whose clips count together.
+    """
+
+    def __init__(self, model: FusedModel, alpha: float, window: tuple[int, int], seed: int, world: World) -> None:
+        self.alpha, self.window, self.seed, self.world = alpha, window, seed, world
+        self.convolutions: dict[Modality, dict[str, nn.Parameter]] = {
+            modality: {name: p for name, p in model.get_submodule(modality).named_parameters() if p.ndim == 4}
+            for modality in MODALITIES
+        }
+        self.fusion = model.fusion
+        self.fused: tuple[Tensor, Tensor, Tensor] | None = None  # features and logits of the latest forward pass
+        self.scores = torch.zeros(2, dtype=torch.float64)  # s_audio, s_visual of the step so far
+        self.fusion.register_forward_hook(self._remember)
+
+    def _remember(self, fusion: nn.Module, features: Sequence[Tensor], logits: Tensor) -> None:
+        if fusion.training and torch.is_grad_enabled():
+            audio, visual = (values.detach().float() for values in features)
+            self.fused = audio, visual, logits.detach().float()
+
+    @torch.no_grad()
+    def observe(self, labels: Tensor) -> None:
+        """Add the clips of the latest forward pass, labels (batch,), to the scores of the step."""
+        assert self.fused is not None
+        both = torch.stack([share.softmax(dim=1) for share in shares(self.fusion, *self.fused)])
+        self.scores += both[:, torch.arange(len(labels)), labels].double().sum(dim=1).cpu()
+
+    @torch.no_grad()
+    def modulate(self, epoch: int, step: int) -> dict[str, float]:
+        """Change the gradients of a step (counted over the run), averaged and unscaled; returns each encoder's k."""
+        audio, visual = self.world.sum(self.scores).tolist()
+        self.scores.zero_()
+        factors = {"audio": self._factor(audio / visual), "visual": self._factor(visual / audio)}
+        if not self.window[0] <= epoch <= self.window[1]:
+            return dict.fromkeys(factors, 1.0)
+        for modality, parameters in self.convolutions.items():
+            for name, parameter in parameters.items():
+                gradient = parameter.grad
+                assert gradient is not None
+                noise = torch.randn(
+                    gradient.shape,
+                    generator=torch.Generator(gradient.device).manual_seed(self._seed(step, f"{modality}.{name}")),
+                    device=gradient.device,
+                )
+                spread = gradient.std() + 1e-8
+                gradient.mul_(factors[modality]).add_(noise * spread)
+        return factors
+
+    def _factor(self, ratio: float) -> float:
+        return 1 - math.tanh(self.alpha * ratio) if ratio > 1 else 1.0
+
+    def _seed(self, step: int, name: str) -> int:
+        digest = hashlib.sha256(f"{self.seed}:{step}:ogm-ge:{name}".encode()).digest()
+        return int.from_bytes(digest[:8]) >> 1

@@ -1,0 +1,42 @@
+"""Averages: of clips that are mixed with one another, of weights over the steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from avpt.data.transforms import clip_seed
+from avpt.types import Batch
+
+
+def mix_clips(batch: Batch, step: int, *, alpha: float, num_classes: int, seed: int, part: int) -> Batch:
+    """Mix each clip of a batch of one modality with the one before it (mixup, Zhang et al., ICLR 2018).
+
+    Their weights are lambda and 1 - lambda, with one lambda ~ Beta(alpha, alpha) for the batch; `targets` hold them.
+    The label becomes that of the weightier clip; when multi-label, all labels of the two.
+
+    Args:
+        batch: with one input.
+        step: of the run.
+        alpha: of the Beta distribution.
+        num_classes: of the store.
+        seed: with the step and the part, of the draw.
+        part: which of the processes this is.
+    """
+    values = batch.inputs[0]
+    images = tv_tensors.Video(values) if values.ndim == 5 else values
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(clip_seed(seed, step, str(part), "mixup"))
+        mixed, targets = v2.MixUp(alpha=alpha, num_classes=num_classes)(images, batch.labels)
+    labels = targets.argmax(dim=1) if batch.labels.ndim == 1 else (targets > 0).float()
+    return replace(batch, inputs=(mixed.as_subclass(Tensor),), labels=labels, targets=targets)
+
+
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """A copy of a model that follows it, w <- decay w + (1 - decay) w_model after each step, running statistics too."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
