@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -63,6 +65,34 @@ def test_preprocess(tmp_path: Path) -> None:
     assert record["clips_per_second"].keys() >= {"preprocess", "drop"}
     assert record["bytes_per_clip"] > 2 * 1024 * 128  # float16 log-mel alone
     assert record["memory_mib"].keys() == {"command", "worker"}
+
+
+def test_loader() -> None:
+    record = benchmark("loader", "--clips", "6", "--batch-size", "3", "--rounds", "1", "--size", "64", "48")
+    assert record["targets"] == {"jpeg_ratio": 3.0, "raw_ratio": 5.0}
+    assert record["recordings"] > 5
+    assert record["jpeg_clock_ratio"] > 0
+    assert record["raw_clock_ratio"] > 0
+    assert record["clips_per_core_second"].keys() == {"jpeg", "raw", "script"}
+
+
+@pytest.mark.parametrize("modality", ["visual", "joint"])
+def test_epoch(modality: str) -> None:
+    small = ("--size", "40", "32", "--image-size", "32", "--num-frames", "1", "--spectrogram-frames", "64")
+    steps = ("--modality", modality, "--batch-size", "2", "--steps", "2", "--pairs", "1")
+    record = benchmark("epoch", *small, *steps)
+    assert record["target"] == 1.05
+    assert 0 < record["ratio"] < math.inf
+    assert 0 <= record["waiting"] < 1
+    assert record["seconds_per_step"].keys() == {"loaded", "held"}
+
+
+def test_memory() -> None:
+    record = benchmark("memory", "--clips", "20", "40", "--batch-size", "8", "--workers", "1", "--epochs", "1")
+    assert record["target"] == "flat"
+    assert record["megabytes"].keys() == {"20", "40"}
+    assert all(held["parent"] > 10 and held["worker"] > 10 for held in record["megabytes"].values())
+    assert record["growth"].keys() == {"parent", "worker"}
 
 
 def test_startup() -> None:

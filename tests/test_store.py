@@ -381,7 +381,7 @@ def test_more_shards_than_a_process_may_open(experiment: Experiment, tmp_path: P
     manifest = write_manifest(tmp_path / "manifest.csv", [row for row in rows if row["split"] == "train"])
     done("preprocess", manifest, "--out", tmp_path / "store", *STORE_OPTIONS, "--shard-size", "1")
     code = (
-        "import resource; from avpt.data import dataset; dataset.OPEN_SHARDS = 4\n"
+        "import resource; from avpt.data import shard_files; shard_files.OPEN_FILES = 4\n"
         "import sys; from pathlib import Path; from avpt.data.store import Store\n"
         "from avpt.data.dataset import ClipDataset, InputSpec\n"
         "store = Store(Path(sys.argv[1])); spec = InputSpec(16000, 32, 48, 'zero', 1.0, 10, 28, 0.0, 1.0, 32, 1)\n"

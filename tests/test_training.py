@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from avpt.data.dataset import ClipDataset, EpochSampler, InputSpec, Loader
+from avpt.data.shard_files import ShardFiles
 from avpt.data.splits import carve, training_splits
 from avpt.data.store import SplitIndex, Store
 from avpt.errors import StoreError
@@ -487,7 +488,8 @@ def test_multi_label_metrics(clips: int, classes: int, share: float, seed: int) 
 
 def index(ids: Sequence[str], labels: np.ndarray[Any, Any]) -> SplitIndex:
     count = np.arange(len(ids))
-    return SplitIndex(list(ids), labels, count * 0, count, count * 0 + 5, count * 0 + 1, [Path("train-00000.h5")])
+    shards = ShardFiles([Path("train-00000.h5")], "float16")
+    return SplitIndex(list(ids), labels, count * 0, count, count * 0 + 5, count * 0 + 1, shards)
 
 
 @given(

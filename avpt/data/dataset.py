@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import atexit
-import copy
+import math
 import multiprocessing
-import os
 import signal
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, TypeVar
 
-import h5py
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from avpt.artifacts import pack_ids
 from avpt.data import transforms
-from avpt.data.store import SplitIndex, open_shard
+from avpt.data.store import SplitIndex
 from avpt.errors import AvptError, StoreError
 from avpt.processes import die_with_parent
 from avpt.types import MODALITIES, Batch, Modality
 
 T = TypeVar("T")
 
-OPEN_SHARDS = 64  # per process; a data set has thousands, a process may open about one thousand files
+PREFETCHED = 2  # batches that each worker is ahead
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def grid(spec: InputSpec, modality: Modality) -> tuple[int, int]:
 
 
 class ClipDataset(Dataset[dict[str, Tensor]]):
-    """Clips of one split by (epoch, position). Shards are opened on first read, once per process."""
+    """Clips of one split by (epoch, position)."""
 
     def __init__(
         self,
@@ -90,18 +91,17 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
             if augmentation is None
             else transforms.training_frames(spec.image_size, augmentation.crop_scale, augmentation.flip)
         )
-        self._open: dict[Path, h5py.File] = {}
-        self._process = 0
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": {}, "_process": 0}  # h5py objects can't be pickled
+        # of a list each worker would come to own a copy: to look at a string is to write its reference count
+        ids = pack_ids(index.ids)
+        self._id_bytes, self._id_offsets = ids["id_bytes"].numpy(), ids["id_offsets"].numpy()
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
         epoch, position = key
-        clip_id = self.index.ids[position]
+        start, stop = self._id_offsets[position : position + 2]
+        clip_id = self._id_bytes[start:stop].tobytes().decode()
         item = {"position": torch.tensor(position)}
         label = torch.as_tensor(self.index.labels[position])
         item["label"] = label.float() if label.ndim else label
@@ -117,24 +117,32 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
 
     def _audio(self, position: int) -> Tensor:
         """(1, frames, mel), as stored."""
-        file = self._shard(position)
-        fbank = torch.from_numpy(file["audio/fbank"][self.index.row[position]])
+        shape = grid(self.spec, "audio")
+        row, values = int(self.index.row[position]), math.prod(shape)
+        stored = self.index.shards.read(int(self.index.shard[position]), "audio/fbank", row * values, values)
+        fbank = torch.from_numpy(stored).view(shape)
         if self.augmentation is not None and any(self.augmentation.spec_augment):
             fbank = transforms.spec_augment(fbank, *self.augmentation.spec_augment, fill=self.spec.mean)
         return fbank[None]
 
     def _visual(self, position: int) -> Tensor:
         """(frames, 3, height, width) uint8."""
-        file, row = self._shard(position), self.index.row[position]
-        first = int(file["visual/clip_offset"][row])
+        read = partial(self.index.shards.read, int(self.index.shard[position]))
+        available = int(self.index.num_visual_frames[position])
         generator = torch.default_generator if self.augmentation is not None else None
-        chosen = transforms.draw_frames(int(self.index.num_visual_frames[position]), self.spec.num_frames, generator)
+        chosen = transforms.draw_frames(available, self.spec.num_frames, generator)
+        (first,) = read("visual/clip_offset", int(self.index.row[position]), 1).tolist()
+        edges = read("visual/byte_offset", first, available + 1).tolist()
+        sizes = read("visual/size", 2 * first, 2 * available).reshape(-1, 2).tolist()
         frames = []
         for frame in chosen:
-            start, stop = file["visual/byte_offset"][first + frame : first + frame + 2]
-            height, width = file["visual/size"][first + frame]
-            encoded = file["visual/bytes"][start:stop]
-            frames.append(self._frames(transforms.decode_frame(encoded, self.frame_codec, int(height), int(width))))
+            encoded = read("visual/bytes", edges[frame], edges[frame + 1] - edges[frame])
+            try:
+                decoded = transforms.decode_frame(encoded, self.frame_codec, *sizes[frame])
+            except RuntimeError:
+                path = self.index.shards.paths[self.index.shard[position]]
+                raise StoreError(f"{path} holds a damaged frame; look at it with `avpt verify --deep`") from None
+            frames.append(self._frames(decoded))
         return torch.stack(frames)
 
     def _scores(self, seed: int) -> dict[str, Tensor]:
@@ -146,16 +154,6 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
             inputs = 1 if modality == "audio" else self.spec.num_frames
             scores[f"{modality}_scores"] = torch.rand(inputs, patches, generator=generator)
         return scores
-
-    def _shard(self, position: int) -> h5py.File:
-        if self._process != os.getpid():  # a fork must not read through its parent's open files
-            self._open, self._process = {}, os.getpid()
-        path = self.index.shards[self.index.shard[position]]
-        file = self._open.pop(path) if path in self._open else open_shard(path)
-        self._open[path] = file  # last in the dict: the one used latest
-        if len(self._open) > OPEN_SHARDS:
-            self._open.pop(next(iter(self._open))).close()
-        return file
 
 
 def batch_bounds(num_clips: int, batch_size: int, processes: int = 1) -> list[int]:
@@ -196,17 +194,68 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         return len(self.edges) - 1
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order: Sequence[int] = range(self.num_clips)
-        if self.seed is not None:
-            generator = torch.Generator().manual_seed(transforms.clip_seed(self.seed, self.epoch, "", "order"))
-            order = torch.randperm(self.num_clips, generator=generator).tolist()
+        if self.seed is None:
+            mine = share_of(range(self.num_clips), self.process, self.processes)
         else:
-            order = share_of(order, self.process, self.processes)
+            generator = torch.Generator().manual_seed(transforms.clip_seed(self.seed, self.epoch, "", "order"))
+            order = torch.randperm(self.num_clips, generator=generator)
         for first, last in list(pairwise(self.edges))[self.start :]:
-            batch = order[first:last]
-            if self.seed is not None:
-                batch = share_of(batch, self.process, self.processes)
+            batch: Sequence[int]
+            if self.seed is None:
+                batch = mine[first:last]
+            else:
+                batch = share_of(order[first:last].tolist(), self.process, self.processes)
             yield [(self.epoch, position) for position in batch]
+
+
+class Collation:
+    """Clips to batches, in a worker: the large tensors take turns in shared memory that stays.
+
+    New shared memory costs more than to fill it. There are turns enough for all batches of a worker that are on their
+    way and for the one that the parent is still reading.
+    """
+
+    LARGE = ("audio", "visual")
+
+    def __init__(self) -> None:
+        self._memory: dict[tuple[str, int], Tensor] = {}
+        self._turn = 0
+
+    def __call__(self, clips: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Stack what the clips have, by name."""
+        self._turn = (self._turn + 1) % (PREFETCHED + 1)
+        return {name: self._stack(name, [clip[name] for clip in clips]) for name in clips[0]}
+
+    def _stack(self, name: str, values: list[Tensor]) -> Tensor:
+        if get_worker_info() is None or name not in self.LARGE:
+            return torch.stack(values)
+        memory = self._memory.get((name, self._turn))
+        if memory is None or len(memory) < len(values):
+            memory = torch.empty(len(values), *values[0].shape, dtype=values[0].dtype)
+            self._memory[name, self._turn] = memory.share_memory_()  # type: ignore[no-untyped-call]
+        return torch.stack(values, out=memory[: len(values)])
+
+
+class Memory:
+    """Memory of tensors that nobody holds any more, for the next: new memory costs more than to fill it."""
+
+    def __init__(self) -> None:
+        self._free: dict[str, list[np.ndarray[Any, Any]]] = {}
+
+    def floats(self, use: str, shape: Sequence[int]) -> Tensor:
+        """A float32 tensor on the CPU; what is in it is undefined."""
+        size, free = math.prod(shape), self._free.setdefault(use, [])
+        memory = free.pop() if free else np.empty(size, np.float32)
+        if len(memory) < size:
+            memory = np.empty(size, np.float32)
+        lent = memory[:size]  # lives as long as the tensor, its views, and what autograd saves of them
+        weakref.finalize(lent, _take_back, free, memory).atexit = False
+        return torch.from_numpy(lent).view(*shape)
+
+
+def _take_back(free: list[np.ndarray[Any, Any]], memory: np.ndarray[Any, Any]) -> None:
+    if not free:
+        free.append(memory)
 
 
 class Loader:
@@ -223,7 +272,7 @@ class Loader:
         process: int = 0,
         processes: int = 1,
     ) -> None:
-        self.dataset, self.device = dataset, device
+        self.dataset, self.device, self._memory = dataset, device, Memory()
         self.sampler = EpochSampler(len(dataset), batch_size, shuffle_seed, process, processes)
         workers = min(workers, len(self.sampler))
         atexit.unregister(_end_workers)
@@ -231,8 +280,10 @@ class Loader:
         self.loader = DataLoader(
             dataset,
             batch_sampler=self.sampler,
+            collate_fn=Collation(),
             num_workers=workers,
             persistent_workers=workers > 0,
+            prefetch_factor=PREFETCHED if workers else None,
             pin_memory=device.type == "cuda",
             worker_init_fn=_start_worker,
         )
@@ -251,29 +302,33 @@ class Loader:
 
     def clips(self, number: int, positions: Sequence[int]) -> Batch:
         """Some clips as pass `number` feeds them, read by this process; no pass is changed by that."""
-        dataset = copy.copy(self.dataset)  # whose files close with it: none is left open where workers are forked
-        item = default_collate([dataset[number, position] for position in positions])
+        item = self.loader.collate_fn([self.dataset[number, position] for position in positions])
         return self._prepare(item, len(positions))
 
     def _prepare(self, item: dict[str, Tensor], total: int) -> Batch:
         spec, masking = self.dataset.spec, self.dataset.masking
-        on_device = {
-            name: value.to(self.device, non_blocking=True) for name, value in item.items() if name != "position"
-        }
         inputs: dict[Modality, Tensor] = {}
-        if "audio" in on_device:
-            inputs["audio"] = transforms.normalise_audio(on_device["audio"], spec.mean, spec.std)
-        if "visual" in on_device:
-            inputs["visual"] = transforms.normalise_visual(on_device["visual"])
+        if "audio" in item:
+            inputs["audio"] = transforms.normalise_audio(self._floats("audio", item["audio"]), spec.mean, spec.std)
+        if "visual" in item:
+            inputs["visual"] = transforms.normalise_visual(self._floats("visual", item["visual"]))
         if masking is not None:
             for modality, values in inputs.items():
                 count = masking.num_masked[modality][item["position"]].to(self.device)
-                scores = on_device[f"{modality}_scores"]
+                scores = item[f"{modality}_scores"].to(self.device, non_blocking=True)
                 flat = values.view(-1, *values.shape[-3:])  # each frame of a clip has patches of its own
                 count = count.repeat_interleave(len(flat) // len(count))
                 masked = transforms.mask_patches(flat, scores.flatten(0, 1), count, masking.patch[modality])
                 inputs[modality] = masked.view_as(values)
-        return Batch(tuple(inputs.values()), on_device["label"], item["position"], total)
+        labels = item["label"].to(self.device, non_blocking=True)
+        return Batch(tuple(inputs.values()), labels, item["position"], total)
+
+    def _floats(self, modality: Modality, stored: Tensor) -> Tensor:
+        """A copy on the device."""
+        if self.device.type == "cpu":
+            return self._memory.floats(modality, stored.shape).copy_(stored)
+        pinned = self.device.type == "cuda"  # else a worker would write into what is still being copied
+        return stored.to(self.device, non_blocking=pinned).to(torch.float32)
 
 
 def _next(batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor] | None:

@@ -21,6 +21,7 @@ import h5py
 import numpy as np
 
 from avpt.data.clip import ClipSettings, DecodedClip
+from avpt.data.shard_files import ShardFiles
 from avpt.errors import StoreError
 from avpt.outputs import atomic, sha256_json, write_json
 from avpt.types import SPLITS, Split
@@ -187,7 +188,7 @@ class SplitIndex:
     row: np.ndarray[Any, Any]  # (clips,) int64, row inside the shard
     num_audio_frames: np.ndarray[Any, Any]  # (clips,) int32
     num_visual_frames: np.ndarray[Any, Any]  # (clips,) int64
-    shards: list[Path]
+    shards: ShardFiles
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -251,30 +252,32 @@ class Store:
             "label": np.zeros(label_shape, np.uint8 if self.multi_label else np.int64),
             "audio": np.zeros(0, np.int32),
             "visual": np.zeros(0, np.int64),
+            "shard": np.zeros(0, np.int64),
+            "row": np.zeros(0, np.int64),
         }
         columns = {name: [part] for name, part in empty.items()}
-        shard: list[int] = []
+        files = ShardFiles(paths, self.settings["audio_dtype"])
         for number, path in enumerate(paths):
             if read_shard_record(path.with_suffix("")) is None:
                 raise StoreError(f"{path} is missing or truncated; run its `avpt preprocess` again")
             with open_shard(path) as file:
+                files.locate(number, file)
                 rows = [str(clip_id) for clip_id in file["id"].asstr()[:]]
                 columns["label"].append(file["label"][:])
                 columns["audio"].append(file["audio/num_frames"][:])
                 columns["visual"].append(np.diff(file["visual/clip_offset"][:]))
+            columns["shard"].append(np.full(len(rows), number))
+            columns["row"].append(np.arange(len(rows)))
             ids += rows
-            shard += [number] * len(rows)
         joined = {name: np.concatenate(parts) for name, parts in columns.items()}
-        rows_before = np.searchsorted(np.array(shard), np.arange(len(paths)))
-        shards = np.array(shard, dtype=np.int64)
         return SplitIndex(
             ids=ids,
             labels=joined["label"],
-            shard=shards,
-            row=np.arange(len(ids)) - rows_before[shards] if ids else np.zeros(0, np.int64),
+            shard=joined["shard"],
+            row=joined["row"],
             num_audio_frames=joined["audio"],
             num_visual_frames=joined["visual"],
-            shards=paths,
+            shards=files,
         )
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 import torchaudio
 from torch import Tensor
-from torchvision.transforms import v2
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.v2.functional import resize
 
 # of ImageNet's training pictures, on a 0..1 scale, red green blue (torchvision's documentation of its weights)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -39,16 +42,22 @@ def draw_frames(num_frames: int, num_segments: int, generator: torch.Generator |
     return [int(torch.randint(low, high, (), generator=generator)) for low, high in bounds]
 
 
-def training_frames(image_size: int, crop_scale: tuple[float, float], flip: bool) -> v2.Transform:
+def training_frames(image_size: int, crop_scale: tuple[float, float], flip: bool) -> Callable[[Tensor], Tensor]:
     """Random crop and flip of one frame (3, height, width) uint8; a crop scale of (1, 1) keeps the whole frame."""
-    size = (image_size, image_size)
-    crop = v2.Resize(size) if crop_scale == (1.0, 1.0) else v2.RandomResizedCrop(size, scale=crop_scale)
-    return v2.Compose([crop, v2.RandomHorizontalFlip()]) if flip else crop
+    return partial(_augment_frame, size=[image_size, image_size], crop_scale=crop_scale, flip=flip)
 
 
-def evaluation_frames(image_size: int) -> v2.Transform:
+def _augment_frame(frame: Tensor, *, size: list[int], crop_scale: tuple[float, float], flip: bool) -> Tensor:
+    if crop_scale != (1.0, 1.0):
+        top, left, height, width = RandomResizedCrop.get_params(frame, list(crop_scale), [3 / 4, 4 / 3])
+        frame = frame[:, top : top + height, left : left + width]
+    frame = resize(frame, size)
+    return frame.flip(-1) if flip and torch.rand(1) < 0.5 else frame
+
+
+def evaluation_frames(image_size: int) -> Callable[[Tensor], Tensor]:
     """The whole frame at the encoder's size."""
-    return v2.Resize((image_size, image_size))
+    return partial(resize, size=[image_size, image_size])
 
 
 def spec_augment(fbank: Tensor, frequency: int, time: int, fill: float) -> Tensor:
@@ -71,15 +80,21 @@ def spec_augment(fbank: Tensor, frequency: int, time: int, fill: float) -> Tenso
 
 
 def normalise_audio(fbank: Tensor, mean: float, std: float) -> Tensor:
-    """(x - mean) / (2 * std), as the released code of arXiv 2302.03533 does (after AST, Gong et al. 2021)."""
-    return (fbank.float() - mean) / (2 * std)
+    """(x - mean) / (2 * std), as the released code of arXiv 2302.03533 does (after AST, Gong et al. 2021).
+
+    In place where the values are float32 already.
+    """
+    return fbank.float().sub_(mean).div_(2 * std)
 
 
 def normalise_visual(frames: Tensor) -> Tensor:
-    """uint8 (..., 3, height, width) to float32 with ImageNet's mean and standard deviation."""
+    """Pixels of 0 to 255 (..., 3, height, width) to float32 with ImageNet's mean and standard deviation.
+
+    In place where they are float32 already.
+    """
     mean = torch.tensor(IMAGENET_MEAN, device=frames.device).view(3, 1, 1)
     std = torch.tensor(IMAGENET_STD, device=frames.device).view(3, 1, 1)
-    return (frames.float() / 255 - mean) / std
+    return frames.float().sub_(255 * mean).div_(255 * std)
 
 
 def num_patches(height: int, width: int, patch: tuple[int, int]) -> int:
@@ -88,7 +103,7 @@ def num_patches(height: int, width: int, patch: tuple[int, int]) -> int:
 
 
 def mask_patches(inputs: Tensor, scores: Tensor, num_masked: Tensor, patch: tuple[int, int]) -> Tensor:
-    """Set whole patches of each input to 0, which after normalisation is the mean (FusT, arXiv 2302.03533).
+    """Set, in place, whole patches of each input to 0, which after normalisation is the mean (FusT, arXiv 2302.03533).
 
     Args:
         inputs: (inputs, channels, height, width), normalised.
@@ -103,7 +118,7 @@ def mask_patches(inputs: Tensor, scores: Tensor, num_masked: Tensor, patch: tupl
     masked = (rank < num_masked[:, None]).view(-1, 1, rows, columns)
     pixels = masked.repeat_interleave(patch[0], dim=2).repeat_interleave(patch[1], dim=3)
     covered = torch.nn.functional.pad(pixels, (0, width - pixels.shape[3], 0, height - pixels.shape[2]))
-    return inputs.masked_fill(covered, 0.0)
+    return inputs.masked_fill_(covered, 0.0)
 
 
 def decode_frame(encoded: Any, codec: str, height: int, width: int) -> Tensor:
