@@ -17,6 +17,7 @@ from avpt.config import FinetuneConfig, FuseConfig, TrainConfig
 from avpt.data.dataset import Augmentation, ClipDataset, InputSpec, Loader, Masking, deaths_told
 from avpt.data.masking import most_masked
 from avpt.data.pictures import picture
+from avpt.data.splits import balancing_weights
 from avpt.data.store import SplitIndex, Store
 from avpt.models.encoder import freeze, norm_parameters
 from avpt.models.fusion import FusedModel
@@ -85,12 +86,16 @@ def train(
             masking=masking,
         )
         shuffle_seed = None if augmentation is None else config.seed
+        weights = None
+        if augmentation is not None and config.balanced_sampling:
+            weights = torch.from_numpy(balancing_weights(splits[split].labels))
         return Loader(
             dataset,
             config.batch_size,
             device=device,
             workers=workers,
             shuffle_seed=shuffle_seed,
+            weights=weights,
             process=world.rank,
             processes=world.size,
         )
@@ -105,7 +110,8 @@ def train(
         for name in encoders:
             freeze(model.get_submodule(name))
     model.to(memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
-    augmentation = Augmentation(config.crop_scale, config.flip, config.spec_augment)
+    dropout = config.modality_dropout if isinstance(config, FuseConfig) else 0.0
+    augmentation = Augmentation(config.crop_scale, config.flip, config.spec_augment, dropout)
     undecayed = set() if config.decay_norm else norm_parameters(model)
     train_loader = loader("train", augmentation, masking)
     average = averaged(model, config.ema) if config.ema is not None else None
@@ -237,7 +243,7 @@ def pictures(train: Loader, epoch: int, positions: Sequence[int]) -> dict[str, T
     batch = train.clips(epoch, positions)
     return {
         f"inputs/{dataset.index.ids[position]}": picture(
-            {modality: values[i] for modality, values in zip(dataset.modalities, batch.inputs, strict=True)}
+            {modality: values[i] for modality, values in zip(dataset.modalities, batch.inputs, strict=False)}
         )
         for i, position in enumerate(positions)
     }

@@ -42,6 +42,15 @@ def draw_frames(num_frames: int, num_segments: int, generator: torch.Generator |
     return [int(torch.randint(low, high, (), generator=generator)) for low, high in bounds]
 
 
+def draw_present(dropout: float, seed: int) -> Tensor:
+    """(2,) float32, 1 for sound and pictures; one of the two, either, is 0 for the share `dropout` of all seeds."""
+    withheld, which = torch.rand(2, generator=torch.Generator().manual_seed(seed)).tolist()
+    present = torch.ones(2)
+    if withheld < dropout:
+        present[int(which < 0.5)] = 0.0
+    return present
+
+
 def training_frames(image_size: int, crop_scale: tuple[float, float], flip: bool) -> Callable[[Tensor], Tensor]:
     """Random crop and flip of one frame (3, height, width) uint8; a crop scale of (1, 1) keeps the whole frame."""
     return partial(_augment_frame, size=[image_size, image_size], crop_scale=crop_scale, flip=flip)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -57,7 +58,7 @@ def train_epoch(
     """The steps of a training pass that `state` does not have yet; it is brought up to date after each.
 
     A step averages over all clips of its batch, however they are divided among processes and parts. The norms noted
-    are those of the loss alone, before they are balanced or clipped. `after_step` is given the positions of the step's
+    are those of the loss alone, before they are balanced or clipped. `after_step` is given the rows of the step's
     clips; `epoch` counts from 0, and the epoch's first step is `first_step` of the run.
 
     Raises:
@@ -100,7 +101,7 @@ def train_epoch(
         scaler.step(optimizer)
         scaler.update()
         state.step += 1
-        after_step(batch.positions)
+        after_step(batch.rows)
 
 
 class NotFiniteError(Exception):
@@ -114,12 +115,8 @@ class NotFiniteError(Exception):
 def _parts(batch: Batch, count: int) -> list[Batch]:
     """A batch in parts of nearly equal size, none of one clip: BatchNorm needs two."""
     count = max(1, min(count, len(batch.labels) // 2))
-    whole = [batch.labels, batch.positions, *batch.inputs, *([] if batch.targets is None else [batch.targets])]
-    parts = []
-    for labels, positions, *others in zip(*(values.tensor_split(count) for values in whole), strict=True):
-        inputs, targets = others[: len(batch.inputs)], others[len(batch.inputs) :]
-        parts.append(Batch(tuple(inputs), labels, positions, targets=next(iter(targets), None)))
-    return parts
+    edges = [i * len(batch.labels) // count for i in range(count + 1)]
+    return [batch.part(slice(first, last)) for first, last in pairwise(edges)]
 
 
 def _added(sums: Mapping[str, float], values: Mapping[str, float]) -> dict[str, float]:

@@ -39,9 +39,9 @@ class EpochState:
 
     def record(self, logits: Tensor, batch: Batch) -> None:
         """Note how sure the model is of each clip of a batch, and the loss without smoothing."""
-        self.loss[batch.positions] = objective.clip_losses(logits.float(), batch.labels, batch.targets).cpu()
-        self.probability[batch.positions] = objective.true_probability(logits, batch.labels).cpu()
-        self.correct[batch.positions] = objective.is_correct(logits, batch.labels).cpu()
+        self.loss[batch.rows] = objective.clip_losses(logits.float(), batch.labels, batch.targets).cpu()
+        self.probability[batch.rows] = objective.true_probability(logits, batch.labels).cpu()
+        self.correct[batch.rows] = objective.is_correct(logits, batch.labels).cpu()
 
     def merged(self, world: World) -> EpochState:
         """The same of all processes together."""
