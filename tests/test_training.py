@@ -192,7 +192,7 @@ def one_pass(experiment: Experiment, lr: float, decay: float, batch_size: int = 
     inputs, labels = visual_clips(experiment.store, "train")
     probability, total = torch.full((18,), math.nan), 0.0
     for batch in EpochSampler(18, batch_size, 0):
-        rows = torch.tensor([position for _, position in batch])
+        rows = torch.tensor([position for _, position, _ in batch])
         logits = model.train()(inputs[rows])
         loss = functional.cross_entropy(logits, labels[rows])
         model.zero_grad()

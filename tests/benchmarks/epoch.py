@@ -25,9 +25,12 @@ from avpt.models.encoder import Classifier, EncoderSpec, Norm, build_encoder
 from avpt.models.fusion import FusedModel
 from avpt.processes import num_cores
 from avpt.training import objective
-from avpt.training.loop import Clock, EpochState, Stepping, fit
+from avpt.training.loop import fit
 from avpt.training.optim import build_optimizer
+from avpt.training.passes import Stepping
 from avpt.training.runtime import start
+from avpt.training.state import Clock, EpochState
+from avpt.training.watch import Watcher
 from avpt.training.world import World
 from avpt.types import MODALITIES, Batch, Modality
 
@@ -134,11 +137,12 @@ def main() -> None:
         loader = make_loader(write_store(folder / "store", clips, settings, {"train": num_clips}), modalities, options)
         turns, model = Turns(loader), make_model(modalities)
 
-        def after_step(epoch: int, state: EpochState, clock: Clock) -> None:
-            if state.step == len(turns) and epoch >= 2:
-                seconds[turns.is_loaded(epoch)].append(clock.seconds)
-                if turns.is_loaded(epoch):
-                    waiting.append(clock.waiting / clock.seconds)
+        class Stopwatch(Watcher):
+            def step_done(self, epoch: int, state: EpochState, clock: Clock, positions: torch.Tensor) -> None:
+                if state.step == len(turns) and epoch >= 2:
+                    seconds[turns.is_loaded(epoch)].append(clock.seconds)
+                    if turns.is_loaded(epoch):
+                        waiting.append(clock.waiting / clock.seconds)
 
         fit(
             model,
@@ -147,13 +151,14 @@ def main() -> None:
             clean_train=None,
             clip_ids=[str(i) for i in range(num_clips)],
             num_val_clips=2,
-            optimizer=build_optimizer(model, set(), name="sgd", lr=1e-3, momentum=0.9, weight_decay=1e-4),
+            optimizer=build_optimizer(
+                model, set(), set(), name="sgd", lr=1e-3, momentum=0.9, weight_decay=1e-4, encoder_lr_scale=1.0
+            ),
             rate=lambda epoch, step, steps: 1e-3,
             epochs=2 * (options.pairs + 1),
             checkpoint=folder / "last.pt",
             measure=lambda outputs: objective.metrics(outputs["logits"], outputs["labels"]),
-            after_epoch=lambda progress, clock: None,
-            after_step=after_step,
+            watcher=Stopwatch(),
             stepping=Stepping(),
             world=World(),
             watched={},
