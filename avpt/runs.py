@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from avpt.data.pictures import picture
 from avpt.data.splits import balancing_weights
 from avpt.data.store import SplitIndex, Store
 from avpt.models.encoder import freeze, norm_parameters
-from avpt.models.fusion import FusedModel
+from avpt.models.fusion import shares
 from avpt.processes import num_cores
 from avpt.training import objective, optim, record, runtime
 from avpt.training.balance import OgmGe
@@ -161,7 +161,7 @@ def train(
             compiled=config.compile,
             patience=config.patience,
         )
-        judged = model if average is None else average.module
+        judged: nn.Module = model if average is None else average.module
         last = {name: value.detach().clone() for name, value in judged.state_dict().items()}
         model.load_state_dict(progress.best_model)
         held_out: tuple[Split, ...] = ("val", "test")
@@ -203,7 +203,7 @@ def balance(config: TrainConfig, model: nn.Module, world: World) -> OgmGe | None
     """What balances the modalities' gradients in a run that asks for it."""
     if not isinstance(config, FuseConfig) or config.balance == "none":
         return None
-    return OgmGe(cast(FusedModel, model), config.ogm_alpha, config.ogm_window, config.seed, world)
+    return OgmGe(model, shares, config.ogm_alpha, config.ogm_window, config.seed, world)
 
 
 @contextmanager

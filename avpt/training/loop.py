@@ -173,8 +173,9 @@ def fit(
                 raise AvptError(f"the {error} {where}; {good}; lower --lr, with --overwrite") from None
             clock.trained = clock.seconds
             seen = state.merged(world)
-            for part in {model, judged}:
-                world.spread_buffers(part)
+            world.spread_buffers(model)
+            if judged is not model:
+                world.spread_buffers(judged)
             dynamics = seen
             if clean_train is not None:
                 clean = announced(clean_train, epoch, watcher, "measuring confidence")

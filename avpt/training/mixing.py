@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from avpt.data.transforms import clip_seed
+from avpt.seeds import seed_for
 from avpt.types import Batch
 
 
@@ -31,12 +31,23 @@ def mix_clips(batch: Batch, step: int, *, alpha: float, num_classes: int, seed: 
     values = batch.inputs[0]
     images = tv_tensors.Video(values) if values.ndim == 5 else values
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(clip_seed(seed, step, str(part), "mixup"))
+        torch.default_generator.manual_seed(seed_for(seed, step, "mixup", part))
         mixed, targets = v2.MixUp(alpha=alpha, num_classes=num_classes)(images, batch.labels)
     labels = targets.argmax(dim=1) if batch.labels.ndim == 1 else (targets > 0).float()
     return replace(batch, inputs=(mixed.as_subclass(Tensor),), labels=labels, targets=targets)
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """A copy of a model that follows it, w <- decay w + (1 - decay) w_model after each step, running statistics too."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+    """A copy of a model that follows it, w <- decay w + (1 - decay) w_model after each step, running statistics too.
+
+    It starts at the model after the first step. What BatchNorm counts is taken over as it is.
+    """
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+
+    def follow(averages: PARAM_LIST, values: PARAM_LIST, steps: Tensor | int) -> None:
+        if averages[0].is_floating_point():
+            average(averages, values, steps)
+        else:  # torch would round the average of two counts down, even of two that are equal
+            torch._foreach_copy_(averages, values)
+
+    return AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
