@@ -14,6 +14,8 @@ from typer.models import ParameterInfo
 from avpt.errors import ConfigError
 from avpt.types import Modality
 
+AUGMENTATION = "Augmentation"  # a heading in help; also so that --no-flip takes no room beside the other options
+
 
 class Transient:
     """Marks an option that can't change the result: it is not recorded and not compared."""
@@ -372,18 +374,18 @@ class TrainConfig(OutputConfig):
     momentum: Annotated[float, Option(min=0, max=1, help="Of sgd.")] = 0.9
     weight_decay: Annotated[float, Option(min=0, help="Not on BatchNorm and alpha.")] = 1e-4
     decay_norm: Annotated[bool, Option("--decay-norm", help="Weight decay on BatchNorm and alpha too.")] = False
-    encoder_lr_scale: Annotated[float, Option(min=0, help="Of the encoders' learning rate.")] = 1.0
+    encoder_lr_scale: Annotated[float, Option(min=0, help="What the encoders' rate is multiplied by.")] = 1.0
     freeze_encoders: Annotated[
-        bool, Option("--freeze-encoders", help="Train what is behind the encoders alone; they stay as they are.")
+        bool, Option("--freeze-encoders", help="Leave the encoders as they are; train what is behind them.")
     ] = False
     ema: Annotated[
         float | None,
-        Option(min=0, max=1, help="Decay of a moving average of the weights, to be judged.", show_default="none"),
+        Option(min=0, max=1, help="Keep a moving average of the weights, of this decay.", show_default="none"),
     ] = None
     patience: Annotated[
-        int | None, Option(min=1, help="Epochs without a better one after which to stop.", show_default="never")
+        int | None, Option(min=1, help="Stop after so many epochs without a better one.", show_default="never")
     ] = None
-    label_smoothing: Annotated[float, Option(min=0, max=0.99, help="Share of the label given to all classes.")] = 0.0
+    label_smoothing: Annotated[float, Option(min=0, max=0.99, help="Share of each label that all classes get.")] = 0.0
     balanced_sampling: Annotated[
         bool, Option("--balanced-sampling", help="Draw clips so that classes come equally often.")
     ] = False
@@ -395,12 +397,17 @@ class TrainConfig(OutputConfig):
     num_frames: Annotated[int, Option(min=1, help="Frames per clip, one from each equal segment.")] = 3
     crop_scale: Annotated[
         tuple[float, float],
-        Option(min=0.01, max=1, help="Area of random crops; `1 1` resizes the whole frame."),
+        Option(min=0.01, max=1, help="Area of random crops; `1 1` is the whole frame.", rich_help_panel=AUGMENTATION),
     ] = (0.08, 1.0)
-    flip: Annotated[bool, Option(help="Random horizontal flips.")] = True
+    flip: Annotated[bool, Option(help="Random horizontal flips.", rich_help_panel=AUGMENTATION)] = True
     spec_augment: Annotated[
         tuple[int, int],
-        Option(min=0, help="Widest masks: mel bins, frames. `0 0` is none.", metavar="FREQ TIME"),
+        Option(
+            min=0,
+            help="Widest masks: mel bins, frames. `0 0` is none.",
+            metavar="FREQ TIME",
+            rich_help_panel=AUGMENTATION,
+        ),
     ] = (0, 0)
     dynamics: Annotated[
         Literal["train", "eval"],
@@ -437,6 +444,8 @@ class TrainConfig(OutputConfig):
         super().__post_init__()
         if self.clip_grad is not None and self.clip_grad <= 0:
             raise ConfigError(f"--clip-grad is {self.clip_grad:g}; it must be over 0, or left out for no clipping")
+        if self.ema == 1:
+            raise ConfigError("--ema is 1; the average would never move, it must be under 1")
         if self.balanced_sampling and self.dynamics == "train":
             raise ConfigError(
                 "--balanced-sampling repeats and skips clips, so confidence can't be taken from the training pass; "
@@ -468,7 +477,12 @@ class FinetuneConfig(TrainConfig):
     modality: Annotated[Modality, Option(help="Stream to train on.")]
     init: Annotated[Path, Option(help="Encoder artifact, or the run folder of an earlier fine-tuning.")]
     mixup: Annotated[
-        float | None, Option(help="Mix clips with one another; alpha of the Beta distribution.", show_default="none")
+        float | None,
+        Option(
+            help="Mix clips with one another; alpha of the Beta distribution.",
+            show_default="none",
+            rich_help_panel=AUGMENTATION,
+        ),
     ] = None
 
     def __post_init__(self) -> None:
@@ -515,15 +529,16 @@ class FuseConfig(MaskConfig, TrainConfig):
         Path | None, Option(help="Written by `avpt score-confidence`; masking needs it.", show_default="none")
     ] = None
     fusion: Annotated[Literal["concat", "sum", "film", "gated"], Option(help="How the features meet.")] = "concat"
-    balance: Annotated[
-        Literal["none", "ogm-ge"], Option(help="Hold back the gradient of the modality that is ahead (baseline).")
-    ] = "none"
+    balance: Annotated[Literal["none", "ogm-ge"], Option(help="Hold back the encoder that is ahead (baseline).")] = (
+        "none"
+    )
     ogm_alpha: Annotated[float, Option(min=0, help="OGM-GE: how hard.")] = 0.1
     ogm_window: Annotated[
         tuple[int, int], Option(min=0, help="OGM-GE: first and last epoch, from 0.", metavar="FIRST LAST")
     ] = (0, 50)
     modality_dropout: Annotated[
-        float, Option(min=0, max=1, help="Share of training clips of which one modality, either, is withheld.")
+        float,
+        Option(min=0, max=1, help="Share of clips of which either modality is withheld.", rich_help_panel=AUGMENTATION),
     ] = 0.0
 
     def __post_init__(self) -> None:

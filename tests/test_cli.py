@@ -203,6 +203,12 @@ TRAIN: dict[str, Any] = {
     "--momentum": 0.9,
     "--weight-decay": 1e-4,
     "--decay-norm": False,
+    "--encoder-lr-scale": 1.0,
+    "--freeze-encoders": False,
+    "--ema": None,
+    "--patience": None,
+    "--label-smoothing": 0.0,
+    "--balanced-sampling": False,
     "--schedule": "step",
     "--milestones": "60",
     "--lr-factor": 0.1,
@@ -278,7 +284,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--conv1": "sum",
         **COMMON,
     },
-    "finetune-unimodal": {"--modality": REQUIRED, "--init": REQUIRED, **TRAIN, **COMMON},
+    "finetune-unimodal": {"--modality": REQUIRED, "--init": REQUIRED, "--mixup": None, **TRAIN, **COMMON},
     "score-confidence": {
         "--audio": REQUIRED,
         "--visual": REQUIRED,
@@ -294,6 +300,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--visual": REQUIRED,
         "--confidence": None,
         "--fusion": "concat",
+        "--balance": "none",
+        "--ogm-alpha": 0.1,
+        "--ogm-window": (0, 50),
+        "--modality-dropout": 0.0,
         **MASK,
         **TRAIN,
         **COMMON,
@@ -329,6 +339,7 @@ CHOICES = {
     ("fuse-train", "--mask"): ["adaptive", "uniform", "none"],
     ("fuse-train", "--mask-rule"): ["dominant", "released"],
     ("fuse-train", "--fusion"): ["concat", "sum", "film", "gated"],
+    ("fuse-train", "--balance"): ["none", "ogm-ge"],
 }
 
 

@@ -41,12 +41,15 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
     from avpt import confidence, runs
     from avpt.data.masking import plan_masking
     from avpt.data.splits import training_splits
-    from avpt.models.checkpoint import check_input, load_encoder
+    from avpt.models.checkpoint import check_frozen, check_input, load_encoder
     from avpt.models.fusion import FusedModel
 
     device = runs.start(config, world)
     audio, visual = load_encoder(config.audio, "audio"), load_encoder(config.visual, "visual")
     check_input(audio, config.audio, store.settings)
+    if config.freeze_encoders:
+        check_frozen(audio, config.audio)
+        check_frozen(visual, config.visual)
     if visual.input is not None and visual.input["image_size"] != config.image_size:
         trained_at = visual.input["image_size"]
         log.warning(
