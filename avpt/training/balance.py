@@ -49,7 +49,7 @@ class OgmGe:
         self.fusion.register_forward_hook(self._remember)
 
     def _remember(self, fusion: nn.Module, features: Sequence[Tensor], logits: Tensor) -> None:
-        if fusion.training and torch.is_grad_enabled():
+        if torch.is_grad_enabled():  # else it is asked for shares, or evaluated
             audio, visual = (values.detach().float() for values in features)
             self.fused = audio, visual, logits.detach().float()
 
