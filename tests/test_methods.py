@@ -233,7 +233,7 @@ def test_ogm_ge_sees_what_a_compiled_model_does(tmp_path: Path, monkeypatch: pyt
     found = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        model = FusedModel(Narrow(1), Narrow(3), "concat", 3)  # type: ignore[arg-type]
+        model = FusedModel(Narrow(1), Narrow(3), "concat", 3)
         balance = OgmGe(model, shares, 0.8, (0, 0), 0, World())
         called: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
         for _ in range(2):
