@@ -26,6 +26,7 @@ from avpt.models.fusion import FusedModel, FusionName, shares
 from avpt.processes import InterruptedWork
 from avpt.training import objective
 from avpt.training.balance import OgmGe
+from avpt.training.display import _Board
 from avpt.training.loop import fit
 from avpt.training.mixing import averaged, mix_clips
 from avpt.training.optim import build_optimizer
@@ -317,6 +318,7 @@ def fitted(
     accuracies: Sequence[float] | None = None,
     patience: int | None = None,
     after: Callable[[], None] = lambda: None,
+    watcher: Watcher | None = None,
     train: Two | None = None,
     lr: float = 0.1,
     seen: list[State] | None = None,
@@ -351,7 +353,7 @@ def fitted(
         epochs=epochs,
         checkpoint=folder / "last.pt",
         measure=measure,
-        watcher=Steps(after),
+        watcher=watcher or Steps(after),
         stepping=Stepping(**stepping),
         world=World(),
         watched={},
@@ -478,6 +480,12 @@ def test_a_run_stops_when_nothing_gets_better(
     )
     assert len(steps) == 2 * done  # nothing is left to do
     assert again.records == progress.records
+
+
+def test_a_run_that_stopped_early_has_no_time_left(tmp_path: Path) -> None:
+    board = _Board(9, 2, {}, ["loss", "accuracy"], [])
+    fitted(tmp_path, small(), epochs=9, accuracies=[0.5, 0.4], patience=1, watcher=board)
+    assert (board.place(), board.left()) == ("2 epochs", "")
 
 
 def test_a_stopped_run_goes_on_to_where_it_would_have_stopped(tmp_path: Path) -> None:

@@ -199,6 +199,7 @@ def fit(
             save()
             watcher.epoch_done(progress, clock.row(epoch + 1))
             stop_or_save(False)
+    watcher.training_done(progress)
     return progress
 
 
