@@ -14,6 +14,8 @@ from typer.models import ParameterInfo
 from avpt.errors import ConfigError
 from avpt.types import Modality
 
+AUGMENTATION = "Augmentation"  # a heading in help; also so that --no-flip takes no room beside the other options
+
 
 class Transient:
     """Marks an option that can't change the result: it is not recorded and not compared."""
@@ -387,6 +389,21 @@ class TrainConfig(OutputConfig):
     momentum: Annotated[float, Option(min=0, max=1, help="Of sgd.")] = 0.9
     weight_decay: Annotated[float, Option(min=0, help="Not on BatchNorm and alpha.")] = 1e-4
     decay_norm: Annotated[bool, Option("--decay-norm", help="Weight decay on BatchNorm and alpha too.")] = False
+    encoder_lr_scale: Annotated[float, Option(min=0, help="What the encoders' rate is multiplied by.")] = 1.0
+    freeze_encoders: Annotated[
+        bool, Option("--freeze-encoders", help="Leave the encoders as they are; train what is behind them.")
+    ] = False
+    ema: Annotated[
+        float | None,
+        Option(min=0, max=1, help="Keep a moving average of the weights, of this decay.", show_default="none"),
+    ] = None
+    patience: Annotated[
+        int | None, Option(min=1, help="Stop after so many epochs without a better one.", show_default="never")
+    ] = None
+    label_smoothing: Annotated[float, Option(min=0, max=0.99, help="Share of each label that all classes get.")] = 0.0
+    balanced_sampling: Annotated[
+        bool, Option("--balanced-sampling", help="Draw clips so that classes come equally often.")
+    ] = False
     schedule: Annotated[Literal["step", "cosine", "constant"], Option(help="Learning rate over epochs.")] = "step"
     milestones: Annotated[str, Option(help="Epochs after which a step schedule drops, joined by commas.")] = "60"
     lr_factor: Annotated[float, Option(min=0, max=1, help="What a step schedule multiplies by.")] = 0.1
@@ -395,12 +412,17 @@ class TrainConfig(OutputConfig):
     num_frames: Annotated[int, Option(min=1, help="Frames per clip, one from each equal segment.")] = 3
     crop_scale: Annotated[
         tuple[float, float],
-        Option(min=0.01, max=1, help="Area of random crops; `1 1` resizes the whole frame."),
+        Option(min=0.01, max=1, help="Area of random crops; `1 1` is the whole frame.", rich_help_panel=AUGMENTATION),
     ] = (0.08, 1.0)
-    flip: Annotated[bool, Option(help="Random horizontal flips.")] = True
+    flip: Annotated[bool, Option(help="Random horizontal flips.", rich_help_panel=AUGMENTATION)] = True
     spec_augment: Annotated[
         tuple[int, int],
-        Option(min=0, help="Widest masks: mel bins, frames. `0 0` is none.", metavar="FREQ TIME"),
+        Option(
+            min=0,
+            help="Widest masks: mel bins, frames. `0 0` is none.",
+            metavar="FREQ TIME",
+            rich_help_panel=AUGMENTATION,
+        ),
     ] = (0, 0)
     dynamics: Annotated[
         Literal["train", "eval"],
@@ -437,6 +459,13 @@ class TrainConfig(OutputConfig):
         super().__post_init__()
         if self.clip_grad is not None and self.clip_grad <= 0:
             raise ConfigError(f"--clip-grad is {self.clip_grad:g}; it must be over 0, or left out for no clipping")
+        if self.ema == 1:
+            raise ConfigError("--ema is 1; the average would never move, it must be under 1")
+        if self.balanced_sampling and self.dynamics == "train":
+            raise ConfigError(
+                "--balanced-sampling repeats and skips clips, so confidence can't be taken from the training pass; "
+                "add --dynamics eval"
+            )
         _ = self.milestone_epochs
         if self.crop_scale[0] > self.crop_scale[1]:
             raise ConfigError(f"--crop-scale is {self.crop_scale[0]:g} {self.crop_scale[1]:g}; the smaller comes first")
@@ -444,6 +473,7 @@ class TrainConfig(OutputConfig):
     def idle(self) -> set[str]:
         """What another schedule or optimiser would look at."""
         idle = set() if self.schedule == "step" else {"milestones", "lr_factor"}
+        idle |= {"encoder_lr_scale"} if self.freeze_encoders else set()
         return super().idle() | idle | (set() if self.optimizer == "sgd" else {"momentum"})
 
     @property
@@ -461,6 +491,24 @@ class FinetuneConfig(TrainConfig):
 
     modality: Annotated[Modality, Option(help="Stream to train on.")]
     init: Annotated[Path, Option(help="Encoder artifact, or the run folder of an earlier fine-tuning.")]
+    mixup: Annotated[
+        float | None,
+        Option(
+            help="Mix clips with one another; alpha of the Beta distribution.",
+            show_default="none",
+            rich_help_panel=AUGMENTATION,
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mixup is not None and self.mixup <= 0:
+            raise ConfigError(f"--mixup is {self.mixup:g}; it must be over 0, or left out for no mixing")
+        if self.mixup is not None and self.dynamics == "train":
+            raise ConfigError(
+                "--mixup shows the model no clip as it is, so confidence can't be taken from the training pass; "
+                "add --dynamics eval"
+            )
 
     def idle(self) -> set[str]:
         """The other modality's input."""
@@ -496,14 +544,35 @@ class FuseConfig(MaskConfig, TrainConfig):
         Path | None, Option(help="Written by `avpt score-confidence`; masking needs it.", show_default="none")
     ] = None
     fusion: Annotated[Literal["concat", "sum", "film", "gated"], Option(help="How the features meet.")] = "concat"
+    balance: Annotated[Literal["none", "ogm-ge"], Option(help="Hold back the encoder that is ahead (baseline).")] = (
+        "none"
+    )
+    ogm_alpha: Annotated[float, Option(min=0, help="OGM-GE: how hard.")] = 0.1
+    ogm_window: Annotated[
+        tuple[int, int], Option(min=0, help="OGM-GE: first and last epoch, from 0.", metavar="FIRST LAST")
+    ] = (0, 50)
+    modality_dropout: Annotated[
+        float,
+        Option(min=0, max=1, help="Share of clips of which either modality is withheld.", rich_help_panel=AUGMENTATION),
+    ] = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.balance == "ogm-ge" and self.freeze_encoders:
+            raise ConfigError(
+                "--balance ogm-ge changes gradients of the encoders; with --freeze-encoders there are none"
+            )
+        if self.ogm_window[0] > self.ogm_window[1]:
+            raise ConfigError(f"--ogm-window is {self.ogm_window[0]} {self.ogm_window[1]}; the first epoch comes first")
         if self.mask != "none" and self.confidence is None:
             raise ConfigError(
                 f"--mask {self.mask} needs --confidence (write it with `avpt score-confidence`); "
                 "--mask none trains without masking"
             )
+
+    def idle(self) -> set[str]:
+        """OGM-GE's own options without it."""
+        return super().idle() | (set() if self.balance == "ogm-ge" else {"ogm_alpha", "ogm_window"})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from avpt.artifacts import Header
-from avpt.config import TrainConfig
+from avpt.config import FinetuneConfig, FuseConfig, TrainConfig
 from avpt.data.dataset import Augmentation, ClipDataset, InputSpec, Loader, Masking, deaths_told
 from avpt.data.masking import most_masked
 from avpt.data.pictures import picture
+from avpt.data.splits import balancing_weights
 from avpt.data.store import SplitIndex, Store
-from avpt.models.encoder import norm_parameters
+from avpt.models.encoder import freeze, norm_parameters
+from avpt.models.fusion import shares
 from avpt.processes import num_cores
 from avpt.training import objective, optim, record, runtime
+from avpt.training.balance import OgmGe
 from avpt.training.curves import drawn, need_tensorboard
 from avpt.training.display import display
 from avpt.training.loop import fit
+from avpt.training.mixing import averaged, mix_clips
 from avpt.training.passes import Stepping, evaluate
 from avpt.training.state import Progress
 from avpt.training.watch import Watcher, Watchers, announced
 from avpt.training.world import World
-from avpt.types import MODALITIES, Modality, Split
+from avpt.types import MODALITIES, Batch, Modality, Split
 
 log = logging.getLogger(__name__)
 
@@ -81,12 +86,16 @@ def train(
             masking=masking,
         )
         shuffle_seed = None if augmentation is None else config.seed
+        weights = None
+        if augmentation is not None and config.balanced_sampling:
+            weights = torch.from_numpy(balancing_weights(splits[split].labels))
         return Loader(
             dataset,
             config.batch_size,
             device=device,
             workers=workers,
             shuffle_seed=shuffle_seed,
+            weights=weights,
             process=world.rank,
             processes=world.size,
         )
@@ -96,10 +105,26 @@ def train(
         each = f"{fewest} or {fewest + 1}" if more else str(fewest)
         log.info("%d processes: batches of %d clips in all, %s on each", world.size, config.batch_size, each)
     train_clips, num_val_clips = splits["train"], len(splits["val"])
+    encoders = encoder_parameters(model)
+    if config.freeze_encoders:
+        for name in encoders:
+            freeze(model.get_submodule(name))
     model.to(memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
-    augmentation = Augmentation(config.crop_scale, config.flip, config.spec_augment)
+    dropout = config.modality_dropout if isinstance(config, FuseConfig) else 0.0
+    augmentation = Augmentation(config.crop_scale, config.flip, config.spec_augment, dropout)
     undecayed = set() if config.decay_norm else norm_parameters(model)
-    train_loader, encoders = loader("train", augmentation, masking), encoder_parameters(model)
+    train_loader = loader("train", augmentation, masking)
+    average = averaged(model, config.ema) if config.ema is not None else None
+    stepping = Stepping(
+        config.precision,
+        config.accumulate,
+        config.clip_grad,
+        config.checkpoint_every,
+        label_smoothing=config.label_smoothing,
+        mix=mix(config, store, world),
+        balance=balance(config, model, world),
+        average=average,
+    )
     with watching(config, train_loader, store.multi_label, list(encoders), world) as watcher:
         progress = fit(
             model,
@@ -111,10 +136,12 @@ def train(
             optimizer=optim.build_optimizer(
                 model,
                 undecayed,
+                {parameter for parameters in encoders.values() for parameter in parameters},
                 name=config.optimizer,
                 lr=config.lr,
                 momentum=config.momentum,
                 weight_decay=config.weight_decay,
+                encoder_lr_scale=config.encoder_lr_scale,
             ),
             rate=optim.learning_rate(
                 lr=config.lr,
@@ -128,12 +155,14 @@ def train(
             checkpoint=config.out / "checkpoint" / "last.pt",
             measure=measure,
             watcher=watcher,
-            stepping=Stepping(config.precision, config.accumulate, config.clip_grad, config.checkpoint_every),
+            stepping=stepping,
             world=world,
             watched=encoders,
             compiled=config.compile,
+            patience=config.patience,
         )
-        last = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        judged: nn.Module = model if average is None else average.module
+        last = {name: value.detach().clone() for name, value in judged.state_dict().items()}
         model.load_state_dict(progress.best_model)
         held_out: tuple[Split, ...] = ("val", "test")
         predictions = {
@@ -161,6 +190,20 @@ def train(
         modality=modalities[0] if len(modalities) == 1 else "joint",
     )
     return summary
+
+
+def mix(config: TrainConfig, store: Store, world: World) -> Callable[[Batch, int], Batch] | None:
+    """Mixup for a run that asks for it."""
+    if not isinstance(config, FinetuneConfig) or config.mixup is None:
+        return None
+    return partial(mix_clips, alpha=config.mixup, num_classes=len(store.classes), seed=config.seed, part=world.rank)
+
+
+def balance(config: TrainConfig, model: nn.Module, world: World) -> OgmGe | None:
+    """What balances the modalities' gradients in a run that asks for it."""
+    if not isinstance(config, FuseConfig) or config.balance == "none":
+        return None
+    return OgmGe(model, shares, config.ogm_alpha, config.ogm_window, config.seed, world)
 
 
 @contextmanager
@@ -200,7 +243,7 @@ def pictures(train: Loader, epoch: int, positions: Sequence[int]) -> dict[str, T
     batch = train.clips(epoch, positions)
     return {
         f"inputs/{dataset.index.ids[position]}": picture(
-            {modality: values[i] for modality, values in zip(dataset.modalities, batch.inputs, strict=True)}
+            {modality: values[i] for modality, values in zip(dataset.modalities, batch.inputs, strict=False)}
         )
         for i, position in enumerate(positions)
     }

@@ -21,10 +21,24 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 class Batch:
     """Clips on the device, ready for `model(*batch.inputs)`."""
 
-    inputs: tuple[Tensor, ...]  # audio (batch, 1, frame, mel) and / or visual (batch, frames, 3, height, width)
+    # audio (batch, 1, frame, mel) and / or visual (batch, frames, 3, height, width), and what is present (batch, 2)
+    inputs: tuple[Tensor, ...]
     labels: Tensor  # (batch,) int64, or (batch, classes) float32 when multi-label
     positions: Tensor  # (batch,) int64, on the CPU: which clips of the split these are
     total: int = 0  # clips of the whole step, where other processes have a share of it; 0 where these are all
+    targets: Tensor | None = None  # (batch, classes) float32 shares of the classes, where clips are mixed
+    draws: Tensor | None = None  # (batch,) int64 numbers of the epoch's draws, where clips are drawn again and again
+
+    @property
+    def rows(self) -> Tensor:
+        """(batch,) int64, each of them once in an epoch: where its record has these clips."""
+        return self.positions if self.draws is None else self.draws
+
+    def part(self, clips: slice) -> Batch:
+        """Some of its clips."""
+        inputs = tuple(values[clips] for values in self.inputs)
+        targets, draws = (None if values is None else values[clips] for values in (self.targets, self.draws))
+        return Batch(inputs, self.labels[clips], self.positions[clips], targets=targets, draws=draws)
 
 
 @dataclass(frozen=True)

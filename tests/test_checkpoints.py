@@ -295,6 +295,8 @@ def stepped(stepping: Stepping, *, seed: int = 0) -> tuple[dict[str, Tensor], Ep
         [batch],
         torch.optim.SGD(model.parameters(), lr=0.0),
         state,
+        epoch=0,
+        first_step=0,
         set_rate=lambda step: None,
         stepping=stepping,
         scaler=torch.amp.GradScaler("cpu", enabled=False),

@@ -14,6 +14,7 @@ LAYERS = {
     "avpt": WORDS,
     "avpt.errors": WORDS,
     "avpt.types": WORDS,
+    "avpt.seeds": WORDS,
     "avpt.processes": WORDS,
     "avpt.progress": WORDS,
     "avpt.outputs": FILES,

@@ -151,7 +151,7 @@ def test_raw_frames_and_clips_of_one_modality(experiment: Experiment, tmp_path: 
             low, high = file["visual/byte_offset"][first : first + 2]
             stored = file["visual/bytes"][low:high].reshape(28, 28, 3).transpose(2, 0, 1)
             fbank = file["audio/fbank"][row]
-        clip = clips[0, position]
+        clip = clips[0, position, position]
         assert np.array_equal(clip["audio"][0].numpy(), fbank)
         assert bool(clip["audio"].any()) == bool(index.num_audio_frames[position])
         assert all(np.array_equal(frame.numpy(), stored) for frame in clip["visual"])

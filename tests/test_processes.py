@@ -92,13 +92,13 @@ def test_every_clip_is_taken_once(num_clips: int, batch_size: int, processes: in
         assert sum(counts) == size
         assert min(counts) >= 2
         assert max(counts) - min(counts) <= 1
-    taken = [position for shares in steps for share in shares for _, position in share]
-    alone = [position for batch in EpochSampler(num_clips, batch_size, seed) for _, position in batch]
+    taken = [position for shares in steps for share in shares for _, position, _ in share]
+    alone = [position for batch in EpochSampler(num_clips, batch_size, seed) for _, position, _ in batch]
     assert sorted(taken) == list(range(num_clips))
     assert taken == alone  # the order hangs on the seed alone
     for sampler in samplers:
         sampler.start = start
-    rest = [position for shares in zip(*samplers, strict=True) for share in shares for _, position in share]
+    rest = [position for shares in zip(*samplers, strict=True) for share in shares for _, position, _ in share]
     assert rest == taken[sum(sizes[:start]) :]
 
 
@@ -111,7 +111,7 @@ def test_every_clip_is_evaluated_once(num_clips: int, batch_size: int, processes
             EpochSampler(num_clips, batch_size, None, 0, processes)
         return
     samplers = [EpochSampler(num_clips, batch_size, None, rank, processes) for rank in range(processes)]
-    assert [p for sampler in samplers for batch in sampler for _, p in batch] == list(range(num_clips))
+    assert [p for sampler in samplers for batch in sampler for _, p, _ in batch] == list(range(num_clips))
     assert all(0 < len(batch) <= max(1, batch_size // processes) for sampler in samplers for batch in sampler)
 
 
@@ -156,6 +156,8 @@ def test_gradients_are_those_of_one_process(tmp_path: Path, size: int) -> None:
             [batch],
             torch.optim.SGD(model.parameters(), lr=0.1),
             state,
+            epoch=0,
+            first_step=0,
             set_rate=lambda number: None,
             stepping=Stepping(accumulate=2, clip_grad=1.0),
             scaler=torch.amp.GradScaler("cpu", enabled=False),

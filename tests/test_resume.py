@@ -57,6 +57,20 @@ MODES: dict[str, tuple[str, tuple[str, ...]]] = {
     "masked": ("fused", ("--schedule", "cosine", "--optimizer", "adamw", "--accumulate", "2", "--tensorboard")),
     "channel": ("audio", ("--spec-augment", "4", "6", "--clip-grad", "1", "--decay-norm", "--channels-last")),
     "film": ("fused", ("--fusion", "film", "--mask", "uniform", "--dynamics", "eval", "--warmup-epochs", "1")),
+    "balanced": (
+        "fused",
+        (
+            *("--balance", "ogm-ge", "--ogm-alpha", "0.8", "--modality-dropout", "0.4", "--ema", "0.8"),
+            *("--accumulate", "2", "--tensorboard"),
+        ),
+    ),
+    "mixed": (
+        "visual",
+        (
+            *("--mixup", "0.4", "--balanced-sampling", "--dynamics", "eval", "--patience", "1"),
+            *("--label-smoothing", "0.1", "--encoder-lr-scale", "0.5", "--flip", "--crop-scale", "0.3", "1"),
+        ),
+    ),
     "bf16": ("audio", ("--precision", "bf16", "--optimizer", "adam", "--schedule", "step", "--milestones", "1")),
 }
 
@@ -121,7 +135,7 @@ def finished_after_kills(tmp_path: Path, *command: str | Path, kills: int) -> tu
     return count, files_of(run)
 
 
-@pytest.mark.parametrize("name", ["plain", "layer", "masked"])
+@pytest.mark.parametrize("name", ["plain", "layer", "masked", "balanced", "mixed"])
 def test_training_killed_at_any_step_comes_to_the_same_bytes(
     experiment: Experiment, layer_init: Path, tmp_path: Path, name: str
 ) -> None:

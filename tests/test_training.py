@@ -95,13 +95,17 @@ def visual_clips(store_path: Path, split: Split) -> tuple[Tensor, Tensor]:
 def test_no_weight_decay_on_norm_layers(norm: Any) -> None:
     model = Classifier(build_encoder(EncoderSpec("resnet18", "audio", norm)), 3)
     undecayed = norm_parameters(model)
-    optimizer = build_optimizer(model, undecayed, name="sgd", lr=0.1, momentum=0.9, weight_decay=0.5)
+    optimizer = build_optimizer(
+        model, undecayed, set(), name="sgd", lr=0.1, momentum=0.9, weight_decay=0.5, encoder_lr_scale=1.0
+    )
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert len(decay) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
         plain = name.endswith("conv1.weight") or ".conv" in name or "downsample.0" in name or name.startswith("head.")
         assert decay[id(parameter)] == (0.5 if plain else 0.0), name
-    everything = build_optimizer(model, set(), name="adam", lr=0.1, momentum=0.9, weight_decay=0.5)
+    everything = build_optimizer(
+        model, set(), set(), name="adam", lr=0.1, momentum=0.9, weight_decay=0.5, encoder_lr_scale=1.0
+    )
     assert [group["weight_decay"] for group in everything.param_groups] == [0.5]
     assert len(everything.param_groups[0]["params"]) == len(decay)
 
@@ -109,7 +113,9 @@ def test_no_weight_decay_on_norm_layers(norm: Any) -> None:
 @pytest.mark.parametrize(("name", "kind"), [("sgd", "SGD"), ("adam", "Adam"), ("adamw", "AdamW")])
 def test_optimizers_are_torchs(name: Any, kind: str) -> None:
     model = nn.Linear(2, 2)
-    optimizer = build_optimizer(model, set(), name=name, lr=0.25, momentum=0.7, weight_decay=0.1)
+    optimizer = build_optimizer(
+        model, set(), set(), name=name, lr=0.25, momentum=0.7, weight_decay=0.1, encoder_lr_scale=1.0
+    )
     assert type(optimizer) is getattr(torch.optim, kind)
     assert optimizer.param_groups[0]["lr"] == 0.25
     assert optimizer.param_groups[0].get("momentum", 0.7) == 0.7
@@ -186,7 +192,7 @@ def one_pass(experiment: Experiment, lr: float, decay: float, batch_size: int = 
     inputs, labels = visual_clips(experiment.store, "train")
     probability, total = torch.full((18,), math.nan), 0.0
     for batch in EpochSampler(18, batch_size, 0):
-        rows = torch.tensor([position for _, position in batch])
+        rows = torch.tensor([position for _, position, _ in batch])
         logits = model.train()(inputs[rows])
         loss = functional.cross_entropy(logits, labels[rows])
         model.zero_grad()

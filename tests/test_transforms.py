@@ -208,20 +208,21 @@ def test_a_pass_sees_each_clip_once(num_clips: int, batch_size: int, seed: int) 
         sampler.epoch = epoch
         batches = list(sampler)
         assert len(batches) == len(sampler)
-        assert {number for batch in batches for number, _ in batch} == {epoch}
-        orders.append([position for batch in batches for _, position in batch])
+        assert {number for batch in batches for number, _, _ in batch} == {epoch}
+        assert all(row == position for batch in batches for _, position, row in batch)
+        orders.append([position for batch in batches for _, position, _ in batch])
         assert sorted(orders[-1]) == list(range(num_clips))
         assert list(sampler) == batches
     if num_clips > 20:
         assert orders[0] != orders[1] != orders[2] != orders[0]
         other = EpochSampler(num_clips, batch_size, seed + 1)
-        assert [position for batch in other for _, position in batch] != orders[0]
+        assert [position for batch in other for _, position, _ in batch] != orders[0]
 
 
 @given(st.integers(1, 50), st.integers(2, 9))
 def test_evaluation_goes_in_order(num_clips: int, batch_size: int) -> None:
     batches = list(EpochSampler(num_clips, batch_size, None))
-    assert [position for batch in batches for _, position in batch] == list(range(num_clips))
+    assert [position for batch in batches for _, position, _ in batch] == list(range(num_clips))
     assert all(len(batch) == batch_size for batch in batches[:-1])
     assert len(batches[-1]) >= 1
 
@@ -284,7 +285,7 @@ def test_a_clip_depends_on_seed_epoch_and_clip_alone(experiment: Experiment) -> 
 def test_drawing_a_clip_leaves_the_global_generator_alone(experiment: Experiment) -> None:
     clips = dataset(experiment, augmentation=JITTER)
     state = torch.get_rng_state()
-    clips[(0, 0)]
+    clips[0, 0, 0]
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -53,11 +53,12 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What training does to a clip at random; depends on (seed, epoch, clip) alone."""
+    """What training does to a clip at random; depends on (seed, epoch, clip) alone, and on which draw of it this is."""
 
     crop_scale: tuple[float, float]
     flip: bool
     spec_augment: tuple[int, int]  # mel bins, frames
+    modality_dropout: float = 0.0  # share of the clips of which one modality, either, is withheld
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def grid(spec: InputSpec, modality: Modality) -> tuple[int, int]:
 
 
 class ClipDataset(Dataset[dict[str, Tensor]]):
-    """Clips of one split by (epoch, position)."""
+    """Clips of one split by (epoch, position, row): see `Batch.rows`."""
 
     def __init__(
         self,
@@ -101,21 +102,28 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
-        epoch, position = key
+    def __getitem__(self, key: tuple[int, int, int]) -> dict[str, Tensor]:
+        epoch, position, row = key
         start, stop = self._id_offsets[position : position + 2]
         clip_id = self._id_bytes[start:stop].tobytes().decode()
-        item = {"position": torch.tensor(position)}
+
+        def seed(use: str) -> int:
+            use += "" if row == position else f":{row}"  # a clip that is drawn twice looks different each time
+            return transforms.clip_seed(self.seed, epoch, clip_id, use)
+
+        item = {"position": torch.tensor(position), "row": torch.tensor(row)}
         label = torch.as_tensor(self.index.labels[position])
         item["label"] = label.float() if label.ndim else label
         with torch.random.fork_rng(devices=[]):  # torchvision and torchaudio draw from the global generator
-            torch.default_generator.manual_seed(transforms.clip_seed(self.seed, epoch, clip_id, "augment"))
+            torch.default_generator.manual_seed(seed("augment"))
             if "audio" in self.modalities:
                 item["audio"] = self._audio(position)
             if "visual" in self.modalities:
                 item["visual"] = self._visual(position)
         if self.masking is not None:
-            item |= self._scores(transforms.clip_seed(self.seed, epoch, clip_id, "mask"))
+            item |= self._scores(seed("mask"))
+        if self.augmentation is not None and self.augmentation.modality_dropout:
+            item["present"] = transforms.draw_present(self.augmentation.modality_dropout, seed("dropout"))
         return item
 
     def _audio(self, position: int) -> Tensor:
@@ -176,15 +184,24 @@ def share_of(items: Sequence[T], process: int, processes: int) -> Sequence[T]:
     return items[process * len(items) // processes : (process + 1) * len(items) // processes]
 
 
-class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, position): shuffled by (seed, epoch) in training, in order in evaluation.
+class EpochSampler(Sampler[list[tuple[int, int, int]]]):
+    """Batches of (epoch, position, row): shuffled by (seed, epoch) in training, in order in evaluation.
 
+    With `weights` (clips,) training draws as many clips as there are, again and again, each time by these weights.
     Of several processes each takes a share of every batch in training, and of the whole split in evaluation.
     """
 
-    def __init__(self, num_clips: int, batch_size: int, seed: int | None, process: int = 0, processes: int = 1) -> None:
+    def __init__(
+        self,
+        num_clips: int,
+        batch_size: int,
+        seed: int | None,
+        process: int = 0,
+        processes: int = 1,
+        weights: Tensor | None = None,
+    ) -> None:
         self.num_clips, self.seed, self.epoch, self.start = num_clips, seed, 0, 0
-        self.process, self.processes = process, processes
+        self.process, self.processes, self.weights = process, processes, weights
         if seed is not None:
             self.edges = batch_bounds(num_clips, batch_size, processes)
             return
@@ -196,19 +213,24 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     def __len__(self) -> int:
         return len(self.edges) - 1
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        if self.seed is None:
-            mine = share_of(range(self.num_clips), self.process, self.processes)
-        else:
-            generator = torch.Generator().manual_seed(transforms.clip_seed(self.seed, self.epoch, "", "order"))
-            order = torch.randperm(self.num_clips, generator=generator)
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        order = self._order()
         for first, last in list(pairwise(self.edges))[self.start :]:
-            batch: Sequence[int]
-            if self.seed is None:
-                batch = mine[first:last]
-            else:
-                batch = share_of(order[first:last].tolist(), self.process, self.processes)
-            yield [(self.epoch, position) for position in batch]
+            draws: Sequence[int] = range(first, last)
+            if self.seed is not None:
+                draws = share_of(draws, self.process, self.processes)
+            positions = order[draws[0] : draws[-1] + 1].tolist()
+            rows = positions if self.weights is None else draws
+            yield [(self.epoch, position, row) for position, row in zip(positions, rows, strict=True)]
+
+    def _order(self) -> Tensor:
+        """Positions (clips,) as the epoch takes them; in evaluation those of this process."""
+        if self.seed is None:
+            return torch.tensor(share_of(range(self.num_clips), self.process, self.processes))
+        generator = torch.Generator().manual_seed(transforms.clip_seed(self.seed, self.epoch, "", "order"))
+        if self.weights is None:
+            return torch.randperm(self.num_clips, generator=generator)
+        return torch.multinomial(self.weights, self.num_clips, replacement=True, generator=generator)
 
 
 class Collation:
@@ -272,11 +294,12 @@ class Loader:
         device: torch.device,
         workers: int,
         shuffle_seed: int | None = None,
+        weights: Tensor | None = None,
         process: int = 0,
         processes: int = 1,
     ) -> None:
         self.dataset, self.device, self._memory = dataset, device, Memory()
-        self.sampler = EpochSampler(len(dataset), batch_size, shuffle_seed, process, processes)
+        self.sampler = EpochSampler(len(dataset), batch_size, shuffle_seed, process, processes, weights)
         workers = min(workers, len(self.sampler))
         atexit.unregister(_end_workers)
         atexit.register(_end_workers)  # after multiprocessing's own, so that it runs before that
@@ -305,7 +328,7 @@ class Loader:
 
     def clips(self, number: int, positions: Sequence[int]) -> Batch:
         """Some clips as pass `number` feeds them, read by this process; no pass is changed by that."""
-        item = self.loader.collate_fn([self.dataset[number, position] for position in positions])
+        item = self.loader.collate_fn([self.dataset[number, position, position] for position in positions])
         return self._prepare(item, len(positions))
 
     def _prepare(self, item: dict[str, Tensor], total: int) -> Batch:
@@ -323,8 +346,11 @@ class Loader:
                 count = count.repeat_interleave(len(flat) // len(count))
                 masked = transforms.mask_patches(flat, scores.flatten(0, 1), count, masking.patch[modality])
                 inputs[modality] = masked.view_as(values)
-        labels = item["label"].to(self.device, non_blocking=True)
-        return Batch(tuple(inputs.values()), labels, item["position"], total)
+        label, *present = (
+            item[name].to(self.device, non_blocking=True) for name in ("label", "present") if name in item
+        )
+        draws = None if self.sampler.weights is None else item["row"]
+        return Batch((*inputs.values(), *present), label, item["position"], total, draws=draws)
 
     def _floats(self, modality: Modality, stored: Tensor) -> Tensor:
         """A copy on the device."""

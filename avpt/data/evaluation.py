@@ -110,9 +110,9 @@ class EvaluationDataset(ClipDataset):
         super().__init__(index, modalities, spec, frame_codec, seed=seed)
         self.noise = noise
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
+    def __getitem__(self, key: tuple[int, int, int]) -> dict[str, Tensor]:
         item = super().__getitem__(key)
-        _, position = key
+        _, position, _ = key
         if "audio" in item:
             item["audio"] = fit_frames(item["audio"], self.spec.spectrogram_frames)
         if self.noise is None:

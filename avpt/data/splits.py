@@ -81,6 +81,16 @@ def _strata(labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return rarest
 
 
+def balancing_weights(labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """(clips,) float64 chances by which every class is drawn equally often.
+
+    A multi-label clip counts under the rarest of its labels.
+    """
+    strata = _strata(labels)
+    weights: np.ndarray[Any, Any] = 1.0 / np.bincount(strata)[strata]
+    return weights
+
+
 def _classes(labels: np.ndarray[Any, Any]) -> set[int]:
     present = np.unique(labels) if labels.ndim == 1 else np.flatnonzero(labels.any(axis=0))
     return {int(index) for index in present}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -14,6 +13,8 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2.functional import resize
 
+from avpt.seeds import seed_for
+
 # of ImageNet's training pictures, on a 0..1 scale, red green blue (torchvision's documentation of its weights)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -21,8 +22,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 def clip_seed(seed: int, epoch: int, clip_id: str, use: str) -> int:
     """The seed of everything random about one clip in one epoch, the same whatever worker loads it."""
-    digest = hashlib.sha256(f"{seed}:{epoch}:{use}:{clip_id}".encode()).digest()
-    return int.from_bytes(digest[:8]) >> 1
+    return seed_for(seed, epoch, use, clip_id)
 
 
 def segment_bounds(num_frames: int, num_segments: int) -> list[tuple[int, int]]:
@@ -40,6 +40,15 @@ def draw_frames(num_frames: int, num_segments: int, generator: torch.Generator |
     if generator is None:
         return [(low + high - 1) // 2 for low, high in bounds]
     return [int(torch.randint(low, high, (), generator=generator)) for low, high in bounds]
+
+
+def draw_present(dropout: float, seed: int) -> Tensor:
+    """(2,) float32, 1 for sound and pictures; one of the two, either, is 0 for the share `dropout` of all seeds."""
+    withheld, which = torch.rand(2, generator=torch.Generator().manual_seed(seed)).tolist()
+    present = torch.ones(2)
+    if withheld < dropout:
+        present[int(which < 0.5)] = 0.0
+    return present
 
 
 def training_frames(image_size: int, crop_scale: tuple[float, float], flip: bool) -> Callable[[Tensor], Tensor]:

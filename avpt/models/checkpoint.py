@@ -53,6 +53,19 @@ def load_encoder(path: Path, modality: Modality) -> LoadedEncoder:
     return LoadedEncoder(encoder, spec, artifact.header.spec.get("input"))
 
 
+def check_frozen(loaded: LoadedEncoder, path: Path) -> None:
+    """Refuse to freeze an encoder whose new ABRi branch has seen nothing: its running statistics are still 0 and 1.
+
+    Raises:
+        ArtifactError: it is fresh from `init`.
+    """
+    if loaded.input is None and loaded.spec.norm != "batchnorm":
+        raise ArtifactError(
+            f"{path} is fresh from `avpt init --bn abri`: the new branch of its BatchNorm has no statistics yet, so "
+            "--freeze-encoders would freeze nonsense; train it with `avpt finetune-unimodal` first, or use another --bn"
+        )
+
+
 def check_input(loaded: LoadedEncoder, path: Path, wanted: dict[str, Any]) -> None:
     """Refuse an encoder that was trained on spectrograms of another make than the store holds.
 

@@ -61,6 +61,12 @@ def encode(encoder: nn.Module, inputs: Tensor) -> Tensor:
     return pooled.view(batch, frames, -1).mean(dim=1)
 
 
+def freeze(encoder: nn.Module) -> None:
+    """Keep an encoder as it is: no gradient reaches it, and its BatchNorm stays with its running statistics."""
+    encoder.requires_grad_(False).eval()
+    encoder.train = lambda mode=True: encoder  # type: ignore[method-assign]  # a model's train() comes by here
+
+
 class Classifier(nn.Module):
     """One encoder and a linear head; tensors `encoder.*`, `head.weight`, `head.bias`."""
 

@@ -88,30 +88,41 @@ class FusedModel(nn.Module):
         self.visual = visual
         self.fusion = FUSIONS[fusion](int(audio.width), int(visual.width), num_classes)
 
-    def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
-        """Logits (batch, classes) from spectrograms (batch, 1, frame, mel) and frames (batch, frames, 3, h, w)."""
-        logits: Tensor = self.fusion(encode(self.audio, audio), encode(self.visual, visual))
+    def forward(self, audio: Tensor, visual: Tensor, present: Tensor | None = None) -> Tensor:
+        """Logits (batch, classes) from spectrograms (batch, 1, frame, mel) and frames (batch, frames, 3, h, w).
+
+        Features are multiplied by `present` (batch, 2), 1 or 0 for sound and pictures; None has both everywhere.
+        """
+        a, v = encode(self.audio, audio), encode(self.visual, visual)
+        if present is not None:
+            a, v = a * present[:, :1], v * present[:, 1:]
+        logits: Tensor = self.fusion(a, v)
         return logits
 
     def outputs(self, audio: Tensor | None, visual: Tensor | None) -> dict[str, Tensor]:
         """What evaluation records: the logits and each modality's share of them, which add up to the logits.
 
-        The share is the two-player Shapley value, zero features standing for an absent modality:
-        z_a = 1/2 [f(a,v) - f(0,v) + f(a,0)], and z_v the other way round. A modality that is None is absent, and
-        its share, which says nothing of the clip, is left out.
+        A modality that is None is absent, and its share, which says nothing of the clip, is left out.
         """
         a = None if audio is None else encode(self.audio, audio)
         v = None if visual is None else encode(self.visual, visual)
         a = _nothing(self.audio, v) if a is None else a
         v = _nothing(self.visual, a) if v is None else v
-        both = self.fusion(a, v)
-        only_audio, only_visual = self.fusion(a, torch.zeros_like(v)), self.fusion(torch.zeros_like(a), v)
-        found = {"logits": both}
-        if audio is not None:
-            found["audio_logits"] = (both - only_visual + only_audio) / 2
-        if visual is not None:
-            found["visual_logits"] = (both - only_audio + only_visual) / 2
-        return found
+        logits = self.fusion(a, v)
+        audio_logits, visual_logits = shares(self.fusion, a, v, logits)
+        found = {"logits": logits}
+        found |= {} if audio is None else {"audio_logits": audio_logits}
+        return found | ({} if visual is None else {"visual_logits": visual_logits})
+
+
+def shares(fusion: nn.Module, audio: Tensor, visual: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """What each modality contributes to the logits f(a, v), (batch, classes) each; the two add up to them.
+
+    The two-player Shapley value, zero features standing for an absent modality:
+    z_a = 1/2 [f(a,v) - f(0,v) + f(a,0)], and z_v the other way round.
+    """
+    only_audio, only_visual = fusion(audio, torch.zeros_like(visual)), fusion(torch.zeros_like(audio), visual)
+    return (logits - only_visual + only_audio) / 2, (logits - only_audio + only_visual) / 2
 
 
 def _nothing(encoder: ResNet, other: Tensor | None) -> Tensor:

@@ -33,12 +33,14 @@ def train(config: FinetuneConfig, store: Store, settings: dict[str, Any], world:
     """Adapt one encoder to its own stream and record how sure it is of each training clip."""
     from avpt import runs
     from avpt.data.splits import training_splits
-    from avpt.models.checkpoint import check_input, load_encoder
+    from avpt.models.checkpoint import check_frozen, check_input, load_encoder
     from avpt.models.encoder import Classifier
 
     device = runs.start(config, world)
     loaded = load_encoder(config.init, config.modality)
     check_input(loaded, config.init, store.settings)
+    if config.freeze_encoders:
+        check_frozen(loaded, config.init)
     splits = training_splits(store, [config.modality], config.val_fraction)
     spec = {"encoder": asdict(loaded.spec)}
     header = runs.model_header("classifier", config, store, settings, spec, device, world)

@@ -10,6 +10,7 @@ from typing import Any
 from avpt import artifacts, run_folder
 from avpt.config import FuseConfig
 from avpt.data.store import Store
+from avpt.errors import ConfigError
 from avpt.outputs import claim
 from avpt.training.world import World, join_world
 from avpt.types import MODALITIES, Report
@@ -40,17 +41,22 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
     from avpt import confidence, runs
     from avpt.data.masking import plan_masking
     from avpt.data.splits import training_splits
-    from avpt.models.checkpoint import check_input, load_encoder
+    from avpt.models.checkpoint import check_frozen, check_input, load_encoder
     from avpt.models.fusion import FusedModel
 
     device = runs.start(config, world)
     audio, visual = load_encoder(config.audio, "audio"), load_encoder(config.visual, "visual")
     check_input(audio, config.audio, store.settings)
+    if config.freeze_encoders:
+        check_frozen(audio, config.audio)
+        check_frozen(visual, config.visual)
     if visual.input is not None and visual.input["image_size"] != config.image_size:
         trained_at = visual.input["image_size"]
         log.warning(
             "%s was trained at --image-size %d, this run is at %d", config.visual, trained_at, config.image_size
         )
+    if config.balance == "ogm-ge" and store.multi_label:
+        raise ConfigError(f"--balance ogm-ge is made for one label a clip, {config.store} has several")
     splits = training_splits(store, MODALITIES, config.val_fraction)
     clips = splits["train"].ids
 

@@ -120,6 +120,9 @@ class _Board(Watcher):
         self.paces = [self.paces[1], (0, 0.0)]
         self.clips, self.step, self.doing, self.clock, self.norms = 0, 0, "", Clock(), {}
 
+    def training_done(self, progress: Progress) -> None:
+        self.epochs = len(progress.records)
+
     def _look_sometimes(self, now: bool = False) -> None:
         if now or time.monotonic() - self.looked >= self.every:
             self.looked = time.monotonic()
@@ -173,6 +176,8 @@ class _Lines(_Board):
             f"val {name.replace('_', ' ')} {record['val'][name]:.{4 if name == 'loss' else 3}f}"
             for name in self.metrics
         ]
+        if factors := record.get("gradient_factor"):
+            said += [f"factor {' '.join(f'{name} {factor:.3g}' for name, factor in factors.items())}"]
         said += [*self._pace(record, timing), f"{timing['seconds']:.1f} s", f"best {self.best_epoch}", self.left()]
         log.info("  ".join(filter(None, said)))
         self.looked = time.monotonic()

@@ -50,8 +50,11 @@ def fit(
     world: World,
     watched: Mapping[str, Sequence[nn.Parameter]],
     compiled: bool = False,
+    patience: int | None = None,
 ) -> Progress:
     """Train until `epochs` passes are done, from the checkpoint where there is one.
+
+    What is evaluated and kept as the best is the average of the weights, where `stepping` has one.
 
     SIGTERM and Ctrl-C wait for the end of a step, after which the state is saved, and then take their course.
 
@@ -75,30 +78,36 @@ def fit(
         world: the processes of the job.
         watched: parameters by encoder, whose gradients' norms are recorded.
         compiled: let torch compile the training pass.
+        patience: epochs without a better one after which to stop; None never does.
     """
     progress, state = Progress(), new_epoch(len(clip_ids))
     job = begun_by = {"processes": world.size, "steps": len(train)}
     scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=stepping.precision == "fp16")
 
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scaler": scaler}
+    if stepping.average is not None:
+        parts["average"] = stepping.average
+    judged: Any = model if stepping.average is None else stepping.average.module
+
     def resume(saved: dict[str, Any]) -> None:
         nonlocal progress, state, begun_by
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        scaler.load_state_dict(saved["scaler"])
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
         progress, state, begun_by = Progress(**saved["progress"]), EpochState(**saved["epoch"]), saved["job"]
 
     def save() -> None:
         watcher.busy("saving")
         merged = state.merged(world)
         if world.is_first:
-            parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scaler": scaler}
             states = {name: part.state_dict() for name, part in parts.items()}
             save_checkpoint(checkpoint, {"progress": vars(progress), "epoch": vars(merged), "job": job, **states})
 
     load_checkpoint(checkpoint, resume)
     _check_resumed(checkpoint, (len(progress.records), state.step), begun_by, job, world)
     if not world.is_first:  # the first process counts for what was done before
-        state = replace(new_epoch(len(clip_ids)), step=state.step, skipped=state.skipped, norms=state.norms)
+        state = replace(
+            new_epoch(len(clip_ids)), step=state.step, skipped=state.skipped, norms=state.norms, factors=state.factors
+        )
     trained = world.parallel(cast(nn.Module, torch.compile(model)) if compiled else model)
 
     watcher.run_begun(progress)
@@ -119,16 +128,21 @@ def fit(
                 yield batch
 
         for epoch in range(len(progress.records), epochs):
+            if patience is not None and epoch - progress.best_epoch >= patience:
+                log.info("no better epoch in %d: the run ends here (--patience)", patience)
+                break
             clock = Clock(first_step=state.step)
             watcher.epoch_begun(epoch, state)
 
             def set_rate(step: int, epoch: int = epoch) -> None:
                 for group in optimizer.param_groups:
-                    group["lr"] = rate(epoch, step, len(train))
+                    group["lr"] = rate(epoch, step, len(train)) * group.get("lr_scale", 1.0)
 
             def step_done(
                 positions: Tensor, epoch: int = epoch, state: EpochState = state, clock: Clock = clock
             ) -> None:
+                if stepping.average is not None:
+                    stepping.average.update_parameters(model)
                 watcher.step_done(epoch, state, clock, positions)
                 every = stepping.checkpoint_every
                 stop_or_save(every is not None and (epoch * len(train) + state.step) % every == 0)
@@ -139,6 +153,8 @@ def fit(
                     clock.timed(train.epoch(epoch, state.step)),
                     optimizer,
                     state,
+                    epoch=epoch,
+                    first_step=epoch * len(train),
                     set_rate=set_rate,
                     stepping=stepping,
                     scaler=scaler,
@@ -158,27 +174,32 @@ def fit(
             clock.trained = clock.seconds
             seen = state.merged(world)
             world.spread_buffers(model)
+            if judged is not model:
+                world.spread_buffers(judged)
             dynamics = seen
             if clean_train is not None:
                 clean = announced(clean_train, epoch, watcher, "measuring confidence")
                 dynamics = measure_dynamics(model, stoppable(clean), len(clip_ids), world)
-            outputs = evaluate(model, stoppable(announced(val, epoch, watcher, "validating")), num_val_clips, world)
+            outputs = evaluate(judged, stoppable(announced(val, epoch, watcher, "validating")), num_val_clips, world)
             values = world.first(partial(measure, outputs))
             clock.evaluated = clock.seconds - clock.trained
             progress.probability.append(dynamics.probability)
             progress.correct.append(dynamics.correct)
             learnt = {"loss": float(seen.loss.double().mean()), "accuracy": float(seen.correct.double().mean())}
-            lr = optimizer.param_groups[0]["lr"]
-            progress.records.append(
-                {"epoch": epoch + 1, "lr": lr, "train": learnt, "val": values, "gradient_norm": seen.mean_norms()}
-            )
+            record = {"epoch": epoch + 1, "lr": rate(epoch, len(train) - 1, len(train)), "train": learnt, "val": values}
+            record["gradient_norm"] = seen.mean_norms()
+            if seen.factors:
+                record["gradient_factor"] = {name: total / seen.step for name, total in seen.factors.items()}
+            progress.records.append(record)
             if objective.key_metric(values) > progress.best_value:
                 progress.best_epoch, progress.best_value = epoch + 1, objective.key_metric(values)
-                progress.best_model = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+                weights = judged.state_dict()
+                progress.best_model = {name: value.detach().cpu().clone() for name, value in weights.items()}
             state = new_epoch(len(clip_ids))
             save()
             watcher.epoch_done(progress, clock.row(epoch + 1))
             stop_or_save(False)
+    watcher.training_done(progress)
     return progress
 
 

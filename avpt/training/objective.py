@@ -10,16 +10,25 @@ from torch.nn import functional
 from avpt.errors import AvptError
 
 
-def loss(logits: Tensor, labels: Tensor) -> Tensor:
+def loss(logits: Tensor, labels: Tensor, targets: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy, or binary cross-entropy when multi-label."""
-    return clip_losses(logits, labels).mean()
+    return clip_losses(logits, labels, targets, smoothing).mean()
 
 
-def clip_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """(batch,) cross-entropy; when multi-label the mean over the labels' binary cross-entropies."""
+def clip_losses(logits: Tensor, labels: Tensor, targets: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
+    """(batch,) cross-entropy; when multi-label the mean over the labels' binary cross-entropies.
+
+    Args:
+        logits: (batch, classes).
+        labels: which also tell the two apart.
+        targets: (batch, classes) shares of the classes in mixed clips; None where the labels say it.
+        smoothing: share that all classes have in equal parts (Szegedy et al. 2016), multi-label both of yes and no.
+    """
+    targets = labels if targets is None else targets
     if labels.ndim == 1:
-        return functional.cross_entropy(logits, labels, reduction="none")
-    return functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=1)
+        return functional.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+    targets = targets * (1 - smoothing) + smoothing / 2
+    return functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
 
 
 def true_probability(logits: Tensor, labels: Tensor) -> Tensor:

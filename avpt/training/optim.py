@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,21 +13,29 @@ from torch import nn
 def build_optimizer(
     model: nn.Module,
     undecayed: set[nn.Parameter],
+    encoders: set[nn.Parameter],
     *,
     name: Literal["sgd", "adam", "adamw"],
     lr: float,
     momentum: float,
     weight_decay: float,
+    encoder_lr_scale: float,
 ) -> torch.optim.Optimizer:
-    """One of torch's optimisers, with weight decay on everything but `undecayed`."""
-    groups = [
-        {"params": [p for p in model.parameters() if p not in undecayed], "weight_decay": weight_decay},
-        {"params": [p for p in model.parameters() if p in undecayed], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    """One of torch's optimisers over what is not frozen, with weight decay on everything but `undecayed`.
+
+    The rate of each of its groups is to be multiplied by the group's `lr_scale`.
+    """
+    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            decay = 0.0 if parameter in undecayed else weight_decay
+            scale = encoder_lr_scale if parameter in encoders else 1.0
+            kind = parameter in undecayed, parameter in encoders
+            group = groups.setdefault(kind, {"params": [], "weight_decay": decay, "lr_scale": scale})
+            group["params"].append(parameter)
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum)
-    return (torch.optim.Adam if name == "adam" else torch.optim.AdamW)(groups, lr=lr)
+        return torch.optim.SGD(groups.values(), lr=lr, momentum=momentum)
+    return (torch.optim.Adam if name == "adam" else torch.optim.AdamW)(groups.values(), lr=lr)
 
 
 def learning_rate(

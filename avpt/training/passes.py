@@ -6,12 +6,15 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from avpt.training import objective
+from avpt.training.balance import OgmGe
 from avpt.training.state import EpochState, new_epoch
 from avpt.training.world import World
 from avpt.types import Batch
@@ -25,6 +28,10 @@ class Stepping:
     accumulate: int = 1  # parts that a batch is taken in, one after the other
     clip_grad: float | None = None  # largest norm of all gradients together
     checkpoint_every: int | None = None  # steps; None is each epoch
+    label_smoothing: float = 0.0
+    mix: Callable[[Batch, int], Batch] | None = None  # clips with one another, by (batch, step of the run)
+    balance: OgmGe | None = None
+    average: AveragedModel | None = None  # of the weights, moved along with each step
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
         """Where the forward pass may calculate in less than float32."""
@@ -39,6 +46,8 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     state: EpochState,
     *,
+    epoch: int,
+    first_step: int,
     set_rate: Callable[[int], None],
     stepping: Stepping,
     scaler: torch.amp.GradScaler,
@@ -49,7 +58,8 @@ def train_epoch(
     """The steps of a training pass that `state` does not have yet; it is brought up to date after each.
 
     A step averages over all clips of its batch, however they are divided among processes and parts. The norms noted
-    are those before clipping. `after_step` is given the positions of the step's clips.
+    are those of the loss alone, before they are balanced or clipped. `after_step` is given the rows of the step's
+    clips; `epoch` counts from 0, and the epoch's first step is `first_step` of the run.
 
     Raises:
         NotFiniteError: the loss, or a gradient, is not a number.
@@ -58,34 +68,40 @@ def train_epoch(
     for batch in batches:
         set_rate(state.step)
         optimizer.zero_grad(set_to_none=True)
+        if stepping.mix is not None:
+            batch = stepping.mix(batch, first_step + state.step)
         parts = _parts(batch, stepping.accumulate)
         for number, part in enumerate(parts, 1):
             with _local_gradients(model, number < len(parts)):
                 with stepping.autocast(part.labels.device):
                     logits = model(*part.inputs)
-                    loss = objective.loss(logits, part.labels)
+                    loss = objective.loss(logits, part.labels, part.targets, stepping.label_smoothing)
                 if not torch.isfinite(loss):
                     raise NotFiniteError(f"loss is {loss.item()}", state.step, part.positions)
                 share = len(part.labels) / (batch.total or len(batch.labels))
                 scaler.scale(loss * (share * world.size)).backward()  # type: ignore[no-untyped-call]
             state.record(logits.detach(), part)
+            if stepping.balance is not None:
+                stepping.balance.observe(part.labels)
         scaler.unscale_(optimizer)
         norms = {
             name: float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
             for name, parameters in watched.items()
         }
         if all(map(math.isfinite, norms.values())):
-            state.norms = {name: state.norms.get(name, 0.0) + norm for name, norm in norms.items()}
+            state.norms = _added(state.norms, norms)
         elif scaler.is_enabled():
             state.skipped += 1
         else:  # after this step the model would be lost
             raise NotFiniteError("gradient is not finite", state.step, batch.positions)
+        if stepping.balance is not None:
+            state.factors = _added(state.factors, stepping.balance.modulate(epoch, first_step + state.step))
         if stepping.clip_grad is not None:
             nn.utils.clip_grad_norm_(model.parameters(), stepping.clip_grad)
         scaler.step(optimizer)
         scaler.update()
         state.step += 1
-        after_step(batch.positions)
+        after_step(batch.rows)
 
 
 class NotFiniteError(Exception):
@@ -99,10 +115,12 @@ class NotFiniteError(Exception):
 def _parts(batch: Batch, count: int) -> list[Batch]:
     """A batch in parts of nearly equal size, none of one clip: BatchNorm needs two."""
     count = max(1, min(count, len(batch.labels) // 2))
-    pieces = zip(
-        *(values.tensor_split(count) for values in (batch.labels, batch.positions, *batch.inputs)), strict=True
-    )
-    return [Batch(tuple(inputs), labels, positions) for labels, positions, *inputs in pieces]
+    edges = [i * len(batch.labels) // count for i in range(count + 1)]
+    return [batch.part(slice(first, last)) for first, last in pairwise(edges)]
+
+
+def _added(sums: Mapping[str, float], values: Mapping[str, float]) -> dict[str, float]:
+    return {name: sums.get(name, 0.0) + value for name, value in values.items()}
 
 
 def _local_gradients(model: nn.Module, more: bool) -> AbstractContextManager[None]:

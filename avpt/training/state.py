@@ -35,12 +35,13 @@ class EpochState:
     step: int = 0  # steps taken
     skipped: int = 0  # of these, by the scaler of fp16, because a gradient was too large for it
     norms: dict[str, float] = field(default_factory=dict)  # of the gradients that reach each encoder, sums over steps
+    factors: dict[str, float] = field(default_factory=dict)  # OGM-GE's k of each encoder, sums over steps
 
     def record(self, logits: Tensor, batch: Batch) -> None:
-        """Note how sure the model is of each clip of a batch."""
-        self.loss[batch.positions] = objective.clip_losses(logits.float(), batch.labels).cpu()
-        self.probability[batch.positions] = objective.true_probability(logits, batch.labels).cpu()
-        self.correct[batch.positions] = objective.is_correct(logits, batch.labels).cpu()
+        """Note how sure the model is of each clip of a batch, and the loss without smoothing."""
+        self.loss[batch.rows] = objective.clip_losses(logits.float(), batch.labels, batch.targets).cpu()
+        self.probability[batch.rows] = objective.true_probability(logits, batch.labels).cpu()
+        self.correct[batch.rows] = objective.is_correct(logits, batch.labels).cpu()
 
     def merged(self, world: World) -> EpochState:
         """The same of all processes together."""

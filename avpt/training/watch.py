@@ -32,6 +32,9 @@ class Watcher:
     def epoch_done(self, progress: Progress, timing: dict[str, Any]) -> None:
         """An epoch is over and saved; `timing` is its row of `timing.jsonl`."""
 
+    def training_done(self, progress: Progress) -> None:
+        """No epoch is to come, perhaps sooner than planned."""
+
 
 class Watchers(Watcher):
     """Several that are told the same, in order."""
@@ -63,6 +66,11 @@ class Watchers(Watcher):
         """Tell each."""
         for watcher in self.watchers:
             watcher.epoch_done(progress, timing)
+
+    def training_done(self, progress: Progress) -> None:
+        """Tell each."""
+        for watcher in self.watchers:
+            watcher.training_done(progress)
 
 
 def announced(batches: Batches, number: int, watcher: Watcher, what: str) -> Iterator[Batch]:

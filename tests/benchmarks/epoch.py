@@ -163,7 +163,9 @@ def main() -> None:
             clean_train=None,
             clip_ids=[str(i) for i in range(num_clips)],
             num_val_clips=2,
-            optimizer=build_optimizer(model, set(), name="sgd", lr=1e-3, momentum=0.9, weight_decay=1e-4),
+            optimizer=build_optimizer(
+                model, set(), set(), name="sgd", lr=1e-3, momentum=0.9, weight_decay=1e-4, encoder_lr_scale=1.0
+            ),
             rate=lambda epoch, step, steps: 1e-3,
             epochs=2 * (options.pairs + 1),
             checkpoint=folder / "last.pt",
