@@ -13,8 +13,7 @@ clips=${ESC50:?say where the data set is, ESC50=DIR}
 cd "$(dirname "$0")/.."
 
 source recipes/venv.sh
-install . avpt
-export PATH="$PWD/.venv/bin:$PATH"
+activate
 
 seed=${SEED:-0}
 fold=${FOLD:-5}

@@ -15,8 +15,7 @@ weights=${WEIGHTS:?say which audio encoder to start from, WEIGHTS=FILE or a run 
 cd "$(dirname "$0")/.."
 
 source recipes/venv.sh
-install . avpt
-export PATH="$PWD/.venv/bin:$PATH"
+activate
 
 seed=${SEED:-0}
 out=${OUT:-recipes/out/images-from-audio}

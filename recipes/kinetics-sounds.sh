@@ -15,8 +15,7 @@ clips=${KINETICS:?say where the clips are, KINETICS=DIR}
 cd "$(dirname "$0")/.."
 
 source recipes/venv.sh
-install . avpt
-export PATH="$PWD/.venv/bin:$PATH"
+activate
 
 seed=${SEED:-0}
 out=${OUT:-recipes/out/kinetics-sounds}

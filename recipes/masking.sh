@@ -11,8 +11,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 source recipes/venv.sh
-install . avpt
-export PATH="$PWD/.venv/bin:$PATH"
+activate
 
 seeds=${SEEDS:-0 1 2}
 out=${OUT:-recipes/out/masking}

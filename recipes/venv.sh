@@ -1,5 +1,6 @@
 # Sourced by recipes and by tests/run.sh: `install TARGET PROGRAM` makes .venv and installs the project into it,
-# unless the program is already there. Needs Python 3.11 or newer; PYTHON names one.
+# unless the program is already there; `activate` does so where no active environment has avpt.
+# Needs Python 3.11 or newer; PYTHON names one.
 
 find_python() {
   local candidate
@@ -26,4 +27,11 @@ install() {
   echo "installing avpt into .venv (torch and its friends: a few minutes, once)" >&2
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable "$1"
   touch ".venv/installed-$2"
+}
+
+activate() {
+  if [ ! -x "${VIRTUAL_ENV:-}/bin/avpt" ]; then
+    install . avpt
+    export PATH="$PWD/.venv/bin:$PATH"
+  fi
 }

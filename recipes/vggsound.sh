@@ -13,8 +13,7 @@ clips=${VGGSOUND:?say where the clips are, VGGSOUND=DIR}
 cd "$(dirname "$0")/.."
 
 source recipes/venv.sh
-install . avpt
-export PATH="$PWD/.venv/bin:$PATH"
+activate
 
 seed=${SEED:-0}
 out=${OUT:-recipes/out/vggsound}
