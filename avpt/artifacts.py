@@ -158,9 +158,10 @@ def run_file(folder: Path, name: str) -> Path:
     """
     if not folder.exists():
         raise ArtifactError(f"{folder} does not exist; it should be a run folder written by avpt")
-    if not folder.is_dir() or not (folder / "checkpoint").is_dir():
+    finished = (folder / "summary.json").exists() and (folder / name).exists()
+    if not finished and not (folder / "checkpoint").is_dir():
         raise ArtifactError(f"{folder} is not a run folder written by avpt")
-    if not (folder / "summary.json").exists():
+    if not finished:
         raise ArtifactError(f"{folder} is unfinished; run the command that makes it again, it goes on where it stopped")
     return folder / name
 

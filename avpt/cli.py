@@ -51,7 +51,7 @@ def command(config_type: type[ConfigT]) -> Callable[[Callable[[ConfigT], Report]
                 _start(quiet=options["quiet"] or place_in_job()[0] > 0)
                 settings = config_type(**options)
                 with warnings.catch_warnings():
-                    if settings.quiet:
+                    if settings.quiet or place_in_job()[0] > 0:
                         warnings.simplefilter("ignore")
                     report = body(settings)
                     _show(report, settings)

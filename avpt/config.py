@@ -442,7 +442,9 @@ class TrainConfig(OutputConfig):
     precision: Annotated[Literal["fp32", "bf16", "fp16"], Option(help="Of the training pass; fp16 on CUDA only.")] = (
         "fp32"
     )
-    accumulate: Annotated[int, Option(min=1, help="Parts that a batch is taken in, where memory is short.")] = 1
+    accumulate: Annotated[
+        int, Option(min=1, help="Parts that a batch is taken in, where memory is short; BatchNorm sees one at a time.")
+    ] = 1
     clip_grad: Annotated[
         float | None, Option(help="Largest norm of the gradient, over 0.", show_default="not clipped")
     ] = None
@@ -461,6 +463,13 @@ class TrainConfig(OutputConfig):
             raise ConfigError(f"--clip-grad is {self.clip_grad:g}; it must be over 0, or left out for no clipping")
         if self.ema == 1:
             raise ConfigError("--ema is 1; the average would never move, it must be under 1")
+        if 2 * self.accumulate > max(2, self.batch_size):
+            raise ConfigError(
+                f"--accumulate {self.accumulate} leaves parts of less than two clips at --batch-size "
+                f"{self.batch_size}, and BatchNorm needs two"
+            )
+        if self.warmup_epochs > self.epochs:
+            raise ConfigError(f"--warmup-epochs {self.warmup_epochs} is more than --epochs {self.epochs}")
         if self.balanced_sampling and self.dynamics == "train":
             raise ConfigError(
                 "--balanced-sampling repeats and skips clips, so confidence can't be taken from the training pass; "

@@ -247,9 +247,14 @@ def look_into(path: Path, settings_file: str, owned: re.Pattern[str], overwrite:
     for other, what in (("settings.json", "a store"), ("checkpoint/settings.json", "a run folder")):
         if other != settings_file and (path / other).exists():
             raise OutputError(f"{path} is {what}, which this command does not write; choose another --out")
+    if not foreign and not overwrite and not settings.exists():  # avpt writes nothing before its settings
+        foreign = sorted(name for name in _files(path) if not name.endswith(".tmp"))
     if foreign and (overwrite or not settings.exists()):
         listed = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
-        raise OutputError(f"{path} holds files that avpt did not write ({listed}); choose another --out")
+        whose = (
+            "files that avpt did not write" if overwrite else f"files of which no {settings_file} says whose they are"
+        )
+        raise OutputError(f"{path} holds {whose} ({listed}); choose another --out")
     if overwrite or not settings.exists():
         return None
     record = read_record(settings, "--overwrite starts over")

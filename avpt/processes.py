@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+MANY_FILES = 1 << 16  # open at a time: as many shards hold 8 million clips
 
 
 def die_with_parent() -> None:
@@ -30,6 +32,17 @@ def signal_when_parent_dies(number: signal.Signals) -> None:
     """Ask the kernel for this signal when the parent dies. Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
+
+
+def open_file_limit() -> int:
+    """How many files this process may have open, once it has asked for all that it may get."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, MANY_FILES)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def num_cores() -> int:

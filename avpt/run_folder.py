@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from avpt.artifacts import read_header
+from avpt.errors import OutputError
 from avpt.outputs import begin, differences, look_into, read_record, refuse
 from avpt.types import Report, Table
 
@@ -33,15 +35,22 @@ def find_summary(
     Raises:
         OutputError: the folder holds something else.
     """
-    found = look_into(path, SETTINGS, OWNED, overwrite)
+    whole = all((path / name).exists() for name in ("summary.json", "model.safetensors"))
+    if whole and not overwrite and not (path / SETTINGS).exists():  # checkpoint/ was removed to save space
+        header, _ = read_header(path / "model.safetensors")
+        found: dict[str, Any] | None = {"config": header.config, "inputs": header.inputs}
+    else:
+        found = look_into(path, SETTINGS, OWNED, overwrite)
     if found is None:
         return None
     if different := differences(found, settings, defaults):
         if not _is_continued(found, settings, defaults):
             raise refuse(path, different)
-        return None
-    summary = path / "summary.json"
-    return read_record(summary, "--overwrite starts over") if summary.exists() else None
+    elif (path / "summary.json").exists():
+        return read_record(path / "summary.json", "--overwrite starts over")
+    if (path / "metrics.jsonl").exists() and not any((path / "checkpoint").glob("*.pt")):
+        raise OutputError(f"{path} has epochs behind it, but its checkpoint is gone; --overwrite starts over")
+    return None
 
 
 def begin_run(path: Path, settings: dict[str, Any], overwrite: bool) -> None:

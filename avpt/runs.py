@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -100,11 +101,9 @@ def train(
             processes=world.size,
         )
 
-    if world.size > 1:
-        fewest, more = divmod(config.batch_size, world.size)
-        each = f"{fewest} or {fewest + 1}" if more else str(fewest)
-        log.info("%d processes: batches of %d clips in all, %s on each", world.size, config.batch_size, each)
     train_clips, num_val_clips = splits["train"], len(splits["val"])
+    if "visual" in modalities and (most := int(train_clips.num_visual_frames.max())) < config.num_frames:
+        log.warning("no clip has more than %d frame(s): --num-frames %d feeds them repeatedly", most, config.num_frames)
     encoders = encoder_parameters(model)
     if config.freeze_encoders:
         for name in encoders:
@@ -114,6 +113,11 @@ def train(
     augmentation = Augmentation(config.crop_scale, config.flip, config.spec_augment, dropout)
     undecayed = set() if config.decay_norm else norm_parameters(model)
     train_loader = loader("train", augmentation, masking)
+    if world.size > 1:
+        largest = max(last - first for first, last in pairwise(train_loader.sampler.edges))
+        fewest, more = divmod(largest, world.size)
+        each = f"{fewest} or {fewest + 1}" if more else str(fewest)
+        log.info("%d processes: batches of %d clips in all, %s on each", world.size, largest, each)
     average = averaged(model, config.ema) if config.ema is not None else None
     stepping = Stepping(
         config.precision,

@@ -681,6 +681,37 @@ def test_a_damaged_run_folder_is_told(experiment: Experiment, tmp_path: Path, na
         one_line(avpt("info", run), f"{Path(name).name} is damaged")
 
 
+def test_a_finished_run_needs_no_checkpoint(experiment: Experiment, tmp_path: Path) -> None:
+    run = shutil.copytree(experiment.visual, tmp_path / "run")
+    shutil.rmtree(run / "checkpoint")
+    before = files_of(run)
+    command = (*five_commands(experiment)["visual"], "--out", run)
+    assert done(*command).stdout == f"{run}\n"
+    done("info", run)
+    done("score-confidence", "--audio", experiment.audio, "--visual", run)
+    refused(tmp_path, *command, "--seed", "9", says="made with other options or inputs (seed: 0 there, 9 now)")
+    longer = [*command, "--schedule", "constant"]
+    refused(tmp_path, *longer, says="made with other options")
+    assert files_of(run) == before
+
+
+def test_epochs_without_their_checkpoint_are_not_begun_anew(experiment: Experiment, tmp_path: Path) -> None:
+    run = unfinished_run(experiment.visual, tmp_path)
+    command = (*five_commands(experiment)["visual"], "--out", run)
+    refused(tmp_path, *command, says="has epochs behind it, but its checkpoint is gone; --overwrite starts over")
+
+
+@pytest.mark.parametrize(("step", "name"), [("visual", "model.safetensors"), ("store", "store.json")])
+def test_files_with_our_names_are_not_taken_for_ours(
+    experiment: Experiment, tmp_path: Path, step: str, name: str
+) -> None:
+    (tmp_path / "out").mkdir()
+    file = text_file(tmp_path / "out", name)
+    before = file.read_bytes()
+    refused(tmp_path, *five_commands(experiment)[step], "--out", tmp_path / "out", says=name)
+    assert file.read_bytes() == before
+
+
 def test_a_damaged_checkpoint_is_told(experiment: Experiment, tmp_path: Path) -> None:
     run = unfinished_run(experiment.visual, tmp_path)
     (run / "checkpoint" / "last.pt").write_bytes((experiment.visual / "checkpoint" / "last.pt").read_bytes()[:5000])

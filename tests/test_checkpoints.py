@@ -368,6 +368,29 @@ def test_compiled_steps_are_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 # --- numbers that are none ---------------------------------------------------------------------------------------
 
 
+def test_the_clip_to_blame_is_named(tmp_path: Path) -> None:
+    class Broken(InOrder):
+        def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+            for batch in super().epoch(number, start):
+                inputs = batch.inputs[0].clone()
+                inputs[batch.positions == 9] = math.nan
+                yield Batch((inputs,), batch.labels, batch.positions)
+
+    with pytest.raises(AvptError, match=r"loss is nan at step 3 of epoch 1, on clips clip 9; nothing was saved yet"):
+        trained(tmp_path, train=Broken())
+
+
+@pytest.mark.parametrize("name", ["encoder.weight", "head.weight"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_gradient_that_is_never_finite_stops_the_run(tmp_path: Path, name: str, precision: Any) -> None:
+    model = Linear()
+    model.get_parameter(name).register_hook(lambda gradient: gradient * math.nan)  # type: ignore[no-untyped-call]
+    before = model.get_parameter(name).clone()
+    with pytest.raises(AvptError, match="gradient is not finite at step"):
+        trained(tmp_path, model=model, stepping=Stepping(precision=precision), epochs=40)
+    assert torch.equal(model.get_parameter(name), before)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("every", [None, 1])
 def test_a_loss_that_is_no_number_stops_and_names_step_clips_and_checkpoint(
@@ -384,7 +407,7 @@ def test_a_loss_that_is_no_number_stops_and_names_step_clips_and_checkpoint(
         trained(tmp_path, train=Broken(), stepping=stepping)
     message = str(caught.value)
     assert "the loss is nan at step 3 of epoch 2, on clips clip 8, clip 9, clip 10, clip 11" in message
-    assert f"{tmp_path / 'last.pt'} holds the last good state" in message
+    assert f"the last checkpoint is {tmp_path / 'last.pt'}" in message
     assert "lower --lr, with --overwrite" in message
     state = checkpoint(tmp_path)
     assert (len(state["progress"]["records"]), state["epoch"]["step"]) == (1, 2 if every else 0)

@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import STORE_OPTIONS, Experiment, av_mnist_rows, done, write_manifest
+from conftest import STORE_OPTIONS, Experiment, av_mnist_rows, done, finetune, write_manifest
 from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms import v2
@@ -58,7 +60,7 @@ def test_nothing_is_read_beyond_the_values(experiment: Experiment, start: int, c
 
 
 def test_files_are_closed_and_opened_again(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_files, "OPEN_FILES", 2)
+    monkeypatch.setattr(shard_files, "open_file_limit", lambda: 4)
     before = len(list(Path("/proc/self/fd").iterdir()))
     files = Store(experiment.store).indices["train"].shards
     expected = [files.read(shard, "visual/byte_offset", 0, 3).tolist() for shard in range(3)]
@@ -194,6 +196,26 @@ def test_a_loader_is_used_in_evaluation_and_outside(experiment: Experiment, work
     with torch.no_grad():
         for found, wanted in zip(loader.epoch(0), expected, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(found.inputs, wanted, strict=True))
+
+
+def test_results_of_a_pass_hold_no_files_open(experiment: Experiment) -> None:
+    loader = Loader(clips_of(Store(experiment.store)), 1, device=CPU, workers=1)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    kept = [(batch.labels, batch.positions) for batch in loader.epoch(0)]
+    assert len(kept) == 18
+    assert len(list(Path("/proc/self/fd").iterdir())) < before + 10
+
+
+def test_damage_is_one_line_though_workers_live(experiment: Experiment, tmp_path: Path) -> None:
+    store = shutil.copytree(experiment.store, tmp_path / "store")
+    scrambled(store / "train-00001.h5")
+    command = [str(part) for part in finetune(experiment, "visual", experiment.visual_init)]
+    command[1] = str(store)
+    command = [sys.executable, "-m", "avpt", *command, "--workers", "2", "--quiet", "--out", str(tmp_path / "run")]
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert "train-00001.h5 holds a damaged frame" in result.stderr
 
 
 def test_memory_is_lent_to_one_at_a_time() -> None:

@@ -381,16 +381,16 @@ def test_more_shards_than_a_process_may_open(experiment: Experiment, tmp_path: P
     manifest = write_manifest(tmp_path / "manifest.csv", [row for row in rows if row["split"] == "train"])
     done("preprocess", manifest, "--out", tmp_path / "store", *STORE_OPTIONS, "--shard-size", "1")
     code = (
-        "import resource; from avpt.data import shard_files; shard_files.OPEN_FILES = 4\n"
+        "import resource; from avpt.data import shard_files; shard_files.open_file_limit = lambda: 8\n"
         "import sys; from pathlib import Path; from avpt.data.store import Store\n"
         "from avpt.data.dataset import ClipDataset, InputSpec\n"
         "store = Store(Path(sys.argv[1])); spec = InputSpec(16000, 32, 48, 'zero', 1.0, 10, 28, 0.0, 1.0, 32, 1)\n"
         "clips = ClipDataset(store.indices['train'], ['audio', 'visual'], spec, 'jpeg')\n"
-        "clips[(0, 0)]\n"
+        "clips[(0, 0, 0)]\n"
         "import os; used = len(os.listdir('/proc/self/fd'))\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (used + 8, used + 8))\n"
         "for _ in range(2):\n"
-        "    for i in range(len(clips)): clips[(0, i)]\n"
+        "    for i in range(len(clips)): clips[(0, i, i)]\n"
         "print(len(clips))\n"
     )
     result = subprocess.run(

@@ -308,7 +308,7 @@ class Loader:
             batch_sampler=self.sampler,
             collate_fn=Collation(),
             num_workers=workers,
-            persistent_workers=workers > 0,
+            persistent_workers=workers > 0 and shuffle_seed is not None,  # others hold their memory for a pass only
             prefetch_factor=PREFETCHED if workers else None,
             pin_memory=device.type == "cuda",
             worker_init_fn=_start_worker,
@@ -333,6 +333,8 @@ class Loader:
 
     def _prepare(self, item: dict[str, Tensor], total: int) -> Batch:
         spec, masking = self.dataset.spec, self.dataset.masking
+        # a worker's tensor holds a file open for as long as it lives, and results are kept for a whole pass
+        item = {name: value if name in Collation.LARGE else value.clone() for name, value in item.items()}
         inputs: dict[Modality, Tensor] = {}
         if "audio" in item:
             inputs["audio"] = transforms.normalise_audio(self._floats("audio", item["audio"]), spec.mean, spec.std)
@@ -385,6 +387,7 @@ def deaths_told() -> Iterator[None]:
 
 def _end_workers() -> None:
     """Multiprocessing would ask those that an error left behind to end, and wait for ever: they ignore SIGTERM."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise that they were killed
     for process in multiprocessing.active_children():
         process.kill()
 

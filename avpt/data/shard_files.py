@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ import h5py
 import numpy as np
 
 from avpt.errors import StoreError
+from avpt.processes import open_file_limit
 
 Values = Literal["audio/fbank", "visual/clip_offset", "visual/byte_offset", "visual/bytes", "visual/size"]
 
@@ -26,7 +28,6 @@ DTYPES: dict[Values, str] = {
     "visual/bytes": "uint8",
     "visual/size": "int32",
 }
-OPEN_FILES = 64  # a data set has thousands of shards, a process may open about one thousand files
 
 
 class ShardFiles:
@@ -37,17 +38,14 @@ class ShardFiles:
         self.dtypes = {name: np.dtype(dtype) for name, dtype in (DTYPES | {"audio/fbank": audio_dtype}).items()}
         # where a shard's values begin in its file, and how many there are: filled in by `locate`
         self.places = {name: np.zeros((len(paths), 2), np.int64) for name in DTYPES}
-        self._open: dict[int, int] = {}  # shard -> file descriptor, the one read last at the end
+        self._open: dict[int, FileIO] = {}  # by shard, the one read last at the end
+        self._most_open = 0  # not yet known
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": {}}
-
-    def __del__(self) -> None:
-        for file in self._open.values():
-            os.close(file)
 
     def locate(self, shard: int, file: h5py.File) -> None:
         """Note where the values of an open shard are.
@@ -75,19 +73,23 @@ class ShardFiles:
         if not 0 <= start <= start + count <= size:
             raise StoreError(f"{self.paths[shard]} points outside its own {name}; look at it with `avpt verify`")
         values = np.empty(count, self.dtypes[name])
+        rest, place = values.data.cast("B"), place + start * values.itemsize
         try:
-            got = os.preadv(self._file(shard), [values.data], place + start * values.itemsize)
+            while rest:  # network file systems may give less than asked for
+                got = os.preadv(self._file(shard), [rest], place)
+                if not got:
+                    raise StoreError(f"{self.paths[shard]} is truncated; remove it and run its `avpt preprocess` again")
+                rest, place = rest[got:], place + got
         except OSError as error:
             raise StoreError(f"{self.paths[shard]} can't be read ({os.strerror(error.errno or 0)})") from None
-        if got != values.nbytes:
-            raise StoreError(f"{self.paths[shard]} is truncated; remove it and run its `avpt preprocess` again")
         return values
 
     def _file(self, shard: int) -> int:
         file = self._open.pop(shard, None)
         if file is None:
-            if len(self._open) >= OPEN_FILES:
-                os.close(self._open.pop(next(iter(self._open))))
-            file = os.open(self.paths[shard], os.O_RDONLY | os.O_CLOEXEC)
+            self._most_open = self._most_open or open_file_limit() // 2
+            if len(self._open) >= self._most_open:
+                self._open.pop(next(iter(self._open))).close()
+            file = FileIO(self.paths[shard])
         self._open[shard] = file
-        return file
+        return file.fileno()

@@ -21,7 +21,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 from typing import Any, Generic, TypeVar
 
@@ -149,10 +149,13 @@ class _Keeper(Thread, Generic[Task, Result]):
         super().__init__(daemon=True)
         self.pool = pool
         self.worker: tuple[Any, Connection] | None = None  # a process, and the pipe to it
+        self.next: _Given[Task] | None = None  # taken while the worker is still at the one before
+        self.in_pipe = False  # where the next one lies already, so that the worker need not wait for it
 
     def run(self) -> None:
         try:
-            while (given := self.pool.todo.get()) is not None:
+            while (given := self.next or self.pool.todo.get()) is not None:
+                self.next = None
                 self.pool.done.put((given.task, self._result(given.task)))
         except _Stopped:
             pass
@@ -166,6 +169,7 @@ class _Keeper(Thread, Generic[Task, Result]):
         for _ in range(ATTEMPTS):
             pipe = self._hand_over(task)
             try:
+                self._hand_over_next(pipe)
                 if not pipe.poll(self.pool.timeout):
                     self._end()
                     return Hung(f"took longer than {self.pool.timeout:g} s")
@@ -180,7 +184,9 @@ class _Keeper(Thread, Generic[Task, Result]):
         for breakdown in range(BREAKDOWNS):
             try:
                 pipe = self._start()
-                pipe.send(task)
+                if not self.in_pipe:
+                    pipe.send(task)
+                self.in_pipe = False
                 if pipe.poll(PATIENCE):
                     pipe.recv()
                     return pipe
@@ -191,6 +197,17 @@ class _Keeper(Thread, Generic[Task, Result]):
         raise AvptError(
             "the workers die before they begin (out of memory?); run the same command again, with fewer --workers"
         )
+
+    def _hand_over_next(self, pipe: Connection) -> None:
+        """Put another task into the pipe, where there is one."""
+        with contextlib.suppress(Empty):
+            given = self.next or self.pool.todo.get_nowait()
+            if given is None:  # the sign to stop, which `run` waits for
+                self.pool.todo.put(None)
+                return
+            self.next = given
+            pipe.send(given.task)
+            self.in_pipe = True
 
     def _start(self) -> Connection:
         """The pipe to the worker, which is started where there is none."""
@@ -216,7 +233,7 @@ class _Keeper(Thread, Generic[Task, Result]):
             self.kill()
             process.join(PATIENCE)
             pipe.close()
-            self.worker = None
+            self.worker, self.in_pipe = None, False
             return _death(process.exitcode)
 
     def kill(self) -> None:

@@ -49,8 +49,12 @@ def describe_artifact(path: Path) -> Report:
 
 def describe_run(path: Path) -> Report:
     """A run folder, finished or not."""
-    settings = read_record(path / "checkpoint" / "settings.json", "run the command that made it again")
     finished = (path / "summary.json").exists()
+    if finished and not (path / "checkpoint").exists():
+        header, _ = artifacts.read_header(path / "model.safetensors")
+        settings: dict[str, Any] = {"config": header.config, "inputs": header.inputs}
+    else:
+        settings = read_record(path / "checkpoint" / "settings.json", "run the command that made it again")
     if finished:
         read_record(path / "summary.json", "run the command that made it again with --overwrite")
     epochs = _read_epochs(path / "metrics.jsonl")

@@ -92,6 +92,8 @@ class _Board(Watcher):
 
     def run_begun(self, progress: Progress) -> None:
         self.records, self.best_epoch = list(progress.records), progress.best_epoch
+        last = self.timings.get(len(self.records), {})
+        self.besides = last.get("seconds", 0.0) - last.get("training_seconds", 0.0)
 
     def epoch_begun(self, epoch: int, state: EpochState) -> None:
         seen = (state.loss != 0) | (state.probability != 0)

@@ -8,7 +8,7 @@ takes it from one clean pass over the training clips after the epoch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -95,20 +95,29 @@ def fit(
             part.load_state_dict(saved[name])
         progress, state, begun_by = Progress(**saved["progress"]), EpochState(**saved["epoch"]), saved["job"]
 
+    def lost(what: str) -> AvptError:
+        last = f"the last checkpoint is {checkpoint}" if checkpoint.exists() else "nothing was saved yet"
+        return AvptError(f"{what}; {last}; lower --lr, with --overwrite")
+
     def save() -> None:
         watcher.busy("saving")
         merged = state.merged(world)
+        if not all(parameter.isfinite().all() for parameter in model.parameters()):
+            raise lost(
+                f"the weights are no longer numbers after step {state.step} of epoch {len(progress.records) + 1}"
+            )
         if world.is_first:
             states = {name: part.state_dict() for name, part in parts.items()}
             save_checkpoint(checkpoint, {"progress": vars(progress), "epoch": vars(merged), "job": job, **states})
 
-    load_checkpoint(checkpoint, resume)
+    if load_checkpoint(checkpoint, resume):
+        log.info("going on after epoch %d, step %d of %d of the next", len(progress.records), state.step, len(train))
     _check_resumed(checkpoint, (len(progress.records), state.step), begun_by, job, world)
     if not world.is_first:  # the first process counts for what was done before
         state = replace(
             new_epoch(len(clip_ids)), step=state.step, skipped=state.skipped, norms=state.norms, factors=state.factors
         )
-    trained = world.parallel(cast(nn.Module, torch.compile(model)) if compiled else model)
+    trained = world.parallel(cast(nn.Module, torch.compile(model, dynamic=False)) if compiled else model)
 
     watcher.run_begun(progress)
 
@@ -121,9 +130,10 @@ def fit(
             if stop:
                 raise InterruptedWork if interruption else OtherProcessError(STOPPED)
 
-        def stoppable(batches: Iterable[Batch]) -> Iterator[Batch]:
-            for batch in batches:
-                if world.size == 1:  # several processes may have different numbers of batches
+        def stoppable(split: Batches, epoch: int, what: str) -> Iterator[Batch]:
+            common = world.least(len(split))  # several processes may have different numbers of batches
+            for number, batch in enumerate(announced(split, epoch, watcher, what)):
+                if number < common:
                     stop_or_save(False)
                 yield batch
 
@@ -167,10 +177,9 @@ def fit(
                     "the device has too little memory; raise --accumulate or lower --batch-size, with --overwrite"
                 ) from None
             except NotFiniteError as error:
-                clips = listed([clip_ids[position] for position in error.positions.tolist()])
-                good = f"{checkpoint} holds the last good state" if checkpoint.exists() else "nothing was saved yet"
-                where = f"at step {error.step + 1} of epoch {epoch + 1}, on clips {clips}"
-                raise AvptError(f"the {error} {where}; {good}; lower --lr, with --overwrite") from None
+                positions = world.all_of(error.to_blame) or world.all_of(error.positions)
+                clips = listed([clip_ids[position] for position in positions])
+                raise lost(f"the {error} at step {error.step + 1} of epoch {epoch + 1}, on clips {clips}") from None
             clock.trained = clock.seconds
             seen = state.merged(world)
             world.spread_buffers(model)
@@ -178,9 +187,11 @@ def fit(
                 world.spread_buffers(judged)
             dynamics = seen
             if clean_train is not None:
-                clean = announced(clean_train, epoch, watcher, "measuring confidence")
-                dynamics = measure_dynamics(model, stoppable(clean), len(clip_ids), world)
-            outputs = evaluate(judged, stoppable(announced(val, epoch, watcher, "validating")), num_val_clips, world)
+                clean = stoppable(clean_train, epoch, "measuring confidence")
+                dynamics = measure_dynamics(model, clean, len(clip_ids), world)
+            outputs = evaluate(judged, stoppable(val, epoch, "validating"), num_val_clips, world)
+            if not outputs["logits"].isfinite().all():
+                raise lost(f"the logits of val are no longer numbers after epoch {epoch + 1}")
             values = world.first(partial(measure, outputs))
             clock.evaluated = clock.seconds - clock.trained
             progress.probability.append(dynamics.probability)
@@ -188,6 +199,8 @@ def fit(
             learnt = {"loss": float(seen.loss.double().mean()), "accuracy": float(seen.correct.double().mean())}
             record = {"epoch": epoch + 1, "lr": rate(epoch, len(train) - 1, len(train)), "train": learnt, "val": values}
             record["gradient_norm"] = seen.mean_norms()
+            if seen.skipped:
+                record["skipped_steps"] = seen.skipped
             if seen.factors:
                 record["gradient_factor"] = {name: total / seen.step for name, total in seen.factors.items()}
             progress.records.append(record)

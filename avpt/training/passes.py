@@ -65,6 +65,7 @@ def train_epoch(
         NotFiniteError: the loss, or a gradient, is not a number.
     """
     model.train()
+    others = [*set(model.parameters()) - {p for parameters in watched.values() for p in parameters}]
     for batch in batches:
         set_rate(state.step)
         optimizer.zero_grad(set_to_none=True)
@@ -76,24 +77,21 @@ def train_epoch(
                 with stepping.autocast(part.labels.device):
                     logits = model(*part.inputs)
                     loss = objective.loss(logits, part.labels, part.targets, stepping.label_smoothing)
-                if not torch.isfinite(loss):
-                    raise NotFiniteError(f"loss is {loss.item()}", state.step, part.positions)
+                state.record(logits.detach(), part)
+                if world.size == 1 and not torch.isfinite(loss):  # several processes see it in the gradient they share
+                    raise NotFiniteError(f"loss is {loss.item()}", state, batch)
                 share = len(part.labels) / (batch.total or len(batch.labels))
                 scaler.scale(loss * (share * world.size)).backward()  # type: ignore[no-untyped-call]
-            state.record(logits.detach(), part)
             if stepping.balance is not None:
                 stepping.balance.observe(part.labels)
         scaler.unscale_(optimizer)
-        norms = {
-            name: float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-            for name, parameters in watched.items()
-        }
-        if all(map(math.isfinite, norms.values())):
+        norms = {name: _norm(parameters) for name, parameters in watched.items()}
+        if all(map(math.isfinite, (*norms.values(), _norm(others)))):
             state.norms = _added(state.norms, norms)
-        elif scaler.is_enabled():
+        elif scaler.is_enabled() and scaler.get_scale() >= 1:
             state.skipped += 1
         else:  # after this step the model would be lost
-            raise NotFiniteError("gradient is not finite", state.step, batch.positions)
+            raise NotFiniteError("gradient is not finite", state, batch)
         if stepping.balance is not None:
             state.factors = _added(state.factors, stepping.balance.modulate(epoch, first_step + state.step))
         if stepping.clip_grad is not None:
@@ -105,11 +103,15 @@ def train_epoch(
 
 
 class NotFiniteError(Exception):
-    """The loss or a gradient is infinite or not a number."""
+    """The loss or a gradient is infinite or not a number.
 
-    def __init__(self, problem: str, step: int, positions: Tensor) -> None:
+    `positions` are the clips of the step, `to_blame` those of them whose own loss is not finite.
+    """
+
+    def __init__(self, problem: str, state: EpochState, batch: Batch) -> None:
         super().__init__(problem)
-        self.step, self.positions = step, positions
+        self.step, self.positions = state.step, batch.positions
+        self.to_blame = batch.positions[~state.loss[batch.rows].isfinite()]
 
 
 def _parts(batch: Batch, count: int) -> list[Batch]:
@@ -117,6 +119,10 @@ def _parts(batch: Batch, count: int) -> list[Batch]:
     count = max(1, min(count, len(batch.labels) // 2))
     edges = [i * len(batch.labels) // count for i in range(count + 1)]
     return [batch.part(slice(first, last)) for first, last in pairwise(edges)]
+
+
+def _norm(parameters: Sequence[nn.Parameter]) -> float:
+    return float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
 
 
 def _added(sums: Mapping[str, float], values: Mapping[str, float]) -> dict[str, float]:

@@ -64,6 +64,27 @@ class World:
             dist.all_reduce(total)
         return total
 
+    def all_of(self, numbers: Tensor) -> list[int]:
+        """Every process's numbers, sorted."""
+        if self.size == 1:
+            return sorted(numbers.tolist())
+        import torch.distributed as dist
+
+        parts: list[list[int]] = [[] for _ in range(self.size)]
+        dist.all_gather_object(parts, numbers.tolist())
+        return sorted(number for part in parts for number in part)
+
+    def least(self, number: int) -> int:
+        """The smallest of all processes' numbers."""
+        if self.size == 1:
+            return number
+        import torch
+        import torch.distributed as dist
+
+        smallest = torch.tensor(number)
+        dist.all_reduce(smallest, dist.ReduceOp.MIN)
+        return int(smallest)
+
     def any(self, flag: bool) -> bool:
         """Whether it is true in any process."""
         if self.size == 1:
