@@ -15,7 +15,7 @@ from typing import Any
 
 from avpt.errors import OutputError
 
-MOMENT = 2.0  # seconds; whoever gives up a shared lock has it alone for a moment, which is no refusal
+MOMENT = 2.0  # seconds; workers die a moment after their parent, and who gives up a shared lock has it alone for one
 COMPLETE = ("store.json", "summary.json")  # written last: they declare a folder finished
 
 
@@ -106,7 +106,7 @@ def claim(path: Path, part: str | None = None) -> Iterator[None]:
         with ExitStack() as locks:
             lock = path.with_name(f".{path.name}.lock")
             if part is None:
-                locks.enter_context(_locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB))
+                locks.enter_context(_locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, patience=MOMENT))
             else:
                 locks.enter_context(_locked(lock, fcntl.LOCK_SH | fcntl.LOCK_NB, patience=MOMENT))
             if part is not None:
@@ -243,18 +243,18 @@ def look_into(path: Path, settings_file: str, owned: re.Pattern[str], overwrite:
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path} is a file, not a folder; choose another --out")
     settings = path / settings_file
-    foreign = sorted(name for name in _files(path) if not owned.fullmatch(name))
+    foreign = [name for name in _files(path) if not owned.fullmatch(name)]
     for other, what in (("settings.json", "a store"), ("checkpoint/settings.json", "a run folder")):
         if other != settings_file and (path / other).exists():
             raise OutputError(f"{path} is {what}, which this command does not write; choose another --out")
-    if not foreign and not overwrite and not settings.exists():  # avpt writes nothing before its settings
-        foreign = sorted(name for name in _files(path) if not name.endswith(".tmp"))
     if foreign and (overwrite or not settings.exists()):
-        listed = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
-        whose = (
-            "files that avpt did not write" if overwrite else f"files of which no {settings_file} says whose they are"
+        raise OutputError(f"{path} holds files that avpt did not write ({_some(foreign)}); choose another --out")
+    unclaimed = [name for name in _files(path) if not name.endswith(".tmp")]
+    if unclaimed and not overwrite and not settings.exists():  # which avpt writes before anything else
+        raise OutputError(
+            f"{path} holds {_some(unclaimed)}, and no {settings_file} says whose they are; choose another --out, "
+            "or --overwrite to remove them"
         )
-        raise OutputError(f"{path} holds {whose} ({listed}); choose another --out")
     if overwrite or not settings.exists():
         return None
     record = read_record(settings, "--overwrite starts over")
@@ -276,6 +276,10 @@ def begin(path: Path, settings_file: str, settings: Mapping[str, Any], overwrite
             (path / name).unlink()
     (path / settings_file).parent.mkdir(parents=True, exist_ok=True)
     write_json(path / settings_file, settings)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _files(path: Path) -> list[str]:

@@ -415,11 +415,13 @@ def test_a_store_of_silence_is_told(tmp_path: Path) -> None:
 
 
 def test_shards_without_settings_are_not_taken_for_new_ones(experiment: Experiment, tmp_path: Path) -> None:
-    """As a kill in the middle of --overwrite could leave them."""
     store = shutil.copytree(experiment.store, tmp_path / "store")
     (store / "settings.json").unlink()
     other = (*STORE_OPTIONS, "--mel-bins", "24")
-    done("preprocess", experiment.manifest, "--out", store, *other)
+    result = avpt("preprocess", experiment.manifest, "--out", store, *other)
+    assert result.code == 1
+    assert "and no settings.json says whose they are" in result.error
+    done("preprocess", experiment.manifest, "--out", store, *other, "--overwrite")
     done("preprocess", experiment.manifest, "--out", tmp_path / "fresh", *other)
     assert files_of(store) == files_of(tmp_path / "fresh")
 

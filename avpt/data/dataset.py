@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import math
 import multiprocessing
+import os
 import signal
 import weakref
 from collections.abc import Iterator, Sequence
@@ -311,7 +312,7 @@ class Loader:
             persistent_workers=workers > 0 and shuffle_seed is not None,  # others hold their memory for a pass only
             prefetch_factor=PREFETCHED if workers else None,
             pin_memory=device.type == "cuda",
-            worker_init_fn=_start_worker,
+            worker_init_fn=partial(_start_worker, os.getpid()),
         )
 
     def __len__(self) -> int:
@@ -392,6 +393,8 @@ def _end_workers() -> None:
         process.kill()
 
 
-def _start_worker(number: int) -> None:
+def _start_worker(parent: int, number: int) -> None:
     die_with_parent()
+    if os.getppid() != parent:  # it died before that was asked for
+        os._exit(1)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to the whole group: the parent ends its workers itself

@@ -25,7 +25,7 @@ def run(config: InfoConfig) -> Report:
     path = config.path
     if not path.exists():
         raise ArtifactError(f"{path} does not exist; info takes a store, a run folder or a safetensors file")
-    if path.is_dir() and (path / "checkpoint").is_dir():
+    if path.is_dir() and ((path / "checkpoint").is_dir() or (path / "summary.json").exists()):
         return describe_run(path)
     if path.is_dir():
         return describe_store(Store(path))

@@ -110,8 +110,7 @@ def fit(
             states = {name: part.state_dict() for name, part in parts.items()}
             save_checkpoint(checkpoint, {"progress": vars(progress), "epoch": vars(merged), "job": job, **states})
 
-    if load_checkpoint(checkpoint, resume):
-        log.info("going on after epoch %d, step %d of %d of the next", len(progress.records), state.step, len(train))
+    resumed = load_checkpoint(checkpoint, resume)
     _check_resumed(checkpoint, (len(progress.records), state.step), begun_by, job, world)
     if not world.is_first:  # the first process counts for what was done before
         state = replace(
@@ -120,6 +119,8 @@ def fit(
     trained = world.parallel(cast(nn.Module, torch.compile(model, dynamic=False)) if compiled else model)
 
     watcher.run_begun(progress)
+    if resumed:
+        log.info("going on after %d epoch(s) and %d of %d steps", len(progress.records), state.step, len(train))
 
     with held_back() as interruption:
 
