@@ -158,7 +158,7 @@ def test_an_interrupted_table_stays_above_the_message(experiment: Experiment, tm
     assert re.search(r"epoch \d+ of 50, stopped after step \d of 3$", lines[at])
     assert "".join(lines[at + 2 :]) == to_go_on("interrupted", *command)
     # and the same command shows what was done before
-    code, _, sent, again = on_terminal(*command, stop=lambda sent: " of 50, " in sent)
+    code, _, sent, again = on_terminal(*command, stop=lambda sent: "epoch 3 of 50" in sent)
     assert code == 130
     assert re.fullmatch(r"going on after \d+ epoch\(s\) and \d of 3 steps", again[0])
     assert [again[i + 1].split() for i in (0, 1, 3)] == [lines[i].split() for i in (0, 1, 3)]

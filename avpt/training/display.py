@@ -94,6 +94,7 @@ class _Board(Watcher):
         self.records, self.best_epoch = list(progress.records), progress.best_epoch
         last = self.timings.get(len(self.records), {})
         self.besides = last.get("seconds", 0.0) - last.get("training_seconds", 0.0)
+        self._look_sometimes(now=True)
 
     def epoch_begun(self, epoch: int, state: EpochState) -> None:
         seen = (state.loss != 0) | (state.probability != 0)
