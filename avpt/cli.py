@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import inspect
+import inspect as signatures
 import json
 import logging
 import shlex
@@ -72,15 +72,15 @@ def command(config_type: type[ConfigT]) -> Callable[[Callable[[ConfigT], Report]
 
         hints = config.type_hints(config_type)
         parameters = [
-            inspect.Parameter(
+            signatures.Parameter(
                 field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default,
+                signatures.Parameter.KEYWORD_ONLY,
+                default=signatures.Parameter.empty if field.default is dataclasses.MISSING else field.default,
                 annotation=Annotated[hints[field.name].__origin__, _without_range(config_type, field.name)],
             )
             for field in _own_first(config_type)
         ]
-        callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        callback.__signature__ = signatures.Signature(parameters)  # type: ignore[attr-defined]
         callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         callback.__doc__ = body.__doc__
         name = body.__name__.replace("_", "-")
@@ -92,7 +92,7 @@ def command(config_type: type[ConfigT]) -> Callable[[Callable[[ConfigT], Report]
 
 def _own_first(config_type: type[config.Config]) -> list[dataclasses.Field[Any]]:
     """Fields as help shows them: the command's own, then what it shares with others."""
-    depth = {name: i for i, base in enumerate(config_type.__mro__) for name in inspect.get_annotations(base)}
+    depth = {name: i for i, base in enumerate(config_type.__mro__) for name in signatures.get_annotations(base)}
     fields = dataclasses.fields(config_type)
     return sorted(fields, key=lambda field: (depth[field.name], field.default is not dataclasses.MISSING))
 
@@ -270,6 +270,38 @@ def predict(settings: config.PredictConfig) -> Report:
 def export(settings: config.ExportConfig) -> Report:
     """Write a trained model for use without avpt: torchvision weights, ONNX or torch.export."""
     from avpt.stages import export as stage
+
+    return stage.run(settings)
+
+
+@command(config.InspectConfig)
+def inspect(settings: config.InspectConfig) -> Report:
+    """Show which BatchNorm channels of an encoder are abnormal or dead, before and after training."""
+    from avpt.stages import inspect as stage
+
+    return stage.run(settings)
+
+
+@command(config.ProbeConfig)
+def probe(settings: config.ProbeConfig) -> Report:
+    """Measure by a linear probe what an encoder is worth, and what joint training did to it."""
+    from avpt.stages import probe as stage
+
+    return stage.run(settings)
+
+
+@command(config.CompareConfig)
+def compare(settings: config.CompareConfig) -> Report:
+    """Put runs side by side: what differs, mean and spread over seeds, and whether a difference is one."""
+    from avpt.stages import compare as stage
+
+    return stage.run(settings)
+
+
+@command(config.ReportConfig)
+def report(settings: config.ReportConfig) -> Report:
+    """Write the whole story of an experiment as one self-contained page."""
+    from avpt.stages import report as stage
 
     return stage.run(settings)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avpt.artifacts import read_header
-from avpt.errors import OutputError
+from avpt.artifacts import Header, read_header
+from avpt.errors import ArtifactError, OutputError
 from avpt.outputs import begin, differences, look_into, read_record, refuse
 from avpt.types import Report, Table
 
@@ -16,6 +18,63 @@ OWNED = re.compile(
     r"|checkpoint/(settings\.json|(last|previous)\.pt)|tensorboard/events\.out\.tfevents\.[^/]*)|(checkpoint/)?\..*\.tmp"
 )
 SETTINGS = "checkpoint/settings.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder says of itself, finished or not."""
+
+    path: Path
+    kind: str  # classifier, fused
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    epochs: list[dict[str, Any]]  # the rows of metrics.jsonl
+    summary: dict[str, Any] | None  # None while it is unfinished
+    header: Header | None  # of its best model
+
+    @property
+    def progress(self) -> str:
+        """In words: finished, or how far it came."""
+        done = len(self.epochs)
+        return "finished" if self.summary else f"unfinished, {done} of {self.config.get('epochs', '?')} epochs done"
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder looks like one that a training command filled."""
+    return (path / "checkpoint").is_dir() or ((path / "summary.json").exists() and (path / "metrics.jsonl").exists())
+
+
+def read_run(path: Path) -> Run:
+    """Read the records of a run folder; no tensors.
+
+    Raises:
+        ArtifactError, OutputError: it is not one, or damaged.
+    """
+    if not path.exists():
+        raise ArtifactError(f"{path} does not exist; it should be a run folder written by avpt")
+    if not is_run(path):
+        raise ArtifactError(f"{path} is not a run folder written by avpt")
+    header, summary = None, None
+    if (path / "summary.json").exists():
+        summary = read_record(path / "summary.json", "run the command that made it again with --overwrite")
+        header, _ = read_header(path / "model.safetensors")
+    if header is not None and not (path / SETTINGS).exists():  # checkpoint/ was removed to save space
+        settings: dict[str, Any] = {"config": header.config, "inputs": header.inputs}
+    else:
+        settings = read_record(path / SETTINGS, "run the command that made it again")
+    config, inputs = settings.get("config"), settings.get("inputs")
+    if not isinstance(config, dict) or not isinstance(inputs, dict):
+        raise ArtifactError(f"{path / SETTINGS} is damaged; run the command that made it again with --overwrite")
+    kind = "classifier" if "modality" in config else "fused"
+    return Run(path, kind, config, inputs, _read_epochs(path / "metrics.jsonl"), summary, header)
+
+
+def _read_epochs(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [{"epoch": row["epoch"], **row} for row in map(json.loads, lines)]
+    except (ValueError, KeyError, TypeError):
+        raise ArtifactError(f"{path} is damaged; run the command that made it again with --overwrite") from None
 
 
 def find_summary(

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "avpt"
 
 # name of a layer -> modules (by prefix) and the layers they may import
 WORDS, FILES, OPTIONS, RUNS, STORIES, EDGE = "words", "files", "options", "runs", "stories", "edge"
-PARTS = ("data", "datasets", "models", "training", "engines", "confidence")
+PARTS = ("data", "datasets", "models", "training", "engines", "confidence", "diagnosis", "figures", "pages")
 LAYERS = {
     "avpt": WORDS,
     "avpt.errors": WORDS,
@@ -17,10 +17,12 @@ LAYERS = {
     "avpt.seeds": WORDS,
     "avpt.processes": WORDS,
     "avpt.progress": WORDS,
+    "avpt.text": WORDS,
     "avpt.outputs": FILES,
     "avpt.artifacts": FILES,
     "avpt.exported": FILES,
     "avpt.run_folder": FILES,
+    "avpt.lineage": FILES,
     **{f"avpt.{part}": part for part in PARTS},
     "avpt.config": OPTIONS,
     "avpt.runs": RUNS,
@@ -34,7 +36,7 @@ ALLOWED = {
     WORDS: {WORDS},
     FILES: {WORDS, FILES},
     **{part: {WORDS, FILES, part} for part in PARTS},
-    OPTIONS: {WORDS},
+    OPTIONS: {WORDS, OPTIONS},
     RUNS: {WORDS, FILES, OPTIONS, *PARTS},
     STORIES: {WORDS, FILES, OPTIONS, RUNS, *PARTS},
     EDGE: {WORDS, OPTIONS, EDGE, STORIES},

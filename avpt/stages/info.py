@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from avpt.config import InfoConfig
 from avpt.data.store import SplitIndex, Store
 from avpt.errors import ArtifactError
 from avpt.exported import read_exported
-from avpt.outputs import read_record
+from avpt.run_folder import is_run, read_run
 from avpt.types import Report, Table
 
 
@@ -25,7 +24,7 @@ def run(config: InfoConfig) -> Report:
     path = config.path
     if not path.exists():
         raise ArtifactError(f"{path} does not exist; info takes a store, a run folder or a safetensors file")
-    if path.is_dir() and ((path / "checkpoint").is_dir() or (path / "summary.json").exists()):
+    if path.is_dir() and is_run(path):
         return describe_run(path)
     if path.is_dir():
         return describe_store(Store(path))
@@ -49,32 +48,25 @@ def describe_artifact(path: Path) -> Report:
 
 def describe_run(path: Path) -> Report:
     """A run folder, finished or not."""
-    finished = (path / "summary.json").exists()
-    if finished and not (path / "checkpoint").exists():
-        header, _ = artifacts.read_header(path / "model.safetensors")
-        settings: dict[str, Any] = {"config": header.config, "inputs": header.inputs}
-    else:
-        settings = read_record(path / "checkpoint" / "settings.json", "run the command that made it again")
-    if finished:
-        read_record(path / "summary.json", "run the command that made it again with --overwrite")
-    epochs = _read_epochs(path / "metrics.jsonl")
+    run = read_run(path)
     summary: dict[str, Any] = {
         "path": str(path),
         "kind": "run",
-        "finished": finished,
-        **settings,
-        "epochs": epochs,
+        "finished": run.summary is not None,
+        "config": run.config,
+        "inputs": run.inputs,
+        "epochs": run.epochs,
     }
-    if finished:
-        header, tensors = artifacts.read_header(path / "model.safetensors")
-        summary |= {"model": asdict(header) | {"tensors": len(tensors)}, "files": _files(path)}
-        summary |= {name: getattr(header, name) for name in ("spec", "classes", "metrics", "environment", "avpt")}
+    if run.header is not None:
+        _, tensors = artifacts.read_header(path / "model.safetensors")
+        summary |= {"model": asdict(run.header) | {"tensors": len(tensors)}, "files": _files(path)}
+        summary |= {name: getattr(run.header, name) for name in ("spec", "classes", "metrics", "environment", "avpt")}
     rows = [
-        (str(row["epoch"]), f"{row['lr']:.2g}", *(f"{value:.4f}" for value in _curve(row).values())) for row in epochs
+        (str(row["epoch"]), f"{row['lr']:.2g}", *(f"{value:.4f}" for value in _curve(row).values()))
+        for row in run.epochs
     ]
-    columns = ("epoch", "lr", *(_curve(epochs[0]) if epochs else ()))
-    state = "finished" if finished else f"unfinished, {len(epochs)} of {settings['config']['epochs']} epochs done"
-    return Report(summary, tables=[*_header_tables(f"{path}, {state}", summary), Table("epochs", columns, rows)])
+    columns = ("epoch", "lr", *(_curve(run.epochs[0]) if run.epochs else ()))
+    return Report(summary, tables=[*_header_tables(f"{path}, {run.progress}", summary), Table("epochs", columns, rows)])
 
 
 def describe_store(store: Store) -> Report:
@@ -120,14 +112,6 @@ def describe_store(store: Store) -> Report:
         Table("clips per class", ("class", *splits), class_rows),
     ]
     return Report(summary, tables=tables)
-
-
-def _read_epochs(path: Path) -> list[dict[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [{"epoch": row["epoch"], **row} for row in map(json.loads, lines)]
-    except (ValueError, KeyError, TypeError):
-        raise ArtifactError(f"{path} is damaged; run the command that made it again with --overwrite") from None
 
 
 def _clips_per_class(store: Store, index: SplitIndex) -> dict[str, int]:

@@ -1,0 +1,115 @@
+"""Options declared as typed fields of a frozen dataclass: what a config is, and what is read from its fields."""
+
+import dataclasses
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, cast, get_args, get_type_hints
+
+from typer import Option
+from typer.models import ParameterInfo
+
+from avpt.errors import ConfigError
+
+
+class Transient:
+    """Marks an option that can't change the result: it is not recorded and not compared."""
+
+
+def type_hints(config_type: "type[Config]") -> dict[str, Any]:
+    """Each field's annotation, with the Option or Argument and the markers that go with it."""
+    return _evaluated(cast(Hashable, config_type))
+
+
+@cache
+def _evaluated(config_type: Any) -> dict[str, Any]:
+    return get_type_hints(config_type, include_extras=True)  # evaluates source text: once a class, not once a field
+
+
+def parameter(config_type: "type[Config]", name: str) -> ParameterInfo:
+    """The Typer Option or Argument that declares the field."""
+    metadata = type_hints(config_type)[name].__metadata__
+    return next(item for item in metadata if isinstance(item, ParameterInfo))
+
+
+def flag(name: str) -> str:
+    """`mask_ratio` -> `--mask-ratio`."""
+    return "--" + name.replace("_", "-")
+
+
+def bounds(info: ParameterInfo) -> str:
+    """The range of a numeric option in words; empty where it has none."""
+    if info.min is not None and info.max is not None:
+        return f"{info.min:g} to {info.max:g}"
+    return f"{info.min:g} or more" if info.min is not None else ""
+
+
+def allows(config_type: "type[Config]", name: str, value: Any) -> bool:
+    """Whether an option could have had a value that some file says it had."""
+    kind, info = get_args(type_hints(config_type)[name])[0], parameter(config_type, name)
+    if get_args(kind):
+        return value in get_args(kind)
+    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+        return kind is bool and isinstance(value, bool)
+    if isinstance(value, str):
+        return True
+    low = -math.inf if info.min is None else info.min
+    return bool(math.isfinite(value) and low <= value <= (math.inf if info.max is None else info.max))
+
+
+def _names_path(kind: Any) -> bool:
+    """Whether a field holds a path or several: Path, Path | None, list[Path] | None."""
+    return kind is Path or any(map(_names_path, get_args(kind)))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Config:
+    """What every command takes. Ranges are applied here, to library callers too."""
+
+    json: Annotated[bool, Option("--json", help="Print the summary record as one JSON line."), Transient] = False
+    quiet: Annotated[bool, Option("--quiet", help="No progress, logs or tables on stderr."), Transient] = False
+    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error."), Transient] = False
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, info = getattr(self, field.name), parameter(type(self), field.name)
+            numbers = value if isinstance(value, tuple | list) else (value,)
+            for number in numbers:
+                if isinstance(number, bool) or not isinstance(number, int | float):
+                    continue
+                low = -math.inf if info.min is None else info.min
+                high = math.inf if info.max is None else info.max
+                if not (math.isfinite(number) and low <= number <= high):
+                    raise ConfigError(f"{flag(field.name)} is {number:g}; it must be {bounds(info) or 'finite'}")
+
+    def record(self) -> dict[str, Any]:
+        """The options that can change the result. Paths are left out: the stage records what they held."""
+        recorded = {}
+        for field in dataclasses.fields(self):
+            kind, *metadata = get_args(type_hints(type(self))[field.name])
+            if Transient not in metadata and not _names_path(kind):
+                recorded[field.name] = getattr(self, field.name)
+        return {name: value for name, value in recorded.items() if name not in self.idle()}
+
+    def idle(self) -> set[str]:
+        """Options that change nothing beside the others as they are."""
+        return set()
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The default of every option that has one."""
+        return {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING and f.init}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OutputConfig(Config):
+    """A command that writes files."""
+
+    goes_on: ClassVar[bool] = True  # where it was interrupted, and does not start over
+
+    seed: Annotated[int, Option(min=0, max=2**63 - 1, help="Fixes everything that is random.")] = 0
+    overwrite: Annotated[
+        bool, Option("--overwrite", help="Start over: remove what avpt wrote at --out."), Transient
+    ] = False

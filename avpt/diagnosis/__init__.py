@@ -1,0 +1,1 @@
+"""What encoders and runs did: dead channels, linear probes, groups of runs."""

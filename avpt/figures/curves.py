@@ -1,0 +1,55 @@
+"""Values over epochs, of one run or of several overlaid (the paper's Figure 1a)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from avpt.figures.style import CYCLE, DASHES, ONE_COLUMN, applied
+
+
+def draw_curves(
+    curves: Mapping[str, Sequence[Sequence[float]]],
+    *,
+    label: str,
+    width: float = ONE_COLUMN,
+    height: float = 2.2,
+    colours: Mapping[str, str] | None = None,
+) -> Figure:
+    """A figure with one line a name: the mean of its runs, and their range as a band.
+
+    Args:
+        curves: by the name in the legend, the values of each of its runs, epoch by epoch; runs may differ in length.
+        label: of the axis of values.
+        width: inches.
+        height: inches.
+        colours: of some names; the others take the style's in turn.
+    """
+    with applied():
+        figure = Figure(figsize=(width, height))
+        axes = figure.add_subplot()
+        plot_curves(axes, curves, colours)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        if len(curves) > 1:
+            axes.legend()
+    return figure
+
+
+def plot_curves(
+    axes: Axes, curves: Mapping[str, Sequence[Sequence[float]]], colours: Mapping[str, str] | None = None
+) -> None:
+    """The lines of `draw_curves` in a part of a figure."""
+    for number, (name, runs) in enumerate(curves.items()):
+        colour = (colours or {}).get(name, CYCLE[number % len(CYCLE)])
+        epochs = range(1, 1 + max(map(len, runs), default=0))
+        there = [[run[epoch - 1] for run in runs if len(run) >= epoch] for epoch in epochs]
+        mean = [sum(values) / len(values) for values in there]
+        marker = "o" if len(epochs) == 1 else None  # a line of one point is not to be seen
+        axes.plot(epochs, mean, DASHES[number % len(DASHES)], color=colour, label=name, marker=marker)
+        if len(runs) > 1:
+            axes.fill_between(epochs, list(map(min, there)), list(map(max, there)), color=colour, alpha=0.2, lw=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))

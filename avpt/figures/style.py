@@ -1,0 +1,90 @@
+"""The one look of all figures, and how they are written."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from avpt.errors import OutputError
+from avpt.outputs import atomic
+
+ONE_COLUMN, TWO_COLUMNS = 3.35, 6.9  # inches, of a usual two-column paper
+
+# Okabe and Ito's colours, which people with any kind of colour blindness tell apart
+AUDIO, VISUAL, JOINT = "#0072B2", "#D55E00", "#009E73"
+BEFORE, AFTER = "#E69F00", "#56B4E9"
+DEAD = "#D62728"  # frames are drawn thick beside none, so that they do not hang on the colour
+CYCLE = (AUDIO, VISUAL, JOINT, "#CC79A7", BEFORE, AFTER, "#000000", "#8C8C8C")
+DASHES = ("-", "--", ":", "-.")  # curves are told apart without colour too
+INK = "#1b1b1d"  # of text and axes; a page puts its own in this one's place
+
+STYLE: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # matplotlib carries it: the same everywhere
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.prop_cycle": matplotlib.cycler(color=CYCLE),
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3,
+    "legend.frameon": False,
+    "image.cmap": "viridis",
+    "image.interpolation": "nearest",
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 100,
+    "savefig.dpi": 300,
+    "pdf.fonttype": 42,  # text stays text
+    "svg.fonttype": "none",
+    "svg.hashsalt": "avpt",  # the same figure gives the same bytes
+}
+
+
+@contextmanager
+def applied() -> Iterator[None]:
+    """Draw and write figures in the one style; matplotlib's own settings are as before afterwards."""
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}):
+        yield
+
+
+def save(figure: Figure, folder: Path, name: str, *, overwrite: bool = False) -> list[Path]:
+    """Write NAME.png and NAME.pdf, each complete or not at all; the same figure gives the same bytes.
+
+    Raises:
+        OutputError: another file of that name is there, and `overwrite` is not meant.
+    """
+    paths = []
+    for suffix in ("png", "pdf"):
+        path, content = folder / f"{name}.{suffix}", render(figure, suffix)
+        if path.is_dir() or (path.exists() and not overwrite and path.read_bytes() != content):
+            raise OutputError(f"{path} is another figure; choose another folder, or --overwrite to replace it")
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as beside:
+            beside.write_bytes(content)
+        paths.append(path)
+    return paths
+
+
+def render(figure: Figure, kind: str) -> bytes:
+    """A figure as the bytes of a png, pdf or svg file; nothing of it hangs on the time."""
+    undated = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    content = io.BytesIO()
+    with applied():
+        figure.savefig(content, format=kind, metadata=undated[kind])
+    return content.getvalue()

@@ -1,0 +1,166 @@
+"""What artifacts were made from: files record their inputs by checksum, and here the files are found again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from avpt.artifacts import read_header
+from avpt.errors import AvptError
+from avpt.outputs import sha256
+from avpt.run_folder import is_run, read_run
+
+log = logging.getLogger(__name__)
+
+LEVELS_UP, LEVELS_DOWN = 2, 3  # from a run folder: where recipes put what it was made from
+MOST_ENTRIES = 20_000  # of folders, that are looked through before the search ends
+
+
+@dataclass(frozen=True)
+class Node:
+    """A store, an artifact or a run folder, and what it says of itself."""
+
+    path: Path
+    kind: str  # store, encoder, classifier, fused, confidence, predictions, probe, ...
+    config: dict[str, Any]
+    inputs: dict[str, str]  # name -> checksum or fingerprint
+    files: tuple[Path, ...] = field(repr=False)  # those that others may have been made from; a store has none
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it is a run folder."""
+        return self.path.is_dir() and self.kind != "store"
+
+
+class Lineage:
+    """The artifacts in some folders, found by the checksums under which others record them.
+
+    Files are hashed when they are first asked for, those nearest to the runs first.
+    """
+
+    def __init__(self, paths: Sequence[Path], folders: Sequence[Path] | None = None) -> None:
+        """Look around `paths`, which are found in any case, or in `folders` where these are given."""
+        roots = [folder.absolute() for folder in folders] if folders else list(_around(paths))
+        for folder in folders or ():
+            if not folder.is_dir():
+                raise AvptError(f"{folder} is not a folder; --search takes folders to find inputs in")
+        self._unread = iter(_unique([*(path.absolute() for path in paths), *_walk(roots)]))
+        self._nodes: dict[Path, Node | None] = {}
+        self._checksums: dict[Path, str] = {}
+
+    def find(self, checksum: str) -> Node | None:
+        """The store, artifact or run that a recorded input is; None where it is not to be found."""
+        for node in self.nodes():
+            if checksum in self.checksums(node):
+                return node
+        return None
+
+    def origins(self, node: Node) -> dict[str, Node | None]:
+        """What a node was made from, by the names under which it records that."""
+        return {name: self.find(checksum) for name, checksum in node.inputs.items()}
+
+    def made_from(self, node: Node, *kinds: str) -> list[Node]:
+        """The nodes of some kinds that record a node among their inputs."""
+        own = self.checksums(node)
+        return [other for other in self.nodes() if other.kind in kinds and own & set(other.inputs.values())]
+
+    def checksums(self, node: Node) -> set[str]:
+        """The names under which others may record a node."""
+        if node.kind == "store":
+            return {node.config["fingerprint"]}
+        for file in node.files:
+            if file not in self._checksums:
+                self._checksums[file] = sha256(file)
+        return {self._checksums[file] for file in node.files}
+
+    def nodes(self) -> Iterator[Node]:
+        """All of them, read as far as they are asked for."""
+        yield from [node for node in self._nodes.values() if node is not None]
+        for path in self._unread:
+            self._nodes[path] = node = read_node(path)
+            if node is not None:
+                yield node
+
+    def whole_config(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
+        """The options of a run and, under dotted names, of all that it was made from; checksums of what is missing.
+
+        Seeds are left out, and so is what hangs on nothing but a seed: two runs of one experiment have equal records.
+        """
+        whole = {name: value for name, value in config.items() if name != "seed"}
+        for name, checksum in inputs.items():
+            node = self.find(checksum)
+            if node is None or node.kind == "store":
+                whole[name] = checksum
+                continue
+            found = self.whole_config(node.config, node.inputs)
+            whole |= {f"{name}.{inner}": value for inner, value in found.items()}
+        return whole
+
+
+def read_node(path: Path) -> Node | None:
+    """What lies at a path, or None where it is nothing of avpt's, or can't be read."""
+    try:
+        if path.is_dir() and (path / "store.json").is_file():
+            record = json.loads((path / "store.json").read_text(encoding="utf-8"))
+            settings = json.loads((path / "settings.json").read_text(encoding="utf-8"))
+            config = settings["config"] | {"fingerprint": record["fingerprint"]}
+            return Node(path, "store", config, settings["inputs"], ())
+        if path.is_dir():
+            run = read_run(path)
+            files = [path / name for name in ("model.safetensors", "dynamics.safetensors")]
+            return Node(path, run.kind, run.config, run.inputs, tuple(file for file in files if file.exists()))
+        if path.suffix == ".json":
+            record = json.loads(path.read_text(encoding="utf-8"))
+            return Node(path, record["kind"], record["config"], record["inputs"], ())
+        header, _ = read_header(path)
+        return Node(path, header.kind, header.config, header.inputs, (path,))
+    except (AvptError, OSError, ValueError, KeyError, TypeError):
+        return None  # a search comes by all sorts of files
+
+
+def _around(paths: Sequence[Path]) -> Iterator[Path]:
+    """The folders above each path, the nearest first; neither a home nor the root of a file system is walked."""
+    for path in paths:
+        for folder in path.absolute().parents[:LEVELS_UP]:
+            if folder != Path.home() and not folder.is_mount():
+                yield folder
+
+
+def _walk(roots: Sequence[Path]) -> Iterator[Path]:
+    """Stores, run folders, safetensors and JSON files in some folders, breadth first; not what lies inside of these."""
+    level, seen, entries = list(dict.fromkeys(roots)), set[Path](), 0
+    for _ in range(LEVELS_DOWN):
+        below: list[Path] = []
+        for folder in level:
+            if folder in seen:
+                continue
+            seen.add(folder)
+            try:
+                found = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            except OSError:
+                continue
+            entries += len(found)
+            if entries > MOST_ENTRIES:
+                log.warning("%s holds very many files; name folders to look in with --search", roots[0])
+                return
+            for entry in found:
+                path = Path(entry.path)
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    if is_run(path) or (path / "store.json").exists():
+                        yield path
+                    else:
+                        below.append(path)
+                elif path.suffix in (".safetensors", ".json"):
+                    yield path
+        level = below
+
+
+def _unique(paths: Sequence[Path]) -> list[Path]:
+    return list(dict.fromkeys(paths))
