@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from cycler import cycler
 from matplotlib.figure import Figure
 
 from avpt.errors import OutputError
@@ -41,7 +42,7 @@ STYLE: dict[str, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
-    "axes.prop_cycle": matplotlib.cycler(color=CYCLE),
+    "axes.prop_cycle": cycler(color=CYCLE),
     "lines.linewidth": 1.2,
     "lines.markersize": 3,
     "legend.frameon": False,
@@ -59,7 +60,9 @@ STYLE: dict[str, Any] = {
 @contextmanager
 def applied() -> Iterator[None]:
     """Draw and write figures in the one style; matplotlib's own settings are as before afterwards."""
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}):
+    defaults: Any = matplotlib.rcParamsDefault
+    settings = {name: value for name, value in defaults.items() if name != "backend"}  # no figure here needs one
+    with matplotlib.rc_context(settings | STYLE):
         yield
 
 
