@@ -137,9 +137,9 @@ def _walk(roots: Sequence[Path]) -> Iterator[Path]:
     for _ in range(LEVELS_DOWN):
         below: list[Path] = []
         for folder in level:
-            if folder in seen:
+            if folder.resolve() in seen:
                 continue
-            seen.add(folder)
+            seen.add(folder.resolve())
             try:
                 found = sorted(os.scandir(folder), key=lambda entry: entry.name)
             except OSError:
@@ -163,4 +163,5 @@ def _walk(roots: Sequence[Path]) -> Iterator[Path]:
 
 
 def _unique(paths: Sequence[Path]) -> list[Path]:
-    return list(dict.fromkeys(paths))
+    """Each file or folder once, under the first of its names: a link leads to what may have been seen already."""
+    return list({path.resolve(): path for path in reversed(paths)}.values())[::-1]
