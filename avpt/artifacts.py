@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 
+OTHER_SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".bin", ".onnx", ".pt2", ".h5", ".npz", ".csv", ".json"})
 IDS = frozenset({"id_bytes", "id_offsets"})
 TENSORS = {  # what a kind can't be read without; models are checked against their spec instead
     "dynamics": IDS | {"probability", "correct"},
@@ -172,6 +173,8 @@ def reuse(path: Path, header: Header, defaults: Mapping[str, Any], overwrite: bo
     Raises:
         OutputError: something else is there.
     """
+    if path.suffix.lower() in OTHER_SUFFIXES:
+        raise OutputError(f"{path} would not be what its name says; this is written as .safetensors")
     if not path.exists():
         return None
     if path.is_dir():
@@ -180,10 +183,10 @@ def reuse(path: Path, header: Header, defaults: Mapping[str, Any], overwrite: bo
         found, _ = read_header(path)
     except ArtifactError:
         raise OutputError(f"{path} was not written by avpt, or is damaged; remove it or choose another --out") from None
+    if found.kind != header.kind:  # whatever --overwrite says: it may be what this command reads
+        raise OutputError(f"{path} holds a {found.kind}; remove it or choose another --out")
     if overwrite:
         return None
-    if found.kind != header.kind:
-        raise OutputError(f"{path} holds a {found.kind}; choose another --out, or --overwrite to replace it")
     if different := differences(asdict(found), asdict(header), defaults):
         raise refuse(path, different)
     return found

@@ -121,6 +121,17 @@ def claim(path: Path, part: str | None = None) -> Iterator[None]:
         yield
 
 
+def apart(out: Path, *inputs: Path) -> None:
+    """See that an output is none of the inputs, which `--overwrite` would destroy.
+
+    Raises:
+        OutputError: it is.
+    """
+    for path in inputs:
+        if path.resolve() == out.resolve():
+            raise OutputError(f"{out} is what this command reads; choose another --out")
+
+
 @contextmanager
 def take_turn(path: Path) -> Iterator[None]:
     """Wait until no other writer of a part of `path` is in such a block."""

@@ -11,6 +11,7 @@ from typing import Any
 from avpt.artifacts import Header, read_header
 from avpt.errors import ArtifactError, OutputError
 from avpt.outputs import begin, differences, look_into, read_record, refuse
+from avpt.text import decimals
 from avpt.types import Report, Table
 
 OWNED = re.compile(
@@ -35,8 +36,10 @@ class Run:
     @property
     def progress(self) -> str:
         """In words: finished, or how far it came."""
-        done = len(self.epochs)
-        return "finished" if self.summary else f"unfinished, {done} of {self.config.get('epochs', '?')} epochs done"
+        done, planned = len(self.epochs), self.config.get("epochs", 0)
+        if self.summary:
+            return f"finished, stopped early after {done} of {planned} epochs" if done < planned else "finished"
+        return f"unfinished, {done} of {planned} epochs done"
 
 
 def is_run(path: Path) -> bool:
@@ -130,6 +133,6 @@ def _is_continued(found: dict[str, Any], wanted: dict[str, Any], defaults: dict[
 def report(path: Path, summary: dict[str, Any], title: str) -> Report:
     """The record and table of a finished run."""
     names = [name for name in ("val", "test") if summary[name] is not None]
-    rows = [(metric, *(f"{summary[split][metric]:.4f}" for split in names)) for metric in sorted(summary[names[0]])]
+    rows = [(metric, *(decimals(summary[split][metric]) for split in names)) for metric in sorted(summary[names[0]])]
     table = Table(f"{title}, best epoch {summary['best_epoch']} of {summary['epochs']}", ("", *names), rows)
     return Report({"run": str(path), **summary}, (path,), [table])

@@ -259,7 +259,7 @@ def encoder_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     return {name: list(encoder.parameters()) for name, encoder in encoders.items()}
 
 
-def measure(outputs: dict[str, Tensor]) -> dict[str, float]:
+def measure(outputs: dict[str, Tensor]) -> dict[str, float | None]:
     """Metrics of one split; for a fused model also the accuracy of each modality's share of the logits."""
     values = objective.metrics(outputs["logits"], outputs["labels"])
     for modality in ("audio", "visual"):

@@ -17,6 +17,11 @@ def bar(share: float, width: int = 10) -> str:
     return ("█" * whole + (EIGHTHS[rest] if rest else "")).ljust(width)
 
 
+def decimals(value: float | None) -> str:
+    """A metric to four decimals; a dash where it is not defined."""
+    return "-" if value is None else f"{value:.4f}"
+
+
 def sparkline(values: Sequence[float], width: int = 20) -> str:
     """A curve in a line of characters, from its lowest value to its highest; long ones are thinned to `width`."""
     if len(values) > width:

@@ -46,8 +46,11 @@ confidence=$(avpt score-confidence --audio "$run/audio-abri" --visual "$run/visu
 avpt fuse-train "$store" --audio "$run/audio-abri" --visual "$run/visual-abri" --mask none \
   "${train[@]}" --out "$run/two-stage"
 avpt fuse-train "$store" --audio "$run/audio-abri" --visual "$run/visual-abri" --confidence "$confidence" \
+  --mask-ratio 0.5 --mask uniform "${train[@]}" --out "$run/uniform"
+avpt fuse-train "$store" --audio "$run/audio-abri" --visual "$run/visual-abri" --confidence "$confidence" \
   --mask-ratio 0.5 "${train[@]}" --out "$run/fust"
 
 python recipes/results_table.py "audio=$run/audio-keep" "audio, ABRi=$run/audio-abri" \
   "visual=$run/visual-keep" "visual, ABRi=$run/visual-abri" \
-  "joint=$run/joint" "joint, OGM-GE=$run/joint-ogm-ge" "two stages, no masking=$run/two-stage" "FusT=$run/fust"
+  "joint=$run/joint" "joint, OGM-GE=$run/joint-ogm-ge" "two stages, no masking=$run/two-stage" \
+  "two stages, uniform masking=$run/uniform" "FusT=$run/fust"

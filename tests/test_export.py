@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import zipfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,19 @@ import onnxruntime
 import pytest
 import torch
 import torchvision
-from conftest import TRAIN_OPTIONS, Experiment, avpt, done
+from conftest import ROOT, TRAIN_OPTIONS, Experiment, av_mnist_rows, avpt, done
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from avpt import artifacts
+from avpt.data.audio import read_waveform
 from avpt.data.dataset import ClipDataset, InputSpec, Loader
+from avpt.data.decode import decode_clip
+from avpt.data.inputs import clip_inputs, clip_settings
 from avpt.data.store import Store
 from avpt.models.encoder import EncoderSpec, build_encoder
+from avpt.trained import read_input
 from avpt.types import Modality
 
 NUMBERS = (1, 4, 9)  # clips a batch
@@ -284,3 +289,37 @@ def test_without_the_extra_it_says_what_to_install(
     assert result.code == 1
     assert result.error == "avpt: ONNX needs packages that are not installed: pip install 'avpt[onnx]'"
     done("export", experiment.audio, "--format", "torchvision", "--out", tmp_path / "a.st")
+
+
+# --- feeding an exported model -----------------------------------------------------------------------------------
+
+
+def test_the_readmes_code_makes_the_inputs_of_the_training(experiment: Experiment, tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    (block,) = (block for block in blocks if "def audio(waveform)" in block)
+    done(
+        "export",
+        experiment.fused,
+        "--format",
+        "torchvision",
+        "--modality",
+        "audio",
+        "--out",
+        tmp_path / "it.safetensors",
+    )
+    code: dict[str, Any] = {}
+    exec(block.replace("digits.safetensors", str(tmp_path / "it.safetensors")), code)
+
+    header = artifacts.read_header(experiment.fused / "model.safetensors")[0]
+    spec = read_input(experiment.fused, header)
+    raw = replace(clip_settings(spec), frame_codec="raw")
+    (row, *_) = av_mnist_rows()
+    sound, picture = Path(row["audio"]), Path(row["frames"])
+    waveform = read_waveform(sound, spec.sample_rate)
+    assert waveform is not None
+    decoded = decode_clip(None, sound, picture, None, None, raw)
+    inputs = clip_inputs(decoded, replace(spec, frame_codec="raw"))
+    pixels = torch.from_numpy(np.frombuffer(decoded.frames[0], np.uint8).copy())
+    frames = pixels.view(1, *(int(side) for side in decoded.sizes[0]), 3).permute(0, 3, 1, 2)
+    assert (code["audio"](torch.from_numpy(waveform)) - inputs["audio"]).abs().max() < 0.01  # float16 in a store
+    assert (code["visual"](frames) - inputs["visual"]).abs().max() < 0.05  # where a pixel is rounded

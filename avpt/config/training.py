@@ -179,6 +179,8 @@ class TrainConfig(OutputConfig):
         super().__post_init__()
         if self.clip_grad is not None and self.clip_grad <= 0:
             raise ConfigError(f"--clip-grad is {self.clip_grad:g}; it must be over 0, or left out for no clipping")
+        if self.freeze_encoders and self.encoder_lr_scale != 1:
+            raise ConfigError("--encoder-lr-scale does nothing beside --freeze-encoders; leave one out")
         if self.ema == 1:
             raise ConfigError("--ema is 1; the average would never move, it must be under 1")
         if 2 * self.accumulate > max(2, self.batch_size):
@@ -288,6 +290,11 @@ class FuseConfig(MaskConfig, TrainConfig):
         if self.balance == "ogm-ge" and self.freeze_encoders:
             raise ConfigError(
                 "--balance ogm-ge changes gradients of the encoders; with --freeze-encoders there are none"
+            )
+        if self.balance == "ogm-ge" and self.ogm_window[0] >= self.epochs:
+            raise ConfigError(
+                f"--ogm-window starts at epoch {self.ogm_window[0]}, counted from 0, and --epochs is {self.epochs}: "
+                "nothing would be balanced"
             )
         if self.ogm_window[0] > self.ogm_window[1]:
             raise ConfigError(f"--ogm-window is {self.ogm_window[0]} {self.ogm_window[1]}; the first epoch comes first")

@@ -56,6 +56,10 @@ class EvaluateConfig(OutputConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.out is not None and self.out == self.predictions:
+            raise ConfigError("--out and --predictions are two files, a record and tensors; give each its own name")
+        if self.out is not None and self.out.suffix in (".csv", ".safetensors"):
+            raise ConfigError(f"--out is {self.out}, and the record is JSON; name a .json file")
         if self.noise is not None and self.snr is None:
             raise ConfigError(f"--noise {self.noise} needs --snr, such as --snr 10")
         if self.noise is not None and self.noise == self.drop:
@@ -124,6 +128,9 @@ class PredictConfig(OutputConfig):
         return self.format or (suffix if suffix in ("csv", "jsonl") else "table")
 
 
+SUFFIXES = {"torchvision": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ExportConfig(OutputConfig):
     """`avpt export`."""
@@ -142,3 +149,10 @@ class ExportConfig(OutputConfig):
     seed: Annotated[
         int, Option(min=0, max=2**63 - 1, help="Taken like everywhere; nothing here is random."), Transient
     ] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.out.suffix in SUFFIXES.values() and self.out.suffix != SUFFIXES[self.format]:
+            raise ConfigError(
+                f"--format {self.format} writes {SUFFIXES[self.format]} files, and --out is {self.out}; rename it"
+            )

@@ -48,6 +48,7 @@ class Matched:
 
     index: SplitIndex
     left_out: int  # clips of other classes
+    labels_left_out: int  # of clips that have others too
 
 
 def match_classes(index: SplitIndex, there: Sequence[str], known: Sequence[str]) -> Matched:
@@ -57,11 +58,13 @@ def match_classes(index: SplitIndex, there: Sequence[str], known: Sequence[str])
     if index.labels.ndim == 1:
         labels = to_known[index.labels]
         keep = np.flatnonzero(labels >= 0)
+        lost = 0
     else:
         labels = np.zeros((len(index), len(known)), index.labels.dtype)
         labels[:, to_known[to_known >= 0]] = index.labels[:, to_known >= 0]
         keep = np.flatnonzero(labels.any(axis=1))
-    return Matched(replace(index, labels=labels).take(keep), len(index) - len(keep))
+        lost = int(index.labels[keep].sum() - labels[keep].sum())
+    return Matched(replace(index, labels=labels).take(keep), len(index) - len(keep), lost)
 
 
 def check_sound(store: Store, spec: InputSpec, indices: Sequence[SplitIndex]) -> None:

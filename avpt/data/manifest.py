@@ -102,7 +102,7 @@ def read_manifest(
             problems = [f"has {len(cells)} cells, not {len(columns)}; put quotes around a cell with a comma"]
         else:
             row = dict(zip(columns, cells, strict=True))
-            clip, problems = _clip(row if labelled else row | UNLABELLED, base, multi_label)
+            clip, problems = _clip(row if labelled else row | UNLABELLED, base, multi_label, there=labelled)
             first = lines.setdefault(clip.id, line)
             if clip.id and first != line:
                 problems.append(f"id {_show(clip.id)} is taken by line {first}; name each in column id")
@@ -168,8 +168,11 @@ def _columns(path: Path, header: Row | None, needed: tuple[str, ...]) -> list[st
     return names
 
 
-def _clip(row: dict[str, str], base: Path, multi_label: bool) -> tuple[Clip, list[str]]:
-    """Return the clip of a row and what is wrong with it; the clip is sound where that is nothing."""
+def _clip(row: dict[str, str], base: Path, multi_label: bool, *, there: bool) -> tuple[Clip, list[str]]:
+    """Return the clip of a row and what is wrong with it; the clip is sound where that is nothing.
+
+    Unless its files must be `there`, one that is missing is told when it is opened.
+    """
     problems: list[str] = []
     labels = _labels(row["label"], multi_label, problems)
     if row["split"] not in SPLITS:
@@ -179,7 +182,7 @@ def _clip(row: dict[str, str], base: Path, multi_label: bool) -> tuple[Clip, lis
     paths = {column: base / cell for column, cell in written.items()}
     if not paths:
         problems.append("names no media; fill in video, audio or frames")
-    folders = [name for name, path in paths.items() if _is_folder(name, path, written[name], problems)]
+    folders = [name for name, path in paths.items() if _is_folder(name, path, written[name], problems, there=there)]
 
     times = {column: row[column] for column in ("start", "end") if row.get(column)}
     seconds = {column: _seconds(column, cell, problems) for column, cell in times.items()}
@@ -220,13 +223,14 @@ def _labels(cell: str, multi_label: bool, problems: list[str]) -> tuple[str, ...
     return labels
 
 
-def _is_folder(column: str, path: Path, written: str, problems: list[str]) -> bool:
+def _is_folder(column: str, path: Path, written: str, problems: list[str], *, there: bool) -> bool:
     """Tell whether a path is a folder, and note where that, or anything else, makes it no source of media."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: NUL, or a name the file system can't spell
         reason = "does not exist" if not isinstance(error, PermissionError) else "can't be read"
-        problems.append(f"{column} {_show(written)} {reason}")
+        if there or isinstance(error, ValueError):
+            problems.append(f"{column} {_show(written)} {reason}")
         return False
     if stat.S_ISDIR(mode) and column != "frames":
         problems.append(f"{column} {_show(written)} is a folder; a folder of images goes in column frames")

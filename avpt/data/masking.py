@@ -14,7 +14,7 @@ from avpt.types import MODALITIES, Modality
 
 log = logging.getLogger(__name__)
 
-FEW_PATCHES = 64  # with fewer, most ratios floor to nothing
+FEW_PATCHES = 64  # with fewer, small ratios floor to nothing
 
 
 def patches_to_mask(ratios: Tensor, patches: int) -> Tensor:
@@ -34,7 +34,7 @@ def count_patches(modality: Modality, plane: tuple[int, int], patch: tuple[int, 
         raise ConfigError(f"--{modality}-patch {size} is larger than the {height}x{width} input; choose a smaller one")
     if patches < FEW_PATCHES:
         log.warning(
-            "--%s-patch %s cuts the %dx%d input into %d patches, most ratios mask nothing; try --%s-patch %s",
+            "--%s-patch %s cuts the %dx%d input into %d patches, so that small ratios mask nothing; try --%s-patch %s",
             *(modality, size, height, width, patches, modality, _smaller(modality, height, width)),
         )
     return patches

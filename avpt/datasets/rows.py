@@ -21,8 +21,24 @@ CLIP_SECONDS = 10  # where a list says only when a clip starts
 MAX_SECONDS = 1e6  # no video is longer: a time beyond it is a slip
 
 SUFFIXES = {  # of media, by manifest column; of two files with one name, the suffix that comes first is taken
-    "video": ("mp4", "mkv", "webm", "mov", "avi", "m4v", "mpg", "mpeg", "wmv", "3gp", "ogv", "flv"),
-    "audio": ("wav", "flac", "aif", "aiff", "ogg", "oga", "opus", "m4a", "mp3", "aac", "wma"),
+    "video": (
+        "mp4",
+        "mkv",
+        "webm",
+        "mov",
+        "avi",
+        "m4v",
+        "mpg",
+        "mpeg",
+        "wmv",
+        "3gp",
+        "ogv",
+        "flv",
+        "ts",
+        "mts",
+        "m2ts",
+    ),
+    "audio": ("wav", "flac", "aif", "aiff", "ogg", "oga", "opus", "m4a", "mp3", "aac", "wma", "ac3", "amr"),
     "frames": ("jpg", "jpeg", "png", "avif", "bmp", "gif", "jp2", "pgm", "ppm", "tif", "tiff", "webp"),
 }
 KINDS = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes}

@@ -14,6 +14,12 @@ def norm_layers(state: Mapping[str, Tensor]) -> list[str]:
     return [key.removesuffix(".running_var") for key in state if key.endswith(".running_var")]
 
 
+def has_unmoved_statistics(state: Mapping[str, Tensor]) -> bool:
+    """Whether a BatchNorm, or a branch of an ABRi layer, has running statistics of no data: 0 and 1."""
+    means = [name for name in state if name.endswith("running_mean")]
+    return any(bool((state[name] == 0).all() and (state[name.replace("mean", "var")] == 1).all()) for name in means)
+
+
 def abnormal_channels(state: Mapping[str, Tensor], layer: str, threshold: float) -> Tensor:
     """(channels,) bool: max(|gamma|, |beta|) < threshold (arXiv 2302.03533, section on dead channels)."""
     gamma, beta = state[f"{layer}.weight"], state[f"{layer}.bias"]

@@ -12,6 +12,7 @@ from torchvision.models import ResNet
 from avpt import artifacts
 from avpt.artifacts import Header
 from avpt.errors import ArtifactError, listed
+from avpt.models.channels import has_unmoved_statistics
 from avpt.models.encoder import Classifier, EncoderSpec, build_encoder, encoder_spec
 from avpt.models.fusion import FUSIONS, FusedModel
 from avpt.types import MODALITIES, Modality
@@ -24,6 +25,7 @@ class LoadedEncoder:
     encoder: ResNet
     spec: EncoderSpec
     input: dict[str, Any] | None  # the input pipeline it was trained with; None for an encoder fresh from `init`
+    store: str | None  # fingerprint of the one it was trained on
 
 
 def load_encoder(path: Path, modality: Modality) -> LoadedEncoder:
@@ -50,19 +52,19 @@ def load_encoder(path: Path, modality: Modality) -> LoadedEncoder:
             f"{path} is {article} {spec.modality} encoder, {modality} is needed here; "
             f"carry it across with `avpt init --modality {modality} --weights {path}`"
         )
-    return LoadedEncoder(encoder, spec, artifact.header.spec.get("input"))
+    return LoadedEncoder(encoder, spec, artifact.header.spec.get("input"), artifact.header.inputs.get("store"))
 
 
 def check_frozen(loaded: LoadedEncoder, path: Path) -> None:
-    """Refuse to freeze an encoder whose new ABRi branch has seen nothing: its running statistics are still 0 and 1.
+    """Refuse to use an encoder as it is whose BatchNorm, or a branch of it, has running statistics of no data: 0 and 1.
 
     Raises:
-        ArtifactError: it is fresh from `init`.
+        ArtifactError: it is fresh from `init`, with random weights or a new BatchNorm.
     """
-    if loaded.input is None and loaded.spec.norm != "batchnorm":
+    if has_unmoved_statistics(loaded.encoder.state_dict()):
         raise ArtifactError(
-            f"{path} is fresh from `avpt init --bn abri`: the new branch of its BatchNorm has no statistics yet, so "
-            "--freeze-encoders would freeze nonsense; train it with `avpt finetune-unimodal` first, or use another --bn"
+            f"{path} has BatchNorm statistics that no data has moved yet, so that it is of no use as it is; train it "
+            "with `avpt finetune-unimodal` first, or make it of trained weights with --bn keep or reset-abnormal"
         )
 
 

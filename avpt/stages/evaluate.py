@@ -14,6 +14,7 @@ from avpt.data.store import Store
 from avpt.errors import ConfigError, StoreError, listed
 from avpt.outputs import claim, reuse_record, write_json
 from avpt.processes import num_cores
+from avpt.text import decimals
 from avpt.types import MODALITIES, SPLITS, Modality, Report, Split, Table
 
 if TYPE_CHECKING:
@@ -176,6 +177,13 @@ def clips_of(
                 "%d of %d clips of %s are left out: the model does not know their classes (%s)",
                 *(matched.left_out, len(index), split, listed(unknown)),
             )
+        if matched.labels_left_out:
+            log.warning(
+                "%d labels of clips of %s are left out: the model does not know them (%s)",
+                *(matched.labels_left_out, split, listed(unknown)),
+            )
+    if store.multi_label and (absent := [name for name in trained.classes if name not in store.classes]):
+        log.warning("%s has no class %s: its clips count as clips without", store.path, listed(absent))
     return splits, left_out
 
 
@@ -184,7 +192,7 @@ def report(config: EvaluateConfig, record: dict[str, Any]) -> Report:
     splits = [split for split in SPLITS if record.get(split)]
     metrics = sorted(record[splits[0]])
     rows = [
-        (split, str(record["clips"][split]), *(f"{record[split][name]:.4f}" for name in metrics)) for split in splits
+        (split, str(record["clips"][split]), *(decimals(record[split][name]) for name in metrics)) for split in splits
     ]
     how = "" if config.drop is None else f", without {config.drop}"
     how += "" if config.snr is None else f", {config.noise or 'its'} input at {config.snr:g} dB"
@@ -196,9 +204,9 @@ def report(config: EvaluateConfig, record: dict[str, Any]) -> Report:
     for split, found in record.get("per_class", {}).items():
         (name,) = found.keys() - {"count", "confusion"}
         cells = [
-            (label, str(count), "-" if value is None else f"{value:.4f}")
+            (label, str(count), decimals(value))
             for label, count, value in zip(record["classes"], found["count"], found[name], strict=True)
         ]
         tables.append(Table(f"classes, {split}", ("class", "clips", name), cells))
     summary = {"model": str(config.model), "store": str(config.store), **record}
-    return Report(summary, (config.out,) if config.out is not None else (), tables)
+    return Report(summary, tuple(path for path in (config.out, config.predictions) if path is not None), tables)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +10,14 @@ from avpt import artifacts, exported
 from avpt.artifacts import Header
 from avpt.config import ExportConfig
 from avpt.errors import ConfigError, OutputError
-from avpt.outputs import atomic, claim
+from avpt.outputs import apart, atomic, claim
 from avpt.types import Modality, Report, Table
 
 if TYPE_CHECKING:
     from avpt.data.dataset import InputSpec
     from avpt.models.checkpoint import LoadedNetwork
+
+log = logging.getLogger(__name__)
 
 CONV1 = "model.conv1 = torch.nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)"
 
@@ -24,6 +27,7 @@ def run(config: ExportConfig) -> Report:
     if config.format == "onnx":
         exported.require_onnx()
     inputs = {"model": artifacts.model_hash(config.model)}
+    apart(config.out, config.model)
     header = Header(kind="export", config=config.record(), inputs=inputs)
     reuse = artifacts.reuse if config.format == "torchvision" else exported.reuse
     with claim(config.out):
@@ -40,12 +44,15 @@ def export(config: ExportConfig, header: Header) -> Header:
     import torch
 
     from avpt.models import exporting
+    from avpt.models.channels import has_unmoved_statistics
     from avpt.models.checkpoint import load_network
     from avpt.models.encoder import Classifier
     from avpt.trained import read_input
 
     loaded = load_network(config.model, "encoder", "classifier", "fused")
     modalities = modalities_of(config, loaded)
+    if has_unmoved_statistics(loaded.network.state_dict()):
+        log.warning("%s has BatchNorm statistics that no data has moved yet: its outputs mean nothing", config.model)
     # straight from `init`
     fresh = (config.format, loaded.header.kind, loaded.header.spec.get("input")) == ("torchvision", "encoder", None)
     pipeline = None if fresh else read_input(config.model, loaded.header)

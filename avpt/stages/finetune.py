@@ -9,7 +9,7 @@ from typing import Any
 from avpt import artifacts, run_folder
 from avpt.config import FinetuneConfig
 from avpt.data.store import Store
-from avpt.outputs import claim
+from avpt.outputs import apart, claim
 from avpt.training.world import World, join_world
 from avpt.types import Report
 
@@ -19,6 +19,7 @@ def run(config: FinetuneConfig) -> Report:
     with join_world() as world, ExitStack() as held:
         store = Store(config.store)
         inputs = {"store": store.fingerprint, "init": artifacts.model_hash(config.init)}
+        apart(config.out, config.init)
         settings = {"config": config.record(), "inputs": inputs}
         world.first(lambda: held.enter_context(claim(config.out)))
         summary = world.first(

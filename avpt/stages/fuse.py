@@ -11,7 +11,7 @@ from avpt import artifacts, run_folder
 from avpt.config import FuseConfig
 from avpt.data.store import Store
 from avpt.errors import ConfigError
-from avpt.outputs import claim
+from avpt.outputs import apart, claim
 from avpt.training.world import World, join_world
 from avpt.types import MODALITIES, Report
 
@@ -26,6 +26,7 @@ def run(config: FuseConfig) -> Report:
         inputs |= {modality: artifacts.model_hash(getattr(config, modality)) for modality in MODALITIES}
         if config.mask != "none" and config.confidence is not None:
             inputs["confidence"] = artifacts.model_hash(config.confidence)
+        apart(config.out, config.audio, config.visual)
         settings = {"config": config.record(), "inputs": inputs}
         world.first(lambda: held.enter_context(claim(config.out)))
         summary = world.first(
@@ -33,7 +34,9 @@ def run(config: FuseConfig) -> Report:
         )
         if summary is None:
             summary = train(config, store, settings, world)
-    return run_folder.report(config.out, summary, f"joint, {config.fusion}, mask {config.mask}")
+    how = [config.fusion, f"mask {config.mask}", *([config.balance] if config.balance != "none" else [])]
+    how += ["modality dropout"] if config.modality_dropout else []
+    return run_folder.report(config.out, summary, ", ".join(["joint", *how]))
 
 
 def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: World) -> dict[str, Any]:
@@ -55,6 +58,10 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
         log.warning(
             "%s was trained at --image-size %d, this run is at %d", config.visual, trained_at, config.image_size
         )
+    if strangers := [
+        m for m, loaded in (("audio", audio), ("visual", visual)) if loaded.store not in (None, store.fingerprint)
+    ]:
+        log.warning("%s encoder(s) were trained on another store than %s", " and ".join(strangers), config.store)
     if config.balance == "ogm-ge" and store.multi_label:
         raise ConfigError(f"--balance ogm-ge is made for one label a clip, {config.store} has several")
     splits = training_splits(store, MODALITIES, config.val_fraction)

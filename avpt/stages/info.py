@@ -15,15 +15,19 @@ from avpt.config import InfoConfig
 from avpt.data.store import SplitIndex, Store
 from avpt.errors import ArtifactError
 from avpt.exported import read_exported
+from avpt.outputs import read_record
 from avpt.run_folder import is_run, read_run
-from avpt.types import Report, Table
+from avpt.text import decimals
+from avpt.types import SPLITS, Report, Table
 
 
 def run(config: InfoConfig) -> Report:
     """Look at the path and tell what it is."""
     path = config.path
     if not path.exists():
-        raise ArtifactError(f"{path} does not exist; info takes a store, a run folder or a safetensors file")
+        raise ArtifactError(
+            f"{path} does not exist; info takes a store, a run folder, an artifact or an exported model"
+        )
     if path.is_dir() and is_run(path):
         return describe_run(path)
     if path.is_dir():
@@ -36,6 +40,13 @@ def describe_artifact(path: Path) -> Report:
     if path.suffix in (".onnx", ".pt2"):
         summary = {"path": str(path), **asdict(read_exported(path))}
         return Report(summary, tables=_header_tables(str(path), summary))
+    if path.suffix == ".json":
+        record = read_record(path, "info knows the records of `avpt evaluate --out`")
+        if record.get("kind") != "evaluation":
+            raise ArtifactError(f"{path} is no record of avpt's; info takes what its commands write")
+        return Report(
+            {"path": str(path), **record}, tables=_header_tables(str(path), {"metrics": _measured(record), **record})
+        )
     header, tensors = artifacts.read_header(path)
     shapes: dict[str, dict[str, Any]] = {
         name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in sorted(tensors.items())
@@ -62,7 +73,7 @@ def describe_run(path: Path) -> Report:
         summary |= {"model": asdict(run.header) | {"tensors": len(tensors)}, "files": _files(path)}
         summary |= {name: getattr(run.header, name) for name in ("spec", "classes", "metrics", "environment", "avpt")}
     rows = [
-        (str(row["epoch"]), f"{row['lr']:.2g}", *(f"{value:.4f}" for value in _curve(row).values()))
+        (str(row["epoch"]), f"{row['lr']:.2g}", *(decimals(value) for value in _curve(row).values()))
         for row in run.epochs
     ]
     columns = ("epoch", "lr", *(_curve(run.epochs[0]) if run.epochs else ()))
@@ -136,6 +147,11 @@ def _header_tables(title: str, summary: Mapping[str, Any]) -> list[Table]:
     return tables
 
 
+def _measured(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics of an evaluation's record, split by split."""
+    return {split: record[split] for split in SPLITS if record.get(split)}
+
+
 def _flat(prefix: str, value: Any) -> list[tuple[str, str]]:
     """Nested values as dotted names."""
     if isinstance(value, Mapping):
@@ -146,7 +162,7 @@ def _flat(prefix: str, value: Any) -> list[tuple[str, str]]:
     return [(prefix, f"{text[:13]}..." if re.fullmatch("[0-9a-f]{64}", text) else text)]  # --json has all of it
 
 
-def _curve(row: Mapping[str, Any]) -> dict[str, float]:
+def _curve(row: Mapping[str, Any]) -> dict[str, float | None]:
     return {f"{part} {name}": row[part][name] for part in ("train", "val") for name in ("loss", "accuracy")}
 
 

@@ -10,7 +10,7 @@ from avpt import artifacts
 from avpt.artifacts import Header
 from avpt.config import InitConfig
 from avpt.errors import ArtifactError, listed
-from avpt.outputs import claim
+from avpt.outputs import apart, claim
 from avpt.types import Report, Table
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ def run(config: InitConfig) -> Report:
             )
         inputs = {"weights": artifacts.model_hash(Path(config.weights))}
         header = replace(header, config=header.config | {"weights": "file"}, inputs=inputs)
+        apart(config.out, Path(config.weights))
     with claim(config.out):
         found = artifacts.reuse(config.out, header, config.defaults(), config.overwrite)
         if found is None:

@@ -17,7 +17,7 @@ from avpt import artifacts
 from avpt.config import PredictConfig
 from avpt.data.manifest import MEDIA_COLUMNS, Clip, read_manifest
 from avpt.datasets.rows import KINDS
-from avpt.errors import ConfigError, OutputError
+from avpt.errors import ConfigError, OutputError, listed
 from avpt.outputs import claim, write_text
 from avpt.processes import num_cores
 from avpt.progress import track
@@ -77,8 +77,10 @@ def find_clips(config: PredictConfig) -> list[Clip]:
         if not path.is_dir():
             clips.append(clip_of(path))
             continue
-        inside = (file for file in path.rglob("*") if file.suffix[1:].lower() in KINDS and file.is_file())
-        media = sorted(file for file in inside if not file.name.startswith("."))
+        inside = sorted(file for file in path.rglob("*") if not (file.is_dir() or file.name.startswith(".")))
+        media = [file for file in inside if file.suffix[1:].lower() in KINDS]
+        if others := [str(file) for file in inside if file.suffix[1:].lower() not in KINDS]:
+            log.info("%d files in %s are no media by their names (%s)", len(others), path, listed(others, 3))
         if not media:
             raise ConfigError(f"{path} holds no media file; give clips, or --manifest for folders of frames")
         clips += map(clip_of, media)

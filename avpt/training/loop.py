@@ -44,7 +44,7 @@ def fit(
     rate: Callable[[int, int, int], float],
     epochs: int,
     checkpoint: Path,
-    measure: Callable[[dict[str, Tensor]], dict[str, float]],
+    measure: Callable[[dict[str, Tensor]], Mapping[str, float | None]],
     watcher: Watcher,
     stepping: Stepping,
     world: World,

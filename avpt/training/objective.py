@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -51,11 +52,13 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return float(is_correct(logits, labels).double().mean())
 
 
-def metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
+def metrics(logits: Tensor, labels: Tensor) -> dict[str, float | None]:
     """Everything that is reported of a split, from all its logits (clips, classes) on the CPU.
 
-    Single-label: accuracy, top5, macro_f1 (over the classes that occur), loss.
-    Multi-label: map and auc (over the classes for which they are defined), accuracy of the top label, loss.
+    Single-label: accuracy, top5, macro_f1 (scikit-learn's: over the classes that clips have or are
+    taken for), loss.
+    Multi-label: map and auc (over the classes for which they are defined; auc is None where there is none of these),
+    accuracy of the top label, loss.
 
     Raises:
         AvptError: the logits are not numbers.
@@ -64,7 +67,9 @@ def metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
     if not logits.isfinite().all():
         raise AvptError("the model's logits are no longer numbers; lower --lr, with --overwrite")
-    values = {"loss": float(loss(logits.double(), labels.double() if labels.ndim > 1 else labels))}
+    values: dict[str, float | None] = {
+        "loss": float(loss(logits.double(), labels.double() if labels.ndim > 1 else labels))
+    }
     values["accuracy"] = accuracy(logits, labels)
     if labels.ndim == 1:
         top = logits.topk(min(5, logits.shape[1]), dim=1).indices
@@ -74,13 +79,15 @@ def metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     positives = labels.sum(dim=0)
     some, both = positives > 0, (positives > 0) & (positives < len(labels))
     values["map"] = float(average_precision_score(labels[:, some], logits[:, some], average="macro"))
-    values["auc"] = float(roc_auc_score(labels[:, both], logits[:, both], average="macro")) if both.any() else 0.5
+    values["auc"] = float(roc_auc_score(labels[:, both], logits[:, both], average="macro")) if both.any() else None
     return values
 
 
-def key_metric(values: dict[str, float]) -> float:
+def key_metric(values: Mapping[str, float | None]) -> float:
     """What the best epoch is chosen by: accuracy, or mAP when multi-label."""
-    return values.get("map", values["accuracy"])
+    value = values.get("map", values["accuracy"])
+    assert value is not None, "every clip has a label"
+    return value
 
 
 def per_class(logits: Tensor, labels: Tensor) -> dict[str, Any]:
