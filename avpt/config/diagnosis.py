@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
-from avpt.config.base import Config, OutputConfig, Transient
+from avpt.config.base import Config, OutputConfig, Transient, flag
+from avpt.errors import ConfigError
 from avpt.types import Modality
 
 Search = Annotated[
@@ -55,6 +56,9 @@ class InspectConfig(Config):
     dead_share: Annotated[
         float, Option(min=0.5, max=1, help="A channel is dead where so much of its activation is zero.")
     ] = 0.999
+    zero: Annotated[
+        float, Option(min=0, help="An activation up to this counts as zero: tiny gammas may leave tiny values.")
+    ] = 0.0
     batch_size: Annotated[int, Option(min=2, help="Clips at a time; BatchNorm sees one batch.")] = 64
     image_size: Annotated[
         int | None, Option(min=8, help="Side of frames, pixels.", show_default="as trained, or 224")
@@ -69,6 +73,17 @@ class InspectConfig(Config):
         Transient,
     ] = None
     device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps, ..."), Transient] = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("image_size", "num_frames"):
+            if self.store is None and getattr(self, name) is not None:
+                raise ConfigError(f"{flag(name)} is for clips; say with --store whose")
+
+    @property
+    def thresholds(self) -> list[float]:
+        """Those of the table, the lowest first."""
+        return sorted(set(self.threshold or (1e-10, 1e-6, 2e-5, 1e-3)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
