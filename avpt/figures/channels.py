@@ -47,10 +47,9 @@ def draw_abnormal(
                 axes.bar(places, values[row], width, color=SERIES[number], hatch=HATCHES[number], label=name, lw=0)
             axes.set_title(f"max(|γ|, |β|) < {thresholds[row]:g}", loc="left")
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-            axes.set_ylim(bottom=0)
-            if not shown:
-                axes.set_ylim(0, 1)
-                axes.text(0.5, 0.5, "no channel in any layer", transform=axes.transAxes, ha="center", va="center")
+        panels[0].set_ylim(0, None if shown else 1)  # of all: they share it
+        if not shown:
+            panels[0].text(0.5, 0.5, "no channel in any layer", transform=panels[0].transAxes, ha="center", va="center")
         panels[-1].set_xticks(range(len(layers)), layers, rotation=90, fontsize=7 if len(layers) < 45 else 5.5)
         panels[-1].set_xlim(-0.6, len(layers) - 0.4)
         figure.supylabel("abnormal channels", fontsize=8)
@@ -114,7 +113,7 @@ def draw_alpha(layers: Sequence[str], alphas: Sequence[Array]) -> Figure:
         alphas: of each, (channels,) or (1,).
     """
     with applied():
-        figure = Figure(figsize=(TWO_COLUMNS, 2.4))
+        figure = Figure(figsize=(TWO_COLUMNS, 2.6))
         axes = figure.add_subplot()
         axes.axhline(0.5, color=INK, lw=0.5, ls=":")
         if all(len(alpha) == 1 for alpha in alphas):
@@ -134,7 +133,7 @@ def draw_alpha(layers: Sequence[str], alphas: Sequence[Array]) -> Figure:
             )
         axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7 if len(layers) < 45 else 5.5)
         axes.set_xlim(-0.6, len(layers) - 0.4)
-        axes.set_ylabel("α, share of the pre-trained branch")
+        axes.set_title("α, the share of the pre-trained branch", loc="left")
     return figure
 
 
@@ -151,6 +150,7 @@ def draw_feature_maps(picture: Array, maps: Mapping[str, tuple[Array, Array]], c
     ratios = [0.45] + [1.0] * len(maps)
     with applied():
         figure = Figure(figsize=(TWO_COLUMNS, 0.3 + TWO_COLUMNS / sum(ratios)))
+        figure.set_layout_engine("constrained", w_pad=0.08)
         first, *others = figure.subplots(1, len(ratios), width_ratios=ratios)
         span = picture.max() - picture.min()
         _show(first, _upright((picture - picture.min()) / (span or 1.0)), cmap="gray")
@@ -198,8 +198,8 @@ def _grid(axes: Axes, pictures: Sequence[Array], framed: Array, colours: str) ->
         if bad:
             frame = Rectangle((left, top), size, size, fill=False, edgecolor=DEAD, linewidth=1.6, clip_on=False)
             axes.add_patch(frame)
-    axes.set_xlim(-0.06, side - 0.06)
-    axes.set_ylim(side - 0.06, -0.06)
+    axes.set_xlim(-0.1, side - 0.02)
+    axes.set_ylim(side - 0.02, -0.1)
 
 
 def _show(axes: Axes, picture: Array, **how: Any) -> None:

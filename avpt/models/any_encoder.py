@@ -12,6 +12,7 @@ from torchvision.models import ResNet
 from avpt import artifacts
 from avpt.artifacts import Header
 from avpt.errors import ArtifactError, ConfigError
+from avpt.models.abri import NEW
 from avpt.models.channels import norm_layers
 from avpt.models.encoder import CHANNELS, EncoderSpec, Norm, build_encoder
 from avpt.models.weights import find_weights, fit_weights, guess_arch
@@ -59,14 +60,14 @@ def load_any_encoder(name: Path, modality: Modality | None, arch: str | None) ->
         shape = "x".join(map(str, state["conv1.weight"].shape))
         raise ArtifactError(f"{name}: conv1.weight is {shape}; an encoder takes 1 channel (sound) or 3 (pictures)")
     spec = EncoderSpec(arch or guess_arch(state), modality or made_for, _norm(state))
-    fitted, _ = fit_weights(state, spec, "sum", str(name))
+    abri = {key: value for key, value in state.items() if key.endswith(tuple(f".{part}" for part in NEW))}
+    fitted, _ = fit_weights({key: state[key] for key in state if key not in abri}, spec, "sum", str(name))
     encoder = build_encoder(spec)
-    wanted = encoder.state_dict()
-    kept = {key: state[key] for key in wanted if key in state and key != "conv1.weight"}  # unlike fitted, not folded
     try:
-        encoder.load_state_dict(wanted | fitted | kept)
-    except RuntimeError as error:  # ABRi's own tensors in other shapes
-        raise ArtifactError(f"{name} does not fit {spec.arch}: {str(error).splitlines()[-1].strip()}") from None
+        encoder.load_state_dict(fitted | abri)
+    except RuntimeError as error:  # of which the first line is a heading
+        told = "; ".join(line.strip() for line in str(error).splitlines()[1:])
+        raise ArtifactError(f"{name} does not fit {spec.arch} with ABRi: {told}") from None
     if not all(value.isfinite().all() for value in encoder.state_dict().values()):
         raise ArtifactError(f"{name} holds values that are not numbers; train it again with a lower --lr")
     return AnyEncoder(encoder, spec, made_for, header)

@@ -303,7 +303,7 @@ def dead_table(config: InspectConfig, record: dict[str, Any]) -> Table:
     """Dead channels with bars, beside the abnormal ones."""
     zero = f"at most {config.zero:g}" if config.zero else "zero"
     title = f"dead channels: {zero} at {config.dead_share:.1%} or more of the positions of {record['clips']} clips, "
-    title += f"{record['modality']}; abnormal: below {config.abnormal_threshold:g}"
+    title += f"{record['modality']} input"
     columns = ("layer", "of", *(("dead", "after", "awoken", "died") if record["after"] else ("abnormal", "dead")))
     rows = []
     for layer, later in _pairs(record):
@@ -325,7 +325,8 @@ def foretold(record: dict[str, Any]) -> str:
                 f"{what} {MISSING if side[what] is None else format(side[what], '.3f')}"
                 for what in ("precision", "recall")
             )
-            lines.append(f"{side['encoder']}: abnormal foretells dead with {told}\n")
+            below = f"abnormal (below {record['abnormal_threshold']:g})"
+            lines.append(f"{side['encoder']}: {below} foretells dead with {told}\n")
     return "".join(lines)
 
 
