@@ -75,7 +75,7 @@ def run(config: InspectConfig) -> Report:
         try:
             measured = measure(config, config.store, before, after)
         except StoreError as error:  # the parameters can be shown in any case
-            problem = f"no dead channels are shown: {error}"
+            problem = f"neither dead channels nor feature maps can be shown: {error}"
     record = describe(config, before, after, measured)
     outputs = () if config.plot is None else draw(config, config.plot, before, after, measured)
     return Report(record, outputs, tables(config, record), problem, foretold(record))
@@ -272,6 +272,8 @@ def _counts(config: InspectConfig, pair: NormPair) -> dict[str, Any]:
 def tables(config: InspectConfig, record: dict[str, Any]) -> list[Table]:
     """Abnormal channels at every threshold; then, where there are any, dead ones, and ABRi's blend."""
     found = [threshold_table(record, start) for start in range(0, len(record["thresholds"]), PER_TABLE)]
+    if record["after"] is not None and any(layer["abnormal"] for layer in record["layers"]):
+        found.append(bar_table(record))
     if record["clips"] is not None:
         found.append(dead_table(config, record))
     found += [blend_table(record, side) for side in (record, record["after"]) if side and side["norm"] != "batchnorm"]
@@ -297,6 +299,17 @@ def threshold_table(record: dict[str, Any], start: int) -> Table:
     for layer, later in _pairs(record):
         rows.append((layer["name"], str(layer["channels"]), *(cell(layer, later, number) for number in numbers)))
     return Table(title, ("layer", "of", *(f"{threshold:g}" for threshold in thresholds)), rows)
+
+
+def bar_table(record: dict[str, Any]) -> Table:
+    """The paper's Figure 2a (arXiv 2302.03533) in characters: abnormal shares before and after."""
+    rows = []
+    for layer, later in _pairs(record):
+        assert later is not None
+        counts = (layer["abnormal"], _acting(later, "abnormal"))
+        shares = [count / layer["channels"] for count in counts]
+        rows.append((layer["name"], *(f"{percent(share)} {bar(share, 4 * BAR)}" for share in shares)))
+    return Table(f"below {record['abnormal_threshold']:g}", ("layer", "before", "after"), rows)
 
 
 def dead_table(config: InspectConfig, record: dict[str, Any]) -> Table:
@@ -402,7 +415,8 @@ def draw(
 
     stem = layers[0]
     if measured is None:
-        log.warning("feature maps are left out: they are measured on clips, which --store names")
+        if config.store is None:
+            log.warning("feature maps are left out: they are measured on clips, which --store names")
         framed = [side.acting[stem].below(config.abnormal_threshold) for side in sides]
     else:
         framed = [dead[stem] for dead in measured.dead]
