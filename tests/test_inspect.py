@@ -22,10 +22,10 @@ from sklearn import metrics as sklearn_metrics
 from torch import Tensor
 from torch.nn import functional as F
 
+from avpt.diagnosis.channel_tables import percent
 from avpt.diagnosis.channels import measure, prediction
 from avpt.figures import channels as figures
 from avpt.models.any_encoder import load_any_encoder
-from avpt.stages.inspect import percent
 from avpt.types import Batch
 
 State = dict[str, Tensor]

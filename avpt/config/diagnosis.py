@@ -59,14 +59,14 @@ class InspectConfig(Config):
     zero: Annotated[
         float, Option(min=0, help="An activation up to this counts as zero: tiny gammas may leave tiny values.")
     ] = 0.0
-    batch_size: Annotated[int, Option(min=2, help="Clips at a time; BatchNorm sees one batch.")] = 64
+    batch_size: Annotated[int, Option(min=2, help="Clips at a time, whose own statistics BatchNorm takes.")] = 64
     image_size: Annotated[
         int | None, Option(min=8, help="Side of frames, pixels.", show_default="as trained, or 224")
     ] = None
     num_frames: Annotated[int | None, Option(min=1, help="Frames per clip.", show_default="as trained, or 3")] = None
     plot: Annotated[Path | None, Option(help="Folder for figures, PNG and PDF.", show_default="none")] = None
     overwrite: Annotated[bool, Option("--overwrite", help="Replace the figures in --plot."), Transient] = False
-    seed: Annotated[int, Option(min=0, max=2**63 - 1, help="Chooses the clips, and weights where they are random.")] = 0
+    seed: Annotated[int, Option(min=0, max=2**63 - 1, help="Chooses the clips.")] = 0
     workers: Annotated[
         int | None,
         Option(min=0, help="Loading processes; 0 loads in the main one.", show_default="cores - 1"),
