@@ -68,7 +68,7 @@ def imagenet_weights(arch: str) -> dict[str, Tensor]:
     except (URLError, OSError, RuntimeError) as error:
         raise ArtifactError(
             f"ImageNet weights of {arch} are neither in torchvision's cache nor to be downloaded ({error}); "
-            f"fetch {weights.url} elsewhere and put it at {cache}, or give --weights that file"
+            f"fetch {weights.url} elsewhere and put it at {cache}, or name that file instead"
         ) from None
     return state
 

@@ -132,8 +132,6 @@ def measure(config: InspectConfig, path: Path, before: Side, after: Side | None)
 
     with deaths_told():
         sides = channels.measure(encoders, batches(), config.zero)
-    for encoder in encoders:
-        encoder.cpu()
     return Measured(
         sides,
         [side.dead(config.dead_share) for side in sides],
@@ -293,7 +291,8 @@ def draw(
     if measured is None:
         if config.store is None:
             log.warning("feature maps are left out: they are measured on clips, which --store names")
-        framed = [side.acting[stem].below(config.abnormal_threshold) for side in sides]
+        stems = [before.own[stem]] + ([after.acting[stem]] if after else [])
+        framed = [pair.below(config.abnormal_threshold) for pair in stems]
     else:
         framed = [dead[stem] for dead in measured.dead]
         maps = {}
@@ -302,7 +301,7 @@ def draw(
             maps[name] = (activity.maps.numpy(), dead.numpy())
         figures["feature-maps"] = channels.draw_feature_maps(measured.picture.numpy(), maps, measured.example)
     filters = {
-        name: (side.found.encoder.conv1.weight.detach().numpy(), bad.numpy())
+        name: (side.found.encoder.conv1.weight.detach().cpu().numpy(), bad.numpy())
         for name, side, bad in zip(names, sides, framed, strict=True)
     }
     figures["filters"] = channels.draw_filters(filters, "abnormal" if measured is None else "dead")
