@@ -53,7 +53,7 @@ def bar_table(record: dict[str, Any]) -> Table:
         counts = (layer["abnormal"], _acting(later, "abnormal"))
         shares = [count / layer["channels"] for count in counts]
         rows.append((layer["name"], *(f"{percent(share)} {bar(share, 4 * BAR)}" for share in shares)))
-    return Table(f"below {record['abnormal_threshold']:g}", ("layer", "before", "after"), rows)
+    return Table(f"% of channels below {record['abnormal_threshold']:g}", ("layer", "before", "after"), rows)
 
 
 def dead_table(record: dict[str, Any]) -> Table:

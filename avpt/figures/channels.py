@@ -149,7 +149,7 @@ def draw_feature_maps(picture: Array, maps: Mapping[str, tuple[Array, Array]], c
     """
     ratios = [0.45] + [1.0] * len(maps)
     with applied():
-        figure = Figure(figsize=(TWO_COLUMNS, 0.3 + TWO_COLUMNS / sum(ratios)))
+        figure = Figure(figsize=(TWO_COLUMNS, 0.35 + TWO_COLUMNS / sum(ratios)))
         figure.set_layout_engine("constrained", w_pad=0.08)
         first, *others = figure.subplots(1, len(ratios), width_ratios=ratios)
         span = picture.max() - picture.min()
@@ -174,7 +174,7 @@ def draw_filters(filters: Mapping[str, tuple[Array, Array]], what: str) -> Figur
     """
     width = TWO_COLUMNS if len(filters) > 1 else ONE_COLUMN
     with applied():
-        figure = Figure(figsize=(width, width / len(filters) + 0.2))
+        figure = Figure(figsize=(width, width / len(filters) + 0.35))
         panels = figure.subplots(1, len(filters), squeeze=False)[0]
         for axes, (name, (weights, framed)) in zip(panels, filters.items(), strict=True):
             largest = np.quantile(np.abs(weights), 0.995) or 1.0
