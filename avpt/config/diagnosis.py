@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
-from avpt.config.base import Config, OutputConfig, Transient
+from avpt.config.base import Config, OutputConfig, Transient, flag
+from avpt.errors import ConfigError
 from avpt.types import Modality
 
 Search = Annotated[
@@ -55,20 +56,34 @@ class InspectConfig(Config):
     dead_share: Annotated[
         float, Option(min=0.5, max=1, help="A channel is dead where so much of its activation is zero.")
     ] = 0.999
-    batch_size: Annotated[int, Option(min=2, help="Clips at a time; BatchNorm sees one batch.")] = 64
+    zero: Annotated[
+        float, Option(min=0, help="An activation up to this counts as zero: tiny gammas may leave tiny values.")
+    ] = 0.0
+    batch_size: Annotated[int, Option(min=2, help="Clips at a time, whose own statistics BatchNorm takes.")] = 64
     image_size: Annotated[
         int | None, Option(min=8, help="Side of frames, pixels.", show_default="as trained, or 224")
     ] = None
     num_frames: Annotated[int | None, Option(min=1, help="Frames per clip.", show_default="as trained, or 3")] = None
     plot: Annotated[Path | None, Option(help="Folder for figures, PNG and PDF.", show_default="none")] = None
     overwrite: Annotated[bool, Option("--overwrite", help="Replace the figures in --plot."), Transient] = False
-    seed: Annotated[int, Option(min=0, max=2**63 - 1, help="Chooses the clips, and weights where they are random.")] = 0
+    seed: Annotated[int, Option(min=0, max=2**63 - 1, help="Chooses the clips.")] = 0
     workers: Annotated[
         int | None,
         Option(min=0, help="Loading processes; 0 loads in the main one.", show_default="cores - 1"),
         Transient,
     ] = None
     device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps, ..."), Transient] = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("image_size", "num_frames"):
+            if self.store is None and getattr(self, name) is not None:
+                raise ConfigError(f"{flag(name)} is for clips; say with --store whose")
+
+    @property
+    def thresholds(self) -> list[float]:
+        """Those of the table, the lowest first."""
+        return sorted(set(self.threshold or (1e-10, 1e-6, 2e-5, 1e-3)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _PRETRAINED = ("weight", "bias", "running_mean", "running_var")
-_NEW = ("new_weight", "new_bias", "new_running_mean", "new_running_var", "alpha")
+NEW = ("new_weight", "new_bias", "new_running_mean", "new_running_var", "alpha")  # what ABRi adds to a state dict
 
 
 class AbriBatchNorm2d(nn.BatchNorm2d):
@@ -144,11 +144,11 @@ def fold_state_dict(state: Mapping[str, Tensor], eps: float = 1e-5) -> dict[str,
             continue
         prefix = key.removesuffix("new_weight")
         weight, bias, mean, var = (state[prefix + name].double() for name in _PRETRAINED)
-        new_weight, new_bias, new_mean, new_var, alpha = (state[prefix + name].double() for name in _NEW)
+        new_weight, new_bias, new_mean, new_var, alpha = (state[prefix + name].double() for name in NEW)
         scale, shift = _affine((weight, bias, mean, var), (new_weight, new_bias, new_mean, new_var), alpha, eps)
         dtype = state[prefix + "weight"].dtype
         folded[prefix + "weight"] = (scale * torch.sqrt(var + eps)).to(dtype)
         folded[prefix + "bias"] = (shift + scale * mean).to(dtype)
-        for name in _NEW:
+        for name in NEW:
             del folded[prefix + name]
     return folded

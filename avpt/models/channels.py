@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,17 +21,35 @@ def has_unmoved_statistics(state: Mapping[str, Tensor]) -> bool:
     return any(bool((state[name] == 0).all() and (state[name.replace("mean", "var")] == 1).all()) for name in means)
 
 
-def abnormal_channels(state: Mapping[str, Tensor], layer: str, threshold: float) -> Tensor:
-    """(channels,) bool: max(|gamma|, |beta|) < threshold (arXiv 2302.03533, section on dead channels)."""
-    gamma, beta = state[f"{layer}.weight"], state[f"{layer}.bias"]
-    return torch.maximum(gamma.abs(), beta.abs()) < threshold
+@dataclass(frozen=True)
+class NormPair:
+    """What one BatchNorm layer multiplies by and adds; each (channels,)."""
+
+    gamma: Tensor
+    beta: Tensor
+
+    def below(self, threshold: float) -> Tensor:
+        """(channels,) bool: max(|gamma|, |beta|) < threshold (arXiv 2302.03533, section on dead channels)."""
+        return torch.maximum(self.gamma.abs(), self.beta.abs()) < threshold
+
+
+def own_pair(state: Mapping[str, Tensor], layer: str) -> NormPair:
+    """A layer's weight and bias; of ABRi those of the pre-trained branch."""
+    return NormPair(state[f"{layer}.weight"], state[f"{layer}.bias"])
+
+
+def blended_pair(state: Mapping[str, Tensor], layer: str) -> NormPair:
+    """What an ABRi layer acts with: alpha g1 + (1 - alpha) g2 and alpha b1 + (1 - alpha) b2, its form in training."""
+    own, alpha = own_pair(state, layer), state[f"{layer}.alpha"]
+    gamma, beta = state[f"{layer}.new_weight"], state[f"{layer}.new_bias"]
+    return NormPair(torch.lerp(gamma, own.gamma, alpha), torch.lerp(beta, own.beta, alpha))
 
 
 def abnormal_report(state: Mapping[str, Tensor], threshold: float) -> dict[str, Any]:
     """Per layer `name`, `channels`, `abnormal`; and `abnormal_share` over all channels."""
     layers: list[dict[str, Any]] = []
     for layer in norm_layers(state):
-        abnormal = abnormal_channels(state, layer, threshold)
+        abnormal = own_pair(state, layer).below(threshold)
         layers.append({"name": layer, "channels": len(abnormal), "abnormal": int(abnormal.sum())})
     share = sum(layer["abnormal"] for layer in layers) / sum(layer["channels"] for layer in layers)
     return {"layers": layers, "abnormal_share": share}

@@ -68,7 +68,7 @@ def imagenet_weights(arch: str) -> dict[str, Tensor]:
     except (URLError, OSError, RuntimeError) as error:
         raise ArtifactError(
             f"ImageNet weights of {arch} are neither in torchvision's cache nor to be downloaded ({error}); "
-            f"fetch {weights.url} elsewhere and put it at {cache}, or give --weights that file"
+            f"fetch {weights.url} elsewhere and put it at {cache}, or name that file instead"
         ) from None
     return state
 
@@ -184,7 +184,7 @@ def fit_weights(
         elif name not in fitted:
             problems.append(f"{name} is unknown")
     if problems:
-        guess = _guess_arch(state)
+        guess = guess_arch(state)
         if guess != spec.arch:  # then nearly nothing fits, and the list would only hide the reason
             few = listed(problems)
             raise ArtifactError(f"{source} does not fit {spec.arch}: it looks like {guess}: try --arch {guess} ({few})")
@@ -213,7 +213,8 @@ def adapt_conv1(weight: Tensor, channels: int, how: Literal["sum", "mean", "rand
     raise ArtifactError(f"conv1 takes {have} channels, {channels} are needed; --conv1 random draws it anew")
 
 
-def _guess_arch(state: Mapping[str, Tensor]) -> str:
+def guess_arch(state: Mapping[str, Tensor]) -> str:
+    """The smallest architecture that has the blocks of a state dict."""
     if "layer1.0.conv3.weight" in state:
         return "resnet50"
     return "resnet34" if "layer3.5.conv1.weight" in state else "resnet18"

@@ -1,11 +1,313 @@
-"""`avpt inspect`."""
+"""`avpt inspect`: which BatchNorm channels of an encoder are abnormal or dead, before and after training."""
 
 from __future__ import annotations
 
-from avpt.config import InspectConfig
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avpt.config import InspectConfig, TrainConfig
+from avpt.diagnosis.channel_tables import channel_tables, foretold
+from avpt.errors import ArtifactError, OutputError, StoreError, listed
+from avpt.processes import num_cores
+from avpt.progress import track
 from avpt.types import Report
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from avpt.data.dataset import InputSpec
+    from avpt.data.store import SplitIndex, Store
+    from avpt.diagnosis.channels import Activity
+    from avpt.models.any_encoder import AnyEncoder
+    from avpt.models.channels import NormPair
+    from avpt.types import Batch, Modality
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Side:
+    """An encoder, before or after training, and all that is known of its BatchNorm layers, by their names."""
+
+    path: Path
+    found: AnyEncoder
+    own: dict[str, NormPair]  # weight and bias; of ABRi the pre-trained branch's
+    acting: dict[str, NormPair]  # what the layer acts with; of ABRi both branches blended
+    alpha: dict[str, Tensor]  # of ABRi, (channels,) or (1,)
+
+    @property
+    def modality(self) -> Modality:
+        """What it is fed."""
+        return self.found.spec.modality
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the clips of a store showed of one encoder or of two."""
+
+    sides: list[Activity]
+    dead: list[dict[str, Tensor]]  # of each side, by layer (channels,) bool; not of shortcuts
+    clips: int
+    example: str  # the clip of the feature maps
+    picture: Tensor  # what the first input of that clip was, (1, frame, mel) or (3, height, width)
 
 
 def run(config: InspectConfig) -> Report:
-    """To be written."""
-    raise NotImplementedError
+    """Look at the parameters, feed clips where a store is given, draw what there is to draw."""
+    if config.plot is not None and config.plot.exists() and not config.plot.is_dir():
+        raise OutputError(f"{config.plot} is a file; --plot takes a folder")
+    before = read(config.encoder, config, config.modality)
+    after = None if config.after is None else read(config.after, config, before.modality)
+    if after is not None and after.found.spec.arch != before.found.spec.arch:
+        raise ArtifactError(
+            f"{after.path} is a {after.found.spec.arch} and {before.path} a {before.found.spec.arch}; "
+            "--after takes the same encoder later on"
+        )
+    measured, problem = None, None
+    if config.store is not None:
+        try:
+            measured = measure(config, config.store, before, after)
+        except StoreError as error:  # the parameters can be shown in any case
+            problem = f"neither dead channels nor feature maps can be shown: {error}"
+    record = describe(config, before, after, measured)
+    outputs = () if config.plot is None else draw(config, config.plot, before, after, measured)
+    return Report(record, outputs, channel_tables(record), problem, foretold(record))
+
+
+def read(path: Path, config: InspectConfig, modality: Modality | None) -> Side:
+    """An encoder and its BatchNorm parameters."""
+    from avpt.models import any_encoder, channels
+
+    found = any_encoder.load_any_encoder(path, modality, config.arch)
+    if found.made_for != found.spec.modality:
+        log.warning(
+            "%s is made for %s input: its first convolution is carried across to %s input, as `avpt init` does",
+            *(path, found.made_for, found.spec.modality),
+        )
+    state = found.encoder.state_dict()
+    layers = channels.norm_layers(state)
+    own = {layer: channels.own_pair(state, layer) for layer in layers}
+    alpha = {layer: state[f"{layer}.alpha"] for layer in layers if f"{layer}.alpha" in state}
+    return Side(path, found, own, own | {layer: channels.blended_pair(state, layer) for layer in alpha}, alpha)
+
+
+# --- activations -------------------------------------------------------------------------------------------------
+
+
+def measure(config: InspectConfig, path: Path, before: Side, after: Side | None) -> Measured:
+    """Feed the same clips to both encoders, in one pass.
+
+    Raises:
+        StoreError: the store is missing or damaged, or can't feed these encoders.
+    """
+    from avpt.data.dataset import Loader, deaths_told
+    from avpt.data.evaluation import EvaluationDataset
+    from avpt.data.store import Store
+    from avpt.diagnosis import channels
+    from avpt.training import runtime
+
+    store = Store(path)
+    index = clips_of(config, store, before.modality)
+    spec = input_of(config, store, index, [side for side in (after, before) if side is not None])
+    device = runtime.start(config.seed, config.device)
+    encoders = [side.found.encoder.to(device) for side in (before, after) if side is not None]
+    dataset = EvaluationDataset(index, [before.modality], spec, store.settings["frame_codec"], seed=config.seed)
+    workers = max(0, num_cores() - 1) if config.workers is None else config.workers
+    # shuffled: batches of the same make, and none of one clip
+    loader = Loader(dataset, config.batch_size, device=device, workers=workers, shuffle_seed=config.seed)
+    first: list[Batch] = []
+
+    def batches() -> Iterator[Batch]:
+        with track(len(index), "inspect") as show:
+            done = 0
+            for batch in loader.epoch(0):
+                if not first:
+                    first.append(batch.part(slice(0, 1)))
+                yield batch
+                done += len(batch.labels)
+                show(done, 0)
+
+    with deaths_told():
+        sides = channels.measure(encoders, batches(), config.zero)
+    return Measured(
+        sides,
+        [side.dead(config.dead_share) for side in sides],
+        len(index),
+        index.ids[int(first[0].positions)],
+        first[0].inputs[0].flatten(0, -4)[0].cpu(),
+    )
+
+
+def clips_of(config: InspectConfig, store: Store, modality: Modality) -> SplitIndex:
+    """The clips to look at, drawn by the seed where there are more.
+
+    Raises:
+        StoreError: the store has no such split, too few clips, or lacks the modality.
+    """
+    import numpy as np
+
+    from avpt.data.splits import require_modality
+
+    index = store.indices.get(config.split)
+    if index is None or len(index) < 2:
+        there = [split for split, clips in store.indices.items() if len(clips) > 1]
+        raise StoreError(
+            f"{store.path} has {0 if index is None else len(index)} {config.split} clips, and two or more are needed; "
+            f"--split can be {listed(there) or 'nothing'}"
+        )
+    require_modality(store, config.split, index, modality)
+    if len(index) <= config.clips:
+        return index
+    return index.take(np.sort(np.random.default_rng(config.seed).permutation(len(index))[: config.clips]))
+
+
+def input_of(config: InspectConfig, store: Store, index: SplitIndex, sides: list[Side]) -> InputSpec:
+    """How clips become inputs: as the first of the sides was trained, or as a training on this store would do it.
+
+    Raises:
+        StoreError: the store can't give these inputs.
+    """
+    from dataclasses import replace
+
+    from avpt.data.dataset import InputSpec
+    from avpt.data.evaluation import check_sound, other_pictures
+    from avpt.trained import read_input
+
+    sizes = ("image_size", "num_frames")
+    asked = {name: value for name in sizes if (value := getattr(config, name)) is not None}
+    modality = sides[0].modality
+    for side in sides:
+        header = side.found.header
+        if side.found.made_for == modality and header is not None and header.spec.get("input"):
+            spec = replace(read_input(side.path, header), **asked)
+            if modality == "audio":
+                check_sound(store, spec, [index])
+            elif differ := other_pictures(store.settings, spec):
+                log.warning("%s holds other frames than %s was trained on (%s)", store.path, side.path, listed(differ))
+            return spec
+    stored = {name: store.settings[name] for name in InputSpec.__dataclass_fields__ if name in store.settings}
+    usual = {name: TrainConfig.defaults()[name] for name in sizes}
+    return InputSpec(**stored, mean=store.mean, std=store.std, **usual | asked)
+
+
+# --- the record --------------------------------------------------------------------------------------------------
+
+
+def describe(config: InspectConfig, before: Side, after: Side | None, measured: Measured | None) -> dict[str, Any]:
+    """The record that scripts read."""
+    spec, threshold = before.found.spec, config.abnormal_threshold
+    record = {
+        "encoder": str(before.path),
+        "arch": spec.arch,
+        "modality": spec.modality,
+        "norm": spec.norm,
+        "thresholds": config.thresholds,
+        "abnormal_threshold": threshold,
+        "clips": None if measured is None else measured.clips,
+        "dead_at": config.dead_share,
+        "zero": config.zero,
+        **describe_side(config, before, None if measured is None else measured.dead[0]),
+        "after": None,
+    }
+    if after is not None:
+        record["after"] = {
+            "encoder": str(after.path),
+            "norm": after.found.spec.norm,
+            **describe_side(config, after, None if measured is None else measured.dead[1]),
+        }
+    changes: dict[str, dict[str, int]] = {layer: {} for layer in before.own}
+    for layer, pair in before.own.items():
+        if after is not None or layer in before.alpha:
+            now = (after or before).acting[layer].below(threshold)
+            changes[layer]["revived"] = int((pair.below(threshold) & ~now).sum())
+        if after is not None and measured is not None and layer in measured.dead[0]:
+            was, still = (dead[layer] for dead in measured.dead)
+            changes[layer] |= {"awoken": int((was & ~still).sum()), "died": int((~was & still).sum())}
+    for layer in record["layers"]:
+        layer |= changes[layer["name"]]
+    for change in ("revived", "awoken", "died"):
+        counts = [counted[change] for counted in changes.values() if change in counted]
+        record[change] = sum(counts) if counts else None
+    return record
+
+
+def describe_side(config: InspectConfig, side: Side, dead: dict[str, Tensor] | None) -> dict[str, Any]:
+    """Counts per layer, and shares of all channels."""
+    from avpt.diagnosis.channels import prediction
+
+    layers: list[dict[str, Any]] = []
+    for name, pair in side.own.items():
+        layer = {"name": name, "channels": len(pair.gamma), **_counts(config, pair)}
+        if name in side.alpha:
+            alpha = side.alpha[name]
+            layer |= {f"blended_{what}": count for what, count in _counts(config, side.acting[name]).items()}
+            layer["alpha"] = {what: float(getattr(alpha, what)()) for what in ("mean", "min", "max")}
+        if dead is not None:
+            layer["dead"] = int(dead[name].sum()) if name in dead else None
+        layers.append(layer)
+    found: dict[str, Any] = {"layers": layers}
+    for what in ("abnormal", "blended_abnormal", "dead"):
+        known = [layer for layer in layers if layer.get(what) is not None]
+        share = sum(layer[what] for layer in known) / sum(layer["channels"] for layer in known) if known else None
+        found["blended_share" if what == "blended_abnormal" else f"{what}_share"] = share
+    abnormal = {name: pair.below(config.abnormal_threshold) for name, pair in side.acting.items()}
+    precision, recall = (None, None) if dead is None else prediction(abnormal, dead)
+    return found | {"precision": precision, "recall": recall}
+
+
+def _counts(config: InspectConfig, pair: NormPair) -> dict[str, Any]:
+    below = [int(pair.below(threshold).sum()) for threshold in config.thresholds]
+    return {"abnormal": int(pair.below(config.abnormal_threshold).sum()), "below": below}
+
+
+# --- figures -----------------------------------------------------------------------------------------------------
+
+
+def draw(
+    config: InspectConfig, folder: Path, before: Side, after: Side | None, measured: Measured | None
+) -> tuple[Path, ...]:
+    """Write every figure for which there is something to draw."""
+    from avpt.figures import channels, style
+
+    layers, names = list(before.own), ["before", "after"] if after else [""]
+    sides = [before] if after is None else [before, after]
+    pairs = {"before" if after else "": before.own}
+    if after is not None:
+        pairs["after, ABRi blended" if after.alpha else "after"] = after.acting
+    elif before.alpha:
+        pairs = {"pre-trained branch": before.own, "ABRi blended": before.acting}
+    shares = {
+        name: [[float(pair.below(limit).float().mean()) for pair in own.values()] for limit in config.thresholds]
+        for name, own in pairs.items()
+    }
+    figures = {"abnormal": channels.draw_abnormal(layers, config.thresholds, shares)}
+    gammas = {name: [float(v) for pair in own.values() for v in pair.gamma.abs()] for name, own in pairs.items()}
+    figures["gamma"] = channels.draw_gamma(gammas)
+
+    stem = layers[0]
+    if measured is None:
+        if config.store is None:
+            log.warning("feature maps are left out: they are measured on clips, which --store names")
+        stems = [before.own[stem]] + ([after.acting[stem]] if after else [])
+        framed = [pair.below(config.abnormal_threshold) for pair in stems]
+    else:
+        framed = [dead[stem] for dead in measured.dead]
+        maps = {}
+        for name, activity, dead in zip(names, measured.sides, framed, strict=True):
+            assert activity.maps is not None
+            maps[name] = (activity.maps.numpy(), dead.numpy())
+        figures["feature-maps"] = channels.draw_feature_maps(measured.picture.numpy(), maps, measured.example)
+    filters = {
+        name: (side.found.encoder.conv1.weight.detach().cpu().numpy(), bad.numpy())
+        for name, side, bad in zip(names, sides, framed, strict=True)
+    }
+    figures["filters"] = channels.draw_filters(filters, "abnormal" if measured is None else "dead")
+    for name, side in zip(names, sides, strict=True):
+        if side.alpha:
+            alphas = [alpha.numpy() for alpha in side.alpha.values()]
+            figures[f"alpha-{name}" if name else "alpha"] = channels.draw_alpha(layers, alphas)
+    written = [style.save(figure, folder, name, overwrite=config.overwrite) for name, figure in figures.items()]
+    return tuple(path for paths in written for path in paths)

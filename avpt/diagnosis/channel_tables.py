@@ -1,0 +1,133 @@
+"""The record of `avpt inspect` as tables that fit 80 columns, with bars made of characters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from avpt.text import bar
+from avpt.types import Table
+
+PER_TABLE = 4  # thresholds, so that 80 columns hold them
+BAR = 4  # characters, beside a number in a cell
+MISSING = "-"
+
+
+def channel_tables(record: dict[str, Any]) -> list[Table]:
+    """Abnormal channels at every threshold; then, where there are any, dead ones, and ABRi's blend."""
+    found = [threshold_table(record, start) for start in range(0, len(record["thresholds"]), PER_TABLE)]
+    if record["after"] is not None and any(layer["abnormal"] for layer in record["layers"]):
+        found.append(bar_table(record))
+    if record["clips"] is not None:
+        found.append(dead_table(record))
+    found += [blend_table(record, side) for side in (record, record["after"]) if side and side["norm"] != "batchnorm"]
+    return found
+
+
+def threshold_table(record: dict[str, Any], start: int) -> Table:
+    """Shares of abnormal channels, with bars; or before and after side by side."""
+    after, thresholds = record["after"], record["thresholds"][start : start + PER_TABLE]
+    numbers = range(start, start + len(thresholds))
+    title = f"{record['encoder']}: % of channels with max(|gamma|, |beta|) below"
+    if after is not None:
+        blended = " (ABRi blended)" if after["norm"] != "batchnorm" else ""
+        title += f", before / after in {after['encoder']}{blended}"
+
+    def cell(layer: dict[str, Any], later: dict[str, Any] | None, number: int) -> str:
+        share = layer["below"][number] / layer["channels"]
+        if later is None:
+            return f"{percent(share)} {bar(share, BAR)}"
+        return f"{percent(share)} / {percent(_acting(later, 'below')[number] / layer['channels'])}"
+
+    rows = []
+    for layer, later in _pairs(record):
+        rows.append((layer["name"], str(layer["channels"]), *(cell(layer, later, number) for number in numbers)))
+    return Table(title, ("layer", "of", *(f"{threshold:g}" for threshold in thresholds)), rows)
+
+
+def bar_table(record: dict[str, Any]) -> Table:
+    """The paper's Figure 2a (arXiv 2302.03533) in characters: abnormal shares before and after."""
+    rows = []
+    for layer, later in _pairs(record):
+        assert later is not None
+        counts = (layer["abnormal"], _acting(later, "abnormal"))
+        shares = [count / layer["channels"] for count in counts]
+        rows.append((layer["name"], *(f"{percent(share)} {bar(share, 4 * BAR)}" for share in shares)))
+    return Table(f"% of channels below {record['abnormal_threshold']:g}", ("layer", "before", "after"), rows)
+
+
+def dead_table(record: dict[str, Any]) -> Table:
+    """Dead channels with bars, beside the abnormal ones."""
+    zero = f"at most {record['zero']:g}" if record["zero"] else "zero"
+    title = f"dead channels: {zero} at {record['dead_at']:.1%} or more of the positions of {record['clips']} clips, "
+    title += f"{record['modality']} input"
+    columns = ("layer", "of", *(("dead", "after", "awoken", "died") if record["after"] else ("abnormal", "dead")))
+    rows = []
+    for layer, later in _pairs(record):
+        cells = [layer["name"], str(layer["channels"]), *([] if later else [str(_acting(layer, "abnormal"))])]
+        for side in (layer,) if later is None else (layer, later):
+            dead = side["dead"]
+            cells.append(MISSING if dead is None else f"{dead} {bar(dead / layer['channels'], BAR)}")
+        changes = [str(layer.get(change, MISSING)) for change in ("awoken", "died")]
+        rows.append((*cells, *(changes if later else ())))
+    return Table(title, columns, rows)
+
+
+def foretold(record: dict[str, Any]) -> str:
+    """How well abnormal parameters predict dead channels, in words."""
+    lines = []
+    for side in (record, record["after"]):
+        if record["clips"] is not None and side is not None:
+            told = ", ".join(
+                f"{what} {MISSING if side[what] is None else format(side[what], '.3f')}"
+                for what in ("precision", "recall")
+            )
+            below = f"abnormal (below {record['abnormal_threshold']:g})"
+            lines.append(f"{side['encoder']}: {below} foretells dead with {told}\n")
+    return "".join(lines)
+
+
+def blend_table(record: dict[str, Any], side: dict[str, Any]) -> Table:
+    """What ABRi has learnt: alpha, the share of the pre-trained branch, and the channels that came back to life."""
+    title = f"ABRi in {side['encoder']}: alpha, and channels below {record['abnormal_threshold']:g}"
+    revived = {layer["name"]: layer.get("revived") for layer in record["layers"]}
+    shown = record["after"] is None or side is record["after"]  # of a side that has one after it, that one tells
+    rows = []
+    for layer in side["layers"]:
+        alpha = [f"{layer['alpha'][what]:.3f}" for what in ("min", "mean", "max")]
+        counts = [str(layer["abnormal"]), str(layer["blended_abnormal"]), *([str(revived[layer["name"]])] * shown)]
+        rows.append((layer["name"], *alpha, *counts))
+    return Table(title, ("layer", "min", "mean", "max", "abnormal", "blended", *(["revived"] * shown)), rows)
+
+
+def _pairs(record: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
+    """Each layer before and after, and last all of them together."""
+    sides = [side["layers"] for side in (record, record["after"]) if side is not None]
+    for layers in zip(*([*side, _all(side)] for side in sides), strict=True):
+        yield layers[0], (layers[1] if len(layers) > 1 else None)
+
+
+def _all(layers: list[dict[str, Any]]) -> dict[str, Any]:
+    """A row for all layers together."""
+    total: dict[str, Any] = {"name": "all"}
+    for what in ("channels", "abnormal", "blended_abnormal", "dead", "awoken", "died"):
+        counts = [layer[what] for layer in layers if layer.get(what) is not None]
+        total |= {what: sum(counts)} if counts else {}
+    for what in ("below", "blended_below"):
+        if what in layers[0]:
+            total[what] = [sum(counts) for counts in zip(*(layer[what] for layer in layers), strict=True)]
+    return total
+
+
+def _acting(layer: dict[str, Any], what: str) -> Any:
+    """A count of what the layer acts with: of ABRi, blended."""
+    return layer.get(f"blended_{what}", layer[what])
+
+
+def percent(share: float) -> str:
+    """A share of 1 in few characters, of which more than nothing is never nothing, nor less than all of it all."""
+    if 0 < share < 0.001:
+        return "<0.1"
+    if 0.995 <= share < 1:
+        return ">99"
+    return f"{share:.1%}"[:-1] if 0 < share < 0.0995 else f"{share:.0%}"[:-1]

@@ -1,0 +1,87 @@
+"""An encoder out of any file that `init --weights` reads, its ABRi layers kept, for a look at it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.models import ResNet
+
+from avpt import artifacts
+from avpt.artifacts import Header
+from avpt.errors import ArtifactError, ConfigError
+from avpt.models.abri import NEW
+from avpt.models.channels import norm_layers
+from avpt.models.encoder import CHANNELS, EncoderSpec, Norm, build_encoder
+from avpt.models.weights import find_weights, fit_weights, guess_arch
+from avpt.types import MODALITIES, Modality
+
+
+@dataclass(frozen=True)
+class AnyEncoder:
+    """An encoder on the CPU, and where it came from."""
+
+    encoder: ResNet
+    spec: EncoderSpec  # as it is fed
+    made_for: Modality  # what its own first convolution takes
+    header: Header | None  # of an artifact of avpt's own
+
+
+def load_any_encoder(name: Path, modality: Modality | None, arch: str | None) -> AnyEncoder:
+    """Read `imagenet`, a file or a run folder, strictly.
+
+    Args:
+        name: as `init --weights` takes it, but for random.
+        modality: what the encoder is to be fed, and which one of a file that holds two; None has its own.
+            The first convolution of another modality is adapted by a sum, as `init` does.
+        arch: None guesses it from the keys; of imagenet it is resnet18.
+
+    Raises:
+        ArtifactError: missing, unfinished, not a ResNet, without BatchNorm, or with values that are not numbers.
+        ConfigError: it holds two encoders and `modality` does not say which.
+    """
+    imagenet = str(name) == "imagenet"
+    if not imagenet and not name.exists():
+        raise ArtifactError(f"{name} does not exist; inspect takes imagenet, a file with weights or a run folder")
+    header = None if imagenet else _own_header(artifacts.model_file(name))
+    state, _ = find_weights(str(name), arch or "resnet18", modality or "audio")
+    if modality is None and not imagenet:
+        other, _ = find_weights(str(name), arch or "resnet18", "visual")
+        if not torch.equal(state["conv1.weight"], other["conv1.weight"]):
+            raise ConfigError(f"{name} holds two encoders; say which with --modality audio or --modality visual")
+    if not norm_layers(state):
+        raise ArtifactError(f"{name} has no BatchNorm layer, so there are no abnormal or dead channels to look for")
+
+    taken = state["conv1.weight"].shape[1] if state["conv1.weight"].ndim == 4 else 0
+    made_for = next((known for known in MODALITIES if CHANNELS[known] == taken), None)
+    if made_for is None:
+        shape = "x".join(map(str, state["conv1.weight"].shape))
+        raise ArtifactError(f"{name}: conv1.weight is {shape}; an encoder takes 1 channel (sound) or 3 (pictures)")
+    spec = EncoderSpec(arch or guess_arch(state), modality or made_for, _norm(state))
+    abri = {key: value for key, value in state.items() if key.endswith(tuple(f".{part}" for part in NEW))}
+    fitted, _ = fit_weights({key: state[key] for key in state if key not in abri}, spec, "sum", str(name))
+    encoder = build_encoder(spec)
+    try:
+        encoder.load_state_dict(fitted | abri)
+    except RuntimeError as error:  # of which the first line is a heading
+        told = "; ".join(line.strip() for line in str(error).splitlines()[1:])
+        raise ArtifactError(f"{name} does not fit {spec.arch} with ABRi: {told}") from None
+    if not all(value.isfinite().all() for value in encoder.state_dict().values()):
+        raise ArtifactError(f"{name} holds values that are not numbers; train it again with a lower --lr")
+    return AnyEncoder(encoder, spec, made_for, header)
+
+
+def _own_header(file: Path) -> Header | None:
+    try:
+        return artifacts.read_header(file)[0]
+    except ArtifactError:
+        return None  # somebody else's; what is wrong with it is told where its weights are read
+
+
+def _norm(state: dict[str, Tensor]) -> Norm:
+    alphas = [value.numel() for key, value in state.items() if key.endswith(".alpha")]
+    if not alphas:
+        return "batchnorm"
+    return "abri-layer" if max(alphas) == 1 else "abri-channel"
