@@ -54,7 +54,7 @@ def load_encoder(path: Path, modality: Modality) -> LoadedEncoder:
 
 
 def check_frozen(loaded: LoadedEncoder, path: Path) -> None:
-    """Refuse to freeze an encoder whose new ABRi branch has seen nothing: its running statistics are still 0 and 1.
+    """Refuse to use as it is an encoder whose new ABRi branch has seen nothing: its statistics are still 0 and 1.
 
     Raises:
         ArtifactError: it is fresh from `init`.
@@ -62,7 +62,7 @@ def check_frozen(loaded: LoadedEncoder, path: Path) -> None:
     if loaded.input is None and loaded.spec.norm != "batchnorm":
         raise ArtifactError(
             f"{path} is fresh from `avpt init --bn abri`: the new branch of its BatchNorm has no statistics yet, so "
-            "--freeze-encoders would freeze nonsense; train it with `avpt finetune-unimodal` first, or use another --bn"
+            "frozen it gives nonsense; train it with `avpt finetune-unimodal` first, or use another --bn"
         )
 
 
@@ -92,6 +92,13 @@ class LoadedNetwork:
     network: ResNet | Classifier | FusedModel  # an encoder without a head, one with, or two
     encoders: dict[Modality, EncoderSpec]
     header: Header
+
+    def encoder(self, modality: Modality) -> ResNet:
+        """One of its encoders."""
+        network = self.network
+        if isinstance(network, FusedModel):
+            return network.audio if modality == "audio" else network.visual
+        return network.encoder if isinstance(network, Classifier) else network
 
 
 def load_network(path: Path, *kinds: str) -> LoadedNetwork:
