@@ -143,8 +143,9 @@ def pattern(runs: Sequence[Run]) -> str:
     parts = [run.path.parts for run in runs]
     if len(set(map(len, parts))) > 1:
         return f"{runs[0].path}, ..."
-    alike = (names[0] if len(set(names)) == 1 else f"{commonprefix(names)}*" for names in zip(*parts, strict=True))
-    return str(Path(*alike))
+    # letter by letter, which is what is wanted here: seed-0, seed-1 -> seed-*
+    starts = ((commonprefix(names), names) for names in zip(*parts, strict=True))  # noqa: RUF071
+    return str(Path(*(start if len(set(names)) == 1 else f"{start}*" for start, names in starts)))
 
 
 def options_of(run: Run, lineage: Lineage) -> dict[str, Any]:
@@ -266,8 +267,8 @@ def tables(groups: Sequence[Compared], record: Mapping[str, Any], metrics: Seque
             found += fitted(f"{split}, mean ± standard deviation over runs", ("", "n", *names), rows)
     metric = metrics[0] if metrics else ""
     if curves := [row for one, _ in counted for row in _curve_row(one, metric)]:
-        columns = ("", "best epochs", "first", "", "last")
-        found.append(Table(f"val {metric.replace('_', ' ')} by epoch, mean over runs", columns, curves))
+        columns = ("", "", "first", "last", "best epochs")
+        found.append(Table(f"val {metric.replace('_', ' ')} by epoch, mean over runs", columns, curves, left=2))
     if record["tests"]:
         found += tests_table(record["tests"])
     unfinished = [
@@ -301,7 +302,7 @@ def _curve_row(one: Compared, metric: str) -> list[tuple[str, ...]]:
     if not mean:
         return []
     best = " ".join(str((run.summary or {}).get("best_epoch")) for run in one.finished)
-    return [(one.letter, best, f"{mean[0]:.3f}", sparkline(mean), f"{mean[-1]:.3f}")]
+    return [(one.letter, sparkline(mean), f"{mean[0]:.3f}", f"{mean[-1]:.3f}", best)]
 
 
 def tests_table(tests: Sequence[Mapping[str, Any]]) -> list[Table]:
@@ -420,6 +421,7 @@ def plot(groups: Sequence[Compared], metrics: Iterable[str], folder: Path, overw
         curves = {name: runs for name, runs in named.items() if runs}
         if curves:
             words = metric.replace("_", " ")
-            figure = draw_curves(curves, label=f"val {words}")
+            width = style.ONE_COLUMN if len(curves) < 4 else style.TWO_COLUMNS
+            figure = draw_curves(curves, label=f"val {words}", width=width)
             paths += style.save(figure, folder, f"val-{metric.replace('_', '-')}", overwrite=overwrite)
     return paths
