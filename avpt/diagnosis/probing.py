@@ -17,20 +17,21 @@ Array = np.ndarray[Any, Any]
 
 STRENGTHS = tuple(10.0**power for power in range(-4, 5))  # C of scikit-learn: small ones hold the weights back
 MOST_STEPS = 1000  # of L-BFGS
+TOLERANCE = 1e-6  # of its gradient: at scikit-learn's 1e-4 a weak penalty is still without effect where the fit ends
 
 
 @dataclass(frozen=True)
 class Probe:
     """A linear classifier of features as they are: their standardisation is part of its weights."""
 
-    weight: Array  # (classes, width) float32
-    bias: Array  # (classes,) float32
+    weight: Array  # (classes, width) float64: large where a feature hardly varies
+    bias: Array  # (classes,) float64
     strength: float
     converged: bool
 
     def logits(self, features: Array) -> Array:
         """(clips, classes) float64 of features (clips, width)."""
-        logits: Array = features.astype(np.float64) @ self.weight.T.astype(np.float64) + self.bias
+        logits: Array = features.astype(np.float64) @ self.weight.T + self.bias
         return logits
 
 
@@ -46,7 +47,7 @@ def fit_probe(train: tuple[Array, Array], val: tuple[Array, Array], score: Calla
     scaler = StandardScaler().fit(features.astype(np.float64))
     scaled = scaler.transform(features.astype(np.float64))
     targets = [labels] if labels.ndim == 1 else list(labels.T)
-    regressions = [LogisticRegression(max_iter=MOST_STEPS, warm_start=True) for _ in targets]
+    regressions = [LogisticRegression(max_iter=MOST_STEPS, tol=TOLERANCE, warm_start=True) for _ in targets]
     best: Probe | None = None
     highest = -np.inf
     for strength in STRENGTHS:
@@ -56,7 +57,7 @@ def fit_probe(train: tuple[Array, Array], val: tuple[Array, Array], score: Calla
         weight = np.concatenate([row.weight for row in rows]) / scaler.scale_
         bias = np.concatenate([row.bias for row in rows]) - weight @ scaler.mean_
         converged = all(row.converged for row in rows)
-        probe = Probe(weight.astype(np.float32), bias.astype(np.float32), strength, converged)
+        probe = Probe(weight, bias, strength, converged)
         value = score(probe.logits(val[0]), val[1])
         if value > highest:
             best, highest = probe, value

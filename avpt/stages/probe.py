@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from avpt import artifacts
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 KINDS = ("encoder", "classifier", "fused")
 HELD_OUT: tuple[Split, ...] = ("val", "test")
 SURE = 0.05  # a p below it counts as a difference
+WIDTH = 80  # of a line where there is no terminal
 
 
 def run(config: ProbeConfig) -> Report:
@@ -274,10 +276,12 @@ def in_words(record: dict[str, Any]) -> str:
     clips, test = record["clips"]["test"], record["mcnemar"]
     joint, before = test["joint_only"], test["stage1_only"]
     told = (
-        f"Of {clips} test clips {joint} are right only with the joint encoder and {before} only with that of stage 1\n"
+        f"{joint} of {clips} test clips are right with the joint encoder alone, {before} with that of stage 1 alone "
         f"(exact McNemar test, p = {test['p']:.2g}): "
     )
     if test["p"] >= SURE:
-        return told + "no difference that these clips can show.\n"
-    what = "lost" if before > joint else "gained"
-    return told + f"joint training has {what} what a linear classifier can use.\nThis is one run; others may differ.\n"
+        told += "no difference that these clips can show."
+    else:
+        lost = "lost" if before > joint else "gained"
+        told += f"in joint training the encoder has {lost} what a linear classifier can use. Another seed may differ."
+    return fill(told, WIDTH) + "\n"
