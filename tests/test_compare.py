@@ -242,7 +242,7 @@ def test_inputs_that_are_gone(experiment: Experiment, folder: Path) -> None:
     assert len(result.json()["groups"]) == 1
     # one seed with two inputs can't be repeats
     result = done("compare", *runs, lost("d", 0, "d"), "--json")
-    assert "not to be found" not in result.stderr
+    assert "known by their checksums alone (audio)" in result.stderr
     assert len(result.json()["groups"]) == 4
     assert result.json()["differing"] == ["audio"]
     # the same input everywhere is no difference, found or not
@@ -302,6 +302,10 @@ def test_what_is_no_run_is_refused(experiment: Experiment, folder: Path) -> None
     refused(run, "--metric", "top1", says="--metric top1 is in none of the runs; they have accuracy,")
     (run / "metrics.jsonl").write_text("{")
     refused(run, says="metrics.jsonl is damaged")
+    for name, text in (("summary.json", '{"val": 3, "test": null}'), ("metrics.jsonl", '{"epoch": 1, "val": "low"}')):
+        broken = write_run(experiment.fused, folder / name)
+        (broken / name).write_text(text)
+        refused(broken, says="has damaged records")
 
 
 def test_real_runs_of_both_kinds(experiment: Experiment) -> None:

@@ -41,14 +41,14 @@ def group_runs(options: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> li
     """
     alike: dict[str, list[int]] = {}
     for run, values in enumerate(options):
-        alike.setdefault(_key({name: _is_lost(name, value) or value for name, value in values.items()}), []).append(run)
+        alike.setdefault(_key({name: is_lost(name, value) or value for name, value in values.items()}), []).append(run)
     groups = []
     for runs in alike.values():
         exact: dict[str, list[int]] = {}
         for run in runs:
             exact.setdefault(_key(options[run]), []).append(run)
         if 1 < len(exact) == len(runs) == len({seeds[run] for run in runs}):
-            shared = {name: value for name, value in options[runs[0]].items() if not _is_lost(name, value)}
+            shared = {name: value for name, value in options[runs[0]].items() if not is_lost(name, value)}
             groups.append(Group(runs, shared, pooled=True))
         else:
             groups += [Group(members, dict(options[members[0]]), pooled=False) for members in exact.values()]
@@ -59,7 +59,7 @@ def _key(values: Mapping[str, Any]) -> str:
     return json.dumps(values, sort_keys=True)
 
 
-def _is_lost(name: str, value: Any) -> bool:
+def is_lost(name: str, value: Any) -> bool:
     """Whether it is the checksum of a file that is not to be found; a store is as good as its fingerprint."""
     return name.split(".")[-1] != "store" and isinstance(value, str) and CHECKSUM.fullmatch(value) is not None
 

@@ -34,7 +34,7 @@ PATHS = ("store", "out", "init", "audio", "visual", "confidence")  # options of 
 FIRST = ("map", "accuracy", "audio_accuracy", "visual_accuracy")  # of the metrics; the others follow by name
 SPLITS: tuple[Split, ...] = ("test", "val")
 WIDTH = 80  # of a table where there is no terminal
-BESIDE = ("group", "run", "seed", "state", "epochs", "best_epoch")  # columns of the CSV before the options
+BESIDE = ("group", "run", "seed", "state", "epochs_done", "best_epoch")  # columns of the CSV before the options
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ class Compared:
 def run(config: CompareConfig) -> Report:
     """Read what the runs say of themselves, group them, compare, write what was asked for."""
     runs = [read_run(path) for path in {path.resolve(): path for path in config.runs}.values()]
+    for one in runs:
+        check_numbers(one)
     check_clips(runs)
     groups = group(runs, config.search)
     metrics = metrics_of(runs, config.metric)
@@ -82,6 +84,25 @@ def run(config: CompareConfig) -> Report:
     if config.plot is not None:
         outputs += plot(groups, [*tested, "loss"], config.plot, config.overwrite)
     return Report(record, tuple(outputs), tables(groups, record, metrics), text=in_words(record))
+
+
+def measured(run: Run) -> list[dict[str, Any]]:
+    """Every set of metrics that a run has: of its best model, and on val epoch by epoch."""
+    best = [(run.summary or {}).get(split) or {} for split in SPLITS]
+    return best + [row.get("val", {}) for row in run.epochs]
+
+
+def check_numbers(run: Run) -> None:
+    """See that a run's metrics and seed are numbers.
+
+    Raises:
+        ArtifactError: someone has had a hand in its files.
+    """
+    numbers = (
+        isinstance(some, dict) and all(isinstance(v, int | float) for v in some.values()) for some in measured(run)
+    )
+    if not all(numbers) or not isinstance(seed_of(run), int):
+        raise ArtifactError(f"{run.path} has damaged records; run the command that made it again with --overwrite")
 
 
 def check_clips(runs: Sequence[Run]) -> None:
@@ -120,7 +141,15 @@ def group(runs: Sequence[Run], search: Sequence[Path] | None) -> list[Compared]:
             "repeats, whatever their inputs; name folders to look in with --search",
             pooled,
         )
-    names = comparison.name_groups([group.options for group in found])
+    options = [group.options for group in found]
+    apart = [n for n in comparison.differing(options) if any(comparison.is_lost(n, some.get(n)) for some in options)]
+    if apart:
+        log.warning(
+            "groups differ by inputs that are not to be found, known by their checksums alone (%s); name folders to "
+            "look in with --search",
+            listed(apart),
+        )
+    names = comparison.name_groups(options)
     groups = []
     for number, (name, one) in enumerate(zip(names, found, strict=True)):
         members = [runs[i] for i in one.members]
@@ -172,7 +201,8 @@ def complete(kind: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def seed_of(run: Run) -> int:
     """The seed of a run itself."""
-    return int(run.config.get("seed", 0))
+    seed: int = run.config.get("seed", 0)
+    return seed
 
 
 def metric_of(run: Run, split: Split, metric: str) -> float | None:
@@ -192,9 +222,7 @@ def metrics_of(runs: Sequence[Run], asked: Sequence[str] | None) -> list[str]:
     Raises:
         ConfigError: no run has one that was asked for.
     """
-    splits = [(run.summary or {}).get(split) or {} for run in runs for split in SPLITS]
-    splits += [row.get("val", {}) for run in runs for row in run.epochs]
-    there = {name for values in splits for name in values}
+    there = {name for run in runs for values in measured(run) for name in values}
     if unknown := [name for name in asked or () if name not in there]:
         raise ConfigError(
             f"--metric {unknown[0]} is in none of the runs; they have {listed(sorted(there), 10) or 'none'}"
