@@ -30,7 +30,7 @@ TENSORS = {  # what a kind can't be read without; models are checked against the
 class Header:
     """What a file is and how it came about; stored as sorted JSON under the one metadata key `avpt`."""
 
-    kind: str  # encoder, classifier, dynamics, confidence, fused, predictions, mask, export
+    kind: str  # encoder, classifier, dynamics, confidence, fused, predictions, probe, mask, export
     spec: dict[str, Any] = field(default_factory=dict)  # rebuilds the module and its input pipeline
     config: dict[str, Any] = field(default_factory=dict)  # options that can change the result
     inputs: dict[str, str] = field(default_factory=dict)  # name -> sha256 or store fingerprint

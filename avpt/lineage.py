@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,19 +86,39 @@ class Lineage:
             if node is not None:
                 yield node
 
-    def whole_config(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
+    def whole_config(
+        self,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        complete: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] = lambda kind, config: config,
+    ) -> dict[str, Any]:
         """The options of a run and, under dotted names, of all that it was made from; checksums of what is missing.
 
         Seeds are left out, and so is what hangs on nothing but a seed: two runs of one experiment have equal records.
+        What several things were made from is told once, under its shortest name, and then by that name.
+
+        Args:
+            config: of the run.
+            inputs: of the run.
+            complete: fills in, by kind, the options of an input that are younger than its record.
         """
-        whole = {name: value for name, value in config.items() if name != "seed"}
-        for name, checksum in inputs.items():
-            node = self.find(checksum)
-            if node is None or node.kind == "store":
-                whole[name] = checksum
-                continue
-            found = self.whole_config(node.config, node.inputs)
-            whole |= {f"{name}.{inner}": value for inner, value in found.items()}
+        whole: dict[str, Any] = {}
+        told: dict[str | Path, str] = {}
+        waiting: list[tuple[str, Mapping[str, Any], Mapping[str, str]]] = [("", config, inputs)]
+        for prefix, options, made_from in waiting:  # which grows as it goes
+            whole |= {f"{prefix}{option}": value for option, value in options.items() if option != "seed"}
+            for name, checksum in sorted(made_from.items()):
+                node = self.find(checksum)
+                is_known = node is not None and node.kind != "store"
+                thing = node.path if node is not None and is_known else checksum
+                if thing in told:
+                    whole[f"{prefix}{name}"] = f"as {told[thing]}"
+                    continue
+                told[thing] = f"{prefix}{name}"
+                if node is not None and is_known:
+                    waiting.append((f"{prefix}{name}.", complete(node.kind, node.config), node.inputs))
+                else:
+                    whole[f"{prefix}{name}"] = checksum
         return whole
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,16 @@ from typing import Any
 from avpt.artifacts import Header
 from avpt.config import PreprocessConfig, TrainConfig, allows
 from avpt.data.dataset import InputSpec
+from avpt.data.evaluation import check_sound, other_pictures
+from avpt.data.splits import require_modality
+from avpt.data.store import SplitIndex, Store
 from avpt.errors import ArtifactError, listed
 from avpt.models.checkpoint import load_network
 from avpt.models.encoder import Classifier
 from avpt.models.fusion import FusedModel
-from avpt.types import Modality
+from avpt.types import Modality, Split
+
+log = logging.getLogger(__name__)
 
 LARGEST_INPUT = 2**28  # values of one clip, of sound or of pictures; far beyond what any encoder is trained on
 
@@ -32,8 +39,13 @@ class Trained:
 
     def option(self, name: str) -> Any:
         """An option of the training, or its default where the header does not tell."""
-        value = self.header.config.get(name)
-        return value if allows(TrainConfig, name, value) else TrainConfig.defaults()[name]
+        return training_option(self.header, name)
+
+
+def training_option(header: Header, name: str) -> Any:
+    """An option of a model's training, or its default where the header does not tell."""
+    value = header.config.get(name)
+    return value if allows(TrainConfig, name, value) else TrainConfig.defaults()[name]
 
 
 def load_trained(path: Path) -> Trained:
@@ -82,3 +94,20 @@ def _is_possible(name: str, value: Any) -> bool:
         return number and (name == "mean" or value > 0)
     owner = PreprocessConfig if name in PreprocessConfig.__dataclass_fields__ else TrainConfig
     return allows(owner, name, value)
+
+
+def check_clips(
+    store: Store, splits: Mapping[Split, SplitIndex], modalities: Sequence[Modality], spec: InputSpec
+) -> None:
+    """See that a store's clips can go through a model's input pipeline; other frames than it knows are warned of.
+
+    Raises:
+        StoreError: clips lack a modality, or their spectrograms are of another make.
+    """
+    for split, index in splits.items():
+        for modality in modalities:
+            require_modality(store, split, index, modality)
+    if "audio" in modalities:
+        check_sound(store, spec, list(splits.values()))
+    if "visual" in modalities and (different := other_pictures(store.settings, spec)):
+        log.warning("%s holds other frames than the model was trained on (%s)", store.path, ", ".join(different))

@@ -105,7 +105,14 @@ class ProbeConfig(OutputConfig):
         Path | None, Option(help="Probe artifact to write, features kept (.safetensors).", show_default="only show")
     ] = None
     batch_size: Annotated[int | None, Option(min=1, help="Clips at a time.", show_default="as in training")] = None
+    image_size: Annotated[
+        int | None, Option(min=8, help="Side of frames, pixels.", show_default="as trained, or 224")
+    ] = None
+    num_frames: Annotated[int | None, Option(min=1, help="Frames per clip.", show_default="as trained, or 3")] = None
     search: Search = None
+    seed: Annotated[
+        int, Option(min=0, max=2**63 - 1, help="Taken like everywhere; nothing here is random."), Transient
+    ] = 0
     workers: Annotated[
         int | None,
         Option(min=0, help="Loading processes; 0 loads in the main one.", show_default="cores - 1"),

@@ -17,8 +17,13 @@ from avpt.types import Modality, Split
 log = logging.getLogger(__name__)
 
 
-def training_splits(store: Store, modalities: Sequence[Modality], val_fraction: float) -> dict[Split, SplitIndex]:
-    """The clips to train on, to choose the best epoch with, and (where there are any) to test on.
+def training_splits(
+    store: Store,
+    modalities: Sequence[Modality],
+    val_fraction: float,
+    purpose: str = "choose the best epoch (--val-fraction)",
+) -> dict[Split, SplitIndex]:
+    """The clips to train on, to choose with (the purpose, in words), and (where there are any) to test on.
 
     Raises:
         StoreError: a split, a class or a modality is missing where training needs it.
@@ -41,10 +46,11 @@ def training_splits(store: Store, modalities: Sequence[Modality], val_fraction: 
     if "val" not in splits:
         splits["train"], splits["val"] = carve(splits["train"], val_fraction)
         log.warning(
-            "%s has no val split: %d of %d training clips are set aside to choose the best epoch (--val-fraction)",
+            "%s has no val split: %d of %d training clips are set aside to %s",
             store.path,
             len(splits["val"]),
             len(splits["val"]) + len(splits["train"]),
+            purpose,
         )
     return splits
 

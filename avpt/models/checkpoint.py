@@ -55,13 +55,13 @@ def load_encoder(path: Path, modality: Modality) -> LoadedEncoder:
     return LoadedEncoder(encoder, spec, artifact.header.spec.get("input"), artifact.header.inputs.get("store"))
 
 
-def check_frozen(loaded: LoadedEncoder, path: Path) -> None:
+def check_frozen(encoder: ResNet, path: Path) -> None:
     """Refuse to use an encoder as it is whose BatchNorm, or a branch of it, has running statistics of no data: 0 and 1.
 
     Raises:
         ArtifactError: it is fresh from `init`, with random weights or a new BatchNorm.
     """
-    if has_unmoved_statistics(loaded.encoder.state_dict()):
+    if has_unmoved_statistics(encoder.state_dict()):
         raise ArtifactError(
             f"{path} has BatchNorm statistics that no data has moved yet, so that it is of no use as it is; train it "
             "with `avpt finetune-unimodal` first, or make it of trained weights with --bn keep or reset-abnormal"
@@ -94,6 +94,13 @@ class LoadedNetwork:
     network: ResNet | Classifier | FusedModel  # an encoder without a head, one with, or two
     encoders: dict[Modality, EncoderSpec]
     header: Header
+
+    def encoder(self, modality: Modality) -> ResNet:
+        """One of its encoders."""
+        network = self.network
+        if isinstance(network, FusedModel):
+            return network.audio if modality == "audio" else network.visual
+        return network.encoder if isinstance(network, Classifier) else network
 
 
 def load_network(path: Path, *kinds: str) -> LoadedNetwork:

@@ -85,6 +85,18 @@ class Classifier(nn.Module):
         return {"logits": self(inputs)}
 
 
+class Features(nn.Module):
+    """An encoder whose features are what evaluation records."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def outputs(self, inputs: Tensor) -> dict[str, Tensor]:
+        """The features (batch, width)."""
+        return {"features": encode(self.encoder, inputs)}
+
+
 def norm_parameters(model: nn.Module) -> set[nn.Parameter]:
     """All parameters of BatchNorm layers, ABRi's alpha and new branch included."""
     layers = (module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))

@@ -1,11 +1,455 @@
-"""`avpt compare`."""
+"""`avpt compare`: runs side by side, repeats grouped, and a paired test between groups."""
 
 from __future__ import annotations
 
-from avpt.config import CompareConfig
-from avpt.types import Report
+import csv
+import io
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import combinations
+from os.path import commonprefix
+from pathlib import Path
+from typing import Any
+
+from avpt.config import CompareConfig, Config, FinetuneConfig, FuseConfig, InitConfig, ScoreConfig
+from avpt.diagnosis import comparison
+from avpt.errors import ArtifactError, ConfigError, OutputError, listed
+from avpt.lineage import Lineage
+from avpt.outputs import claim, write_text
+from avpt.run_folder import Run, read_run
+from avpt.text import sparkline
+from avpt.types import Report, Split, Table
+
+log = logging.getLogger(__name__)
+
+CONFIGS: dict[str, type[Config]] = {
+    "classifier": FinetuneConfig,
+    "fused": FuseConfig,
+    "encoder": InitConfig,
+    "confidence": ScoreConfig,
+}
+PATHS = ("store", "out", "init", "audio", "visual", "confidence")  # options of theirs, which no record has
+FIRST = ("map", "accuracy", "audio_accuracy", "visual_accuracy")  # of the metrics; the others follow by name
+SPLITS: tuple[Split, ...] = ("test", "val")
+WIDTH = 80  # of a table where there is no terminal
+BESIDE = ("group", "run", "seed", "state", "epochs_done", "best_epoch")  # columns of the CSV before the options
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A group of runs, ready to be shown."""
+
+    letter: str
+    name: str  # what tells it from the others
+    options: dict[str, Any]
+    runs: list[Run]
+
+    @property
+    def finished(self) -> list[Run]:
+        """Those that count."""
+        return [run for run in self.runs if run.summary is not None]
+
+    def values(self, split: Split, metric: str) -> dict[int, float]:
+        """A metric by seed; of several runs with one seed their mean."""
+        found: dict[int, list[float]] = {}
+        for run in self.finished:
+            if (value := metric_of(run, split, metric)) is not None:
+                found.setdefault(seed_of(run), []).append(value)
+        return {seed: sum(values) / len(values) for seed, values in found.items()}
+
+    def curves(self, metric: str) -> list[list[float]]:
+        """A metric on val, epoch by epoch, of each finished run."""
+        return [curve for run in self.finished if (curve := curve_of(run, metric))]
 
 
 def run(config: CompareConfig) -> Report:
-    """To be written."""
-    raise NotImplementedError
+    """Read what the runs say of themselves, group them, compare, write what was asked for."""
+    runs = [read_run(path) for path in {path.resolve(): path for path in config.runs}.values()]
+    for one in runs:
+        check_numbers(one)
+    check_clips(runs)
+    groups = group(runs, config.search)
+    metrics = metrics_of(runs, config.metric)
+    tested = config.metric or metrics[:1]
+    record = compare(groups, metrics, tested)
+    outputs = []
+    if config.csv is not None:
+        first = ",".join(BESIDE)
+        outputs += write(config.csv, as_csv(groups, record["differing"], metrics), first, "--csv", config.overwrite)
+    if config.markdown is not None:
+        text = as_markdown(groups, record, metrics)
+        outputs += write(config.markdown, text, "| group |", "--markdown", config.overwrite)
+    if config.plot is not None:
+        outputs += plot(groups, [*tested, "loss"], config.plot, config.overwrite)
+    return Report(record, tuple(outputs), tables(groups, record, metrics), text=in_words(record))
+
+
+def measured(run: Run) -> list[dict[str, Any]]:
+    """Every set of metrics that a run has: of its best model, and on val epoch by epoch."""
+    best = [(run.summary or {}).get(split) or {} for split in SPLITS]
+    return best + [row.get("val", {}) for row in run.epochs]
+
+
+def check_numbers(run: Run) -> None:
+    """See that a run's metrics and seed are numbers.
+
+    Raises:
+        ArtifactError: someone has had a hand in its files.
+    """
+    numbers = (
+        isinstance(some, dict) and all(isinstance(v, int | float) for v in some.values()) for some in measured(run)
+    )
+    if not all(numbers) or not isinstance(seed_of(run), int):
+        raise ArtifactError(f"{run.path} has damaged records; run the command that made it again with --overwrite")
+
+
+def check_clips(runs: Sequence[Run]) -> None:
+    """See that all runs tell the same classes apart; other clips of these are warned of.
+
+    Raises:
+        ArtifactError: they do not, and which differ.
+    """
+    known = [(run, set(run.header.classes)) for run in runs if run.header is not None]
+    for other, classes in known[1:]:
+        first, wanted = known[0]
+        if classes != wanted:
+            only = [
+                f"only {listed(sorted(some))} in {of.path}"
+                for some, of in ((wanted - classes, first), (classes - wanted, other))
+                if some
+            ]
+            raise ArtifactError(
+                f"{first.path} and {other.path} were trained on different classes ({', '.join(only)}); "
+                "compare runs on the same ones"
+            )
+    stores = Counter(run.inputs.get("store") for run in runs)
+    if len(stores) > 1:
+        log.warning("the runs were made on %d different stores: their numbers are of different clips", len(stores))
+
+
+def group(runs: Sequence[Run], search: Sequence[Path] | None) -> list[Compared]:
+    """The groups in the order of their first runs, lettered and named by what tells them apart."""
+    lineage = Lineage([run.path for run in runs], search)
+    seeds = [seed_of(run) for run in runs]
+    found = comparison.group_runs([options_of(run, lineage) for run in runs], seeds)
+    pooled = sum(len(group.members) for group in found if group.pooled)
+    if pooled:
+        log.warning(
+            "what %d of the runs were made from is not to be found: runs with equal options and other seeds count as "
+            "repeats, whatever their inputs; name folders to look in with --search",
+            pooled,
+        )
+    options = [group.options for group in found]
+    apart = [n for n in comparison.differing(options) if any(comparison.is_lost(n, some.get(n)) for some in options)]
+    if apart:
+        log.warning(
+            "groups differ by inputs that are not to be found, known by their checksums alone (%s); name folders to "
+            "look in with --search",
+            listed(apart),
+        )
+    names = comparison.name_groups(options)
+    groups = []
+    for number, (name, one) in enumerate(zip(names, found, strict=True)):
+        members = [runs[i] for i in one.members]
+        twice = [str(seed) for seed, count in Counter(map(seed_of, members)).items() if count > 1]
+        letter = letters(number)
+        if twice:
+            log.warning("group %s has several runs of seed %s: a paired test takes their mean", letter, listed(twice))
+        groups.append(Compared(letter, name or pattern(members), one.options, members))
+    return groups
+
+
+def letters(number: int) -> str:
+    """0 -> A, 25 -> Z, 26 -> AA."""
+    more, last = divmod(number, 26)
+    return (letters(more - 1) if more else "") + "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[last]
+
+
+def pattern(runs: Sequence[Run]) -> str:
+    """The folders of some runs as one path, with a star where they differ."""
+    parts = [run.path.parts for run in runs]
+    if len(set(map(len, parts))) > 1:
+        return f"{runs[0].path}, ..."
+    # letter by letter, which is what is wanted here: seed-0, seed-1 -> seed-*
+    starts = ((commonprefix(names), names) for names in zip(*parts, strict=True))  # noqa: RUF071
+    return str(Path(*(start if len(set(names)) == 1 else f"{start}*" for start, names in starts)))
+
+
+def options_of(run: Run, lineage: Lineage) -> dict[str, Any]:
+    """All that a run's result hangs on but the seed."""
+    whole = lineage.whole_config(complete(run.kind, run.config), run.inputs, complete)
+    whole = {name: value for name, value in whole.items() if name.split(".")[-1] != "modality"}  # its place says it
+    return {"model": run.config.get("modality", "joint"), **whole}
+
+
+def complete(kind: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of a record, with the defaults of those that are younger than it and count beside the others."""
+    config_type = CONFIGS.get(kind)
+    if config_type is None:
+        return config
+    names = {field.name for field in fields(config_type)}
+    known: dict[str, Any] = {name: Path() for name in PATHS if name in names}
+    known |= {name: value for name, value in config.items() if name in names}
+    try:
+        settings = config_type(**known)
+    except (ConfigError, TypeError, ValueError, AttributeError):  # of a newer avpt
+        return config
+    return {**config, **settings.record()}
+
+
+def seed_of(run: Run) -> int:
+    """The seed of a run itself."""
+    seed: int = run.config.get("seed", 0)
+    return seed
+
+
+def metric_of(run: Run, split: Split, metric: str) -> float | None:
+    """A metric of a finished run's best model, where it has that."""
+    values = (run.summary or {}).get(split) or {}
+    return values.get(metric)
+
+
+def curve_of(run: Run, metric: str) -> list[float]:
+    """A metric on val, epoch by epoch; empty where the run does not have it."""
+    return [row["val"][metric] for row in run.epochs if metric in row.get("val", {})]
+
+
+def metrics_of(runs: Sequence[Run], asked: Sequence[str] | None) -> list[str]:
+    """The metrics to show, the one that is tested first.
+
+    Raises:
+        ConfigError: no run has one that was asked for.
+    """
+    there = {name for run in runs for values in measured(run) for name in values}
+    if unknown := [name for name in asked or () if name not in there]:
+        raise ConfigError(
+            f"--metric {unknown[0]} is in none of the runs; they have {listed(sorted(there), 10) or 'none'}"
+        )
+    return list(asked or sorted(there, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name)))
+
+
+def compare(groups: Sequence[Compared], metrics: Sequence[str], tested: Sequence[str]) -> dict[str, Any]:
+    """The record: groups with their runs and statistics, and the tests between them."""
+    differ = comparison.differing([one.options for one in groups])
+    finished = [run for one in groups for run in one.finished]
+    split: Split = "test" if all(run.summary and run.summary["test"] for run in finished) else "val"
+    tests = []
+    for metric in tested:
+        for first, second in combinations(groups, 2):
+            found = comparison.paired_test(first.values(split, metric), second.values(split, metric))
+            if found is not None:
+                tests.append({"metric": metric, "split": split, "groups": [first.letter, second.letter], **found})
+    for test, adjusted in zip(tests, comparison.holm([test["p"] for test in tests]), strict=True):
+        test["holm_p"] = adjusted
+    return {"groups": [describe(one, differ, metrics) for one in groups], "differing": differ, "tests": tests}
+
+
+def describe(one: Compared, differ: Sequence[str], metrics: Sequence[str]) -> dict[str, Any]:
+    """What the record says of a group."""
+    told: dict[str, Any] = {"group": one.letter, "name": one.name}
+    told["options"] = {name: one.options[name] for name in differ if name in one.options}
+    told["runs"] = [
+        {
+            "run": str(run.path),
+            "seed": seed_of(run),
+            "finished": run.summary is not None,
+            "epochs": len(run.epochs),
+            "best_epoch": (run.summary or {}).get("best_epoch"),
+            **{split: (run.summary or {}).get(split) for split in SPLITS},
+        }
+        for run in one.runs
+    ]
+    for split in SPLITS:
+        values = {metric: [metric_of(run, split, metric) for run in one.finished] for metric in metrics}
+        known = {metric: [value for value in found if value is not None] for metric, found in values.items()}
+        told[split] = {metric: comparison.spread(found) for metric, found in known.items() if found}
+    return told
+
+
+def tables(groups: Sequence[Compared], record: Mapping[str, Any], metrics: Sequence[str]) -> list[Table]:
+    """Groups, what differs, metrics, curves, tests, unfinished runs; each within the width of a terminal."""
+    count = sum(len(one.runs) for one in groups)
+    what = [(one.letter, one.name, pattern(one.runs), _seeds(map(seed_of, one.runs))) for one in groups]
+    title = f"{_many(count, 'run')} in {_many(len(groups), 'group')}; those of a group differ in the seed alone"
+    found = [Table(title, ("", "group", "runs", "seeds"), what, left=4)]
+    if len(record["differing"]) > 1:
+        cells = [
+            (
+                one.letter,
+                *(comparison.in_words(one.options[n]) if n in one.options else "-" for n in record["differing"]),
+            )
+            for one in groups
+        ]
+        found += fitted("options that differ", ("", *record["differing"]), cells, left=1 + len(record["differing"]))
+    counted = [(one, told) for one, told in zip(groups, record["groups"], strict=True) if one.finished]
+    for split in SPLITS:
+        there = [metric for metric in metrics if any(metric in told[split] for _, told in counted)]
+        rows = [
+            (one.letter, str(len(one.finished)), *(_mean(told[split].get(metric)) for metric in there))
+            for one, told in counted
+        ]
+        if there:
+            names = [metric.replace("_", " ") for metric in there]
+            found += fitted(f"{split}, mean ± standard deviation over runs", ("", "n", *names), rows)
+    metric = metrics[0] if metrics else ""
+    if curves := [row for one, _ in counted for row in _curve_row(one, metric)]:
+        columns = ("", "", "first", "last", "best epochs")
+        found.append(Table(f"val {metric.replace('_', ' ')} by epoch, mean over runs", columns, curves, left=2))
+    if record["tests"]:
+        found += tests_table(record["tests"])
+    unfinished = [
+        (one.letter, str(run.path), run.progress.removeprefix("unfinished, "), sparkline(curve_of(run, metric)))
+        for one in groups
+        for run in one.runs
+        if run.summary is None
+    ]
+    if unfinished:
+        title = "unfinished, in none of the numbers above"
+        found.append(Table(title, ("", "run", "state", f"val {metric}".strip()), unfinished, left=4))
+    return found
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _seeds(seeds: Iterable[int]) -> str:
+    return " ".join(map(str, sorted(seeds)))
+
+
+def _mean(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    return f"{found['mean']:.3f}" + ("" if found["std"] is None else f" ± {found['std']:.3f}")
+
+
+def _curve_row(one: Compared, metric: str) -> list[tuple[str, ...]]:
+    mean = comparison.mean_curve(one.curves(metric))
+    if not mean:
+        return []
+    best = " ".join(str((run.summary or {}).get("best_epoch")) for run in one.finished)
+    return [(one.letter, sparkline(mean), f"{mean[0]:.3f}", f"{mean[-1]:.3f}", best)]
+
+
+def tests_table(tests: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """A row a pair of groups, a table a metric."""
+    found = []
+    for metric in dict.fromkeys(test["metric"] for test in tests):
+        rows = []
+        for test in tests:
+            if test["metric"] == metric:
+                first, second = test["groups"]
+                numbers = ("all equal", "-", "-")
+                if test["p"] is not None:
+                    low, high = test["interval"]
+                    numbers = (f"{low:+.3f} to {high:+.3f}", f"{test['p']:.3f}", f"{test['holm_p']:.3f}")
+                rows.append((f"{second} - {first}", str(len(test["seeds"])), f"{test['difference']:+.4f}", *numbers))
+        title = f"paired t-test over shared seeds, {test['split']} {metric.replace('_', ' ')}"
+        columns = ("", "seeds", "difference", "95 % interval", "p", "Holm's p")
+        found.append(Table(title, columns, rows))
+    return found
+
+
+def fitted(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[Table]:
+    """A table, or several with the same first column where one would be too wide."""
+    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+    parts: list[list[int]] = [[0]]
+    for i in range(1, len(columns)):
+        if len(parts[-1]) > 1 and 2 + sum(widths[j] + 3 for j in [*parts[-1], i]) - 3 > WIDTH:
+            parts.append([0])
+        parts[-1].append(i)
+    return [
+        Table(
+            title if number == 0 else f"{title}, further",
+            tuple(columns[i] for i in part),
+            [tuple(row[i] for i in part) for row in rows],
+            left,
+        )
+        for number, part in enumerate(parts)
+    ]
+
+
+def in_words(record: Mapping[str, Any]) -> str:
+    """What the tests are, and where there is none why."""
+    groups, tests = record["groups"], record["tests"]
+    if len(groups) < 2:
+        return ""
+    lines = []
+    if tests:
+        lines.append(f"{_many(len(tests), 'comparison')}: Holm's p takes all of them together into account.")
+        if any(test["p"] is None for test in tests):
+            lines.append("Where all differences are equal there is no spread that a test could go by.")
+    pairs = len(list(combinations(groups, 2))) * len({test["metric"] for test in tests} or [""])
+    if len(tests) < pairs:
+        which = (
+            "No comparison is tested" if not tests else f"{pairs - len(tests)} of {pairs} comparisons are not tested"
+        )
+        lines.append(f"{which}: that takes {comparison.FEWEST_PAIRS} seeds that both groups have finished.")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def as_csv(groups: Sequence[Compared], differ: Sequence[str], metrics: Sequence[str]) -> str:
+    """A row a run, numbers in full."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns = [(split, metric) for split in SPLITS for metric in metrics]
+    writer.writerow([*BESIDE, *differ, *(f"{split}_{metric}" for split, metric in columns)])
+    for one in groups:
+        for run in one.runs:
+            state = "finished" if run.summary is not None else "unfinished"
+            beside = [one.letter, run.path, seed_of(run), state, len(run.epochs), (run.summary or {}).get("best_epoch")]
+            options = [comparison.in_words(one.options[name]) if name in one.options else "" for name in differ]
+            writer.writerow([*beside, *options, *(metric_of(run, *column) for column in columns)])
+    return text.getvalue()
+
+
+def as_markdown(groups: Sequence[Compared], record: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    """A row a group."""
+    columns = [
+        (split, metric)
+        for split in SPLITS
+        for metric in metrics
+        if any(metric in told[split] for told in record["groups"])
+    ]
+    rows = [["group", "runs", *(f"{split} {metric.replace('_', ' ')}" for split, metric in columns)]]
+    rows.append(["---"] * len(rows[0]))
+    for one, told in zip(groups, record["groups"], strict=True):
+        numbers = [_mean(told[split].get(metric)) for split, metric in columns]
+        rows.append([one.name.replace("|", r"\|"), str(len(one.finished)), *numbers])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def write(path: Path, text: str, first: str, option: str, overwrite: bool) -> list[Path]:
+    """Write a text, unless it is there.
+
+    Raises:
+        OutputError: another file is there.
+    """
+    with claim(path):
+        found = path.read_bytes() if path.is_file() else None
+        if path.is_dir() or (found is not None and not found.startswith(first.encode())):
+            raise OutputError(f"{path} was not written by avpt; choose another {option}")
+        if found is not None and found != text.encode() and not overwrite:
+            raise OutputError(f"{path} holds another comparison; choose another {option}, or --overwrite to replace it")
+        if found != text.encode():
+            write_text(path, text)
+    return [path]
+
+
+def plot(groups: Sequence[Compared], metrics: Iterable[str], folder: Path, overwrite: bool) -> list[Path]:
+    """The curves on val of all finished runs, a figure a metric."""
+    from avpt.figures import style
+    from avpt.figures.curves import draw_curves
+
+    paths = []
+    for metric in dict.fromkeys(metrics):
+        named = {f"{one.letter}: {one.name}": one.curves(metric) for one in groups}
+        curves = {name: runs for name, runs in named.items() if runs}
+        if curves:
+            words = metric.replace("_", " ")
+            width = style.ONE_COLUMN if len(curves) < 4 else style.TWO_COLUMNS
+            figure = draw_curves(curves, label=f"val {words}", width=width)
+            paths += style.save(figure, folder, f"val-{metric.replace('_', '-')}", overwrite=overwrite)
+    return paths

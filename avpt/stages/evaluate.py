@@ -138,8 +138,8 @@ def clips_of(
     Raises:
         StoreError: the store lacks the split, a modality, or every class, or its spectrograms are of another make.
     """
-    from avpt.data.evaluation import all_splits, check_sound, match_classes, other_pictures
-    from avpt.data.splits import require_modality
+    from avpt.data.evaluation import all_splits, match_classes
+    from avpt.trained import check_clips
 
     if store.multi_label != trained.multi_label:
         kinds = ("one label", "several labels")
@@ -154,13 +154,7 @@ def clips_of(
     if not wanted:
         which = " or ".join(asked)
         raise StoreError(f"{store.path} has no {which} clips; it has {listed(list(there)) or 'none'}: see --split")
-    for split, index in wanted.items():
-        for modality in fed:
-            require_modality(store, split, index, modality)
-    if "audio" in fed:
-        check_sound(store, trained.input, list(wanted.values()))
-    if "visual" in fed and (different := other_pictures(store.settings, trained.input)):
-        log.warning("%s holds other frames than the model was trained on (%s)", store.path, ", ".join(different))
+    check_clips(store, wanted, fed, trained.input)
 
     splits, left_out = {}, {}
     unknown = [name for name in store.classes if name not in trained.classes]

@@ -60,9 +60,8 @@ def export(config: ExportConfig, header: Header) -> Header:
     if config.format == "torchvision":
         (modality,) = modalities
         network = loaded.network
-        encoder = getattr(network, modality) if len(loaded.encoders) == 2 else getattr(network, "encoder", network)
         head = network.head if isinstance(network, Classifier) else None
-        plain = exporting.plain_encoder(encoder, loaded.encoders[modality])
+        plain = exporting.plain_encoder(loaded.encoder(modality), loaded.encoders[modality])
         artifacts.save(config.out, header, exporting.torchvision_state(plain, head))
         return header
     model = exporting.plain_network(loaded.network, loaded.encoders, config.modality)

@@ -41,7 +41,7 @@ def train(config: FinetuneConfig, store: Store, settings: dict[str, Any], world:
     loaded = load_encoder(config.init, config.modality)
     check_input(loaded, config.init, store.settings)
     if config.freeze_encoders:
-        check_frozen(loaded, config.init)
+        check_frozen(loaded.encoder, config.init)
     splits = training_splits(store, [config.modality], config.val_fraction)
     spec = {"encoder": asdict(loaded.spec)}
     header = runs.model_header("classifier", config, store, settings, spec, device, world)

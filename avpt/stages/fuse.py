@@ -51,8 +51,8 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
     audio, visual = load_encoder(config.audio, "audio"), load_encoder(config.visual, "visual")
     check_input(audio, config.audio, store.settings)
     if config.freeze_encoders:
-        check_frozen(audio, config.audio)
-        check_frozen(visual, config.visual)
+        check_frozen(audio.encoder, config.audio)
+        check_frozen(visual.encoder, config.visual)
     if visual.input is not None and visual.input["image_size"] != config.image_size:
         trained_at = visual.input["image_size"]
         log.warning(
