@@ -28,6 +28,7 @@ LAYERS = {
     "avpt.runs": RUNS,
     "avpt.trained": RUNS,
     "avpt.shards": RUNS,
+    "avpt.story": RUNS,
     "avpt.stages": STORIES,
     "avpt.cli": EDGE,
     "avpt.__main__": EDGE,

@@ -1,0 +1,309 @@
+"""What this data says to the paper's claims, from numbers alone and no more than they carry."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from scipy.stats import binomtest, ttest_rel
+
+from avpt.config import MaskConfig, OutputConfig
+from avpt.errors import AvptError
+from avpt.lineage import Node
+from avpt.pages.blocks import Verdict
+from avpt.story.drawing import percent, points
+from avpt.story.experiment import Experiment, mean_of
+from avpt.story.initialisation import Start
+from avpt.story.results import Answers, Probe, answers_of, probe_of
+from avpt.types import MODALITIES
+
+Answer = Literal["yes", "no", "unclear", "not measured"]
+
+CHANCE = 0.05  # a difference that chance alone would bring about more rarely is called one
+SOME = 0.01  # share of abnormal channels from which on there is something to speak of
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two runs on the same clips, or of several such pairs."""
+
+    pairs: list[tuple[float, float]]  # accuracy before, after; a pair a seed
+    p: float | None  # how often chance alone would bring about as much; None where that can't be told
+    how: str  # it was tested
+    clips: int
+
+    @property
+    def mean(self) -> float:
+        """After less before, mean over the pairs."""
+        return sum(after - before for before, after in self.pairs) / len(self.pairs)
+
+    def counts(self, chance: float = CHANCE) -> bool:
+        """Whether it is more than chance."""
+        return self.p is not None and self.p < chance
+
+    def words(self) -> str:
+        """With its test."""
+        chance = "not tested" if self.p is None else f"p = {self.p:.3f}" if self.p >= 0.001 else "p < 0.001"
+        return f"{points(self.mean)} ({chance}, {self.how})"
+
+
+def compare(before: Sequence[dict[str, bool]], after: Sequence[dict[str, bool]]) -> Difference | None:
+    """Two ways of answering the same clips, pair by pair.
+
+    One pair: McNemar's exact test over the clips on which the two disagree. Several pairs (seeds): a paired t-test.
+
+    Args:
+        before: by clip whether the answer is right, a run each.
+        after: the same of the runs to compare with, in the same order.
+
+    Returns:
+        None where no clip is in both.
+    """
+    pairs, clips, gained, lost = [], 0, 0, 0
+    for one, other in zip(before, after, strict=True):
+        both = one.keys() & other.keys()
+        if not both:
+            return None
+        clips = len(both)
+        pairs.append((sum(one[i] for i in both) / clips, sum(other[i] for i in both) / clips))
+        gained += sum(other[i] and not one[i] for i in both)
+        lost += sum(one[i] and not other[i] for i in both)
+    if not pairs:
+        return None
+    if len(pairs) == 1:
+        p = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+        return Difference(pairs, p, f"exact McNemar test on {clips} clips", clips)
+    first, second = np.array(pairs).T
+    spread = float(np.std(second - first))
+    p = float(ttest_rel(second, first).pvalue) if spread > 1e-12 else float(np.allclose(first, second))
+    return Difference(pairs, p, f"paired t-test over {len(pairs)} seeds", clips)
+
+
+@dataclass
+class Results:
+    """Answers of all finished runs on clips with one label."""
+
+    experiment: Experiment
+    by_run: dict[Any, Answers] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for path, run in self.experiment.runs.items():
+            if run.summary is not None:
+                try:
+                    answers = answers_of(next(node for node in self.experiment.nodes if node.path == path))
+                except (AvptError, OSError, KeyError, ValueError):
+                    continue
+                self.by_run[path] = answers
+
+    def right(self, node: Node | None, side: str = "joint") -> dict[str, bool] | None:
+        """By clip, whether a run's answer is right; None where it has none."""
+        answers = self.by_run.get(node.path) if node is not None else None
+        return answers.right(side) if answers is not None and side in answers.logits else None
+
+
+def verdicts(experiment: Experiment, starts: Sequence[Start]) -> list[Verdict]:
+    """The three questions."""
+    results = Results(experiment)
+    return [dead(experiment, starts, results), starved(experiment, results), gained(experiment, results)]
+
+
+def dead(experiment: Experiment, starts: Sequence[Start], results: Results) -> Verdict:
+    """Whether pre-trained channels are near zero, and whether ABRi made something of them."""
+    claim = "Are there dead channels in the pre-trained encoders, and does ABRi revive them?"
+    pretrained = [start for start in starts if start.pretrained and start.loaded is not None]
+    if not pretrained:
+        why = "every encoder that was found starts from random weights, so nothing pre-trained could be dead"
+        return Verdict(claim, "not measured", f"Here {why}." if starts else "No encoder from `avpt init` was found.")
+    worst = max(pretrained, key=lambda start: start.loaded.share if start.loaded else 0.0)
+    assert worst.loaded is not None
+    share, threshold = worst.loaded.share, float(worst.node.config.get("abnormal_threshold", 1e-6))
+    answer: Answer = "yes" if share >= SOME else "no"
+    count = f"{sum(worst.loaded.abnormal)} of {sum(worst.loaded.channels)} BatchNorm channels"
+    headline = f"{count} ({percent(share)}) of {experiment.name(worst.node)} were abnormal as loaded (both parameters below {threshold:g})."
+    details = []
+    if answer == "no":
+        details.append("There was next to nothing to revive, so these runs can't show what ABRi does about it.")
+    for start in pretrained:
+        for run, after in start.trained.items():
+            before = start.loaded.share if start.loaded else 0.0
+            how = "ABRi" if start.node.config.get("bn") == "abri" else f"BatchNorm {start.node.config.get('bn')}"
+            if max(before, after.share) > 0:
+                details.append(f"{run} ({how}): {percent(before)} before fine-tuning, {percent(after.share)} after.")
+    compared = against_keep(experiment, results)
+    details += compared
+    if answer == "yes" and not compared:
+        details.append("Whether ABRi gained accuracy takes a run from the same weights with --bn keep beside it.")
+    return Verdict(claim, answer, headline, details)
+
+
+def against_keep(experiment: Experiment, results: Results) -> list[str]:
+    """Stage-1 runs from one pre-trained encoder, with ABRi and with BatchNorm kept."""
+    alike: dict[str, dict[str, list[Node]]] = defaultdict(lambda: defaultdict(list))
+    for run in experiment.of_kind("classifier"):
+        init = experiment.origin(run, "init")
+        if init is None or init.config.get("weights") == "random":
+            continue
+        config = {name: value for name, value in run.config.items() if name != "seed"}
+        own = {name: init.config.get(name) for name in ("arch", "modality", "conv1", "weights")}
+        key = json.dumps([config, own, run.inputs.get("store"), weights_of(experiment, init)], sort_keys=True)
+        alike[key][init.config.get("bn", "")].append(run)
+    found = []
+    for kinds in alike.values():
+        pairs = [(kept, abri) for kept in kinds["keep"] for abri in kinds["abri"] if seed(kept) == seed(abri)]
+        if difference := compare_runs(pairs, results):
+            names = f"{pairs[0][1].config['modality']} with ABRi against BatchNorm kept"
+            found.append(f"Test accuracy of {names}: {difference.words()}; {called(difference)}.")
+    return found
+
+
+def weights_of(experiment: Experiment, init: Node) -> str:
+    """What an encoder started from, whatever the seed of that."""
+    origin = experiment.origin(init, "weights")
+    return experiment.group_of(origin) if origin is not None and origin.is_run else init.inputs.get("weights", "")
+
+
+def seed(run: Node) -> Any:
+    """A run's."""
+    return run.config.get("seed")
+
+
+def compare_runs(pairs: Sequence[tuple[Node, Node]], results: Results, side: str = "joint") -> Difference | None:
+    """Pairs of runs by what they answered."""
+    rights = [(results.right(before, side), results.right(after, side)) for before, after in pairs]
+    whole = [(before, after) for before, after in rights if before is not None and after is not None]
+    return compare([before for before, _ in whole], [after for _, after in whole]) if whole else None
+
+
+def called(difference: Difference, chance: float = CHANCE) -> str:
+    """A difference in words."""
+    if difference.counts(chance):
+        return "a gain" if difference.mean > 0 else "a loss"
+    return "no difference that this data could show"
+
+
+def starved(experiment: Experiment, results: Results) -> Verdict:
+    """Whether an encoder comes to less inside the joint model than alone."""
+    claim = "Does one modality starve the other in joint training?"
+    plain = [run for run in experiment.of_kind("fused") if unmasked(run)]
+    runs = [run for run in plain or experiment.of_kind("fused") if run.path in results.by_run]
+    if not runs:
+        return Verdict(claim, "not measured", "There is no finished joint run on clips with one label among these.")
+    group = experiment.groups[experiment.group_of(runs[0])]
+    runs = [run for run in runs if run in group]
+    falls: dict[str, Difference] = {}
+    for modality in MODALITIES:
+        pairs = []
+        for run in runs:
+            alone, share = results.right(experiment.origin(run, modality)), results.right(run, modality)
+            if alone is not None and share is not None:
+                pairs.append((alone, share))
+        if difference := compare(*map(list, zip(*pairs, strict=True))) if pairs else None:
+            falls[modality] = difference
+    name = experiment.group_of(runs[0])
+    details = [
+        f"{modality.capitalize()}: {percent(np.mean([b for b, _ in fall.pairs]))} alone, "
+        f"{percent(np.mean([a for _, a in fall.pairs]))} by its share of {name}: {fall.words()}."
+        for modality, fall in falls.items()
+    ]
+    details += gradient_words(experiment, runs)
+    probed = [probe for node in experiment.of_kind("probe") if (probe := probe_of(node)) and probe.difference is not None]
+    details += [probe_words(probe) for probe in probed]
+    if not falls:
+        lost = "the stage-1 runs, or their predictions, were not found, so there is nothing to compare with"
+        return Verdict(claim, "not measured", f"Not to be told: {lost}.", details)
+    hit = min(falls, key=lambda modality: falls[modality].mean)
+    fall = falls[hit]
+    other = next((m for m in falls if m != hit), None)
+    answer: Answer = "unclear" if fall.counts() and fall.mean < 0 else "no"
+    if answer == "no":
+        headline = f"Neither modality's share of {name} is worth measurably less than its encoder was alone."
+    else:
+        beside = f", that of {other} by {-100 * falls[other].mean:.1f}" if other else ""
+        headline = f"The {hit} share of {name} knows {-100 * fall.mean:.1f} points less than {hit} alone{beside}."
+        details.append(
+            "A share is not trained to answer by itself, so this alone does not prove that the encoder got worse; a "
+            "linear probe of it does (`avpt probe`)" + (", see above." if probed else ", which was not run here.")
+        )
+    if any(probe.difference is not None and probe.modality == hit and probe.difference < 0 for probe in probed):
+        answer = "yes"
+        headline += " A linear probe agrees."
+    return Verdict(claim, answer, headline, details)
+
+
+def probe_words(probe: Probe) -> str:
+    """A probe in a sentence."""
+    assert probe.difference is not None
+    return f"A linear probe of the {probe.modality} encoder: {percent(probe.accuracy)}, {points(probe.difference)} against before joint training."
+
+
+def gradient_words(experiment: Experiment, runs: Sequence[Node]) -> list[str]:
+    """Which encoder the larger gradient reaches."""
+    norms = [row["gradient_norm"] for run in runs for row in experiment.runs[run.path].epochs if row.get("gradient_norm")]
+    audio, visual = (mean_of(norms, modality) for modality in MODALITIES)
+    if not audio or not visual:
+        return []
+    return [f"The gradient that reaches the audio encoder is {audio / visual:.2f} times that of the visual one (mean norm)."]
+
+
+def unmasked(run: Node) -> bool:
+    """Whether a fused run is plain joint training."""
+    return run.config.get("mask") == "none" and run.config.get("balance", "none") == "none"
+
+
+def gained(experiment: Experiment, results: Results) -> Verdict:
+    """Whether masking raises the accuracy of the joint model."""
+    claim = "Does masking what is easy (FusT) make the joint model better?"
+    found = comparisons(experiment, results)
+    if not found:
+        why = "It takes two finished runs that differ in --mask alone, one of them --mask none, on clips with one label."
+        return Verdict(claim, "not measured", why)
+    least = CHANCE / len(found)  # Bonferroni: of many comparisons one is soon a hit by chance
+    details = []
+    for name, difference, shares in found:
+        before, after = (np.mean(side) for side in zip(*difference.pairs, strict=True))
+        line = f"{name}: {percent(float(before))} unmasked, {percent(float(after))} masked, {difference.words()}; {called(difference, least)}."
+        line += "".join(f" {m.capitalize()} share {points(share.mean)}." for m, share in shares.items())
+        details.append(line)
+    hits = [(name, difference) for name, difference, _ in found if difference.counts(least)]
+    up, down = ([name for name, d in hits if (d.mean > 0) == better] for better in (True, False))
+    if up:
+        return Verdict(claim, "yes", f"Test accuracy is higher with {', '.join(up)} than without masking.", details)
+    if down:
+        return Verdict(claim, "no", f"Test accuracy is lower with {', '.join(down)} than without masking.", details)
+    clips, seeds = found[0][1].clips, max(len(difference.pairs) for _, difference, _ in found)
+    error = 196 * (0.25 / clips) ** 0.5
+    size = f"{seeds} seed{'s' if seeds > 1 else ''} and {clips} test clips"
+    headline = f"No difference that {size} could show."
+    details.append(f"An accuracy on {clips} clips is itself known to no more than ± {error:.1f} points at worst (95 %).")
+    if seeds == 1:
+        details.append("One seed says nothing of how much results vary from training to training.")
+    return Verdict(claim, "unclear", headline, details)
+
+
+def comparisons(experiment: Experiment, results: Results) -> list[tuple[str, Difference, dict[str, Difference]]]:
+    """Each way of masking against none: the joint accuracy, and that of each modality's share."""
+    baselines = {key_of(run): run for run in experiment.of_kind("fused") if run.config.get("mask") == "none"}
+    pairs: dict[str, list[tuple[Node, Node]]] = defaultdict(list)
+    for run in experiment.of_kind("fused"):
+        baseline = baselines.get(key_of(run))
+        if run.config.get("mask") != "none" and baseline is not None:
+            pairs[experiment.group_of(run)].append((baseline, run))
+    found = []
+    for name, several in pairs.items():
+        difference = compare_runs(several, results)
+        if difference is not None and not any(results.by_run[run.path].labels.ndim > 1 for _, run in several if run.path in results.by_run):
+            shares = {m: share for m in MODALITIES if (share := compare_runs(several, results, m)) is not None}
+            found.append((name, difference, shares))
+    return found
+
+
+def key_of(run: Node) -> str:
+    """All that runs to be compared have in common: options but the mask's, and inputs but the confidence."""
+    masks = MaskConfig.__dataclass_fields__.keys() - OutputConfig.__dataclass_fields__.keys()
+    config = {name: value for name, value in run.config.items() if name not in masks}
+    inputs = {name: checksum for name, checksum in run.inputs.items() if name != "confidence"}
+    return json.dumps([config, inputs], sort_keys=True)
