@@ -65,7 +65,9 @@ def draw_ranges(
             left = np.arange(len(names)) + (number - (len(values) - 1) / 2) * 0.2
             mean, low, high = (np.array([pick(one) for one in several]) for pick in (np.mean, np.min, np.max))
             spread = np.stack([mean - low, high - mean])
-            axes.errorbar(left, mean, spread, fmt="o^sD"[number % 4], color=CYCLE[number % 8], lw=0.8, label=plain(name))
+            axes.errorbar(
+                left, mean, spread, fmt="o^sD"[number % 4], color=CYCLE[number % 8], lw=0.8, label=plain(name)
+            )
         _below(axes, names)
         axes.set_ylabel(label)
         if len(values) > 1:

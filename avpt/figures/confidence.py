@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
@@ -10,14 +11,16 @@ from matplotlib.figure import Figure
 
 from avpt.figures.style import AUDIO, INK, ONE_COLUMN, VISUAL, applied
 
+Values = Sequence[float] | np.ndarray[Any, Any]
+
 MANY = 2000  # points from which on they are one bitmap in a vector file
 MASKED = LinearSegmentedColormap.from_list("masked", [VISUAL, "#B4B4B4", AUDIO])
 
 
 def draw_confidence(
-    audio: Sequence[float],
-    visual: Sequence[float],
-    ratio: Sequence[float],
+    audio: Values,
+    visual: Values,
+    ratio: Values,
     *,
     threshold: float | None,
     marked: Sequence[int] = (),
@@ -45,9 +48,17 @@ def draw_confidence(
         points = None
         for these, marker in ((colour == 0, "o"), (colour > 0, "^"), (colour < 0, "s")):
             points = axes.scatter(
-                *(x[these], y[these]),
-                **{"c": colour[these], "marker": marker, "s": 14, "lw": 0, "alpha": 0.85},
-                **{"cmap": MASKED, "vmin": -most, "vmax": most, "rasterized": len(x) > MANY},
+                x[these],
+                y[these],
+                s=14,
+                c=colour[these],
+                marker=marker,
+                cmap=MASKED,
+                vmin=-most,
+                vmax=most,
+                alpha=0.85,
+                linewidths=0,
+                rasterized=len(x) > MANY,
             )
         axes.scatter(x[list(marked)], y[list(marked)], s=46, facecolors="none", edgecolors=INK, lw=0.8)
         axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
@@ -55,7 +66,7 @@ def draw_confidence(
         axes.set_ylabel("audio confidence")
         assert points is not None
         scale = figure.colorbar(points, ax=axes, shrink=0.8)
-        scale.outline.set_visible(False)  # type: ignore[operator]
+        scale.outline.set_visible(False)
         scale.ax.yaxis.set_major_formatter(lambda value, _: f"{abs(value):.2f}")
         scale.set_label("mask ratio: pictures ■  |  sound ▲")
     return figure

@@ -18,14 +18,15 @@ Array = np.ndarray[Any, Any]
 
 
 def spectrogram(fbank: Array, num_frames: int) -> Array:
-    """A log-mel spectrogram (frames, mel) in colours, (mel, frames, 3) uint8: time to the right, low notes at the bottom.
+    """A log-mel spectrogram (frames, mel) in colours, (mel, frames, 3) uint8: time to the right, low notes below.
 
     Colours run over the `num_frames` real frames; what is padding behind them is left out.
     """
     real = fbank[: max(1, num_frames)].astype(float).T[::-1]
     low, high = np.percentile(real, [SILENCE, LOUD])
     shades = np.clip((real - low) / max(high - low, 1e-6), 0, 1)
-    return np.round(matplotlib.colormaps["magma"](shades)[..., :3] * 255).astype(np.uint8)
+    colours: Array = np.round(matplotlib.colormaps["magma"](shades)[..., :3] * 255).astype(np.uint8)
+    return colours
 
 
 def data_uri(pixels: Array) -> tuple[str, tuple[int, int]]:

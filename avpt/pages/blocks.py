@@ -64,7 +64,7 @@ class Picture:
     @property
     def zoom(self) -> int:
         """Small pictures are shown larger, their pixels as squares."""
-        return max(1, 96 // max(self.size[1], 1))
+        return max(1, round(112 / max(self.size[1], 1)))
 
 
 @dataclass(frozen=True)

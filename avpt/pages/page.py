@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from avpt.pages.blocks import Page
 
 GENERATOR = "avpt report"
 HEAD = 1 << 20  # bytes of a page in which its provenance stands
 PROVENANCE = re.compile(r'<meta name="generator" content="avpt report">\s*<meta name="avpt" content="([^"]*)">')
+NARROW = 320  # points of a drawing that a phone has room for
 ROW, COLUMN, BOX = 44, 190, (164, 34)  # of a graph, pixels
 
 
@@ -32,9 +33,15 @@ def render(page: Page, ink: str) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["inline"] = lambda svg, alt: inline(svg, alt, f"f{next(numbers)}", ink)
+    environment.filters["prose"] = prose
     template = environment.get_template("report.html.jinja")
     record = json.dumps(page.provenance, sort_keys=True, ensure_ascii=False)
     return template.render(page=page, record=record, generator=GENERATOR, row=ROW, column=COLUMN, box=BOX)
+
+
+def prose(text: str) -> Markup:
+    """Words with `commands` and names set apart."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def inline(svg: bytes, alt: str, prefix: str, ink: str) -> Markup:
@@ -46,7 +53,7 @@ def inline(svg: bytes, alt: str, prefix: str, ink: str) -> Markup:
     text = text.replace('xlink:href="#', f'xlink:href="#{prefix}-').replace("url(#", f"url(#{prefix}-")
     text = re.sub(f"{ink}|#000000", "currentColor", text)
     width = float(re.search(r'width="([\d.]+)pt"', text)[1])  # type: ignore[index]
-    wide = " wide" if width > 300 else ""
+    wide = " wide" if width > NARROW else ""
     opening = re.match(r"<svg[^>]*>", text)
     assert opening is not None
     box = re.search(r'viewBox="([^"]*)"', opening[0])
@@ -55,7 +62,7 @@ def inline(svg: bytes, alt: str, prefix: str, ink: str) -> Markup:
         f'<svg class="drawing{wide}" style="--points: {width:.0f}" viewBox="{box[1]}" role="img" '
         f'aria-label="{html.escape(alt)}" xmlns:xlink="http://www.w3.org/1999/xlink">'
     )
-    return Markup(start + text[opening.end() :].strip())  # noqa: S704
+    return Markup(start + text[opening.end() :].strip())
 
 
 def read_provenance(path: Path) -> dict[str, Any] | None:

@@ -32,7 +32,7 @@ def run(config: ReportConfig) -> Report:
     from avpt.story.experiment import gather
 
     experiment = gather(config.runs, config.search)
-    title = config.title or f"avpt: {Path(experiment.base).name or 'experiment'}"
+    title = config.title or f"Experiment {Path(experiment.base).name}".strip()
     provenance: dict[str, Any] = {
         "kind": "report",
         "config": config.record() | {"title": title},

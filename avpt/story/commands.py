@@ -106,5 +106,3 @@ def _recorded(default: Any) -> Any:
 
 def _word(value: Any) -> str:
     return repr(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 1e6 else str(value)
-
-

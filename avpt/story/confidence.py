@@ -20,6 +20,8 @@ from avpt.story.drawing import drawn, label_of, percent, stored
 from avpt.story.experiment import Experiment, excuse, told
 from avpt.types import MODALITIES, Modality, Table
 
+WORDS: dict[Modality, str] = {"audio": "sound", "visual": "pictures"}
+
 
 @dataclass(frozen=True)
 class Confidence:
@@ -36,8 +38,8 @@ def section(experiment: Experiment, clips: int) -> Section:
     """The scatter of Figure 4, the most extreme clips, and what each run masks."""
     blocks: list[Block] = [
         Text(
-            "While each encoder was trained alone it was noted, epoch by epoch, how probable it found the true class of "
-            "each training clip. The mean over epochs is the confidence. Where one modality is sure and the other is "
+            "While each encoder was trained alone it was noted, epoch by epoch, how probable it found the true class "
+            "of each training clip. The mean over epochs is the confidence. Where one modality is sure and the other is "
             "not, masking hides part of the input that is easy, so that the other encoder must learn too."
         )
     ]
@@ -63,16 +65,20 @@ def of_artifact(experiment: Experiment, node: Node, clips: int) -> list[Block]:
     audio, visual = (data.mean[modality].double().numpy() for modality in MODALITIES)
     signed = (data.ratio["audio"] - data.ratio["visual"]).double().numpy()
     difference = audio - visual
-    order = np.argsort(-difference, kind="stable")
-    ends = {"audio": order[:clips], "visual": order[::-1][:clips]}
-    ends = {side: [int(i) for i in picked if (difference[i] > 0) == (side == "audio")] for side, picked in ends.items()}
+    order = [int(i) for i in np.argsort(-difference, kind="stable")]
+    ends: dict[Modality, list[int]] = {
+        "audio": [i for i in order[:clips] if difference[i] > 0],
+        "visual": [i for i in order[::-1][:clips] if difference[i] < 0],
+    }
     correlation = float(np.corrcoef(audio, visual)[0, 1]) if min(audio.std(), visual.std()) > 0 else float("nan")
     seen = (
         f"{len(audio)} clips; mean confidence {audio.mean():.2f} by sound and {visual.mean():.2f} by pictures, sound is "
         f"the surer one in {percent((difference > 0).mean())}; correlation {correlation:.2f}; of "
         f"{int((signed > 0).sum())} clips the sound is masked and of {int((signed < 0).sum())} the pictures"
     )
-    figure = draw_confidence(audio, visual, signed, threshold=data.threshold, marked=sum(ends.values(), []))
+    figure = draw_confidence(
+        audio, visual, signed, threshold=data.threshold, marked=[i for end in ends.values() for i in end]
+    )
     caption = (
         f"{seen}. Each point is a training clip, coloured by its mask ratio ({data.of}); dotted lines are the "
         f"threshold {data.threshold:g} from which a modality may be masked, rings mark the clips shown below."
@@ -83,21 +89,19 @@ def of_artifact(experiment: Experiment, node: Node, clips: int) -> list[Block]:
     place = store_of(experiment, data.ids)
     if place is None:
         return [*blocks, Text("The clips can't be shown: their store was not found. See The data.", missing=True)]
-    for side, other in (("audio", "pictures"), ("visual", "sound")):
-        sure = "sound" if side == "audio" else "pictures"
-        cards = [card(place, data, i, other) for i in ends[side]]  # type: ignore[index]
-        if cards:
-            blocks.append(Cards(f"Sure by {sure}, unsure by {other}", cards))
+    for modality, end in ends.items():
+        if end:
+            sure, other = WORDS[modality], WORDS["visual" if modality == "audio" else "audio"]
+            blocks.append(Cards(f"Sure by {sure}, unsure by {other}", [card(place, data, i) for i in end]))
     return blocks
 
 
-def card(place: tuple[Store, SplitIndex, dict[str, int]], data: Confidence, i: int, other: str) -> Card:
+def card(place: tuple[Store, SplitIndex, dict[str, int]], data: Confidence, i: int) -> Card:
     """One clip with its confidences."""
     store, index, positions = place
     position = positions[data.ids[i]]
     label = label_of(store, index, position)
-    ratios = [f"{percent(float(data.ratio[m][i]))} of the {w}" for m, w in (("audio", "sound"), ("visual", "pictures"))]
-    shown = [ratio for ratio, m in zip(ratios, MODALITIES, strict=True) if data.ratio[m][i] > 0]
+    shown = [f"{percent(float(data.ratio[m][i]))} of the {WORDS[m]}" for m in MODALITIES if data.ratio[m][i] > 0]
     lines = (
         data.ids[i],
         f"confidence: sound {data.mean['audio'][i]:.2f}, pictures {data.mean['visual'][i]:.2f}",
@@ -157,13 +161,23 @@ def masked(experiment: Experiment) -> list[Block]:
         for ratios in ratios_of(run).values():
             values = torch.stack(list(ratios.values())).double()
             some = values[values > 0]
-            cells += [percent(len(some) / len(values)), f"{some.mean():.3f}" if len(some) else "–", f"{values.max():.3f}"]
+            cells += [
+                percent(len(some) / len(values)),
+                f"{some.mean():.3f}" if len(some) else "–",
+                f"{values.max():.3f}",
+            ]
         rule = run.config.get("mask_rule", "")
         rows.append((experiment.name(run), f"{run.config['mask']}, {rule}", *cells))
     if not rows:
         return []
-    columns = ("run", "mask", *(f"{side}: {what}" for side in ("sound", "pictures") for what in ("clips", "mean", "most")))
+    columns = (
+        "run",
+        "mask",
+        *(f"{side}: {what}" for side in WORDS.values() for what in ("clips", "mean", "most")),
+    )
     return [
         Heading("What each run masks"),
-        Grid(Table("clips of which some is masked, and the ratio: mean over these, and highest", columns, rows, left=2)),
+        Grid(
+            Table("clips of which some is masked, and the ratio: mean over these, and highest", columns, rows, left=2)
+        ),
     ]

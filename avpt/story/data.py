@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from avpt.figures.style import CYCLE
 from avpt.pages.blocks import Block, Card, Cards, Grid, Heading, Section, Text
 from avpt.story.drawing import drawn, label_of, percent, stored
 from avpt.story.experiment import Experiment, excuse, told
-from avpt.types import SPLITS, Table
+from avpt.types import SPLITS, Split, Table
 
 MOST_CLASSES = 40  # that a table names
 
@@ -74,7 +75,8 @@ def failures(store: Store, total: int) -> str:
     """How many clips could not be used, and why."""
     if not store.failures and not store.partial:
         return "No clip failed to decode."
-    words = f"{store.failures} of {total + store.failures} clips failed ({percent(store.failures / (total + store.failures))})"
+    share = percent(store.failures / (total + store.failures))
+    words = f"{store.failures} of {total + store.failures} clips failed ({share})"
     why = reasons(store.path / "failures.csv")
     words += f": {why}" if why else ""
     return f"{words}; {store.partial} are kept in part (partial.csv)." if store.partial else f"{words}."
@@ -94,15 +96,17 @@ def per_class(index: SplitIndex, num_classes: int) -> list[int]:
     """Clips of each class."""
     if index.labels.ndim > 1:
         return [int(count) for count in index.labels.sum(axis=0, dtype=np.int64)]
-    return np.bincount(index.labels, minlength=num_classes).tolist()
+    counts: list[int] = np.bincount(index.labels, minlength=num_classes).tolist()
+    return counts
 
 
-def classes(store: Store, counts: dict[str, list[int]]) -> Block:
+def classes(store: Store, counts: Mapping[Split, list[int]]) -> Block:
     """Clips per class: a table of a few classes, bars of many."""
     if len(store.classes) <= MOST_CLASSES:
         rows = [(name, *(str(column[i]) for column in counts.values())) for i, name in enumerate(store.classes)]
         return Grid(Table("clips per class and split", ("class", *counts), rows))
-    figure = draw_bars(store.classes, counts, label="clips", colours=CYCLE[2:])
+    bars = {str(split): column for split, column in counts.items()}
+    figure = draw_bars(store.classes, bars, label="clips", colours=CYCLE[2:])
     ranges = "; ".join(f"{split}: {min(column)} to {max(column)}" for split, column in counts.items())
     return drawn(figure, f"clips per class, {ranges}", f"Clips of each of {len(store.classes)} classes ({ranges}).")
 

@@ -41,10 +41,13 @@ class Experiment:
     runs: dict[Path, Run] = field(default_factory=dict)  # by the path of the node
     groups: dict[str, list[Node]] = field(default_factory=dict)  # runs that differ in nothing but seeds, by a name
     checksums: dict[Path, str] = field(default_factory=dict)  # of a node, as others record it
+    given: dict[Path, int] = field(default_factory=dict)  # places of the runs that were asked for; others are before
 
     def of_kind(self, *kinds: str) -> list[Node]:
-        """Its stores, encoders, runs, ..."""
-        return [node for node in self.nodes if node.kind in kinds]
+        """Its stores, encoders, runs, ..., in the order in which they were given."""
+        return sorted(
+            (node for node in self.nodes if node.kind in kinds), key=lambda node: self.given.get(node.path, 0)
+        )
 
     def origin(self, node: Node, name: str) -> Node | None:
         """What a node was made from."""
@@ -94,8 +97,9 @@ def gather(paths: Sequence[Path], folders: Sequence[Path] | None) -> Experiment:
     for path in given:
         read_run(path)  # the search passes over what it can't read; of what is asked for it must be told
     lineage = Lineage(given, folders)
-    wanted = [node for node in map(_found(lineage), given) if node is not None]
-    experiment = Experiment()
+    there = {node.path: node for node in lineage.nodes()}
+    wanted = [there[path] for path in given if path in there]
+    experiment = Experiment(given={path: place for place, path in enumerate(given, 1)})
     depth: dict[Path, int] = {}
     for node in wanted:
         _climb(lineage, node, experiment, depth)
@@ -106,8 +110,7 @@ def gather(paths: Sequence[Path], folders: Sequence[Path] | None) -> Experiment:
         if node.is_run:
             for other in lineage.made_from(node, "probe", "evaluation"):
                 _climb(lineage, other, experiment, depth)
-    order = [*(os.fspath(path) for path in given)]
-    experiment.nodes.sort(key=lambda node: (depth[node.path], _place(order, node), os.fspath(node.path)))
+    experiment.nodes.sort(key=lambda node: (depth[node.path], os.fspath(node.path)))
     for node in experiment.nodes:
         sums = lineage.checksums(node)
         first = [sha256(node.files[0])] if node.files else []
@@ -118,17 +121,6 @@ def gather(paths: Sequence[Path], folders: Sequence[Path] | None) -> Experiment:
     for lost in {lost.checksum: lost for lost in experiment.missing}.values():
         log.warning("%s of %s was not found; --search FOLDER looks elsewhere", lost.name, lost.owner)
     return experiment
-
-
-def _found(lineage: Lineage):  # type: ignore[no-untyped-def]
-    """Given paths as nodes."""
-    nodes = {node.path: node for node in lineage.nodes()}
-    return nodes.get
-
-
-def _place(order: Sequence[str], node: Node) -> int:
-    path = os.fspath(node.path)
-    return order.index(path) if path in order else len(order)
 
 
 def _climb(lineage: Lineage, node: Node, experiment: Experiment, depth: dict[Path, int]) -> int:

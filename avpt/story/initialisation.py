@@ -73,7 +73,9 @@ def starts(experiment: Experiment) -> list[Start]:
             whole = experiment.runs[run.path].summary is not None
             if experiment.origin(run, "init") is node and whole:
                 state = encoder_state(run)
-                alpha = {name[: -len(".alpha")]: value.tolist() for name, value in state.items() if name.endswith(".alpha")}
+                alpha = {
+                    name[: -len(".alpha")]: value.tolist() for name, value in state.items() if name.endswith(".alpha")
+                }
                 if alpha:
                     alphas[experiment.name(run)] = alpha
                 if after := measured(fold_state_dict(state), threshold):
@@ -115,7 +117,8 @@ def section(experiment: Experiment) -> Section:
         return Section("initialisation", "Initialisation", [*blocks, Text(excuse(error), missing=True)])
     rows = []
     for start in found:
-        for name, after in list(start.trained.items()) or [("–", None)]:
+        trained: list[tuple[str, Channels | None]] = list(start.trained.items())
+        for name, after in trained or [("–", None)]:
             rows.append(
                 (
                     experiment.name(start.node),
@@ -161,9 +164,9 @@ def of_start(experiment: Experiment, start: Start) -> list[Block]:
         blocks += [Heading(f"Abnormal channels of {name}"), drawn(figure, alt, f"Layer by layer: {alt}.")]
     if start.alphas:
         layers = list(next(iter(start.alphas.values())))
-        values = {run: [alpha[layer] for layer in layers] for run, alpha in start.alphas.items()}
+        learnt = {run: [alpha[layer] for layer in layers] for run, alpha in start.alphas.items()}
         initial = float(start.node.config.get("alpha", 0.5))
-        every = [value for several in values.values() for layer in several for value in layer]
+        every = [value for several in learnt.values() for layer in several for value in layer]
         mean = sum(every) / len(every)
         moved = max(every, key=lambda value: abs(value - initial))
         alt = f"mean {mean:.3f}, from {min(every):.3f} to {max(every):.3f}; they started at {initial:g}"
@@ -172,6 +175,6 @@ def of_start(experiment: Experiment, start: Start) -> list[Block]:
             f"by channel ({alt}; the one that moved most is at {moved:.3f}). Points are means of a layer, "
             "lines run from its lowest to its highest."
         )
-        figure = draw_ranges(layers, values, label="alpha", start=initial)
+        figure = draw_ranges(layers, learnt, label="alpha", start=initial)
         blocks += [Heading(f"ABRi's shares in {listed(list(start.alphas))}"), drawn(figure, alt, caption)]
     return blocks

@@ -13,6 +13,7 @@ from avpt.pages.blocks import Block, Command, Graph, Heading, Section, Text, Ver
 from avpt.story.commands import COMMANDS, broken, command_of
 from avpt.story.experiment import Experiment
 
+LATE = ("confidence", "fused", "probe", "evaluation")  # each in a column of its own
 LABEL = 22  # characters of a name in the graph
 
 
@@ -21,8 +22,8 @@ def section(experiment: Experiment, folder: Path) -> Section:
     blocks: list[Block] = [Heading("What was made from what"), graph(experiment), Heading("Commands")]
     blocks.append(
         Text(
-            "Run in this order, in the folder of this page, these make every artifact again. Options that are not named "
-            "are at their defaults; words in capitals stand for inputs that were not found. The same bytes come out on "
+            "Run in this order, in the folder of this page, these make every artifact again. Options that are not "
+            "named are at their defaults; words in capitals stand for inputs that were not found. The same bytes come out on "
             "the same kind of machine, with the same number of threads."
         )
     )
@@ -51,28 +52,34 @@ def facts(experiment: Experiment, node: Node) -> list[tuple[str, str]]:
 
 def graph(experiment: Experiment) -> Graph:
     """A column for each step, a row for each artifact; what was not found is there, dashed."""
-    column = {"store": 0, "encoder": 0, "classifier": 1, "confidence": 2, "fused": 3, "probe": 4, "evaluation": 4}
-    rows: Counter[int] = Counter()
     vertices: list[Vertex] = []
     places: dict[str, int] = {}
+    taken: set[tuple[int, int]] = set()
 
-    def place(key: str, at: int, label: str, kind: str) -> None:
-        if key not in places:
-            places[key] = len(vertices)
-            vertices.append(Vertex(at, rows[at], short(label), kind))
-            rows[at] += 1
+    def place(key: str, column: int, row: int, label: str, kind: str) -> None:
+        while (column, row) in taken:
+            row += 1
+        taken.add((column, row))
+        places[key] = len(vertices)
+        vertices.append(Vertex(column, row, short(label), kind))
 
-    crossed = any(origin and origin.is_run for node in experiment.of_kind("encoder") for origin in _origins(experiment, node))
+    lost = {missing.checksum: missing for missing in experiment.missing}
+    first = 1 if lost else 0
+    columns = {
+        kind: max([first + depth(experiment, node) for node in experiment.of_kind(kind)] or [0]) for kind in LATE
+    }
+    for missing in lost.values():
+        place(missing.checksum, 0, 0, missing.name, "missing")
     for node in experiment.nodes:
-        at = depth(experiment, node) if crossed else column[node.kind]
-        place(os.fspath(node.path), at, experiment.name(node), node.kind)
-    shift = 0
-    for lost in experiment.missing:
-        owner = vertices[places[os.fspath(lost.owner)]]
-        shift = max(shift, 1 if owner.column == 0 else 0)
-        place(lost.checksum, owner.column - 1, lost.name, "missing")
-    if shift:
-        vertices[:] = [Vertex(v.column + 1, v.row, v.label, v.kind) for v in vertices]
+        column = columns.get(node.kind, first + depth(experiment, node))
+        init = experiment.origin(node, "init")
+        if node.kind == "classifier" and init is not None:
+            row = vertices[places[os.fspath(init.path)]].row
+        elif node.kind in ("encoder", "classifier"):  # a row of its own, so that what it is used for is seen
+            row = 1 + max([vertex.row for vertex in vertices] or [0])
+        else:
+            row = 0 if node.kind == "store" else 1
+        place(os.fspath(node.path), column, row, experiment.name(node), node.kind)
     edges = [
         (places[os.fspath(origin.path)], places[os.fspath(node.path)])
         for node in experiment.nodes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,13 +47,13 @@ class Answers:
         return dict(zip(self.ids, is_correct(self.logits[side], self.labels).tolist(), strict=True))
 
 
-def answers_of(run: Node) -> Answers:
+def answers_of(run: Path) -> Answers:
     """A finished run's predictions.
 
     Raises:
         AvptError: they are missing or damaged.
     """
-    artifact = artifacts.load(run.path / "predictions.safetensors", "predictions")
+    artifact = artifacts.load(run / "predictions.safetensors", "predictions")
     tensors = artifact.tensors
     split = "test" if "test_logits" in tensors else "val"
     sides = {"joint": "logits", "audio": "audio_logits", "visual": "visual_logits"}
@@ -85,9 +86,10 @@ def table(experiment: Experiment) -> Block:
     runs = [node for node in experiment.nodes if node.is_run]
     summaries = [experiment.runs[node.path].summary or {} for node in runs]
     splits = [split for split in ("val", "test") if any(summary.get(split) for summary in summaries)]
-    there = [
-        (split, *metric) for metric in METRICS for split in splits if any(metric[0] in (s.get(split) or {}) for s in summaries)
-    ]
+    wanted = [("test", *metric) for metric in METRICS] + [("val", *metric) for metric in METRICS[:3]]
+    if "test" not in splits:
+        wanted = [("val", *metric) for metric in METRICS]
+    there = [(split, key, word) for split, key, word in wanted if any(key in (s.get(split) or {}) for s in summaries)]
     rows = []
     for node, summary in zip(runs, summaries, strict=True):
         cells = ((summary.get(split) or {}).get(metric) for split, metric, _ in there)
@@ -124,7 +126,7 @@ def confusions(experiment: Experiment) -> list[Block]:
             continue
         name = experiment.name(node)
         try:
-            answers = answers_of(node)
+            answers = answers_of(node.path)
         except (AvptError, OSError, KeyError) as error:
             blocks.append(Text(excuse(error), missing=True))
             continue
@@ -175,7 +177,10 @@ def probes(experiment: Experiment) -> list[Block]:
     if not rows:
         return []
     columns = ("encoder of", "modality", "probe", "before joint training", "difference")
-    return [Heading("Linear probes"), Grid(Table("test accuracy of a linear probe of each encoder", columns, rows, left=2))]
+    return [
+        Heading("Linear probes"),
+        Grid(Table("test accuracy of a linear probe of each encoder", columns, rows, left=2)),
+    ]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,9 +22,10 @@ from avpt.pages.blocks import Block, Card, Cards, Figure, Figures, Grid, Heading
 from avpt.story.confidence import ratios_of
 from avpt.story.drawing import drawn, fed, percent
 from avpt.story.experiment import Experiment, excuse, mean_of, told
-from avpt.types import MODALITIES, Modality, Table
+from avpt.types import MODALITIES, Table
 
 Row = Mapping[str, Any]
+WIDELY = 100  # times the lowest loss: from there on the axis is logarithmic
 COLOURS = CYCLE[2:] + CYCLE[:2]  # blue and orange are kept for sound and pictures
 
 
@@ -70,19 +70,17 @@ def stage2(experiment: Experiment, clips: int) -> Section:
     key, word = key_metric(experiment, nodes)
     blocks += [Heading("The joint model"), curves_of(experiment, groups, key, word)]
     shares = [
-        one_curve(experiment, groups, f"{m} share, val accuracy", lambda row, m=m: row["val"].get(f"{m}_accuracy"))
-        for m in MODALITIES
+        one_curve(experiment, groups, f"{m} share, val accuracy", picker("val", f"{m}_accuracy")) for m in MODALITIES
     ]
     blocks += [Heading("What each modality contributes"), Figures([figure for figure in shares if figure])]
     blocks.append(Heading("The gradient that reaches each encoder"))
-    norms = [
-        one_curve(experiment, groups, f"{m} gradient norm", lambda row, m=m: row.get("gradient_norm", {}).get(m))
-        for m in MODALITIES
-    ]
+    norms = [one_curve(experiment, groups, f"{m} gradient norm", picker("gradient_norm", m)) for m in MODALITIES]
     if any(norms):
         blocks += [Figures([figure for figure in norms if figure]), gradients(experiment, nodes)]
     else:
-        blocks.append(Text("These runs did not record it: their encoders were frozen, or avpt was older.", missing=True))
+        blocks.append(
+            Text("These runs did not record it: their encoders were frozen, or avpt was older.", missing=True)
+        )
     blocks.append(table(experiment, nodes, "stage 2"))
     if clips:
         blocks.append(Heading("Masked inputs as the network saw them"))
@@ -111,10 +109,7 @@ def curves_of(experiment: Experiment, groups: dict[str, list[list[Row]]], key: s
     if len(groups) == 1:
         (several,) = groups.values()
         for metric, name in kinds:
-            both = {
-                split: [values(epochs, lambda row, s=split, m=metric: row.get(s, {}).get(m)) for epochs in several]
-                for split in ("train", "val")
-            }
+            both = {split: [values(epochs, picker(split, metric)) for epochs in several] for split in ("train", "val")}
             figures.append(curve(both, name))
     else:
         for split, metric, name in [(split, *kind) for kind in kinds for split in ("train", "val")]:
@@ -126,9 +121,9 @@ def curves_of(experiment: Experiment, groups: dict[str, list[list[Row]]], key: s
     return Figures(there) if there else Text("No epoch is done yet.", missing=True)
 
 
-def picker(split: str, metric: str) -> Callable[[Row], float | None]:
-    """Reads a metric of a split from a row of metrics.jsonl."""
-    return lambda row: row.get(split, {}).get(metric)
+def picker(part: str, name: str) -> Callable[[Row], float | None]:
+    """Reads a value of a row of metrics.jsonl: a metric of train or val, or the gradient's norm of an encoder."""
+    return lambda row: row.get(part, {}).get(name)
 
 
 def one_curve(
@@ -151,9 +146,24 @@ def curve(curves: Mapping[str, list[list[float]]], label: str) -> Figure | None:
         return None
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(there)}
     figure = draw_curves(there, label=label, colours=colours)
-    ends = [f"{name} {mean([run[0] for run in s]):.3g} to {mean([run[-1] for run in s]):.3g}" for name, s in there.items()]
-    bands = " Bands run from the lowest to the highest seed." if any(len(several) > 1 for several in there.values()) else ""
+    ends = [
+        f"{name} {mean([run[0] for run in s]):.3g} to {mean([run[-1] for run in s]):.3g}" for name, s in there.items()
+    ]
+    if label.endswith("loss") and ranges_widely(
+        [value for several in there.values() for run in several for value in run]
+    ):
+        figure.axes[0].set_yscale("log")
+        figure.axes[0].yaxis.set_major_formatter("{x:g}")
+        figure.axes[0].yaxis.set_minor_formatter(lambda value, place: "")
+    bands = (
+        " Bands run from the lowest to the highest seed." if any(len(several) > 1 for several in there.values()) else ""
+    )
     return drawn(figure, f"{label} from the first epoch to the last: {', '.join(ends)}", f"{label}, by epoch.{bands}")
+
+
+def ranges_widely(numbers: list[float]) -> bool:
+    """Whether small values would lie on the axis beside large ones."""
+    return min(numbers) > 0 and max(numbers) > WIDELY * min(numbers)
 
 
 def mean(numbers: list[float]) -> float:
@@ -187,9 +197,9 @@ def gradients(experiment: Experiment, nodes: list[Node]) -> Block:
 
 
 def masked_inputs(experiment: Experiment, nodes: list[Node], clips: int) -> list[Block]:
-    """Clips of each run that masks, with and without their masks."""
+    """Clips of each run that masks, of several seeds the first, with and without their masks."""
     blocks: list[Block] = []
-    for node in nodes:
+    for node in {experiment.group_of(node): node for node in reversed(nodes)}.values():
         if node.config.get("mask") == "none":
             continue
         store = experiment.origin(node, "store")
@@ -211,7 +221,10 @@ def inputs_of(experiment: Experiment, node: Node, store: Store, clips: int) -> B
     there = {m: torch.stack([ratios[m][clip_id] for clip_id in index.ids]) for m in MODALITIES}
     spec = runs.input_spec(store, config)
     masking = plan_masking(there, spec, config.patch)
-    positions = most_masked(masking, clips)
+    most = most_masked(masking, clips)
+    positions = [position for position in most if any(masking.num_masked[m][position] for m in MODALITIES)]
+    if not positions:
+        return Text(f"`{experiment.name(node)}` masks nothing: all its ratios are less than one patch.")
 
     def batch(mask: Masking | None) -> tuple[torch.Tensor, ...]:
         dataset = ClipDataset(
@@ -228,11 +241,13 @@ def inputs_of(experiment: Experiment, node: Node, store: Store, clips: int) -> B
     for i, position in enumerate(positions):
         pictures, shares = [], []
         for m, modality in enumerate(MODALITIES):
+            ratio = float(there[modality][position])
+            shares.append(f"{modality} {ratio:.2f}")
+            versions = [(plain_inputs[m], "not masked")]
+            if masking.num_masked[modality][position]:
+                versions = [(plain_inputs[m], "as it is"), (masked[m], "masked")]
             what = "spectrogram" if modality == "audio" else "frames"
-            share = float(there[modality][position])
-            for inputs, how in ((plain_inputs[m], "as it is"), (masked[m], "masked")):
-                pictures.append(fed({modality: inputs[i]}, f"{what} {how}, ratio {share:.2f}", how))
-            shares.append(f"{modality} {share:.2f}")
+            pictures += [fed({modality: seen[i]}, f"{what} {how}, ratio {ratio:.2f}", how) for seen, how in versions]
         cards.append(Card(index.ids[position], pictures, [f"mask ratio: {', '.join(shares)}"]))
     return Cards(f"{experiment.name(node)}, epoch 1; what is masked is magenta", cards)
 
@@ -241,5 +256,5 @@ def config_of(node: Node) -> FuseConfig:
     """The options that a fused run was made with; its paths are not needed here."""
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in node.config.items()}
     known = {name: value for name, value in options.items() if name in FuseConfig.__dataclass_fields__}
-    here: dict[str, Path] = {name: node.path for name in ("store", "out", "audio", "visual", "confidence")}
-    return FuseConfig(**here, **known)
+    paths: dict[str, Any] = dict.fromkeys(("store", "out", "audio", "visual", "confidence"), node.path)
+    return FuseConfig(**paths | known)

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
-from scipy.stats import binomtest, ttest_rel
+from scipy.stats import binomtest
 
 from avpt.config import MaskConfig, OutputConfig
 from avpt.errors import AvptError
@@ -19,7 +18,7 @@ from avpt.story.drawing import percent, points
 from avpt.story.experiment import Experiment, mean_of
 from avpt.story.initialisation import Start
 from avpt.story.results import Answers, Probe, answers_of, probe_of
-from avpt.types import MODALITIES
+from avpt.types import MODALITIES, Modality
 
 Answer = Literal["yes", "no", "unclear", "not measured"]
 
@@ -29,58 +28,66 @@ SOME = 0.01  # share of abnormal channels from which on there is something to sp
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two runs on the same clips, or of several such pairs."""
+    """Of two ways of answering the same clips, each perhaps by several runs (seeds)."""
 
     pairs: list[tuple[float, float]]  # accuracy before, after; a pair a seed
-    p: float | None  # how often chance alone would bring about as much; None where that can't be told
-    how: str  # it was tested
+    p: float  # how often chance alone would bring about as much
     clips: int
 
     @property
+    def before(self) -> float:
+        """Mean accuracy of the one."""
+        return sum(before for before, _ in self.pairs) / len(self.pairs)
+
+    @property
+    def after(self) -> float:
+        """And of the other."""
+        return sum(after for _, after in self.pairs) / len(self.pairs)
+
+    @property
+    def each(self) -> list[float]:
+        """After less before, by seed."""
+        return [after - before for before, after in self.pairs]
+
+    @property
     def mean(self) -> float:
-        """After less before, mean over the pairs."""
-        return sum(after - before for before, after in self.pairs) / len(self.pairs)
+        """Over the seeds."""
+        return self.after - self.before
 
     def counts(self, chance: float = CHANCE) -> bool:
-        """Whether it is more than chance."""
-        return self.p is not None and self.p < chance
+        """Whether it is more than chance over clips would bring about, and goes the same way in every seed."""
+        return self.p < chance and (min(self.each) > 0 or max(self.each) < 0)
 
     def words(self) -> str:
         """With its test."""
-        chance = "not tested" if self.p is None else f"p = {self.p:.3f}" if self.p >= 0.001 else "p < 0.001"
-        return f"{points(self.mean)} ({chance}, {self.how})"
+        chance = f"p = {self.p:.3f}" if self.p >= 0.001 else "p < 0.001"
+        seeds = f"; by seed {points(min(self.each))} to {points(max(self.each))}" if len(self.each) > 1 else ""
+        return f"{points(self.mean)} ({chance} over {self.clips} clips{seeds})"
 
 
 def compare(before: Sequence[dict[str, bool]], after: Sequence[dict[str, bool]]) -> Difference | None:
-    """Two ways of answering the same clips, pair by pair.
+    """Two ways of answering the same clips, by the exact sign test.
 
-    One pair: McNemar's exact test over the clips on which the two disagree. Several pairs (seeds): a paired t-test.
+    A clip speaks for the way in which it is right in more seeds; of one seed that is McNemar's exact test. Seeds are
+    not independent of one another, being measured on the same clips, so clips are what is counted.
 
     Args:
         before: by clip whether the answer is right, a run each.
         after: the same of the runs to compare with, in the same order.
 
     Returns:
-        None where no clip is in both.
+        None where no clip is in all of them.
     """
-    pairs, clips, gained, lost = [], 0, 0, 0
-    for one, other in zip(before, after, strict=True):
-        both = one.keys() & other.keys()
-        if not both:
-            return None
-        clips = len(both)
-        pairs.append((sum(one[i] for i in both) / clips, sum(other[i] for i in both) / clips))
-        gained += sum(other[i] and not one[i] for i in both)
-        lost += sum(one[i] and not other[i] for i in both)
-    if not pairs:
+    clips = set.intersection(*(set(right) for right in [*before, *after])) if before else set()
+    if not clips:
         return None
-    if len(pairs) == 1:
-        p = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-        return Difference(pairs, p, f"exact McNemar test on {clips} clips", clips)
-    first, second = np.array(pairs).T
-    spread = float(np.std(second - first))
-    p = float(ttest_rel(second, first).pvalue) if spread > 1e-12 else float(np.allclose(first, second))
-    return Difference(pairs, p, f"paired t-test over {len(pairs)} seeds", clips)
+    shares = [
+        tuple(sum(right[i] for i in clips) / len(clips) for right in pair) for pair in zip(before, after, strict=True)
+    ]
+    votes = [sum(right[i] for right in after) - sum(right[i] for right in before) for i in clips]
+    gains, losses = sum(vote > 0 for vote in votes), sum(vote < 0 for vote in votes)
+    p = float(binomtest(gains, gains + losses).pvalue) if gains + losses else 1.0
+    return Difference([(one, other) for one, other in shares], p, len(clips))
 
 
 @dataclass
@@ -94,10 +101,11 @@ class Results:
         for path, run in self.experiment.runs.items():
             if run.summary is not None:
                 try:
-                    answers = answers_of(next(node for node in self.experiment.nodes if node.path == path))
+                    answers = answers_of(path)
                 except (AvptError, OSError, KeyError, ValueError):
                     continue
-                self.by_run[path] = answers
+                if answers.labels.ndim == 1:  # with several labels there is no answer that is right or wrong
+                    self.by_run[path] = answers
 
     def right(self, node: Node | None, side: str = "joint") -> dict[str, bool] | None:
         """By clip, whether a run's answer is right; None where it has none."""
@@ -113,7 +121,7 @@ def verdicts(experiment: Experiment, starts: Sequence[Start]) -> list[Verdict]:
 
 def dead(experiment: Experiment, starts: Sequence[Start], results: Results) -> Verdict:
     """Whether pre-trained channels are near zero, and whether ABRi made something of them."""
-    claim = "Are there dead channels in the pre-trained encoders, and does ABRi revive them?"
+    claim = "Are there dead channels in the pre-trained encoders?"
     pretrained = [start for start in starts if start.pretrained and start.loaded is not None]
     if not pretrained:
         why = "every encoder that was found starts from random weights, so nothing pre-trained could be dead"
@@ -123,7 +131,8 @@ def dead(experiment: Experiment, starts: Sequence[Start], results: Results) -> V
     share, threshold = worst.loaded.share, float(worst.node.config.get("abnormal_threshold", 1e-6))
     answer: Answer = "yes" if share >= SOME else "no"
     count = f"{sum(worst.loaded.abnormal)} of {sum(worst.loaded.channels)} BatchNorm channels"
-    headline = f"{count} ({percent(share)}) of {experiment.name(worst.node)} were abnormal as loaded (both parameters below {threshold:g})."
+    headline = f"{count} ({percent(share)}) of `{experiment.name(worst.node)}` were abnormal as loaded"
+    headline += f" (both parameters below {threshold:g})."
     details = []
     if answer == "no":
         details.append("There was next to nothing to revive, so these runs can't show what ABRi does about it.")
@@ -132,11 +141,11 @@ def dead(experiment: Experiment, starts: Sequence[Start], results: Results) -> V
             before = start.loaded.share if start.loaded else 0.0
             how = "ABRi" if start.node.config.get("bn") == "abri" else f"BatchNorm {start.node.config.get('bn')}"
             if max(before, after.share) > 0:
-                details.append(f"{run} ({how}): {percent(before)} before fine-tuning, {percent(after.share)} after.")
+                details.append(f"`{run}` ({how}): {percent(before)} before fine-tuning, {percent(after.share)} after.")
     compared = against_keep(experiment, results)
     details += compared
     if answer == "yes" and not compared:
-        details.append("Whether ABRi gained accuracy takes a run from the same weights with --bn keep beside it.")
+        details.append("Whether ABRi gained accuracy takes a run from the same weights with `--bn keep` beside it.")
     return Verdict(claim, answer, headline, details)
 
 
@@ -194,7 +203,7 @@ def starved(experiment: Experiment, results: Results) -> Verdict:
         return Verdict(claim, "not measured", "There is no finished joint run on clips with one label among these.")
     group = experiment.groups[experiment.group_of(runs[0])]
     runs = [run for run in runs if run in group]
-    falls: dict[str, Difference] = {}
+    falls: dict[Modality, Difference] = {}
     for modality in MODALITIES:
         pairs = []
         for run in runs:
@@ -205,12 +214,14 @@ def starved(experiment: Experiment, results: Results) -> Verdict:
             falls[modality] = difference
     name = experiment.group_of(runs[0])
     details = [
-        f"{modality.capitalize()}: {percent(np.mean([b for b, _ in fall.pairs]))} alone, "
-        f"{percent(np.mean([a for _, a in fall.pairs]))} by its share of {name}: {fall.words()}."
+        f"{modality.capitalize()}: {percent(fall.before)} alone, "
+        f"{percent(fall.after)} by its share of `{name}`: {fall.words()}."
         for modality, fall in falls.items()
     ]
     details += gradient_words(experiment, runs)
-    probed = [probe for node in experiment.of_kind("probe") if (probe := probe_of(node)) and probe.difference is not None]
+    probed = [
+        probe for node in experiment.of_kind("probe") if (probe := probe_of(node)) and probe.difference is not None
+    ]
     details += [probe_words(probe) for probe in probed]
     if not falls:
         lost = "the stage-1 runs, or their predictions, were not found, so there is nothing to compare with"
@@ -220,10 +231,10 @@ def starved(experiment: Experiment, results: Results) -> Verdict:
     other = next((m for m in falls if m != hit), None)
     answer: Answer = "unclear" if fall.counts() and fall.mean < 0 else "no"
     if answer == "no":
-        headline = f"Neither modality's share of {name} is worth measurably less than its encoder was alone."
+        headline = f"Neither modality's share of `{name}` is worth measurably less than its encoder was alone."
     else:
         beside = f", that of {other} by {-100 * falls[other].mean:.1f}" if other else ""
-        headline = f"The {hit} share of {name} knows {-100 * fall.mean:.1f} points less than {hit} alone{beside}."
+        headline = f"The {hit} share of `{name}` knows {-100 * fall.mean:.1f} points less than {hit} alone{beside}."
         details.append(
             "A share is not trained to answer by itself, so this alone does not prove that the encoder got worse; a "
             "linear probe of it does (`avpt probe`)" + (", see above." if probed else ", which was not run here.")
@@ -237,16 +248,21 @@ def starved(experiment: Experiment, results: Results) -> Verdict:
 def probe_words(probe: Probe) -> str:
     """A probe in a sentence."""
     assert probe.difference is not None
-    return f"A linear probe of the {probe.modality} encoder: {percent(probe.accuracy)}, {points(probe.difference)} against before joint training."
+    change = f"{points(probe.difference)} against before joint training"
+    return f"A linear probe of the {probe.modality} encoder: {percent(probe.accuracy)}, {change}."
 
 
 def gradient_words(experiment: Experiment, runs: Sequence[Node]) -> list[str]:
     """Which encoder the larger gradient reaches."""
-    norms = [row["gradient_norm"] for run in runs for row in experiment.runs[run.path].epochs if row.get("gradient_norm")]
+    norms = [
+        row["gradient_norm"] for run in runs for row in experiment.runs[run.path].epochs if row.get("gradient_norm")
+    ]
     audio, visual = (mean_of(norms, modality) for modality in MODALITIES)
     if not audio or not visual:
         return []
-    return [f"The gradient that reaches the audio encoder is {audio / visual:.2f} times that of the visual one (mean norm)."]
+    return [
+        f"The gradient that reaches the audio encoder is {audio / visual:.2f} times that of the visual one (mean norm)."
+    ]
 
 
 def unmasked(run: Node) -> bool:
@@ -259,32 +275,41 @@ def gained(experiment: Experiment, results: Results) -> Verdict:
     claim = "Does masking what is easy (FusT) make the joint model better?"
     found = comparisons(experiment, results)
     if not found:
-        why = "It takes two finished runs that differ in --mask alone, one of them --mask none, on clips with one label."
+        why = (
+            "It takes two finished runs on clips with one label that differ in `--mask` alone, one with `--mask none`."
+        )
         return Verdict(claim, "not measured", why)
     least = CHANCE / len(found)  # Bonferroni: of many comparisons one is soon a hit by chance
     details = []
     for name, difference, shares in found:
-        before, after = (np.mean(side) for side in zip(*difference.pairs, strict=True))
-        line = f"{name}: {percent(float(before))} unmasked, {percent(float(after))} masked, {difference.words()}; {called(difference, least)}."
+        before, after = percent(difference.before), percent(difference.after)
+        line = f"`{name}`: {before} unmasked, {after} masked, {difference.words()}; {called(difference, least)}."
         line += "".join(f" {m.capitalize()} share {points(share.mean)}." for m, share in shares.items())
         details.append(line)
     hits = [(name, difference) for name, difference, _ in found if difference.counts(least)]
     up, down = ([name for name, d in hits if (d.mean > 0) == better] for better in (True, False))
     if up:
-        return Verdict(claim, "yes", f"Test accuracy is higher with {', '.join(up)} than without masking.", details)
+        return Verdict(claim, "yes", f"Test accuracy is higher with {quoted(up)} than without masking.", details)
     if down:
-        return Verdict(claim, "no", f"Test accuracy is lower with {', '.join(down)} than without masking.", details)
+        return Verdict(claim, "no", f"Test accuracy is lower with {quoted(down)} than without masking.", details)
     clips, seeds = found[0][1].clips, max(len(difference.pairs) for _, difference, _ in found)
     error = 196 * (0.25 / clips) ** 0.5
-    size = f"{seeds} seed{'s' if seeds > 1 else ''} and {clips} test clips"
+    size = f"{f'{seeds} seeds' if seeds > 1 else 'one seed'} and {clips} test clips"
     headline = f"No difference that {size} could show."
-    details.append(f"An accuracy on {clips} clips is itself known to no more than ± {error:.1f} points at worst (95 %).")
+    details.append(
+        f"An accuracy on {clips} clips is itself known to no more than ± {error:.1f} points at worst (95 %)."
+    )
     if seeds == 1:
         details.append("One seed says nothing of how much results vary from training to training.")
     return Verdict(claim, "unclear", headline, details)
 
 
-def comparisons(experiment: Experiment, results: Results) -> list[tuple[str, Difference, dict[str, Difference]]]:
+def quoted(names: Sequence[str]) -> str:
+    """Names of runs in a sentence."""
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def comparisons(experiment: Experiment, results: Results) -> list[tuple[str, Difference, dict[Modality, Difference]]]:
     """Each way of masking against none: the joint accuracy, and that of each modality's share."""
     baselines = {key_of(run): run for run in experiment.of_kind("fused") if run.config.get("mask") == "none"}
     pairs: dict[str, list[tuple[Node, Node]]] = defaultdict(list)
@@ -295,7 +320,9 @@ def comparisons(experiment: Experiment, results: Results) -> list[tuple[str, Dif
     found = []
     for name, several in pairs.items():
         difference = compare_runs(several, results)
-        if difference is not None and not any(results.by_run[run.path].labels.ndim > 1 for _, run in several if run.path in results.by_run):
+        if difference is not None and not any(
+            results.by_run[run.path].labels.ndim > 1 for _, run in several if run.path in results.by_run
+        ):
             shares = {m: share for m in MODALITIES if (share := compare_runs(several, results, m)) is not None}
             found.append((name, difference, shares))
     return found
