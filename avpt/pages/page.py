@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from avpt.pages.blocks import Page
 
 GENERATOR = "avpt report"
-HEAD = 1 << 20  # bytes of a page in which its provenance stands
+START = 1 << 20  # bytes of a page in which its provenance stands
 PROVENANCE = re.compile(r'<meta name="generator" content="avpt report">\s*<meta name="avpt" content="([^"]*)">')
 NARROW = 320  # points of a drawing that a phone has room for
 ROW, COLUMN, BOX = 44, 190, (164, 34)  # of a graph, pixels
@@ -68,7 +68,7 @@ def inline(svg: bytes, alt: str, prefix: str, ink: str) -> Markup:
 def read_provenance(path: Path) -> dict[str, Any] | None:
     """What a page says it was made from; None where a file is no such page."""
     with path.open("rb") as file:
-        start = file.read(HEAD).decode(errors="replace")
+        start = file.read(START).decode(errors="replace")
     found = PROVENANCE.search(start)
     try:
         record = json.loads(html.unescape(found[1])) if found else None

@@ -31,6 +31,7 @@ def run(config: ReportConfig) -> Report:
     """Find what belongs to the runs; write the page unless it is there already."""
     from avpt.story.experiment import gather
 
+    read_page(config.out)  # not to find at the end that the file is somebody else's
     experiment = gather(config.runs, config.search)
     title = config.title or f"Experiment {Path(experiment.base).name}".strip()
     provenance: dict[str, Any] = {
@@ -45,27 +46,37 @@ def run(config: ReportConfig) -> Report:
     return Report(summary, (config.out,))
 
 
-def find_summary(config: ReportConfig, provenance: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of a page that is already there and was made in just this way, or None to make it.
+def read_page(path: Path) -> dict[str, Any] | None:
+    """What the page that is there says of itself; None where there is nothing.
 
     Raises:
         OutputError: something else is there.
     """
     from avpt.pages.page import read_provenance
 
-    if not config.out.exists():
+    if not path.exists():
         return None
-    if config.out.is_dir():
-        raise OutputError(f"{config.out} is a folder; --out must name a file")
-    found = read_provenance(config.out)
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; --out must name a file")
+    found = read_provenance(path)
     if found is None or not isinstance(found.get("summary"), dict):
-        raise OutputError(f"{config.out} was not written by this command, or is damaged; choose another --out")
-    if config.overwrite:
+        raise OutputError(f"{path} was not written by this command, or is damaged; choose another --out")
+    return found
+
+
+def find_summary(config: ReportConfig, provenance: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of a page that is already there and was made in just this way, or None to make it.
+
+    Raises:
+        OutputError: something else is there.
+    """
+    found = read_page(config.out)
+    if found is None or config.overwrite:
         return None
     if different := differences(found, provenance, config.defaults()):
         raise refuse(config.out, different)
     summary: dict[str, Any] = found["summary"]
-    return summary | {"report": str(config.out)}
+    return {"report": str(config.out)} | summary
 
 
 def write(config: ReportConfig, experiment: Experiment, provenance: dict[str, Any]) -> dict[str, Any]:
@@ -76,10 +87,11 @@ def write(config: ReportConfig, experiment: Experiment, provenance: dict[str, An
     from avpt.story import confidence, data, initialisation, results, training, verdicts
     from avpt.story import provenance as origins
 
-    said = verdicts.verdicts(experiment, initialisation.starts(experiment))
+    starts = initialisation.starts(experiment)
+    said = verdicts.verdicts(experiment, starts)
     sections = [
         data.section(experiment, config.clips),
-        initialisation.section(experiment),
+        initialisation.section(experiment, starts),
         training.stage1(experiment),
         confidence.section(experiment, config.clips),
         training.stage2(experiment, config.clips),

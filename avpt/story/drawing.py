@@ -69,5 +69,5 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def points(difference: float) -> str:
-    """+0.015 -> +1.5 points."""
-    return f"{100 * difference:+.1f} points"
+    """+0.015 -> +1.5 points; a minus sign is one."""
+    return f"{100 * difference:+.1f} points".replace("-", "−")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +18,10 @@ from avpt.models.abri import fold_state_dict
 from avpt.models.channels import abnormal_report, norm_layers
 from avpt.pages.blocks import Block, Grid, Heading, Section, Text
 from avpt.story.drawing import drawn, percent
-from avpt.story.experiment import Experiment, excuse, told
+from avpt.story.experiment import Experiment, told
 from avpt.types import Table
+
+log = logging.getLogger(__name__)
 
 BN = {
     "keep": "kept as it was",
@@ -72,7 +76,11 @@ def starts(experiment: Experiment) -> list[Start]:
         for run in experiment.of_kind("classifier"):
             whole = experiment.runs[run.path].summary is not None
             if experiment.origin(run, "init") is node and whole:
-                state = encoder_state(run)
+                try:
+                    state = encoder_state(run)
+                except AvptError as error:
+                    log.warning("%s; its channels are not shown", error)
+                    continue
                 alpha = {
                     name[: -len(".alpha")]: value.tolist() for name, value in state.items() if name.endswith(".alpha")
                 }
@@ -103,18 +111,15 @@ def from_report(report: dict[str, Any]) -> Channels | None:
     return Channels(*([layer[part] for layer in layers] for part in ("name", "channels", "abnormal")))
 
 
-def section(experiment: Experiment) -> Section:
+def section(experiment: Experiment, found: Sequence[Start]) -> Section:
     """How each encoder was made, which of its channels were and are abnormal, what ABRi learnt."""
     blocks: list[Block] = [
         Text(
             "A BatchNorm channel is called abnormal where both of its parameters, scale and shift, are nearly zero: "
-            "whatever comes in, next to nothing goes out, and next to no gradient comes back."
+            "whatever comes in, next to nothing goes out, and next to no gradient comes back. Whether a channel is "
+            "dead on this data is another question, which `avpt inspect --store` answers."
         )
     ]
-    try:
-        found = starts(experiment)
-    except (AvptError, OSError, KeyError, ValueError) as error:
-        return Section("initialisation", "Initialisation", [*blocks, Text(excuse(error), missing=True)])
     rows = []
     for start in found:
         trained: list[tuple[str, Channels | None]] = list(start.trained.items())

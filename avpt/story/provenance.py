@@ -23,8 +23,8 @@ def section(experiment: Experiment, folder: Path) -> Section:
     blocks.append(
         Text(
             "Run in this order, in the folder of this page, these make every artifact again. Options that are not "
-            "named are at their defaults; words in capitals stand for inputs that were not found. The same bytes come out on "
-            "the same kind of machine, with the same number of threads."
+            "named are at their defaults; words in capitals stand for inputs that were not found. The same bytes "
+            "come out on the same kind of machine, with the same number of threads."
         )
     )
     for node in experiment.nodes:

@@ -117,27 +117,30 @@ def groups(experiment: Experiment) -> list[Block]:
 
 
 def confusions(experiment: Experiment) -> list[Block]:
-    """Of each finished fused run, or of each run where there is none."""
-    nodes = experiment.of_kind("fused") or experiment.of_kind("classifier")
+    """Of each group of finished fused runs, its seeds together; or of other runs where there is none."""
+    kind = "fused" if experiment.of_kind("fused") else "classifier"
     blocks: list[Block] = [Heading("Which classes are taken for which")]
     figures = []
-    for node in nodes:
-        if experiment.runs[node.path].summary is None:
+    for name, group in experiment.groups.items():
+        several = []
+        for node in (node for node in group if node.kind == kind and experiment.runs[node.path].summary is not None):
+            try:
+                several.append(answers_of(node.path))
+            except (AvptError, OSError, KeyError, ValueError) as error:
+                blocks.append(Text(excuse(error), missing=True))
+        if not several:
             continue
-        name = experiment.name(node)
-        try:
-            answers = answers_of(node.path)
-        except (AvptError, OSError, KeyError) as error:
-            blocks.append(Text(excuse(error), missing=True))
+        if several[0].labels.ndim > 1:
+            blocks.append(precisions(name, several[0]))
             continue
-        if answers.labels.ndim > 1:
-            blocks.append(precisions(name, answers))
-            continue
-        confusion = np.array(per_class(answers.logits["joint"], answers.labels)["confusion"])
-        pairs = worst(confusion, answers.classes)
-        alt = f"{name}: {int(confusion.trace())} of {int(confusion.sum())} {answers.split} clips right"
+        classes, split = several[0].classes, several[0].split
+        tables = [per_class(answers.logits["joint"], answers.labels)["confusion"] for answers in several]
+        confusion = np.array(tables).sum(axis=0)
+        pairs = worst(confusion, classes)
+        seeds = f" of {len(several)} seeds together" if len(several) > 1 else ""
+        alt = f"`{name}`: {int(confusion.trace())} of {int(confusion.sum())} {split} clips right{seeds}"
         caption = f"{alt}. Taken for another most often: {'; '.join(pairs)}." if pairs else f"{alt}."
-        figures.append(drawn(draw_confusion(confusion.tolist(), answers.classes), caption, caption))
+        figures.append(drawn(draw_confusion(confusion.tolist(), classes), caption.replace("`", ""), caption))
     blocks += [Figures(figures)] if figures else []
     return blocks if len(blocks) > 1 else []
 

@@ -158,7 +158,11 @@ def curve(curves: Mapping[str, list[list[float]]], label: str) -> Figure | None:
     bands = (
         " Bands run from the lowest to the highest seed." if any(len(several) > 1 for several in there.values()) else ""
     )
-    return drawn(figure, f"{label} from the first epoch to the last: {', '.join(ends)}", f"{label}, by epoch.{bands}")
+    return drawn(
+        figure,
+        f"{label} from the first epoch to the last: {', '.join(ends)}",
+        f"{label[0].upper()}{label[1:]}, by epoch.{bands}",
+    )
 
 
 def ranges_widely(numbers: list[float]) -> bool:
@@ -221,8 +225,8 @@ def inputs_of(experiment: Experiment, node: Node, store: Store, clips: int) -> B
     there = {m: torch.stack([ratios[m][clip_id] for clip_id in index.ids]) for m in MODALITIES}
     spec = runs.input_spec(store, config)
     masking = plan_masking(there, spec, config.patch)
-    most = most_masked(masking, clips)
-    positions = [position for position in most if any(masking.num_masked[m][position] for m in MODALITIES)]
+    most = most_masked(masking, 2 * clips)
+    positions = [position for position in most if any(masking.num_masked[m][position] for m in MODALITIES)][:clips]
     if not positions:
         return Text(f"`{experiment.name(node)}` masks nothing: all its ratios are less than one patch.")
 
