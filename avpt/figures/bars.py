@@ -41,7 +41,7 @@ def draw_bars(
         _below(axes, names)
         axes.set_ylabel(label)
         if len(values) > 1:
-            axes.legend()
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4)  # no place inside is free of marks
     return figure
 
 
@@ -71,7 +71,7 @@ def draw_ranges(
         _below(axes, names)
         axes.set_ylabel(label)
         if len(values) > 1:
-            axes.legend()
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4)  # no place inside is free of marks
     return figure
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import html
 import json
 import re
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from avpt.pages.blocks import Page
@@ -18,12 +19,25 @@ GENERATOR = "avpt report"
 START = 1 << 20  # bytes of a page in which its provenance stands
 PROVENANCE = re.compile(r'<meta name="generator" content="avpt report">\s*<meta name="avpt" content="([^"]*)">')
 NARROW = 320  # points of a drawing that a phone has room for
-ROW, COLUMN, BOX = 44, 190, (164, 34)  # of a graph, pixels
+ROW, COLUMN, BOX = 44, 204, (164, 34)  # of a graph, pixels
 
 
 def render(page: Page, ink: str) -> str:
     """The page as HTML; `ink` is the colour in drawings that becomes the page's own."""
     numbers = count(1)
+    return _template().render(
+        page=page,
+        record=json.dumps(page.provenance, sort_keys=True, ensure_ascii=False),
+        drawing=lambda svg, alt: inline(svg, alt, f"f{next(numbers)}", ink),
+        generator=GENERATOR,
+        row=ROW,
+        column=COLUMN,
+        box=BOX,
+    )
+
+
+@cache
+def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("avpt.pages", "."),
         autoescape=True,
@@ -32,11 +46,8 @@ def render(page: Page, ink: str) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["inline"] = lambda svg, alt: inline(svg, alt, f"f{next(numbers)}", ink)
     environment.filters["prose"] = prose
-    template = environment.get_template("report.html.jinja")
-    record = json.dumps(page.provenance, sort_keys=True, ensure_ascii=False)
-    return template.render(page=page, record=record, generator=GENERATOR, row=ROW, column=COLUMN, box=BOX)
+    return environment.get_template("report.html.jinja")
 
 
 def prose(text: str) -> Markup:

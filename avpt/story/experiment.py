@@ -19,7 +19,7 @@ from avpt.types import Modality
 log = logging.getLogger(__name__)
 
 MADE_OF = ("init", "weights", "audio", "visual", "confidence", "store", "model")
-READ = ("model.safetensors", "predictions.safetensors", "mask.safetensors", "metrics.jsonl", "summary.json")
+READ = ("predictions.safetensors", "mask.safetensors", "metrics.jsonl", "summary.json")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Experiment:
     origins: dict[Path, dict[str, Node | None]] = field(default_factory=dict)  # by name of the input
     missing: list[Missing] = field(default_factory=list)
     runs: dict[Path, Run] = field(default_factory=dict)  # by the path of the node
-    groups: dict[str, list[Node]] = field(default_factory=dict)  # runs that differ in nothing but seeds, by a name
+    kin: dict[Path, str] = field(default_factory=dict)  # the same for what differs in nothing but seeds
+    groups: dict[str, list[Node]] = field(default_factory=dict)  # runs that are kin, by a name
     checksums: dict[Path, str] = field(default_factory=dict)  # of a node, as others record it
     given: dict[Path, int] = field(default_factory=dict)  # places of the runs that were asked for; others are before
 
@@ -75,7 +76,7 @@ class Experiment:
         return next(name for name, nodes in self.groups.items() if node in nodes)
 
     def contents(self) -> dict[str, str]:
-        """A checksum of all that the page reads of each of them, by name."""
+        """A checksum of all that the page reads of each of them, by name; what is missing too."""
         return {self.name(node): self._content(node) for node in self.nodes} | {
             f"{lost.name} of {os.path.relpath(lost.owner, self.base)}": "not found" for lost in self.missing
         }
@@ -83,8 +84,9 @@ class Experiment:
     def _content(self, node: Node) -> str:
         if node.is_run:
             files = {name: node.path / name for name in READ}
-            return sha256_json({name: sha256(file) for name, file in files.items() if file.is_file()})
-        return sha256(node.path) if node.path.is_file() else self.checksums[node.path]
+            read = {name: sha256(file) for name, file in files.items() if file.is_file()}
+            return sha256_json([self.checksums[node.path], read])
+        return self.checksums[node.path] or sha256(node.path)
 
 
 def gather(paths: Sequence[Path], folders: Sequence[Path] | None) -> Experiment:
@@ -112,12 +114,13 @@ def gather(paths: Sequence[Path], folders: Sequence[Path] | None) -> Experiment:
                 _climb(lineage, other, experiment, depth)
     experiment.nodes.sort(key=lambda node: (depth[node.path], os.fspath(node.path)))
     for node in experiment.nodes:
-        sums = lineage.checksums(node)
-        first = [sha256(node.files[0])] if node.files else []
-        experiment.checksums[node.path] = next(iter(first or sorted(sums) or [""]))
+        own = lineage.checksum(node.files[0]) if node.files else next(iter(lineage.checksums(node)), "")
+        experiment.checksums[node.path] = own
         if node.is_run:
             experiment.runs[node.path] = read_run(node.path)
-    experiment.groups = _groups(lineage, experiment)
+        whole = lineage.whole_config(node.config, node.inputs)
+        experiment.kin[node.path] = sha256_json([node.kind, whole])
+    experiment.groups = _groups(experiment)
     for lost in {lost.checksum: lost for lost in experiment.missing}.values():
         log.warning("%s of %s was not found; --search FOLDER looks elsewhere", lost.name, lost.owner)
     return experiment
@@ -141,13 +144,13 @@ def _climb(lineage: Lineage, node: Node, experiment: Experiment, depth: dict[Pat
     return depth[node.path]
 
 
-def _groups(lineage: Lineage, experiment: Experiment) -> dict[str, list[Node]]:
+def _groups(experiment: Experiment) -> dict[str, list[Node]]:
     """Runs that differ in seeds alone; called by their folder's name where that tells them apart."""
     alike: dict[str, list[Node]] = defaultdict(list)
     for node in experiment.nodes:
         if node.is_run:
-            alike[sha256_json([node.kind, lineage.whole_config(node.config, node.inputs)])].append(node)
-    labels = {key: _label([node.path for node in nodes], experiment) for key, nodes in alike.items()}
+            alike[experiment.kin[node.path]].append(node)
+    labels = {key: common_name(experiment, nodes) for key, nodes in alike.items()}
     groups: dict[str, list[Node]] = {}
     for key, nodes in alike.items():
         shared = list(labels.values()).count(labels[key]) > 1
@@ -156,12 +159,13 @@ def _groups(lineage: Lineage, experiment: Experiment) -> dict[str, list[Node]]:
     return groups
 
 
-def _label(paths: Sequence[Path], experiment: Experiment) -> str:
-    last = {path.name for path in paths}
+def common_name(experiment: Experiment, nodes: Sequence[Node]) -> str:
+    """What the paths of some nodes have in common."""
+    last = {node.path.name for node in nodes}
     if len(last) == 1 and not next(iter(last)).isdecimal():
         return next(iter(last))
-    above = {path.parent.name for path in paths}  # audio-abri/0, audio-abri/1, ...
-    return next(iter(above)) if len(above) == 1 and len(paths) > 1 else os.path.relpath(paths[0], experiment.base)
+    above = {node.path.parent.name for node in nodes}  # audio-abri/0, audio-abri/1, ...
+    return next(iter(above)) if len(above) == 1 and len(nodes) > 1 else experiment.name(nodes[0])
 
 
 def told(experiment: Experiment, node: Node, name: str) -> str:

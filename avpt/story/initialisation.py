@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -138,7 +138,7 @@ def section(experiment: Experiment, found: Sequence[Start]) -> Section:
     if rows:
         columns = ("encoder", "fed with", "weights", "BatchNorm was", "abnormal at first", "trained in", "after")
         blocks.append(Grid(Table("encoders, with their share of abnormal channels", columns, rows, left=4)))
-    for start in found:
+    for start in together(experiment, found):
         blocks += of_start(experiment, start)
     lost = [missing for missing in experiment.missing if missing.name in ("init", "weights")]
     owners = {node.path: node for node in experiment.nodes}
@@ -146,6 +146,17 @@ def section(experiment: Experiment, found: Sequence[Start]) -> Section:
     if not found and not lost:
         blocks.append(Text("No encoder from `avpt init` is among what these runs were made from.", missing=True))
     return Section("initialisation", "Initialisation", blocks)
+
+
+def together(experiment: Experiment, found: Sequence[Start]) -> list[Start]:
+    """Seeds of one start as one: the first, with what became of all."""
+    merged: dict[str, Start] = {}
+    for start in found:
+        first = merged.setdefault(experiment.kin[start.node.path], start)
+        merged[experiment.kin[start.node.path]] = replace(
+            first, trained=first.trained | start.trained, alphas=first.alphas | start.alphas
+        )
+    return list(merged.values())
 
 
 def origin(experiment: Experiment, start: Start) -> str:

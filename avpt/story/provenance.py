@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from avpt.errors import AvptError
 from avpt.lineage import Node
 from avpt.pages.blocks import Block, Command, Graph, Heading, Section, Text, Vertex
 from avpt.story.commands import COMMANDS, broken, command_of
-from avpt.story.experiment import Experiment
+from avpt.story.experiment import Experiment, common_name
 
 LATE = ("confidence", "fused", "probe", "evaluation")  # each in a column of its own
 LABEL = 22  # characters of a name in the graph
@@ -51,9 +50,9 @@ def facts(experiment: Experiment, node: Node) -> list[tuple[str, str]]:
 
 
 def graph(experiment: Experiment) -> Graph:
-    """A column for each step, a row for each artifact; what was not found is there, dashed."""
+    """A column for each step, a row for each artifact, seeds together; what was not found is there, dashed."""
     vertices: list[Vertex] = []
-    places: dict[str, int] = {}
+    places: dict[str, int] = {}  # by what the nodes of a vertex have in common
     taken: set[tuple[int, int]] = set()
 
     def place(key: str, column: int, row: int, label: str, kind: str) -> None:
@@ -63,33 +62,37 @@ def graph(experiment: Experiment) -> Graph:
         places[key] = len(vertices)
         vertices.append(Vertex(column, row, short(label), kind))
 
+    alike: dict[str, list[Node]] = {}
+    for node in experiment.nodes:
+        alike.setdefault(experiment.kin[node.path], []).append(node)
     lost = {missing.checksum: missing for missing in experiment.missing}
     first = 1 if lost else 0
-    columns = {
-        kind: max([first + depth(experiment, node) for node in experiment.of_kind(kind)] or [0]) for kind in LATE
-    }
+    late = {kind: max([first + depth(experiment, node) for node in experiment.of_kind(kind)] or [0]) for kind in LATE}
     for missing in lost.values():
         place(missing.checksum, 0, 0, missing.name, "missing")
-    for node in experiment.nodes:
-        column = columns.get(node.kind, first + depth(experiment, node))
+    for key, nodes in alike.items():
+        node = nodes[0]
         init = experiment.origin(node, "init")
         if node.kind == "classifier" and init is not None:
-            row = vertices[places[os.fspath(init.path)]].row
+            row = vertices[places[experiment.kin[init.path]]].row
         elif node.kind in ("encoder", "classifier"):  # a row of its own, so that what it is used for is seen
             row = 1 + max([vertex.row for vertex in vertices] or [0])
         else:
             row = 0 if node.kind == "store" else 1
-        place(os.fspath(node.path), column, row, experiment.name(node), node.kind)
-    edges = [
-        (places[os.fspath(origin.path)], places[os.fspath(node.path)])
+        label = common_name(experiment, nodes) if len(nodes) > 1 else experiment.name(node)
+        label = label.removesuffix(".safetensors")
+        count = f" × {len(nodes)}" if len(nodes) > 1 else ""
+        place(key, late.get(node.kind, first + depth(experiment, node)), row, f"{label}{count}", node.kind)
+    edges = {
+        (places[experiment.kin[origin.path]], places[experiment.kin[node.path]])
         for node in experiment.nodes
         for origin in _origins(experiment, node)
         if origin is not None
-    ]
-    edges += [(places[lost.checksum], places[os.fspath(lost.owner)]) for lost in experiment.missing]
+    }
+    edges |= {(places[missing.checksum], places[experiment.kin[missing.owner]]) for missing in experiment.missing}
     kinds = Counter(vertex.kind for vertex in vertices)
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    return Graph(vertices, sorted(set(edges)), f"graph of {counts}; edges lead from what was used to what was made")
+    return Graph(vertices, sorted(edges), f"graph of {counts}; edges lead from what was used to what was made")
 
 
 def depth(experiment: Experiment, node: Node) -> int:
