@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -20,11 +23,13 @@ import torch
 from conftest import STORE_OPTIONS, TRAIN_OPTIONS, Experiment, av_mnist_rows, avpt, done, fuse, write_manifest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from scipy.stats import binomtest
 
 from avpt import artifacts
 from avpt.artifacts import Header
 from avpt.config import FuseConfig, InitConfig
+from avpt.data.transforms import clip_seed
 from avpt.lineage import Node
 from avpt.outputs import sha256
 from avpt.pages.blocks import Block, Card, Cards, Command, Graph, Grid, Heading, Page, Section, Text, Verdict, Vertex
@@ -143,7 +148,6 @@ def test_numbers_are_those_of_the_runs(page: Path, experiment: Experiment, joint
     ]
     audio, visual = (sum(row[side] for row in norms) / len(norms) for side in ("audio", "visual"))
     assert f"{audio:.4f} {visual:.4f} {audio / visual:.2f}" in words
-    assert "27 clips" not in words  # 36 clips: 18 to train, 9, 9
     assert "36 clips of 3 classes" in words
     for file in (experiment.confidence, joint / "model.safetensors"):
         assert sha256(file) in words
@@ -470,6 +474,61 @@ def test_seeds_that_disagree_show_no_difference() -> None:
     assert compare([{"a": True}], [{"b": True}]) is None
 
 
+def test_probes_and_evaluations_are_found_and_speak(experiment: Experiment, joint: Path, tmp_path: Path) -> None:
+    inputs = {"model": sha256(joint / "model.safetensors"), "stage1": sha256(experiment.audio / "model.safetensors")}
+    answers = []
+    for p in (0.001, 0.5):
+        metrics = {
+            "modality": "audio",
+            "accuracy": {"val": 0.5, "test": 0.25},
+            "stage1": {"accuracy": {"val": 0.5, "test": 0.75}},
+            "difference": {"val": 0.0, "test": -0.5},
+            "mcnemar": {"p": p},
+        }
+        header = Header(kind="probe", config={"modality": "audio"}, inputs=inputs, metrics=metrics)
+        artifacts.save(tmp_path / "probe.safetensors", header, {"weight": torch.zeros(1)})
+        done(
+            "evaluate", joint, experiment.store, "--drop", "audio", "--workers", "0", "--out", tmp_path / "dropped.json"
+        )
+        folders = ("--search", tmp_path, "--search", experiment.folder)
+        record = done("report", joint, *folders, "--out", tmp_path / "page.html", "--json", "--overwrite").json()
+        answers.append(record["verdicts"][1]["answer"])
+    assert answers == ["yes", "no"]
+    words = " ".join(check_sound((tmp_path / "page.html").read_text(encoding="utf-8")).words.split())
+    assert "25.0 % 75.0 % −50.0 points" in words
+    assert "without audio" in words
+    assert "avpt evaluate unmasked store" in re.sub(r"\S*/", "", words)
+
+
+def test_masked_inputs_are_the_very_ones_of_the_run(page: Path, experiment: Experiment) -> None:
+    mask = artifacts.load(experiment.fused / "mask.safetensors", "mask").tensors
+    ids = artifacts.unpack_ids(mask)
+    text = page.read_text(encoding="utf-8")
+    shown = 0
+    for i, clip in enumerate(ids):
+        found = re.search(
+            rf"((?:<figure>(?:(?!</li>).)*?</figure>\s*)+)</div>\s*<p class=\"name\">{clip}</p>", text, re.DOTALL
+        )
+        for modality, word, rows, columns in (("audio", "spectrogram", 8, 8), ("visual", "frames", 8, 8)):
+            uri = re.search(rf'src="data:image/png;base64,([^"]*)" alt="{word} masked', found[1]) if found else None
+            if uri is None:
+                continue
+            pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri[1]))))
+            if modality == "audio":
+                pixels = pixels[::-1].swapaxes(0, 1)  # back to (frame, mel)
+            generator = torch.Generator().manual_seed(clip_seed(0, 0, clip, "mask"))
+            scores = {"audio": torch.rand(1, 64, generator=generator), "visual": torch.rand(1, 64, generator=generator)}
+            count = math.floor(mask[f"{modality}_ratio"][i].double() * 64)
+            chosen = set(scores[modality][0].argsort(stable=True)[:count].tolist())
+            height, width = pixels.shape[0] // rows, pixels.shape[1] // columns
+            for patch in range(64):
+                top, left = patch // columns * height, patch % columns * width
+                magenta = (pixels[top : top + height, left : left + width] == (255, 0, 255)).all()
+                assert magenta == (patch in chosen)
+            shown += count > 0
+    assert shown >= 2
+
+
 # --- in a browser ------------------------------------------------------------------------------------------------
 
 
@@ -518,8 +577,6 @@ def test_the_page_does_not_scroll_sideways(page: Path, browser: list[str], tmp_p
 
 
 def test_dark_is_dark_and_light_is_light(page: Path, browser: list[str], tmp_path: Path) -> None:
-    from PIL import Image
-
     means = []
     for scheme in (0, 1):  # Chromium's words for dark and light
         shot = tmp_path / f"{scheme}.png"

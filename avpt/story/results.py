@@ -182,7 +182,7 @@ def probes(experiment: Experiment) -> list[Block]:
     columns = ("encoder of", "modality", "probe", "before joint training", "difference")
     return [
         Heading("Linear probes"),
-        Grid(Table("test accuracy of a linear probe of each encoder", columns, rows, left=2)),
+        Grid(Table("test accuracy (mAP) of a linear probe of each encoder", columns, rows, left=2)),
     ]
 
 
@@ -194,6 +194,7 @@ class Probe:
     accuracy: float | None
     alone: float | None  # of the encoder that it started from
     difference: float | None
+    p: float | None  # of the difference, by McNemar's test
 
 
 def probe_of(node: Node) -> Probe | None:
@@ -202,19 +203,20 @@ def probe_of(node: Node) -> Probe | None:
         metrics = artifacts.read_header(node.path)[0].metrics
     except AvptError:
         return None
-    accuracy, before = number(metrics.get("accuracy")), metrics.get("stage1")
-    alone = number(before.get("accuracy")) if isinstance(before, dict) else None
-    difference = number(metrics.get("difference"))
-    if difference is None and accuracy is not None and alone is not None:
-        difference = accuracy - alone
-    return Probe(str(metrics.get("modality", node.config.get("modality") or "")), accuracy, alone, difference)
+    before, mcnemar = metrics.get("stage1"), metrics.get("mcnemar")
+    return Probe(
+        modality=str(metrics.get("modality")),
+        accuracy=number(metrics.get("accuracy", metrics.get("map"))),
+        alone=number(before.get("accuracy", before.get("map"))) if isinstance(before, dict) else None,
+        difference=number(metrics.get("difference")),
+        p=number(mcnemar.get("p")) if isinstance(mcnemar, dict) else None,
+    )
 
 
 def number(value: Any) -> float | None:
     """A number, or that of the test split (else val) of a record of splits."""
     if isinstance(value, dict):
-        value = value.get("test") if value.get("test") is not None else value.get("val")
-        return number(value.get("accuracy")) if isinstance(value, dict) else number(value)
+        value = value.get("val") if value.get("test") is None else value["test"]
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 

@@ -219,36 +219,52 @@ def starved(experiment: Experiment, results: Results) -> Verdict:
         for modality, fall in falls.items()
     ]
     details += gradient_words(experiment, runs)
-    probed = [
-        probe for node in experiment.of_kind("probe") if (probe := probe_of(node)) and probe.difference is not None
-    ]
+    probed = probes_of(experiment, runs)
     details += [probe_words(probe) for probe in probed]
-    if not falls:
+    if not falls and not probed:
         lost = "the stage-1 runs, or their predictions, were not found, so there is nothing to compare with"
         return Verdict(claim, "not measured", f"Not to be told: {lost}.", details)
-    hit = min(falls, key=lambda modality: falls[modality].mean)
-    fall = falls[hit]
-    other = next((m for m in falls if m != hit), None)
-    answer: Answer = "unclear" if fall.counts() and fall.mean < 0 else "no"
-    if answer == "no":
-        headline = f"Neither modality's share of `{name}` is worth measurably less than its encoder was alone."
-    else:
-        beside = f", that of {other} by {-100 * falls[other].mean:.1f}" if other else ""
-        headline = f"The {hit} share of `{name}` knows {-100 * fall.mean:.1f} points less than {hit} alone{beside}."
+    answer: Answer = "no"
+    headline = f"Neither modality's share of `{name}` is worth measurably less than its encoder was alone."
+    hit = min(falls, key=lambda modality: falls[modality].mean, default=None)
+    if hit is not None and falls[hit].counts() and falls[hit].mean < 0:
+        answer = "unclear"
+        others = [f", that of {m} by {-100 * fall.mean:.1f}" for m, fall in falls.items() if m != hit]
+        lost = f"{-100 * falls[hit].mean:.1f} points less than {hit} alone{''.join(others)}"
+        headline = f"The {hit} share of `{name}` knows {lost}."
         details.append(
             "A share is not trained to answer by itself, so this alone does not prove that the encoder got worse; a "
-            "linear probe of it does (`avpt probe`)" + (", see above." if probed else ", which was not run here.")
+            f"linear probe of it does (`avpt probe`), which was {'run, see above' if probed else 'not run here'}."
         )
-    if any(probe.difference is not None and probe.modality == hit and probe.difference < 0 for probe in probed):
-        answer = "yes"
-        headline += " A linear probe agrees."
+    worse = [
+        m for m in MODALITIES if (own := [probe for probe in probed if probe.modality == m]) and all(map(lost_by, own))
+    ]
+    if worse:
+        answer, headline = (
+            "yes",
+            f"A linear probe finds the {' and the '.join(worse)} encoder worse than before. {headline}",
+        )
+    elif probed:
+        answer, headline = "no", f"No linear probe finds an encoder measurably worse than before. {headline}"
     return Verdict(claim, answer, headline, details)
+
+
+def probes_of(experiment: Experiment, runs: Sequence[Node]) -> list[Probe]:
+    """Linear probes of some runs' encoders that were compared with those before joint training."""
+    nodes = [node for node in experiment.of_kind("probe") if experiment.origin(node, "model") in runs]
+    return [probe for probe in map(probe_of, nodes) if probe is not None and probe.difference is not None]
+
+
+def lost_by(probe: Probe) -> bool:
+    """Whether an encoder is worth less than before, by more than chance."""
+    return probe.difference is not None and probe.difference < 0 and probe.p is not None and probe.p < CHANCE
 
 
 def probe_words(probe: Probe) -> str:
     """A probe in a sentence."""
     assert probe.difference is not None
-    change = f"{points(probe.difference)} against before joint training"
+    chance = "" if probe.p is None else f" (p = {probe.p:.3f})"
+    change = f"{points(probe.difference)} against before joint training{chance}"
     return f"A linear probe of the {probe.modality} encoder: {percent(probe.accuracy)}, {change}."
 
 
