@@ -37,7 +37,7 @@ from avpt.pages.page import render
 from avpt.story import initialisation
 from avpt.story.commands import broken, command_of
 from avpt.story.commands import given as words_of
-from avpt.story.verdicts import compare
+from avpt.story.difference import compare
 from avpt.types import Table
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -17,7 +17,7 @@ from avpt.figures.confidence import draw_confidence
 from avpt.lineage import Node
 from avpt.pages.blocks import Block, Card, Cards, Grid, Heading, Section, Text
 from avpt.story.drawing import drawn, label_of, percent, stored
-from avpt.story.experiment import Experiment, excuse, told
+from avpt.story.experiment import Experiment, absences, excuse
 from avpt.types import MODALITIES, Modality, Table
 
 WORDS: dict[Modality, str] = {"audio": "sound", "visual": "pictures"}
@@ -51,9 +51,8 @@ def section(experiment: Experiment, clips: int) -> Section:
         except (AvptError, OSError, KeyError, ValueError) as error:
             blocks.append(Text(excuse(error), missing=True))
     blocks += masked(experiment)
-    owners = {node.path: node for node in experiment.nodes}
-    lost = {missing.checksum: missing for missing in experiment.missing if missing.name == "confidence"}
-    blocks += [Text(told(experiment, owners[missing.owner], "confidence"), missing=True) for missing in lost.values()]
+    lost = absences(experiment, "confidence")
+    blocks += lost
     if not nodes and not lost:
         blocks.append(Text("No confidence was made from these runs (`avpt score-confidence` does that).", missing=True))
     return Section("confidence", "Confidence", blocks)

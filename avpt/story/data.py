@@ -14,7 +14,7 @@ from avpt.figures.bars import draw_bars
 from avpt.figures.style import CYCLE
 from avpt.pages.blocks import Block, Card, Cards, Grid, Heading, Section, Text
 from avpt.story.drawing import drawn, label_of, percent, stored
-from avpt.story.experiment import Experiment, excuse, told
+from avpt.story.experiment import Experiment, absences, excuse
 from avpt.types import SPLITS, Split, Table
 
 MOST_CLASSES = 40  # that a table names
@@ -30,9 +30,8 @@ def section(experiment: Experiment, clips: int) -> Section:
             blocks += of_store(Store(node.path), clips)
         except (AvptError, OSError, KeyError) as error:
             blocks.append(Text(excuse(error), missing=True))
-    lost = {missing.checksum: missing for missing in experiment.missing if missing.name == "store"}
-    owners = {node.path: node for node in experiment.nodes}
-    blocks += [Text(told(experiment, owners[missing.owner], "store"), missing=True) for missing in lost.values()]
+    lost = absences(experiment, "store")
+    blocks += lost
     if len(nodes) + len(lost) > 1:
         blocks.insert(0, Text("These runs come from several stores; what follows compares only runs on the same one."))
     return Section("data", "The data", blocks)

@@ -13,6 +13,7 @@ from pathlib import Path
 from avpt.errors import AvptError
 from avpt.lineage import Lineage, Node
 from avpt.outputs import sha256, sha256_json
+from avpt.pages.blocks import Block, Text
 from avpt.run_folder import Run, read_run
 from avpt.types import Modality
 
@@ -106,7 +107,7 @@ def gather(paths: Sequence[Path], folders: Sequence[Path] | None) -> Experiment:
     for node in wanted:
         _climb(lineage, node, experiment, depth)
     for node in [node for node in lineage.nodes() if node.kind == "confidence" and node.path not in depth]:
-        if any(origin is not None and origin.path in depth for origin in lineage.origins(node).values()):
+        if all(origin is not None and origin.path in depth for origin in lineage.origins(node).values()):
             _climb(lineage, node, experiment, depth)
     for node in list(experiment.nodes):
         if node.is_run:
@@ -121,7 +122,7 @@ def gather(paths: Sequence[Path], folders: Sequence[Path] | None) -> Experiment:
         whole = lineage.whole_config(node.config, node.inputs)
         experiment.kin[node.path] = sha256_json([node.kind, whole])
     experiment.groups = _groups(experiment)
-    for lost in {lost.checksum: lost for lost in experiment.missing}.values():
+    for lost in {lost.checksum: lost for lost in reversed(experiment.missing)}.values():
         log.warning("%s of %s was not found; --search FOLDER looks elsewhere", lost.name, lost.owner)
     return experiment
 
@@ -130,9 +131,7 @@ def _climb(lineage: Lineage, node: Node, experiment: Experiment, depth: dict[Pat
     """Take up a node and all that it was made from; returns its distance from what was made from nothing."""
     if node.path in depth:
         return depth[node.path]
-    depth[node.path] = 0  # a file can't hold its own checksum, so there is no ring; but it need not be honest
-    origins = lineage.origins(node)
-    experiment.origins[node.path] = origins
+    experiment.origins[node.path] = origins = lineage.origins(node)  # no ring: a file can't hold its own checksum
     below = [0]
     for name, origin in origins.items():
         if origin is not None:
@@ -177,6 +176,13 @@ def told(experiment: Experiment, node: Node, name: str) -> str:
         f"The {name} that {experiment.name(node)} was made from (checksum {checksum[:12]}…) was not found around the "
         "runs: moved, removed or changed. If it is elsewhere, name that folder with --search."
     )
+
+
+def absences(experiment: Experiment, *names: str) -> list[Block]:
+    """The same of all inputs of these names that were not found."""
+    lost = {missing.checksum: missing for missing in reversed(experiment.missing) if missing.name in names}
+    owners = {node.path: node for node in experiment.nodes}
+    return [Text(told(experiment, owners[missing.owner], missing.name), missing=True) for missing in lost.values()]
 
 
 def excuse(error: AvptError | OSError | KeyError | ValueError) -> str:

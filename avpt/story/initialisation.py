@@ -18,7 +18,7 @@ from avpt.models.abri import fold_state_dict
 from avpt.models.channels import abnormal_report, norm_layers
 from avpt.pages.blocks import Block, Grid, Heading, Section, Text
 from avpt.story.drawing import drawn, percent
-from avpt.story.experiment import Experiment, told
+from avpt.story.experiment import Experiment, absences
 from avpt.types import Table
 
 log = logging.getLogger(__name__)
@@ -140,9 +140,8 @@ def section(experiment: Experiment, found: Sequence[Start]) -> Section:
         blocks.append(Grid(Table("encoders, with their share of abnormal channels", columns, rows, left=4)))
     for start in together(experiment, found):
         blocks += of_start(experiment, start)
-    lost = [missing for missing in experiment.missing if missing.name in ("init", "weights")]
-    owners = {node.path: node for node in experiment.nodes}
-    blocks += [Text(told(experiment, owners[missing.owner], missing.name), missing=True) for missing in lost]
+    lost = absences(experiment, "init", "weights")
+    blocks += lost
     if not found and not lost:
         blocks.append(Text("No encoder from `avpt init` is among what these runs were made from.", missing=True))
     return Section("initialisation", "Initialisation", blocks)

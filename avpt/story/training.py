@@ -21,7 +21,7 @@ from avpt.lineage import Node
 from avpt.pages.blocks import Block, Card, Cards, Figure, Figures, Grid, Heading, Section, Text
 from avpt.story.confidence import ratios_of
 from avpt.story.drawing import drawn, fed, percent
-from avpt.story.experiment import Experiment, excuse, mean_of, told
+from avpt.story.experiment import Experiment, absences, excuse, mean_of, told
 from avpt.types import MODALITIES, Table
 
 Row = Mapping[str, Any]
@@ -42,9 +42,8 @@ def stage1(experiment: Experiment) -> Section:
         groups = grouped(experiment, nodes)
         key, word = key_metric(experiment, nodes)
         blocks.append(curves_of(experiment, groups, key, word))
-    lost = [missing for missing in experiment.missing if missing.name in MODALITIES]
-    owners = {node.path: node for node in experiment.nodes}
-    blocks += [Text(told(experiment, owners[missing.owner], missing.name), missing=True) for missing in lost]
+    lost = absences(experiment, *MODALITIES)
+    blocks += lost
     nodes = experiment.of_kind("classifier")
     if nodes:
         blocks.append(table(experiment, nodes, "stage 1"))

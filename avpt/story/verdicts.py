@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from scipy.stats import binomtest
-
 from avpt.config import MaskConfig, OutputConfig
 from avpt.errors import AvptError
 from avpt.lineage import Node
 from avpt.pages.blocks import Verdict
+from avpt.story.difference import CHANCE, Difference, called, compare
 from avpt.story.drawing import percent, points
 from avpt.story.experiment import Experiment, mean_of
 from avpt.story.initialisation import Start
@@ -22,72 +21,7 @@ from avpt.types import MODALITIES, Modality
 
 Answer = Literal["yes", "no", "unclear", "not measured"]
 
-CHANCE = 0.05  # a difference that chance alone would bring about more rarely is called one
 SOME = 0.01  # share of abnormal channels from which on there is something to speak of
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Of two ways of answering the same clips, each perhaps by several runs (seeds)."""
-
-    pairs: list[tuple[float, float]]  # accuracy before, after; a pair a seed
-    p: float  # how often chance alone would bring about as much
-    clips: int
-
-    @property
-    def before(self) -> float:
-        """Mean accuracy of the one."""
-        return sum(before for before, _ in self.pairs) / len(self.pairs)
-
-    @property
-    def after(self) -> float:
-        """And of the other."""
-        return sum(after for _, after in self.pairs) / len(self.pairs)
-
-    @property
-    def each(self) -> list[float]:
-        """After less before, by seed."""
-        return [after - before for before, after in self.pairs]
-
-    @property
-    def mean(self) -> float:
-        """Over the seeds."""
-        return self.after - self.before
-
-    def counts(self, chance: float = CHANCE) -> bool:
-        """Whether it is more than chance over clips would bring about, and goes the same way in every seed."""
-        return self.p < chance and (min(self.each) > 0 or max(self.each) < 0)
-
-    def words(self) -> str:
-        """With its test."""
-        chance = f"p = {self.p:.3f}" if self.p >= 0.001 else "p < 0.001"
-        seeds = f"; by seed {points(min(self.each))} to {points(max(self.each))}" if len(self.each) > 1 else ""
-        return f"{points(self.mean)} ({chance} over {self.clips} clips{seeds})"
-
-
-def compare(before: Sequence[dict[str, bool]], after: Sequence[dict[str, bool]]) -> Difference | None:
-    """Two ways of answering the same clips, by the exact sign test.
-
-    A clip speaks for the way in which it is right in more seeds; of one seed that is McNemar's exact test. Seeds are
-    not independent of one another, being measured on the same clips, so clips are what is counted.
-
-    Args:
-        before: by clip whether the answer is right, a run each.
-        after: the same of the runs to compare with, in the same order.
-
-    Returns:
-        None where no clip is in all of them.
-    """
-    clips = set.intersection(*(set(right) for right in [*before, *after])) if before else set()
-    if not clips:
-        return None
-    shares = [
-        tuple(sum(right[i] for i in clips) / len(clips) for right in pair) for pair in zip(before, after, strict=True)
-    ]
-    votes = [sum(right[i] for right in after) - sum(right[i] for right in before) for i in clips]
-    gains, losses = sum(vote > 0 for vote in votes), sum(vote < 0 for vote in votes)
-    p = float(binomtest(gains, gains + losses).pvalue) if gains + losses else 1.0
-    return Difference([(one, other) for one, other in shares], p, len(clips))
 
 
 @dataclass
@@ -106,6 +40,11 @@ class Results:
                     continue
                 if answers.labels.ndim == 1:  # with several labels there is no answer that is right or wrong
                     self.by_run[path] = answers
+
+    @property
+    def split(self) -> str:
+        """What the answers are measured on."""
+        return "test" if all(answers.split == "test" for answers in self.by_run.values()) else "held-out"
 
     def right(self, node: Node | None, side: str = "joint") -> dict[str, bool] | None:
         """By clip, whether a run's answer is right; None where it has none."""
@@ -165,7 +104,7 @@ def against_keep(experiment: Experiment, results: Results) -> list[str]:
         pairs = [(kept, abri) for kept in kinds["keep"] for abri in kinds["abri"] if seed(kept) == seed(abri)]
         if difference := compare_runs(pairs, results):
             names = f"{pairs[0][1].config['modality']} with ABRi against BatchNorm kept"
-            found.append(f"Test accuracy of {names}: {difference.words()}; {called(difference)}.")
+            found.append(f"Accuracy of {names}: {difference.words()}; {called(difference)}.")
     return found
 
 
@@ -185,13 +124,6 @@ def compare_runs(pairs: Sequence[tuple[Node, Node]], results: Results, side: str
     rights = [(results.right(before, side), results.right(after, side)) for before, after in pairs]
     whole = [(before, after) for before, after in rights if before is not None and after is not None]
     return compare([before for before, _ in whole], [after for _, after in whole]) if whole else None
-
-
-def called(difference: Difference, chance: float = CHANCE) -> str:
-    """A difference in words."""
-    if difference.counts(chance):
-        return "a gain" if difference.mean > 0 else "a loss"
-    return "no difference that this data could show"
 
 
 def starved(experiment: Experiment, results: Results) -> Verdict:
@@ -240,12 +172,11 @@ def starved(experiment: Experiment, results: Results) -> Verdict:
         m for m in MODALITIES if (own := [probe for probe in probed if probe.modality == m]) and all(map(lost_by, own))
     ]
     if worse:
-        answer, headline = (
-            "yes",
-            f"A linear probe finds the {' and the '.join(worse)} encoder worse than before. {headline}",
-        )
+        answer = "yes"
+        headline = f"A linear probe finds the {' and the '.join(worse)} encoder worse than before. {headline}"
     elif probed:
-        answer, headline = "no", f"No linear probe finds an encoder measurably worse than before. {headline}"
+        answer = "no"
+        headline = f"No linear probe finds an encoder measurably worse than before. {headline}"
     return Verdict(claim, answer, headline, details)
 
 
@@ -304,13 +235,13 @@ def gained(experiment: Experiment, results: Results) -> Verdict:
         details.append(line)
     hits = [(name, difference) for name, difference, _ in found if difference.counts(least)]
     up, down = ([name for name, d in hits if (d.mean > 0) == better] for better in (True, False))
-    if up:
-        return Verdict(claim, "yes", f"Test accuracy is higher with {quoted(up)} than without masking.", details)
-    if down:
-        return Verdict(claim, "no", f"Test accuracy is lower with {quoted(down)} than without masking.", details)
+    changes = [f"{how} with {quoted(names)}" for how, names in (("higher", up), ("lower", down)) if names]
+    if changes:
+        answer: Answer = "unclear" if up and down else "yes" if up else "no"
+        return Verdict(claim, answer, f"Accuracy is {' and '.join(changes)} than without masking.", details)
     clips, seeds = found[0][1].clips, max(len(difference.pairs) for _, difference, _ in found)
     error = 196 * (0.25 / clips) ** 0.5
-    size = f"{f'{seeds} seeds' if seeds > 1 else 'one seed'} and {clips} test clips"
+    size = f"{f'{seeds} seeds' if seeds > 1 else 'one seed'} and {clips} {results.split} clips"
     headline = f"No difference that {size} could show."
     details.append(
         f"An accuracy on {clips} clips is itself known to no more than ± {error:.1f} points at worst (95 %)."
