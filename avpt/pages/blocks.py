@@ -64,7 +64,8 @@ class Picture:
     @property
     def zoom(self) -> int:
         """Small pictures are shown larger, their pixels as squares."""
-        return max(1, round(112 / max(self.size[1], 1)))
+        width, height = self.size
+        return max(1, min(round(112 / height), 512 // width))
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def starved(experiment: Experiment, results: Results) -> Verdict:
     name = experiment.group_of(runs[0])
     details = [
         f"{modality.capitalize()}: {percent(fall.before)} alone, "
-        f"{percent(fall.after)} by its share of `{name}`: {fall.words()}."
+        f"{percent(fall.after)} by its share in the run `{name}`: {fall.words()}."
         for modality, fall in falls.items()
     ]
     details += gradient_words(experiment, runs)
@@ -157,13 +157,13 @@ def starved(experiment: Experiment, results: Results) -> Verdict:
         lost = "the stage-1 runs, or their predictions, were not found, so there is nothing to compare with"
         return Verdict(claim, "not measured", f"Not to be told: {lost}.", details)
     answer: Answer = "no"
-    headline = f"Neither modality's share of `{name}` is worth measurably less than its encoder was alone."
+    headline = f"Neither modality's share in the run `{name}` is worth measurably less than its encoder was alone."
     hit = min(falls, key=lambda modality: falls[modality].mean, default=None)
     if hit is not None and falls[hit].counts() and falls[hit].mean < 0:
         answer = "unclear"
         others = [f", that of {m} by {-100 * fall.mean:.1f}" for m, fall in falls.items() if m != hit]
         lost = f"{-100 * falls[hit].mean:.1f} points less than {hit} alone{''.join(others)}"
-        headline = f"The {hit} share of `{name}` knows {lost}."
+        headline = f"The {hit} share in the run `{name}` knows {lost}."
         details.append(
             "A share is not trained to answer by itself, so this alone does not prove that the encoder got worse; a "
             f"linear probe of it does (`avpt probe`), which was {'run, see above' if probed else 'not run here'}."
