@@ -73,10 +73,13 @@ class Lineage:
         """The names under which others may record a node."""
         if node.kind == "store":
             return {node.config["fingerprint"]}
-        for file in node.files:
-            if file not in self._checksums:
-                self._checksums[file] = sha256(file)
-        return {self._checksums[file] for file in node.files}
+        return {self.checksum(file) for file in node.files}
+
+    def checksum(self, file: Path) -> str:
+        """The checksum of one of a node's files."""
+        if file not in self._checksums:
+            self._checksums[file] = sha256(file)
+        return self._checksums[file]
 
     def nodes(self) -> Iterator[Node]:
         """All of them, read as far as they are asked for."""

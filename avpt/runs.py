@@ -56,6 +56,12 @@ def input_spec(store: Store, config: TrainConfig) -> InputSpec:
     )
 
 
+def augmentation(config: TrainConfig) -> Augmentation:
+    """What this run does to its training clips at random."""
+    dropout = config.modality_dropout if isinstance(config, FuseConfig) else 0.0
+    return Augmentation(config.crop_scale, config.flip, config.spec_augment, dropout)
+
+
 @deaths_told()
 def train(
     config: TrainConfig,
@@ -75,7 +81,7 @@ def train(
     spec = input_spec(store, config)
     workers = max(0, num_cores() // world.local_size - 1) if config.workers is None else config.workers
 
-    def loader(split: Split, augmentation: Augmentation | None = None, masking: Masking | None = None) -> Loader:
+    def loader(split: Split, augmented: Augmentation | None = None, masking: Masking | None = None) -> Loader:
         codec = store.settings["frame_codec"]
         dataset = ClipDataset(
             splits[split],
@@ -83,12 +89,12 @@ def train(
             spec,
             codec,
             seed=config.seed,
-            augmentation=augmentation,
+            augmentation=augmented,
             masking=masking,
         )
-        shuffle_seed = None if augmentation is None else config.seed
+        shuffle_seed = None if augmented is None else config.seed
         weights = None
-        if augmentation is not None and config.balanced_sampling:
+        if augmented is not None and config.balanced_sampling:
             weights = torch.from_numpy(balancing_weights(splits[split].labels))
         return Loader(
             dataset,
@@ -109,10 +115,8 @@ def train(
         for name in encoders:
             freeze(model.get_submodule(name))
     model.to(memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
-    dropout = config.modality_dropout if isinstance(config, FuseConfig) else 0.0
-    augmentation = Augmentation(config.crop_scale, config.flip, config.spec_augment, dropout)
     undecayed = set() if config.decay_norm else norm_parameters(model)
-    train_loader = loader("train", augmentation, masking)
+    train_loader = loader("train", augmentation(config), masking)
     if world.size > 1:
         largest = max(last - first for first, last in pairwise(train_loader.sampler.edges))
         fewest, more = divmod(largest, world.size)

@@ -1,4 +1,4 @@
-"""Imports point one way: words, files, parts, options, runs, stories, edge."""
+"""Imports point one way: words, files, parts, options, runs, chapters, stories, edge."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "avpt"
 
 # name of a layer -> modules (by prefix) and the layers they may import
-WORDS, FILES, OPTIONS, RUNS, STORIES, EDGE = "words", "files", "options", "runs", "stories", "edge"
+WORDS, FILES, OPTIONS, RUNS, CHAPTERS, STORIES, EDGE = (
+    "words",
+    "files",
+    "options",
+    "runs",
+    "chapters",
+    "stories",
+    "edge",
+)
 PARTS = ("data", "datasets", "models", "training", "engines", "confidence", "diagnosis", "figures", "pages")
 LAYERS = {
     "avpt": WORDS,
@@ -28,6 +36,7 @@ LAYERS = {
     "avpt.runs": RUNS,
     "avpt.trained": RUNS,
     "avpt.shards": RUNS,
+    "avpt.story": CHAPTERS,
     "avpt.stages": STORIES,
     "avpt.cli": EDGE,
     "avpt.__main__": EDGE,
@@ -38,7 +47,8 @@ ALLOWED = {
     **{part: {WORDS, FILES, part} for part in PARTS},
     OPTIONS: {WORDS, OPTIONS},
     RUNS: {WORDS, FILES, OPTIONS, *PARTS},
-    STORIES: {WORDS, FILES, OPTIONS, RUNS, *PARTS},
+    CHAPTERS: {WORDS, FILES, OPTIONS, RUNS, CHAPTERS, *PARTS},  # of a story too long for one file
+    STORIES: {WORDS, FILES, OPTIONS, RUNS, CHAPTERS, *PARTS},
     EDGE: {WORDS, OPTIONS, EDGE, STORIES},
 }
 HEAVY = {"torch", "torchvision", "torchaudio", "h5py", "av", "numpy", "sklearn", "safetensors", "matplotlib"}

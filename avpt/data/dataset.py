@@ -75,6 +75,34 @@ def grid(spec: InputSpec, modality: Modality) -> tuple[int, int]:
     return (spec.spectrogram_frames, spec.mel_bins) if modality == "audio" else (spec.image_size, spec.image_size)
 
 
+def read_fbank(index: SplitIndex, position: int) -> Tensor:
+    """The spectrogram of a clip, (frames, mel), as stored."""
+    shape = index.shards.fbank_shape
+    row, values = int(index.row[position]), math.prod(shape)
+    stored = index.shards.read(int(index.shard[position]), "audio/fbank", row * values, values)
+    return torch.from_numpy(stored).view(shape)
+
+
+def read_frames(index: SplitIndex, position: int, chosen: Sequence[int], codec: str) -> Iterator[Tensor]:
+    """The chosen frames of a clip, each (3, height, width) uint8, one after the other.
+
+    Raises:
+        StoreError: one is damaged.
+    """
+    read = partial(index.shards.read, int(index.shard[position]))
+    available = int(index.num_visual_frames[position])
+    (first,) = read("visual/clip_offset", int(index.row[position]), 1).tolist()
+    edges = read("visual/byte_offset", first, available + 1).tolist()
+    sizes = read("visual/size", 2 * first, 2 * available).reshape(-1, 2).tolist()
+    for frame in chosen:
+        encoded = read("visual/bytes", edges[frame], edges[frame + 1] - edges[frame])
+        try:
+            yield transforms.decode_frame(encoded, codec, *sizes[frame])
+        except RuntimeError:
+            path = index.shards.paths[index.shard[position]]
+            raise StoreError(f"{path} holds a damaged frame; look at it with `avpt verify --deep`") from None
+
+
 class ClipDataset(Dataset[dict[str, Tensor]]):
     """Clips of one split by (epoch, position, row): see `Batch.rows`."""
 
@@ -129,33 +157,18 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
 
     def _audio(self, position: int) -> Tensor:
         """(1, frames, mel), as stored."""
-        shape = self.index.shards.fbank_shape
-        row, values = int(self.index.row[position]), math.prod(shape)
-        stored = self.index.shards.read(int(self.index.shard[position]), "audio/fbank", row * values, values)
-        fbank = torch.from_numpy(stored).view(shape)
+        fbank = read_fbank(self.index, position)
         if self.augmentation is not None and any(self.augmentation.spec_augment):
             fbank = transforms.spec_augment(fbank, *self.augmentation.spec_augment, fill=self.spec.mean)
         return fbank[None]
 
     def _visual(self, position: int) -> Tensor:
         """(frames, 3, height, width) uint8."""
-        read = partial(self.index.shards.read, int(self.index.shard[position]))
         available = int(self.index.num_visual_frames[position])
         generator = torch.default_generator if self.augmentation is not None else None
         chosen = transforms.draw_frames(available, self.spec.num_frames, generator)
-        (first,) = read("visual/clip_offset", int(self.index.row[position]), 1).tolist()
-        edges = read("visual/byte_offset", first, available + 1).tolist()
-        sizes = read("visual/size", 2 * first, 2 * available).reshape(-1, 2).tolist()
-        frames = []
-        for frame in chosen:
-            encoded = read("visual/bytes", edges[frame], edges[frame + 1] - edges[frame])
-            try:
-                decoded = transforms.decode_frame(encoded, self.frame_codec, *sizes[frame])
-            except RuntimeError:
-                path = self.index.shards.paths[self.index.shard[position]]
-                raise StoreError(f"{path} holds a damaged frame; look at it with `avpt verify --deep`") from None
-            frames.append(self._frames(decoded))
-        return torch.stack(frames)
+        frames = read_frames(self.index, position, chosen, self.frame_codec)
+        return torch.stack([self._frames(frame) for frame in frames])
 
     def _scores(self, seed: int) -> dict[str, Tensor]:
         assert self.masking is not None

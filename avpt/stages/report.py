@@ -1,11 +1,114 @@
-"""`avpt report`."""
+"""`avpt report`: the whole story of an experiment as one self-contained page."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 from avpt.config import ReportConfig
+from avpt.errors import OutputError
+from avpt.outputs import claim, differences, refuse, write_text
 from avpt.types import Report
+
+if TYPE_CHECKING:
+    from avpt.pages.blocks import Verdict
+    from avpt.story.experiment import Experiment
+
+LEAD = (
+    "Audio-visual models are trained from encoders that were pre-trained on something else. The paper that this "
+    "experiment follows (arXiv 2302.03533) says that two things then go wrong unseen. First, many BatchNorm channels "
+    "of a pre-trained encoder are nearly zero and stay dead on the new modality; its remedy, ABRi, blends each "
+    "BatchNorm with a fresh one, by a learnt share.",
+    "Second, when both modalities are trained together, the one that is easier to learn from takes the gradient away "
+    "from the other, whose encoder gets worse; its remedy, FusT, first trains each encoder alone, notes how sure it is "
+    "of each clip, and then trains both while masking, clip by clip, part of the modality that is easy.",
+    "What follows is computed from this experiment's own files. It says what this data shows, not what is true of "
+    "others; a difference that chance could well have made is not called one.",
+)
 
 
 def run(config: ReportConfig) -> Report:
-    """To be written."""
-    raise NotImplementedError
+    """Find what belongs to the runs; write the page unless it is there already."""
+    from avpt.story.experiment import gather
+
+    read_page(config.out)  # not to find at the end that the file is somebody else's
+    experiment = gather(config.runs, config.search)
+    title = config.title or f"Experiment {Path(experiment.base).name}".strip()
+    provenance: dict[str, Any] = {
+        "kind": "report",
+        "config": config.record() | {"title": title},
+        "inputs": experiment.contents(),
+    }
+    with claim(config.out):
+        summary = find_summary(config, provenance)
+        if summary is None:
+            summary = write(config, experiment, provenance)
+    return Report(summary, (config.out,))
+
+
+def read_page(path: Path) -> dict[str, Any] | None:
+    """What the page that is there says of itself; None where there is nothing.
+
+    Raises:
+        OutputError: something else is there.
+    """
+    from avpt.pages.page import read_provenance
+
+    if not path.exists():
+        return None
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; --out must name a file")
+    found = read_provenance(path)
+    if found is None or not isinstance(found.get("summary"), dict):
+        raise OutputError(f"{path} was not written by this command, or is damaged; choose another --out")
+    return found
+
+
+def find_summary(config: ReportConfig, provenance: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of a page that is already there and was made in just this way, or None to make it.
+
+    Raises:
+        OutputError: something else is there.
+    """
+    found = read_page(config.out)
+    if found is None or config.overwrite:
+        return None
+    if different := differences(found, provenance, config.defaults()):
+        raise refuse(config.out, different)
+    summary: dict[str, Any] = found["summary"]
+    return {"report": str(config.out)} | summary
+
+
+def write(config: ReportConfig, experiment: Experiment, provenance: dict[str, Any]) -> dict[str, Any]:
+    """Tell the story section by section."""
+    from avpt.figures.style import INK
+    from avpt.pages.blocks import Page
+    from avpt.pages.page import render
+    from avpt.story import confidence, data, initialisation, results, training, verdicts
+    from avpt.story import provenance as origins
+
+    starts = initialisation.starts(experiment)
+    said = verdicts.verdicts(experiment, starts)
+    sections = [
+        data.section(experiment, config.clips),
+        initialisation.section(experiment, starts),
+        training.stage1(experiment),
+        confidence.section(experiment, config.clips),
+        training.stage2(experiment, config.clips),
+        results.section(experiment),
+        origins.section(experiment, config.out.absolute().parent),
+    ]
+    summary = summarize(experiment, said)
+    page = Page(provenance["config"]["title"], LEAD, said, sections, provenance | {"summary": summary})
+    write_text(config.out, render(page, INK))
+    return {"report": str(config.out)} | summary
+
+
+def summarize(experiment: Experiment, said: list[Verdict]) -> dict[str, Any]:
+    """What scripts want to know of a page."""
+    return {
+        "runs": sum(node.is_run for node in experiment.nodes),
+        "unfinished": [experiment.name(node) for node in experiment.unfinished()],
+        "missing": [f"{lost.name} of {lost.owner.name}" for lost in experiment.missing],
+        "verdicts": [{"claim": one.claim, "answer": one.answer, "headline": one.headline} for one in said],
+    }

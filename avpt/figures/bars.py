@@ -1,0 +1,88 @@
+"""Bars side by side, and values by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from avpt.figures.style import CYCLE, TWO_COLUMNS, applied
+
+MOST_LABELS = 60
+
+
+def draw_bars(
+    names: Sequence[str],
+    values: Mapping[str, Sequence[float]],
+    *,
+    label: str,
+    colours: Sequence[str] = CYCLE,
+    width: float = TWO_COLUMNS,
+    height: float = 2.2,
+) -> Figure:
+    """A group of bars a name, one bar of each kind of values.
+
+    Args:
+        names: below the groups; left out where there are too many to be read.
+        values: by the name in the legend, (names,).
+        label: of the axis of values.
+        colours: of the kinds.
+        width: inches.
+        height: inches.
+    """
+    places, share = np.arange(len(names)), 0.8 / max(1, len(values))
+    with applied():
+        figure = Figure(figsize=(width, height))
+        axes = figure.add_subplot()
+        for number, (name, heights) in enumerate(values.items()):
+            left = places + (number - (len(values) - 1) / 2) * share
+            axes.bar(left, list(heights), share, color=colours[number % len(colours)], label=plain(name))
+        _below(axes, names)
+        axes.set_ylabel(label)
+        if len(values) > 1:
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4)  # no place inside is free of marks
+    return figure
+
+
+def draw_ranges(
+    names: Sequence[str], values: Mapping[str, Sequence[Sequence[float]]], *, label: str, start: float | None = None
+) -> Figure:
+    """Mean, and lowest to highest, of some values a name (the learnt alphas of ABRi layer by layer).
+
+    Args:
+        names: below.
+        values: by the name in the legend, for each of `names` its values.
+        label: of the axis of values.
+        start: a line to compare with.
+    """
+    with applied():
+        figure = Figure(figsize=(TWO_COLUMNS, 2.2))
+        axes = figure.add_subplot()
+        if start is not None:
+            axes.axhline(start, color="#8C8C8C", lw=0.6, ls=":")
+        for number, (name, several) in enumerate(values.items()):
+            left = np.arange(len(names)) + (number - (len(values) - 1) / 2) * 0.2
+            mean, low, high = (np.array([pick(one) for one in several]) for pick in (np.mean, np.min, np.max))
+            spread = np.stack([mean - low, high - mean])
+            axes.errorbar(
+                left, mean, spread, fmt="o^sD"[number % 4], color=CYCLE[number % 8], lw=0.8, label=plain(name)
+            )
+        _below(axes, names)
+        axes.set_ylabel(label)
+        if len(values) > 1:
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4)  # no place inside is free of marks
+    return figure
+
+
+def plain(text: str) -> str:
+    """Words that matplotlib does not take for mathematics."""
+    return text.replace("$", r"\$")
+
+
+def _below(axes, names: Sequence[str]) -> None:  # type: ignore[no-untyped-def]
+    if len(names) > MOST_LABELS:
+        axes.set_xticks([])
+        return
+    turned = sum(map(len, names)) > 70
+    axes.set_xticks(range(len(names)), [plain(name) for name in names], rotation=90 if turned else 0)

@@ -1,0 +1,149 @@
+"""What a page is made of, as plain records; `page` makes HTML of them. All words are text, never markup."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from avpt.types import Table
+
+
+@dataclass(frozen=True)
+class Heading:
+    """Of a part of a section."""
+
+    text: str
+    block: str = "heading"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; one that is `missing` says what can't be shown, why not, and what to do."""
+
+    text: str
+    missing: bool = False
+    block: str = "text"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table, in a box of its own that scrolls sideways."""
+
+    table: Table
+    block: str = "grid"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing."""
+
+    svg: bytes
+    alt: str  # what is to be seen, in numbers, for those who can't see it
+    caption: str
+    block: str = "figure"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Drawings side by side where there is room."""
+
+    figures: Sequence[Figure]
+    block: str = "figures"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A bitmap, as a data URI."""
+
+    uri: str
+    alt: str
+    size: tuple[int, int]  # width and height in pixels
+    caption: str = ""
+
+    @property
+    def zoom(self) -> int:
+        """Small pictures are shown larger, their pixels as squares."""
+        width, height = self.size
+        return max(1, min(round(112 / height), 512 // width))
+
+
+@dataclass(frozen=True)
+class Card:
+    """A clip: its pictures and what is to be said of it."""
+
+    title: str
+    pictures: Sequence[Picture]
+    lines: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Cards:
+    """Clips side by side."""
+
+    title: str
+    cards: Sequence[Card]
+    block: str = "cards"
+
+
+@dataclass(frozen=True)
+class Command:
+    """How a thing was made, to be copied; and, to be opened, facts about it as name and value."""
+
+    name: str
+    line: str
+    facts: Sequence[tuple[str, str]] = ()
+    block: str = "command"
+
+
+@dataclass(frozen=True)
+class Vertex:
+    """A thing in a graph: its column, its row, two lines of words."""
+
+    column: int
+    row: int
+    label: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Things and what they were made from, left to right; edges are pairs of positions in `vertices`."""
+
+    vertices: Sequence[Vertex]
+    edges: Sequence[tuple[int, int]]
+    alt: str
+    block: str = "graph"
+
+
+Block = Heading | Text | Grid | Figure | Figures | Cards | Command | Graph
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the story."""
+
+    name: str  # of its anchor
+    title: str
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What this data says to a claim."""
+
+    claim: str
+    answer: Literal["yes", "no", "unclear", "not measured"]
+    headline: str
+    details: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """The whole of it."""
+
+    title: str
+    lead: Sequence[str]
+    verdicts: Sequence[Verdict]
+    sections: Sequence[Section]
+    provenance: dict[str, Any] = field(default_factory=dict)

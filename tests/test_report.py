@@ -1,0 +1,586 @@
+"""`avpt report`: one page, true to the artifacts, that loads nothing, and says what is missing."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import math
+import re
+import shutil
+import subprocess
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import STORE_OPTIONS, TRAIN_OPTIONS, Experiment, av_mnist_rows, avpt, done, fuse, write_manifest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.stats import binomtest
+
+from avpt import artifacts
+from avpt.artifacts import Header
+from avpt.config import FuseConfig, InitConfig
+from avpt.data.transforms import clip_seed
+from avpt.lineage import Node
+from avpt.outputs import sha256
+from avpt.pages.blocks import Block, Card, Cards, Command, Graph, Grid, Heading, Page, Section, Text, Verdict, Vertex
+from avpt.pages.page import render
+from avpt.story import initialisation
+from avpt.story.commands import broken, command_of
+from avpt.story.commands import given as words_of
+from avpt.story.difference import compare
+from avpt.types import Table
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+VOID = {"meta", "img", "link", "br", "hr", "input"}
+LOADS = ("src", "href", "xlink:href", "srcset", "data", "action", "poster")
+
+
+class Parsed(HTMLParser):
+    """A page as its tags: (name, attributes), its text, and whether tags close as they open."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.words = ""
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attributes}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attributes}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.words += data
+
+    def all(self, *names: str) -> list[dict[str, str]]:
+        return [attributes for tag, attributes in self.tags if tag in names]
+
+
+@pytest.fixture(scope="module")
+def joint(experiment: Experiment) -> Path:
+    """The same fused run without masking."""
+    out = experiment.folder / "unmasked"
+    done(*fuse(experiment), "--mask", "none", "--out", out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def page(experiment: Experiment, joint: Path) -> Path:
+    out = experiment.folder / "report.html"
+    result = done("report", joint, experiment.fused, "--out", out)
+    assert result.stdout == f"{out}\n"
+    return out
+
+
+def check_sound(text: str) -> Parsed:
+    """What must hold of every page."""
+    parsed = Parsed(text)
+    assert not parsed.all("script", "link", "iframe", "object", "embed", "base", "form")
+    for tag, attributes in parsed.tags:
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in LOADS:
+            value = attributes.get(name, "#")
+            assert value.startswith(("#", "data:image/")), (tag, name, value)
+    style = "".join(re.findall(r"<style[^>]*>(.*?)</style>", text, re.DOTALL))
+    assert "url(" not in style
+    assert "@import" not in style
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", text))
+    ids = Counter(attributes["id"] for _, attributes in parsed.tags if "id" in attributes)
+    assert all(count == 1 for count in ids.values())
+    targets = [attributes.get("href", "#")[1:] for attributes in parsed.all("a")]
+    targets += [attributes.get("xlink:href", "#")[1:] for attributes in parsed.all("use")]
+    targets += re.findall(r"url\(#([^)]*)\)", text)
+    assert set(targets) - {""} <= ids.keys()
+    assert all(attributes["alt"].strip() for attributes in parsed.all("img"))
+    assert all(attributes["aria-label"].strip() for attributes in parsed.all("svg"))
+    levels = [int(tag[1]) for tag, _ in parsed.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    assert len(parsed.all("table")) == len(parsed.all("caption"))
+    assert all(attributes.get("scope") in ("row", "col") for attributes in parsed.all("th"))
+    (root,) = parsed.all("html")
+    assert root["lang"] == "en"
+    policy = next(meta["content"] for meta in parsed.all("meta") if "http-equiv" in meta)
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    return parsed
+
+
+# --- the page ----------------------------------------------------------------------------------------------------
+
+
+def test_the_page_is_sound_and_small_and_has_every_part(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    parsed = check_sound(text)
+    assert len(text) < 2_000_000
+    titles = ("The data", "Initialisation", "Stage 1", "Confidence", "Stage 2", "Results", "Provenance")
+    assert all(title in parsed.words for title in titles)
+    assert 'class="missing"' not in text.partition("<main")[2].replace('rect class="missing"', "")
+    assert len(parsed.all("img")) >= 12  # examples, the most extreme clips, masked inputs
+    assert len(parsed.all("article")) == 3
+
+
+def test_numbers_are_those_of_the_runs(page: Path, experiment: Experiment, joint: Path) -> None:
+    words = " ".join(Parsed(page.read_text(encoding="utf-8")).words.split())
+    for run in (experiment.fused, joint, experiment.audio, experiment.visual):
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        assert f"{100 * summary['test']['accuracy']:.1f} %" in words
+    norms = [
+        json.loads(line)["gradient_norm"] for line in (joint / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    audio, visual = (sum(row[side] for row in norms) / len(norms) for side in ("audio", "visual"))
+    assert f"{audio:.4f} {visual:.4f} {audio / visual:.2f}" in words
+    assert "36 clips of 3 classes" in words
+    for file in (experiment.confidence, joint / "model.safetensors"):
+        assert sha256(file) in words
+
+
+def test_the_same_command_gives_the_same_bytes_and_then_does_nothing(
+    page: Path, experiment: Experiment, joint: Path
+) -> None:
+    content, written = page.read_bytes(), page.stat().st_mtime_ns
+    again = done("report", joint, experiment.fused, "--out", page, "--json").json()
+    assert page.stat().st_mtime_ns == written
+    first = done("report", joint, experiment.fused, "--out", page, "--json", "--overwrite").json()
+    assert again == first
+    assert first["runs"] == 4
+    assert page.read_bytes() == content
+
+
+def test_other_options_or_inputs_are_refused_and_named(page: Path, experiment: Experiment, joint: Path) -> None:
+    result = avpt("report", joint, experiment.fused, "--out", page, "--clips", "1")
+    assert (result.code, result.stdout) == (1, "")
+    assert "clips: 4 there, 1 now" in result.error
+    assert "--overwrite" in result.error
+    result = avpt("report", joint, "--out", page)
+    assert result.code == 1
+    assert "fused" in result.error
+
+
+@pytest.mark.parametrize("option", [(), ("--overwrite",)])
+def test_a_foreign_file_is_never_overwritten(experiment: Experiment, tmp_path: Path, option: tuple[str, ...]) -> None:
+    mine = tmp_path / "mine.html"
+    mine.write_text("<html><body>avpt report</body></html>", encoding="utf-8")
+    result = avpt("report", experiment.fused, "--out", mine, "--quiet", *option)
+    assert (result.code, len(result.stderr.splitlines())) == (1, 1)
+    assert "was not written by this command" in result.error
+    assert mine.read_text(encoding="utf-8").startswith("<html><body>")
+    assert avpt("report", experiment.fused, "--out", tmp_path, *option).code == 1
+
+
+def test_colours_have_contrast_in_light_and_dark() -> None:
+    css = files("avpt.pages").joinpath("report.css").read_text(encoding="utf-8")
+    schemes = re.findall(r":root \{([^}]*)\}", css)
+    assert len(schemes) == 2
+    for scheme in schemes:
+        colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", scheme))
+        for ground in ("paper", "box"):
+            for text in ("ink", "soft", "link", "yes", "no", "open"):
+                light, dark = sorted((luminance(colours[text]), luminance(colours[ground])), reverse=True)
+                assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground)
+
+
+def luminance(colour: str) -> float:
+    """Relative, of WCAG 2.2."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_template_and_style_are_in_the_package() -> None:
+    assert {"report.html.jinja", "report.css"} <= {file.name for file in files("avpt.pages").iterdir()}
+
+
+# --- commands ----------------------------------------------------------------------------------------------------
+
+
+def in_a_shell(command: str) -> list[str]:
+    """The words that a shell makes of a command."""
+    result = subprocess.run(["/bin/sh", "-c", f"printf '%s\\0' {command}"], capture_output=True, check=True)
+    return result.stdout.decode().split("\0")[:-1]
+
+
+def commands(page: Path) -> dict[str, list[str]]:
+    """The words of every command that a page tells, by what it makes."""
+    blocks = re.findall(r"<pre[^>]*><code>(.*?)</code></pre>", page.read_text(encoding="utf-8"), re.DOTALL)
+    lines = [in_a_shell(html.unescape(block)) for block in blocks]
+    return {line[line.index("--out") + 1]: line for line in lines}
+
+
+def test_commands_of_the_page_make_the_same_bytes(
+    page: Path, experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(page.parent)
+    told = commands(page)
+    assert [words[1] for words in told.values()].count("fuse-train") == 2
+    for file in (experiment.audio_init, experiment.visual_init, experiment.confidence):
+        program, *words = told[file.name]
+        assert program == "avpt"
+        words[words.index("--out") + 1] = str(tmp_path / file.name)
+        done(*words)
+        assert (tmp_path / file.name).read_bytes() == file.read_bytes()
+    for run in (experiment.fused, experiment.audio):  # taken for the very same run: nothing is trained again
+        record = done(*told[run.name][1:], "--json").json()
+        assert record["best_epoch"] == json.loads((run / "summary.json").read_text())["best_epoch"]
+    program, name, manifest, *options = told["store"]
+    assert manifest == "MANIFEST"
+    done(name, experiment.manifest, *options)
+
+
+def test_what_was_not_found_is_a_word_in_capitals(tmp_path: Path) -> None:
+    node = Node(
+        tmp_path / "it", "confidence", {"skip_epochs": 1, "missing": "error"}, {"audio": "a", "visual": "b"}, ()
+    )
+    words = command_of(node, {"audio": None, "visual": None}, tmp_path)
+    assert words == [
+        "avpt",
+        "score-confidence",
+        "--audio",
+        "AUDIO",
+        "--visual",
+        "VISUAL",
+        "--skip-epochs",
+        "1",
+        "--out",
+        "it",
+    ]
+
+
+def test_options_as_they_are_given() -> None:
+    assert words_of(FuseConfig, "flip", False) == ["--no-flip"]
+    assert words_of(FuseConfig, "freeze_encoders", True) == ["--freeze-encoders"]
+    assert words_of(FuseConfig, "crop_scale", [0.5, 1.0]) == ["--crop-scale", "0.5", "1"]
+    assert words_of(InitConfig, "abnormal_threshold", 1e-10) == ["--abnormal-threshold", "1e-10"]
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\x00\r"), min_size=1), min_size=1))
+def test_a_broken_command_is_the_same_command(words: list[str]) -> None:
+    assert in_a_shell(broken(words)) == words
+
+
+# --- untrusted words ---------------------------------------------------------------------------------------------
+
+EVIL = "<script>alert(1)</script>\"'&{{ 7 * 7 }}$x$`y`"
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=30))
+def test_words_from_outside_come_out_as_text(text: str) -> None:
+    word = text + EVIL
+    table = Table(word, (word, word), [(word, word)])
+    blocks: list[Block] = [
+        Heading(word),
+        Text(word, missing=True),
+        Grid(table),
+        Cards(word, [Card(word, (), [word])]),
+        Command(word, word, [(word, word)]),
+        Graph([Vertex(0, 0, word, "store"), Vertex(1, 0, word, "fused")], [(0, 1)], word),
+    ]
+    page = Page(
+        word, [word], [Verdict(word, "no", word, [word])], [Section("part", word, blocks)], {"config": {"a": word}}
+    )
+    made = render(page, "#1b1b1d")
+    parsed = Parsed(made)
+    assert not parsed.all("script")
+    assert "49" not in parsed.words.replace(text, "")
+    shown = re.sub("`([^`]+)`", r"\1", EVIL)
+    assert parsed.words.count(shown) + parsed.words.count(EVIL) >= 12
+
+
+def test_classes_and_runs_with_nasty_names(experiment: Experiment, tmp_path: Path) -> None:
+    folder = copied(experiment, tmp_path)
+    nasty = folder / "a <b>$run$ & 'c'"
+    (folder / "fused").rename(nasty)
+    store = json.loads((folder / "store" / "store.json").read_text(encoding="utf-8"))
+    store["classes"][1] = EVIL
+    (folder / "store" / "store.json").write_text(json.dumps(store), encoding="utf-8")
+    for path in (nasty / "predictions.safetensors",):
+        artifact = artifacts.load(path, "predictions")
+        classes = [artifact.header.classes[0], EVIL, *artifact.header.classes[2:]]
+        artifacts.save(path, replace(artifact.header, classes=classes), artifact.tensors)
+    done("report", nasty, "--out", tmp_path / "page.html", "--search", folder)
+    parsed = check_sound((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert parsed.words.count("<script>alert(1)</script>") >= 3  # the table of classes, a clip, the matrix
+    assert "a <b>$run$ & 'c'" in parsed.words
+
+
+# --- bad input ---------------------------------------------------------------------------------------------------
+
+
+def copied(experiment: Experiment, tmp_path: Path, without: tuple[str, ...] = ()) -> Path:
+    """The experiment in another folder, but for some parts."""
+    folder = tmp_path / "copy"
+    for path in (experiment.store, experiment.visual, experiment.audio, experiment.fused):
+        if path.name not in without:
+            shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("*.pt"))
+    for path in (experiment.visual_init, experiment.audio_init, experiment.confidence):
+        if path.name not in without:
+            shutil.copy(path, folder)
+    return folder
+
+
+def report(folder: Path, *runs: str, says: str) -> Parsed:
+    """The page of some runs of a copy, which warns."""
+    result = done("report", *(folder / run for run in runs), "--search", folder, "--out", folder / "page.html")
+    assert says in result.stderr
+    parsed = check_sound((folder / "page.html").read_text(encoding="utf-8"))
+    parsed.words = " ".join(parsed.words.split())
+    return parsed
+
+
+def test_without_the_store_the_rest_is_shown(experiment: Experiment, tmp_path: Path) -> None:
+    folder = copied(experiment, tmp_path, without=("store",))
+    parsed = report(folder, "fused", says="warning: store of")
+    assert "The store that fused was made from" in parsed.words
+    assert "--search" in parsed.words
+    assert "Scatter of audio against visual confidence" in str(parsed.tags)
+    assert "avpt finetune-unimodal STORE" in parsed.words
+    assert not parsed.all("img")
+
+
+def test_without_what_was_before(experiment: Experiment, tmp_path: Path) -> None:
+    folder = copied(
+        experiment, tmp_path, without=("audio", "visual", "audio-init.safetensors", "confidence.safetensors")
+    )
+    parsed = report(folder, "fused", says="warning: confidence of")
+    for name in ("audio", "visual", "confidence"):
+        assert f"The {name} that fused was made from" in parsed.words
+    assert "not measured" in parsed.words
+    assert "Which classes are taken for which" in parsed.words
+
+
+def test_a_stage_1_run_without_dynamics(experiment: Experiment, tmp_path: Path) -> None:
+    folder = copied(experiment, tmp_path)
+    (folder / "audio" / "dynamics.safetensors").unlink()
+    parsed = report(folder, "fused", says="warning: audio of")
+    assert "The audio that confidence.safetensors was made from" in parsed.words
+    assert "audio alone" in parsed.words
+
+
+def test_an_unfinished_run_is_shown_as_such(experiment: Experiment, tmp_path: Path) -> None:
+    folder = copied(experiment, tmp_path)
+    for name in ("summary.json", "predictions.safetensors", "model.safetensors"):
+        (folder / "fused" / name).unlink()
+    rows = (folder / "fused" / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "fused" / "metrics.jsonl").write_text(rows[0], encoding="utf-8")
+    result = done("report", folder / "fused", "--search", folder, "--out", folder / "page.html", "--json")
+    assert result.json()["unfinished"] == ["fused"]
+    words = " ".join(check_sound((folder / "page.html").read_text(encoding="utf-8")).words.split())
+    assert "Not finished, so without results: fused (unfinished, 1 of 2 epochs done)" in words
+    assert [verdict["answer"] for verdict in result.json()["verdicts"][1:]] == ["not measured"] * 2
+    (folder / "fused" / "metrics.jsonl").write_text("", encoding="utf-8")
+    done("report", folder / "fused", "--search", folder, "--out", folder / "empty.html")
+    words = check_sound((folder / "empty.html").read_text(encoding="utf-8")).words
+    assert "No epoch is done yet." in words
+
+
+def test_damaged_predictions_are_told(experiment: Experiment, tmp_path: Path) -> None:
+    folder = copied(experiment, tmp_path)
+    (folder / "fused" / "predictions.safetensors").write_bytes(b"cut short")
+    parsed = report(folder, "fused", says="")
+    assert "predictions.safetensors is cut short" in parsed.words
+
+
+@pytest.mark.parametrize(("name", "says"), [("nothing", "does not exist"), ("store", "is not a run folder")])
+def test_what_is_no_run(experiment: Experiment, tmp_path: Path, name: str, says: str) -> None:
+    result = avpt("report", experiment.folder / name, "--out", tmp_path / "page.html", "--quiet")
+    assert (result.code, result.stdout, len(result.stderr.splitlines())) == (1, "", 1)
+    assert says in result.error
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_runs_on_different_class_sets_and_with_several_labels(experiment: Experiment, tmp_path: Path) -> None:
+    rows = [row | {"label": f"{row['label']};even"} if row["label"] != "1" else row for row in av_mnist_rows()]
+    manifest = write_manifest(tmp_path / "several.csv", rows)
+    done("preprocess", manifest, "--out", tmp_path / "several", "--multi-label", *STORE_OPTIONS)
+    alone = ("--audio", experiment.audio_init, "--visual", experiment.visual_init)
+    options = [*TRAIN_OPTIONS[:1], "1", *TRAIN_OPTIONS[2:]]
+    done("fuse-train", tmp_path / "several", *alone, "--mask", "none", *options, "--out", tmp_path / "joint")
+    folders = ("--search", tmp_path, "--search", experiment.folder)
+    result = done("report", tmp_path / "joint", experiment.fused, *folders, "--out", tmp_path / "page.html")
+    words = " ".join(check_sound((tmp_path / "page.html").read_text(encoding="utf-8")).words.split())
+    assert "2 different sets of classes" in words
+    assert "These runs come from several stores" in words
+    assert "average precision" in words
+    assert "test mAP" in words
+    assert "Traceback" not in result.stderr
+
+
+def test_an_encoder_without_batchnorm() -> None:
+    assert initialisation.from_report({"layers": []}) is None
+    assert initialisation.from_report({}) is None
+    assert initialisation.measured({"conv.weight": torch.ones(3)}, 1e-6) is None
+
+
+def test_abnormal_channels_are_counted_and_told(experiment: Experiment, tmp_path: Path) -> None:
+    artifact = artifacts.load(experiment.visual_init, "encoder")
+    for name in ("layer1.0.bn1.weight", "layer1.0.bn1.bias"):
+        artifact.tensors[name][:48] = 0
+    artifacts.save(tmp_path / "sick.safetensors", Header(kind="encoder", spec=artifact.header.spec), artifact.tensors)
+    options = ("--modality", "visual", "--weights", tmp_path / "sick.safetensors")
+    done("init", *options, "--out", tmp_path / "init.safetensors")
+    one = [*TRAIN_OPTIONS[:1], "1", *TRAIN_OPTIONS[2:]]
+    own = ("--modality", "visual", "--init", tmp_path / "init.safetensors")
+    done("finetune-unimodal", experiment.store, *own, *one, "--out", tmp_path / "visual")
+    record = done("report", tmp_path / "visual", "--search", tmp_path, "--out", tmp_path / "page.html", "--json").json()
+    verdict = record["verdicts"][0]
+    assert verdict["answer"] == "yes"
+    assert verdict["headline"].startswith("48 of 4800 BatchNorm channels (1.0 %)")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "most in layer1.0.bn1 (75.0 %)" in check_sound(text).words
+
+
+# --- the test behind the verdicts --------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_one_seed_is_compared_by_mcnemar(pairs: list[tuple[bool, bool]]) -> None:
+    before = {str(i): one for i, (one, _) in enumerate(pairs)}
+    after = {str(i): other for i, (_, other) in enumerate(pairs)}
+    found = compare([before], [after])
+    assert found is not None
+    only = [other for one, other in pairs if one != other]
+    assert found.p == (pytest.approx(binomtest(sum(only), len(only)).pvalue) if only else 1.0)
+    assert found.mean == pytest.approx((sum(after.values()) - sum(before.values())) / len(pairs))
+
+
+def test_seeds_that_disagree_show_no_difference() -> None:
+    ids = [str(i) for i in range(100)]
+    wrong, right = dict.fromkeys(ids, False), dict.fromkeys(ids, True)
+    assert compare([wrong, wrong], [right, right]).counts()  # type: ignore[union-attr]
+    some = {clip: int(clip) < 10 for clip in ids}
+    difference = compare([wrong, some], [right, wrong])
+    assert difference is not None
+    assert difference.p < 0.001
+    assert not difference.counts()
+    assert compare([], []) is None
+    assert compare([{"a": True}], [{"b": True}]) is None
+
+
+def test_probes_and_evaluations_are_found_and_speak(experiment: Experiment, joint: Path, tmp_path: Path) -> None:
+    inputs = {"model": sha256(joint / "model.safetensors"), "stage1": sha256(experiment.audio / "model.safetensors")}
+    answers = []
+    for p in (0.001, 0.5):
+        metrics = {
+            "modality": "audio",
+            "accuracy": {"val": 0.5, "test": 0.25},
+            "stage1": {"accuracy": {"val": 0.5, "test": 0.75}},
+            "difference": {"val": 0.0, "test": -0.5},
+            "mcnemar": {"p": p},
+        }
+        header = Header(kind="probe", config={"modality": "audio"}, inputs=inputs, metrics=metrics)
+        artifacts.save(tmp_path / "probe.safetensors", header, {"weight": torch.zeros(1)})
+        done(
+            "evaluate", joint, experiment.store, "--drop", "audio", "--workers", "0", "--out", tmp_path / "dropped.json"
+        )
+        folders = ("--search", tmp_path, "--search", experiment.folder)
+        record = done("report", joint, *folders, "--out", tmp_path / "page.html", "--json", "--overwrite").json()
+        answers.append(record["verdicts"][1]["answer"])
+    assert answers == ["yes", "no"]
+    words = " ".join(check_sound((tmp_path / "page.html").read_text(encoding="utf-8")).words.split())
+    assert "25.0 % 75.0 % −50.0 points" in words
+    assert "without audio" in words
+    assert "avpt evaluate unmasked store" in re.sub(r"\S*/", "", words)
+
+
+def test_masked_inputs_are_the_very_ones_of_the_run(page: Path, experiment: Experiment) -> None:
+    mask = artifacts.load(experiment.fused / "mask.safetensors", "mask").tensors
+    ids = artifacts.unpack_ids(mask)
+    text = page.read_text(encoding="utf-8")
+    shown = 0
+    for i, clip in enumerate(ids):
+        found = re.search(
+            rf"((?:<figure>(?:(?!</li>).)*?</figure>\s*)+)</div>\s*<p class=\"name\">{clip}</p>", text, re.DOTALL
+        )
+        for modality, word, rows, columns in (("audio", "spectrogram", 8, 8), ("visual", "frames", 8, 8)):
+            uri = re.search(rf'src="data:image/png;base64,([^"]*)" alt="{word} masked', found[1]) if found else None
+            if uri is None:
+                continue
+            pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri[1]))))
+            if modality == "audio":
+                pixels = pixels[::-1].swapaxes(0, 1)  # back to (frame, mel)
+            generator = torch.Generator().manual_seed(clip_seed(0, 0, clip, "mask"))
+            scores = {"audio": torch.rand(1, 64, generator=generator), "visual": torch.rand(1, 64, generator=generator)}
+            count = math.floor(mask[f"{modality}_ratio"][i].double() * 64)
+            chosen = set(scores[modality][0].argsort(stable=True)[:count].tolist())
+            height, width = pixels.shape[0] // rows, pixels.shape[1] // columns
+            for patch in range(64):
+                top, left = patch // columns * height, patch % columns * width
+                magenta = (pixels[top : top + height, left : left + width] == (255, 0, 255)).all()
+                assert magenta == (patch in chosen)
+            shown += count > 0
+    assert shown >= 2
+
+
+# --- in a browser ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> list[str]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here (Debian's package chromium)")
+    own = (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        f"--user-data-dir={tmp_path / 'own'}",
+    )
+    return [CHROMIUM, *own, "--enable-logging=stderr", "--v=0", "--virtual-time-budget=2000"]
+
+
+def browse(command: list[str], *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*command, *more], capture_output=True, text=True, timeout=120, check=True)
+
+
+def test_a_browser_shows_it_without_complaint(page: Path, browser: list[str], tmp_path: Path) -> None:
+    log = tmp_path / "net.json"
+    result = browse(browser, "--dump-dom", f"--log-net-log={log}", page.as_uri())
+    assert "CONSOLE" not in result.stderr
+    assert '<h2 id="provenance-title">' in result.stdout
+    asked = set(re.findall(r'"url":"((?:https?|file|ws)s?:[^"]*)"', log.read_text(encoding="utf-8")))
+    assert not [url for url in asked if "report" in url and not url.startswith("file:")]
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_the_page_does_not_scroll_sideways(page: Path, browser: list[str], tmp_path: Path, width: int) -> None:
+    text = page.read_text(encoding="utf-8")
+    text = re.sub(r"<meta http-equiv[^>]*>", "", text)
+    frame = f'<iframe id="f" style="border:0;width:{width}px;height:900px" srcdoc="{html.escape(text)}"></iframe>'
+    script = (
+        "<script>onload = () => { const d = f.contentDocument.documentElement;"
+        "document.title = `width ${d.clientWidth} ${d.scrollWidth}` }</script>"
+    )
+    (tmp_path / "frame.html").write_text(f"<!DOCTYPE html><body>{frame}{script}", encoding="utf-8")
+    result = browse(browser, "--window-size=1300,1000", "--dump-dom", (tmp_path / "frame.html").as_uri())
+    measured = re.search(r"<title>width (\d+) (\d+)</title>", result.stdout)
+    assert measured is not None
+    assert int(measured[1]) == width
+    assert int(measured[2]) <= width
+
+
+def test_dark_is_dark_and_light_is_light(page: Path, browser: list[str], tmp_path: Path) -> None:
+    means = []
+    for scheme in (0, 1):  # Chromium's words for dark and light
+        shot = tmp_path / f"{scheme}.png"
+        browse(browser, f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={shot}", page.as_uri())
+        means.append(float(np.asarray(Image.open(shot).convert("L")).mean()))
+    assert means[0] < 80
+    assert means[1] > 200
