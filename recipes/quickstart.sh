@@ -44,8 +44,16 @@ unmasked=$(avpt fuse-train "$store" --audio "$audio" --visual "$visual" --mask n
 masked=$(avpt fuse-train "$store" --audio "$audio" --visual "$visual" --confidence "$confidence" "${patches[@]}" \
   "${joint[@]}" --out "$run/fused-adaptive")
 
+for modality in audio visual; do # has joint training damaged the encoder?
+  avpt probe "$unmasked" "$store" --modality "$modality" --workers 0 --out "$run/probe-$modality.safetensors"
+done
+report=$(avpt report "$unmasked" "$masked" --title "AV-MNIST, seed $seed" --out "$run/report.html")
+
 python recipes/results_table.py \
   "audio alone=$audio" "visual alone=$visual" "joint, no masking=$unmasked" "joint, adaptive masking=$masked"
 echo
 echo "artifacts"
 printf '  %s\n' "$store" "$run"/*.safetensors "$audio" "$visual" "$unmasked" "$masked"
+echo
+echo "what all of it says, to be opened in a browser"
+echo "  $report"

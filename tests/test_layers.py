@@ -34,6 +34,7 @@ LAYERS = {
     **{f"avpt.{part}": part for part in PARTS},
     "avpt.config": OPTIONS,
     "avpt.runs": RUNS,
+    "avpt.compared": RUNS,
     "avpt.trained": RUNS,
     "avpt.shards": RUNS,
     "avpt.story": CHAPTERS,
