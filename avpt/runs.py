@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from avpt.artifacts import Header
 from avpt.config import FinetuneConfig, FuseConfig, TrainConfig
-from avpt.data.dataset import Augmentation, ClipDataset, InputSpec, Loader, Masking, deaths_told
+from avpt.data.dataset import Augmentation, ClipDataset, InputSpec, Masking
+from avpt.data.loader import Loader, deaths_told
 from avpt.data.masking import most_masked
 from avpt.data.pictures import picture
 from avpt.data.splits import balancing_weights

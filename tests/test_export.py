@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from avpt import artifacts
 from avpt.data.audio import read_waveform
-from avpt.data.dataset import ClipDataset, InputSpec, Loader
+from avpt.data.dataset import ClipDataset, InputSpec
 from avpt.data.decode import decode_clip
 from avpt.data.inputs import clip_inputs, clip_settings
+from avpt.data.loader import Loader
 from avpt.data.store import Store
 from avpt.models.encoder import EncoderSpec, build_encoder
 from avpt.trained import read_input

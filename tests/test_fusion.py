@@ -13,7 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from avpt.data.dataset import ClipDataset, InputSpec, Loader, Masking
+from avpt.data.dataset import ClipDataset, InputSpec, Masking
+from avpt.data.loader import Loader
 from avpt.data.store import Store
 from avpt.models.abri import AbriBatchNorm2d
 from avpt.models.encoder import EncoderSpec, build_encoder

@@ -22,7 +22,9 @@ from hypothesis import strategies as st
 from torchvision.transforms import v2
 
 from avpt.data import shard_files, transforms
-from avpt.data.dataset import ClipDataset, InputSpec, Loader, Memory
+from avpt.data.dataset import ClipDataset, InputSpec
+from avpt.data.loader import Loader
+from avpt.data.memory import Memory
 from avpt.data.shard_files import DTYPES, ShardFiles
 from avpt.data.store import Store
 from avpt.errors import StoreError

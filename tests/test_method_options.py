@@ -29,7 +29,8 @@ from test_fusion import assert_consistent
 from test_processes import job
 from torch import Tensor
 
-from avpt.data.dataset import ClipDataset, InputSpec, Loader
+from avpt.data.dataset import ClipDataset, InputSpec
+from avpt.data.loader import Loader
 from avpt.data.store import Store
 from avpt.models.checkpoint import load_encoder
 from avpt.models.encoder import Classifier

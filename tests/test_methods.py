@@ -18,7 +18,9 @@ from test_processes import in_processes
 from torch import Tensor, nn
 
 from avpt.data import transforms
-from avpt.data.dataset import Augmentation, ClipDataset, EpochSampler, InputSpec, Loader, share_of
+from avpt.data.dataset import Augmentation, ClipDataset, InputSpec
+from avpt.data.loader import Loader
+from avpt.data.sampling import EpochSampler, share_of
 from avpt.data.splits import balancing_weights
 from avpt.data.store import Store
 from avpt.models.encoder import EncoderSpec, build_encoder, freeze

@@ -24,7 +24,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from avpt.data.dataset import ClipDataset, EpochSampler, InputSpec, Loader, batch_bounds, share_of
+from avpt.data.dataset import ClipDataset, InputSpec
+from avpt.data.loader import Loader
+from avpt.data.sampling import EpochSampler, batch_bounds, share_of
 from avpt.data.store import Store
 from avpt.errors import StoreError
 from avpt.models.checkpoint import load_encoder

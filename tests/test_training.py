@@ -29,7 +29,9 @@ from sklearn import metrics as sklearn_metrics
 from torch import Tensor, nn
 from torch.nn import functional
 
-from avpt.data.dataset import ClipDataset, EpochSampler, InputSpec, Loader
+from avpt.data.dataset import ClipDataset, InputSpec
+from avpt.data.loader import Loader
+from avpt.data.sampling import EpochSampler
 from avpt.data.shard_files import ShardFiles
 from avpt.data.splits import carve, training_splits
 from avpt.data.store import SplitIndex, Store

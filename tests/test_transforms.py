@@ -19,8 +19,10 @@ from torch.nn import functional
 from torchvision.io import encode_jpeg
 
 from avpt.data import transforms
-from avpt.data.dataset import Augmentation, ClipDataset, EpochSampler, InputSpec, Loader, Masking, batch_bounds
+from avpt.data.dataset import Augmentation, ClipDataset, InputSpec, Masking
+from avpt.data.loader import Loader
 from avpt.data.masking import plan_masking
+from avpt.data.sampling import EpochSampler, batch_bounds
 from avpt.data.store import Store
 from avpt.errors import ConfigError, StoreError
 from avpt.types import MODALITIES, Batch, Modality

@@ -57,8 +57,8 @@ def evaluate(config: EvaluateConfig, store: Store, header: Header) -> dict[str, 
     import torch
 
     from avpt import runs
-    from avpt.data.dataset import Loader, deaths_told
     from avpt.data.evaluation import EvaluationDataset
+    from avpt.data.loader import Loader, deaths_told
     from avpt.models.fusion import FusedModel, OneModality
     from avpt.trained import load_trained
     from avpt.training import objective, passes, runtime

@@ -103,8 +103,8 @@ def measure(config: InspectConfig, path: Path, before: Side, after: Side | None)
     Raises:
         StoreError: the store is missing or damaged, or can't feed these encoders.
     """
-    from avpt.data.dataset import Loader, deaths_told
     from avpt.data.evaluation import EvaluationDataset
+    from avpt.data.loader import Loader, deaths_told
     from avpt.data.store import Store
     from avpt.diagnosis import channels
     from avpt.training import runtime

@@ -213,8 +213,8 @@ def encode_splits(
     device: torch.device,
 ) -> dict[Split, Tensor]:
     """Features (clips, width) float32 of each split, as evaluation sees its clips."""
-    from avpt.data.dataset import Loader, deaths_told
     from avpt.data.evaluation import EvaluationDataset
+    from avpt.data.loader import Loader, deaths_told
     from avpt.models.encoder import Features
     from avpt.training.passes import evaluate
     from avpt.training.world import World

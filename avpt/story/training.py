@@ -9,7 +9,8 @@ import torch
 
 from avpt import runs
 from avpt.config import FuseConfig
-from avpt.data.dataset import ClipDataset, Loader, Masking
+from avpt.data.dataset import ClipDataset, Masking
+from avpt.data.loader import Loader
 from avpt.data.masking import most_masked, plan_masking
 from avpt.data.splits import training_splits
 from avpt.data.store import Store

@@ -18,7 +18,8 @@ from clips import CLASSES, MEDIA, decoded, processor_seconds, read_recordings, w
 from torch import nn
 
 from avpt.data.clip import ClipSettings
-from avpt.data.dataset import Augmentation, ClipDataset, InputSpec, Loader
+from avpt.data.dataset import Augmentation, ClipDataset, InputSpec
+from avpt.data.loader import Loader
 from avpt.data.masking import plan_masking
 from avpt.data.store import Store
 from avpt.models.encoder import Classifier, EncoderSpec, Norm, build_encoder

@@ -26,7 +26,8 @@ from torchaudio.compliance import kaldi
 from torchvision import transforms
 
 from avpt.data.clip import ClipSettings
-from avpt.data.dataset import Augmentation, ClipDataset, InputSpec, Loader
+from avpt.data.dataset import Augmentation, ClipDataset, InputSpec
+from avpt.data.loader import Loader
 from avpt.data.store import Store
 from avpt.data.video import encode_frame
 from avpt.training.runtime import start

@@ -20,7 +20,8 @@ import torch
 from clips import write_store
 
 from avpt.data.clip import ClipSettings, DecodedClip
-from avpt.data.dataset import Augmentation, ClipDataset, InputSpec, Loader
+from avpt.data.dataset import Augmentation, ClipDataset, InputSpec
+from avpt.data.loader import Loader
 from avpt.data.store import Store
 
 METHOD = (
