@@ -3,7 +3,7 @@
 #
 # Data      recipes/av-mnist (400 train, 100 val, 200 test clips; see its ATTRIBUTION.md)
 # Hardware  two CPU cores
-# Minutes   20 for three seeds (an estimate)
+# Minutes   20 for three seeds, of one core
 # Expect    test accuracy, mean and standard deviation of three seeds on 200 clips:
 #           audio: random 0.827 +- 0.136, keep 0.890 +- 0.026, reset 0.880 +- 0.026, reset-abnormal
 #           as keep (nothing is abnormal), abri 0.888 +- 0.023; visual: random 0.888 +- 0.021, keep 0.905 +- 0.010,

@@ -3,7 +3,7 @@
 #
 # Data      recipes/av-mnist (400 train, 100 val, 200 test clips; see its ATTRIBUTION.md)
 # Hardware  two CPU cores
-# Minutes   12 for three seeds (an estimate)
+# Minutes   16 for three seeds, of one core
 # Expect    test accuracy, mean and standard deviation of three seeds on 200 clips:
 #           none 0.975 +- 0.005, uniform 0.973 +- 0.021, adaptive 0.970 +- 0.010, released
 #           0.983 +- 0.010, ogm-ge 0.978 +- 0.008; alone: audio 0.888 +- 0.023, visual 0.888 +- 0.021
