@@ -40,8 +40,15 @@ for seed in $seeds; do
 done
 
 run=$out/seed-${seeds%% *}
-avpt inspect "$run/keep.safetensors" --after "$run/audio-keep" --store "$store" --clips 200 --overwrite \
+avpt inspect "$run/keep.safetensors" --after "$run/audio-keep" --store "$store" --clips 200 --zero 1e-6 --overwrite \
   --plot "$out/figures/keep"
-avpt inspect "$run/abri.safetensors" --after "$run/audio-abri" --store "$store" --clips 200 --overwrite \
+avpt inspect "$run/abri.safetensors" --after "$run/audio-abri" --store "$store" --clips 200 --zero 1e-6 --overwrite \
   --plot "$out/figures/abri"
 avpt compare "$out"/seed-*/audio-* --overwrite --plot "$out/figures" --markdown "$out/comparison.md"
+
+rows=()
+for how in random keep reset reset-abnormal abri; do
+  rows+=("sound, $how=$(for seed in $seeds; do printf '%s ' "$out/seed-$seed/audio-$how"; done)")
+done
+python recipes/results_table.py "pictures, pre-trained=$(for seed in $seeds; do printf '%s ' "$out/seed-$seed/pretrained"; done)" \
+  "${rows[@]}"

@@ -644,13 +644,37 @@ def test_an_output_made_of_other_inputs_is_refused(experiment: Experiment, tmp_p
     shorter = write_manifest(tmp_path / "shorter.csv", av_mnist_rows()[:-1])
     again: Arguments = ("preprocess", shorter, *STORE_OPTIONS, "--out", experiment.store)
     refused(experiment.folder, *again, says="was made with other options or inputs (manifest: ")
-    again = finetune(experiment, "visual", experiment.visual)
-    refused(experiment.folder, *again, "--out", experiment.visual, says="other options or inputs (init: ")
+    again = finetune(experiment, "audio", experiment.audio)
+    other = shutil.copytree(experiment.audio, tmp_path / "other")
+    refused(experiment.folder, *again, "--out", other, says="other options or inputs (init: ")
+
+
+def test_no_output_is_an_input(experiment: Experiment, tmp_path: Path) -> None:
+    run = shutil.copytree(experiment.audio, tmp_path / "run")
+    shutil.copy(experiment.audio_init, tmp_path / "encoder.safetensors")
+    shutil.copy(experiment.confidence, tmp_path / "confidence.safetensors")
+    before = state_of(tmp_path)
+    encoder, model = tmp_path / "encoder.safetensors", run / "model.safetensors"
+    commands: list[Arguments] = [
+        (*finetune(experiment, "audio", run), "--out", run),
+        ("init", "--modality", "audio", "--weights", encoder, "--out", encoder),
+        ("export", run, "--format", "torchvision", "--out", model),
+        ("export", model, "--format", "onnx", "--out", model),
+        ("export", encoder, "--format", "torchvision", "--out", encoder),
+        ("evaluate", run, experiment.store, "--predictions", model),
+        ("evaluate", run, experiment.store, "--predictions", tmp_path / "confidence.safetensors"),
+        ("probe", run, experiment.store, "--out", model),
+    ]
+    for command in commands:
+        result = avpt(*command, "--overwrite", "--quiet")
+        assert (result.code, result.stdout) == (1, ""), command
+        assert "choose another --out" in result.error or "--format onnx writes" in result.error
+        assert state_of(tmp_path) == before
 
 
 def test_an_artifact_of_another_kind_is_not_replaced_unasked(experiment: Experiment) -> None:
     command = (*five_commands(experiment)["visual-init.safetensors"], "--out", experiment.confidence)
-    refused(experiment.folder, *command, says="holds a confidence; choose another --out, or --overwrite")
+    refused(experiment.folder, *command, says="holds a confidence; remove it or choose another --out")
 
 
 def test_damaged_settings_are_told(experiment: Experiment, tmp_path: Path) -> None:

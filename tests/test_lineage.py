@@ -68,8 +68,9 @@ def test_options_of_all_that_a_run_was_made_from_but_seeds(experiment: Experimen
     assert whole["fusion"] == "concat"
     assert whole["audio.epochs"] == 2
     assert whole["audio.init.bn"] == "abri"
-    assert whole["audio.init.weights.init.weights"] == "random"
-    assert whole["store"] == whole["audio.store"] == fused.inputs["store"]
+    assert whole["audio.init.weights"] == "as visual"  # told once
+    assert whole["visual.init.weights"] == "random"
+    assert (whole["store"], whole["audio.store"]) == (fused.inputs["store"], "as store")
     assert not any(name.rpartition(".")[2] == "seed" for name in whole)
 
     alone = Lineage([experiment.fused], [experiment.fused]).whole_config(fused.config, fused.inputs)

@@ -269,7 +269,6 @@ def test_nonsense_is_refused_in_a_line(experiment: Experiment, tmp_path: Path, o
         (("--balance", "ogm-ge", "--ogm-window", "-1", "2"), "--ogm-window is -1; it must be 0 or more"),
         (("--balance", "ogm-ge", "--ogm-alpha", "-1"), "--ogm-alpha is -1; it must be 0 or more"),
         (("--modality-dropout", "1.5"), "--modality-dropout is 1.5; it must be 0 to 1"),
-        (("--balance", "ogm-ge", "--ogm-window", "2", "9"), "--ogm-window starts at epoch 2, counted from 0, and"),
         (("--freeze-encoders", "--encoder-lr-scale", "0.1"), "--encoder-lr-scale does nothing beside"),
         (("--balanced-sampling",), "add --dynamics eval"),
     ],
@@ -294,17 +293,14 @@ def test_a_branch_that_has_seen_nothing_is_not_frozen(experiment: Experiment, tm
         result = avpt(*command, "--out", run)
         assert result.code == 1
         (line,) = result.stderr.splitlines()
-        assert f"{experiment.audio_init} has BatchNorm statistics that no data has moved yet" in line
+        assert f"{experiment.audio_init} is fresh from `avpt init --bn abri`" in line
         assert not run.exists()
-    for options in (("--weights", experiment.visual, "--bn", "reset"), ("--weights", "random")):
-        fresh = tmp_path / f"{options[1] == 'random'}.safetensors"
-        done("init", "--modality", "audio", *options, "--out", fresh)
-        result = avpt(*finetune(experiment, "audio", fresh), "--freeze-encoders", "--out", run)
-        assert (result.code, run.exists()) == (1, False)
-        assert f"{fresh} has BatchNorm statistics that no data has moved yet" in result.error
-    kept = tmp_path / "kept.safetensors"
-    done("init", "--modality", "audio", "--weights", experiment.visual, "--bn", "reset-abnormal", "--out", kept)
-    done(*finetune(experiment, "audio", kept), "--epochs", "1", "--freeze-encoders", "--out", tmp_path / "kept")
+    reset = tmp_path / "reset.safetensors"
+    done("init", "--modality", "audio", "--weights", experiment.visual, "--bn", "reset", "--out", reset)
+    result = done(
+        *finetune(experiment, "audio", reset), "--epochs", "1", "--freeze-encoders", "--out", tmp_path / "reset"
+    )
+    assert f"warning: {reset} has BatchNorm statistics that no data has moved yet" in result.stderr
     done(*finetune(experiment, "audio", experiment.audio), "--epochs", "1", "--freeze-encoders", "--out", run)
 
 

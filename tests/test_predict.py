@@ -221,10 +221,17 @@ def test_folders_stand_for_the_media_in_them(experiment: Experiment, tmp_path: P
     shutil.copyfile(FILMS[0], tmp_path / "inner" / "-b 'ü.webm")
     shutil.copyfile(MEDIA / "tcodec__sine_mono_s16.wav", tmp_path / "a.WAV")
     (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "lost.ts").symlink_to(tmp_path / "nowhere")
     (tmp_path / ".hidden.wav").touch()
-    answers = predict(experiment.fused, tmp_path)
-    assert [found["clip"] for found in answers] == [str(tmp_path / "a.WAV"), str(tmp_path / "inner" / "-b 'ü.webm")]
-    assert [found["modalities"] for found in answers] == [["audio"], ["audio", "visual"]]
+    result = avpt("predict", experiment.fused, tmp_path, *HERE, "--format", "jsonl")
+    assert (
+        result.code,
+        f"1 files in {tmp_path} are no media by their names ({tmp_path / 'notes.txt'})" in result.stderr,
+    ) == (1, True)
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    clips = [str(tmp_path / name) for name in ("a.WAV", "inner/-b 'ü.webm", "lost.ts")]
+    assert [found["clip"] for found in answers] == clips
+    assert [found["modalities"] for found in answers] == [["audio"], ["audio", "visual"], []]
     (tmp_path / "bare").mkdir()
     result = avpt("predict", experiment.fused, tmp_path / "bare")
     assert (result.code, "bare holds no media file" in result.error) == (1, True)
@@ -259,9 +266,21 @@ def test_what_is_written_is_written_once(experiment: Experiment, tmp_path: Path,
 # --- what can be wrong -------------------------------------------------------------------------------------------
 
 
+def test_a_missing_file_of_a_manifest_is_named_and_the_rest_is_done(experiment: Experiment, tmp_path: Path) -> None:
+    rows = [{"id": "gone", "video": str(tmp_path / "gone.mp4")}, {"id": "here", "video": str(FILMS[0])}]
+    manifest = write_manifest(tmp_path / "clips.csv", rows)
+    result = avpt("predict", experiment.fused, "--manifest", manifest, *HERE, "--format", "jsonl")
+    gone, here = map(json.loads, result.stdout.splitlines())
+    assert (result.code, here["error"]) == (1, None)
+    assert "no such file" in gone["error"]
+    for form in ("table", "csv"):
+        only = avpt("predict", experiment.fused, tmp_path / "gone.mp4", *HERE, "--format", form)
+        assert ("no answer" if form == "table" else "no such file") in only.stdout
+
+
 def test_what_does_not_go_together(experiment: Experiment, tmp_path: Path) -> None:
     (tmp_path / "letter.csv").write_text("dear all")
-    (tmp_path / "bad.csv").write_text("id,video\na,gone.mp4\n")
+    (tmp_path / "bad.csv").write_text("id,start,video\na,-1,gone.mp4\n")
     film = FILMS[0]
     for options, says in (
         ((), "there is nothing to label; give media files, or --manifest"),
@@ -271,7 +290,7 @@ def test_what_does_not_go_together(experiment: Experiment, tmp_path: Path) -> No
         ((film, "--out", tmp_path / "a.csv", "--format", "table"), "--out takes --format csv or jsonl"),
         ((film, "--out", tmp_path / "letter.csv", "--overwrite"), "letter.csv was not written by this command"),
         ((film, "--out", tmp_path, "--format", "csv"), "is a folder; --out must name a file"),
-        (("--manifest", tmp_path / "bad.csv"), "line 2: video 'gone.mp4' does not exist"),
+        (("--manifest", tmp_path / "bad.csv"), "line 2: start '-1' is negative"),
         (("--manifest", tmp_path / "none.csv"), "none.csv: no such file"),
         ((film, "--top", "0"), "--top is 0"),
     ):

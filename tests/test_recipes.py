@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import typer
-from conftest import AV_MNIST, av_mnist_rows, write_manifest
+from conftest import AV_MNIST, av_mnist_rows, forked, said, write_manifest
 
 from avpt.cli import CONFIGS, app
 
@@ -22,6 +26,7 @@ SMALL = {
         for modality in ("audio", "visual")
         for how in ("random", "keep", "reset", "reset-abnormal", "abri")
     ],
+    "dead-channels": [f"sound, {how}" for how in ("random", "keep", "reset", "reset-abnormal", "abri")],
     "masking": ["audio", "visual", "none", "uniform", "adaptive", "released", "ogm-ge"],
 }
 
@@ -100,23 +105,69 @@ def test_a_slip_in_a_recipe_is_noticed(slip: tuple[str, str], tmp_path: Path) ->
         check_calls(calls)
 
 
+# hands its arguments to the test, and says what the test answers
+CLIENT = """#!{python} -S
+import json, socket, sys
+with socket.socket(socket.AF_UNIX) as test:
+    test.connect({address!r})
+    test.sendall(json.dumps(sys.argv[1:]).encode())
+    test.shutdown(socket.SHUT_WR)
+    answer = json.loads(b"".join(iter(lambda: test.recv(65536), b"")))
+sys.stdout.write(answer["stdout"])
+sys.stderr.write(answer["stderr"])
+sys.exit(answer["code"])
+"""
+
+
+def run_recipe(recipe: Path, folder: Path, environment: dict[str, str]) -> str:
+    """Run a recipe for real, its commands in copies of this process, which has loaded everything; what it printed."""
+    (folder / "bin").mkdir()
+    with tempfile.TemporaryDirectory() as short, socket.socket(socket.AF_UNIX) as listener:
+        address = f"{short}/s"  # the path of a socket has 108 characters at most
+        listener.bind(address)
+        listener.listen()
+        listener.settimeout(0.1)
+        (folder / "bin" / "avpt").write_text(CLIENT.format(python=sys.executable, address=address), encoding="utf-8")
+        (folder / "bin" / "avpt").chmod(0o755)
+        path = f"{folder / 'bin'}:{sys.prefix}/bin:{os.environ['PATH']}"
+        environment = os.environ | {"VIRTUAL_ENV": str(folder), "PATH": path} | environment
+        with (folder / "stdout").open("w") as out, (folder / "stderr").open("w") as error:
+            process = subprocess.Popen([recipe], env=environment, stdout=out, stderr=error)
+        try:
+            while process.poll() is None:
+                with contextlib.suppress(TimeoutError):
+                    client, _ = listener.accept()
+                    with client:
+                        answer(client, folder / "log")
+        finally:
+            process.kill()
+    assert process.returncode == 0, (folder / "stderr").read_text(encoding="utf-8")[-2000:]
+    return (folder / "stdout").read_text(encoding="utf-8")
+
+
+def answer(client: socket.socket, log: Path) -> None:
+    """Run the command of one client."""
+    client.settimeout(None)
+    arguments = json.loads(b"".join(iter(lambda: client.recv(65536), b"")))
+    _, status = os.waitpid(forked(log, *arguments), 0)
+    result = said(log, os.waitstatus_to_exitcode(status))
+    told = {"stdout": result.stdout, "stderr": result.stderr, "code": result.code}
+    client.sendall(json.dumps(told).encode())
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_small_recipes_run(name: str, tmp_path: Path) -> None:
     """One epoch of one seed on a few clips; the table at the end has a row for each way."""
     manifest = write_manifest(tmp_path / "few.csv", av_mnist_rows())
-    environment = os.environ | {
-        "VIRTUAL_ENV": sys.prefix,
-        "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}",
-        "OUT": str(tmp_path / "out"),
-        "MANIFEST": str(manifest),
-        "SEEDS": "0",
-        "EPOCHS": "1",
-        "FUSED_EPOCHS": "1",
-    }
-    script = Path(__file__).parent.parent / "recipes" / f"{name}.sh"
-    result = subprocess.run([script], env=environment, check=True, capture_output=True, text=True)
+    few = {"SEEDS": "0", "PRETRAINING": "1", "EPOCHS": "1", "FUSED_EPOCHS": "1"}
+    environment = few | {"OUT": str(tmp_path / "out"), "MANIFEST": str(manifest)}
+    told = run_recipe(RECIPES[0].parent / f"{name}.sh", tmp_path, environment)
     for way in SMALL[name]:
-        assert re.search(rf"^{way} +0\.\d{{3}}", result.stdout, flags=re.MULTILINE), way
+        assert re.search(rf"^{way} +0\.\d{{3}}", told, flags=re.MULTILINE), way
+    if name == "dead-channels":
+        figures = {path.name for path in (tmp_path / "out" / "figures" / "abri").iterdir()}
+        assert figures >= {"abnormal.png", "abnormal.pdf", "feature-maps.png", "alpha-after.png"}
+        assert (tmp_path / "out" / "figures" / "val-accuracy.pdf").exists()
 
 
 def test_the_data_of_the_small_recipes_is_here() -> None:

@@ -291,11 +291,6 @@ class FuseConfig(MaskConfig, TrainConfig):
             raise ConfigError(
                 "--balance ogm-ge changes gradients of the encoders; with --freeze-encoders there are none"
             )
-        if self.balance == "ogm-ge" and self.ogm_window[0] >= self.epochs:
-            raise ConfigError(
-                f"--ogm-window starts at epoch {self.ogm_window[0]}, counted from 0, and --epochs is {self.epochs}: "
-                "nothing would be balanced"
-            )
         if self.ogm_window[0] > self.ogm_window[1]:
             raise ConfigError(f"--ogm-window is {self.ogm_window[0]} {self.ogm_window[1]}; the first epoch comes first")
         if self.mask != "none" and self.confidence is None:

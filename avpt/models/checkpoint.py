@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from avpt.models.channels import has_unmoved_statistics
 from avpt.models.encoder import Classifier, EncoderSpec, build_encoder, encoder_spec
 from avpt.models.fusion import FUSIONS, FusedModel
 from avpt.types import MODALITIES, Modality
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,16 +59,21 @@ def load_encoder(path: Path, modality: Modality) -> LoadedEncoder:
 
 
 def check_frozen(encoder: ResNet, path: Path) -> None:
-    """Refuse to use an encoder as it is whose BatchNorm, or a branch of it, has running statistics of no data: 0 and 1.
+    """Refuse to use an encoder as it is whose new ABRi branch has running statistics of no data, 0 and 1.
+
+    Its other branch normalises, so that the blend means nothing. Where no BatchNorm normalises that is warned of.
 
     Raises:
-        ArtifactError: it is fresh from `init`, with random weights or a new BatchNorm.
+        ArtifactError: it is fresh from `init --bn abri`.
     """
-    if has_unmoved_statistics(encoder.state_dict()):
+    state = encoder.state_dict()
+    if has_unmoved_statistics({name: value for name, value in state.items() if ".new_running_" in name}):
         raise ArtifactError(
-            f"{path} has BatchNorm statistics that no data has moved yet, so that it is of no use as it is; train it "
-            "with `avpt finetune-unimodal` first, or make it of trained weights with --bn keep or reset-abnormal"
+            f"{path} is fresh from `avpt init --bn abri`: the new branch of its BatchNorm has no statistics yet, so "
+            "as it is it gives nonsense; train it with `avpt finetune-unimodal` first, or use another --bn"
         )
+    if has_unmoved_statistics(state):
+        log.warning("%s has BatchNorm statistics that no data has moved yet: it does not normalise", path)
 
 
 def check_input(loaded: LoadedEncoder, path: Path, wanted: dict[str, Any]) -> None:

@@ -62,6 +62,8 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
         m for m, loaded in (("audio", audio), ("visual", visual)) if loaded.store not in (None, store.fingerprint)
     ]:
         log.warning("%s encoder(s) were trained on another store than %s", " and ".join(strangers), config.store)
+    if config.balance == "ogm-ge" and config.ogm_window[0] >= config.epochs:
+        log.warning("--ogm-window starts behind the last epoch: nothing is balanced")
     if config.balance == "ogm-ge" and store.multi_label:
         raise ConfigError(f"--balance ogm-ge is made for one label a clip, {config.store} has several")
     splits = training_splits(store, MODALITIES, config.val_fraction)

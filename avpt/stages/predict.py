@@ -246,7 +246,7 @@ def csv_of(answers: Sequence[Answer], top: int) -> str:
 
 def table_of(config: PredictConfig, answers: Sequence[Answer]) -> Table:
     """A line a class, the clip's name on the first of its lines."""
-    names = columns_of(answers)
+    names = columns_of(answers) or ["joint"]
     rows: list[tuple[str, ...]] = []
     for found in answers:
         if found.error is not None:
