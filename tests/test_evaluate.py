@@ -206,6 +206,9 @@ def test_matching_keeps_every_known_name(data: st.DataObject) -> None:
     for clip, row in zip(matched.index.ids, matched.index.labels, strict=True):
         expected = {name for i, name in enumerate(there) if several[int(clip), i]} & set(known)
         assert {known[i] for i in np.flatnonzero(row)} == expected != set()
+    rows = several[[int(clip) for clip in matched.index.ids]]
+    unknown = [i for i, name in enumerate(there) if name not in known]
+    assert matched.labels_left_out == rows[:, unknown].sum()
 
 
 def test_longer_spectrograms_are_cut(experiment: Experiment, tmp_path: Path) -> None:
@@ -380,9 +383,10 @@ def test_a_record_is_written_once(experiment: Experiment, tmp_path: Path) -> Non
     refused(*command, "--split", "test", says="split: nothing there, test now")
     refused(*command, "--snr", "3", says="snr: nothing there, 3.0 now")
     done(*command, "--seed", "4")  # without noise nothing hangs on it
-    done(*command, "--predictions", predictions)
-    assert predictions.exists()
+    assert done(*command, "--predictions", predictions).stdout == f"{out}\n{predictions}\n"
     assert out.read_bytes() == content
+    assert json.loads(done("info", out, "--json").stdout)["test"] == record["test"]
+    assert f"{record['test']['accuracy']:.6g}" in done("info", out).stdout
     stamp = predictions.stat().st_mtime_ns
     alone = done("evaluate", experiment.audio, experiment.store, *HERE, "--predictions", predictions, "--json")
     assert alone.json() == again.json()

@@ -185,6 +185,7 @@ def test_a_run_that_gets_no_better_stops_and_stays_stopped(experiment: Experimen
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     assert (summary["epochs"], summary["best_epoch"]) == (3, 1)
     before = files_of(run)
+    assert "finished, stopped early after 3 of 9 epochs" in " ".join(done("info", run).stdout.split())
     again = done(*command, "--out", run)
     assert again.stdout == f"{run}\n"
     assert "no better" not in again.stderr
