@@ -67,7 +67,7 @@ def _fit(target: Array, scaled: Array, strength: float, *, single: bool) -> Prob
     if len(np.unique(target)) == 1:
         return Probe(np.zeros((1, scaled.shape[1])), np.zeros(1), strength, converged=True)
     # from zero: with a weak penalty little tells the optimum from where another fit ended, and a fit would stay there
-    tolerance = BALANCE / 100 / (strength * len(scaled))
+    tolerance = BALANCE / 100 / max(10.0, strength * len(scaled))  # of a single weight's gradient
     regression = LogisticRegression(C=strength, solver="newton-cg", max_iter=MOST_STEPS, tol=tolerance)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # told by `converged`
