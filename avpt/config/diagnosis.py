@@ -131,7 +131,8 @@ class CompareConfig(Config):
         Option(help="Metric to show and test; repeatable.", show_default="all, of which accuracy or map is tested"),
     ] = None
     csv: Annotated[
-        Path | None, Option(help="Also write a row a run; means and tests are not in it.", show_default="none")
+        Path | None,
+        Option(help="Also write a row a run; means and tests are in --markdown and --json.", show_default="none"),
     ] = None
     markdown: Annotated[
         Path | None,
