@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +41,20 @@ class Node:
 class Lineage:
     """The artifacts in some folders, found by the checksums under which others record them.
 
-    Files are hashed when they are first asked for, those nearest to the runs first.
+    Folders are walked and files hashed when they are first asked for: the runs, `folders`, what is around the runs.
     """
 
     def __init__(self, paths: Sequence[Path], folders: Sequence[Path] | None = None) -> None:
-        """Look around `paths`, which are found in any case, or in `folders` where these are given."""
-        roots = [folder.absolute() for folder in folders] if folders else list(_around(paths))
+        """Look at `paths`, in `folders` and around `paths`.
+
+        Raises:
+            AvptError: one of the folders is none.
+        """
         for folder in folders or ():
             if not folder.is_dir():
                 raise AvptError(f"{folder} is not a folder; --search takes folders to find inputs in")
-        self._unread = iter(_unique([*(path.absolute() for path in paths), *_walk(roots)]))
+        named = [folder.absolute() for folder in folders or ()]
+        self._unread = _unique(chain((path.absolute() for path in paths), named, _walk(named), _walk(_around(paths))))
         self._nodes: dict[Path, Node | None] = {}
         self._checksums: dict[Path, str] = {}
 
@@ -154,7 +159,7 @@ def _around(paths: Sequence[Path]) -> Iterator[Path]:
                 yield folder
 
 
-def _walk(roots: Sequence[Path]) -> Iterator[Path]:
+def _walk(roots: Iterable[Path]) -> Iterator[Path]:
     """Stores, run folders, safetensors and JSON files in some folders, breadth first; not what lies inside of these."""
     level, seen, entries = list(dict.fromkeys(roots)), set[Path](), 0
     for _ in range(LEVELS_DOWN):
@@ -169,7 +174,7 @@ def _walk(roots: Sequence[Path]) -> Iterator[Path]:
                 continue
             entries += len(found)
             if entries > MOST_ENTRIES:
-                log.warning("%s holds very many files; name folders to look in with --search", roots[0])
+                log.warning("too many files are around %s to look through; name nearer folders with --search", folder)
                 return
             for entry in found:
                 path = Path(entry.path)
@@ -185,6 +190,10 @@ def _walk(roots: Sequence[Path]) -> Iterator[Path]:
         level = below
 
 
-def _unique(paths: Sequence[Path]) -> list[Path]:
+def _unique(paths: Iterable[Path]) -> Iterator[Path]:
     """Each file or folder once, under the first of its names: a link leads to what may have been seen already."""
-    return list({path.resolve(): path for path in reversed(paths)}.values())[::-1]
+    seen = set[Path]()
+    for path in paths:
+        if (real := path.resolve()) not in seen:
+            seen.add(real)
+            yield path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from conftest import Experiment, avpt, done
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t as student
+from scipy.stats import tstd, ttest_rel
 
 from avpt import artifacts
 from avpt.diagnosis import comparison
@@ -86,6 +88,15 @@ def refused(*arguments: str | Path, says: str) -> None:
     (line,) = result.stderr.splitlines()
     assert line.startswith("avpt: ")
     assert says in line
+
+
+def markdown_tables(path: Path) -> list[list[list[str]]]:
+    """The cells of each table of a file, without the rulers."""
+    blocks = [block.splitlines() for block in path.read_text(encoding="utf-8").split("\n\n") if block[0] == "|"]
+    tables = [[line.strip().strip("|").split(" | ") for line in block] for block in blocks]
+    assert all(len(row) == len(table[0]) for table in tables for row in table)
+    assert all(set(cell.strip()) <= {"-", ":"} for table in tables for cell in table[1])
+    return [[[cell.strip() for cell in row] for i, row in enumerate(table) if i != 1] for table in tables]
 
 
 def by_hand(first: Sequence[float], second: Sequence[float]) -> tuple[float, list[float], float]:
@@ -340,11 +351,15 @@ def test_csv_and_markdown(experiment: Experiment, folder: Path) -> None:
     ]
     summary = json.loads((runs[0] / "summary.json").read_text())
     assert float(rows[0]["val_loss"]) == summary["val"]["loss"]
-    lines = (folder / "t.md").read_text().splitlines()
-    assert lines[0].startswith("| group | runs | test accuracy |")
-    assert lines[2].startswith("| fusion=sum | 2 | 0.550 ± 0.071 |")
-    assert lines[3].startswith("| fusion=gated | 1 | 0.700 |")
-    assert len({line.count("|") for line in lines}) == 1
+    assert (folder / "t.md").read_text().startswith("<!-- avpt compare -->\n")
+    means, differing = markdown_tables(folder / "t.md")
+    assert means[0][:4] == ["", "group", "n", "test accuracy"]
+    assert [row[:4] for row in means[1:]] == [
+        ["A", "fusion=sum", "2", "0.550 ± 0.071"],
+        ["B", "fusion=gated", "1", "0.700"],
+    ]
+    assert differing == [["", "fusion"], ["A", "sum"], ["B", "gated"]]
+    assert "No comparison is tested: that takes 3 seeds" in (folder / "t.md").read_text()
 
     before = {path: path.read_bytes() for path in folder.glob("t.*")}
     done("compare", *runs, *files)
@@ -355,7 +370,74 @@ def test_csv_and_markdown(experiment: Experiment, folder: Path) -> None:
     (folder / "mine.csv").write_text("dear diary")
     refused(*runs, "--csv", folder / "mine.csv", "--overwrite", says="was not written by avpt")
     refused(*runs, "--markdown", folder / "mine.csv", says="was not written by avpt")
+    (folder / "mine.md").write_text("| group | of mine |\n")
+    refused(*runs, "--markdown", folder / "mine.md", "--overwrite", says="was not written by avpt")
     refused(*runs, "--csv", folder, says="was not written by avpt")
+
+
+def test_a_whole_comparison_in_markdown(experiment: Experiment, folder: Path) -> None:
+    """Two groups of three seeds, one metric: means, spread, what differs and the test, worked out by scipy."""
+    plain, other = [0.61, 0.64, 0.58], [0.71, 0.69, 0.66]
+    runs = write_runs(experiment.fused, folder / "a", plain, curve=(0.2, 0.5))
+    runs += write_runs(experiment.fused, folder / "b", other, curve=(0.2, 0.7), fusion="sum", lr=0.25)
+    out = folder / "t.md"
+    done("compare", *runs, "--metric", "accuracy", "--markdown", out)
+    means, differing, tests = markdown_tables(out)
+    shown = [f"{np.mean(values):.3f} ± {tstd(values):.3f}" for values in (plain, other)]
+    own = read_run(experiment.fused).config
+    assert means == [
+        ["", "group", "n", "test accuracy", "val accuracy"],
+        ["A", f"fusion={own['fusion']}", "3", shown[0], "0.500 ± 0.000"],
+        ["B", "fusion=sum", "3", shown[1], "0.700 ± 0.000"],
+    ]
+    assert differing == [["", "fusion", "lr"], ["A", own["fusion"], f"{own['lr']:g}"], ["B", "sum", "0.25"]]
+    found = ttest_rel(other, plain)
+    low, high = found.confidence_interval(0.95)
+    difference = f"{np.mean(other) - np.mean(plain):+.4f}"
+    assert 0.001 < found.pvalue < 0.05
+    assert tests == [
+        ["", "seeds", "difference", "95 % interval", "p", "Holm's p"],
+        ["B - A", "3", difference, f"{low:+.3f} to {high:+.3f}", *[f"{found.pvalue:.3f}"] * 2],
+    ]
+    assert out.read_text(encoding="utf-8").endswith("1 comparison: Holm's p takes all of them together into account.\n")
+
+
+def test_a_metric_that_is_not_defined(experiment: Experiment, folder: Path) -> None:
+    """The area under the curve of classes that no clip has, or all: None everywhere, or in one run."""
+    runs = write_runs(experiment.fused, folder / "a", [0.5, 0.6, 0.7])
+    runs += write_runs(experiment.fused, folder / "b", [0.6, 0.6, 0.9], lr=0.5)
+    for number, run in enumerate(runs):
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        summary = json.loads((run / "summary.json").read_text())
+        for values in (*(row["val"] for row in rows), summary["val"], summary["test"]):
+            values |= {"auc": None, "map": None if number == 0 else 0.25 * number}
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (run / "summary.json").write_text(json.dumps(summary))
+    metrics = ("--metric", "map", "--metric", "auc")
+    files = ("--csv", folder / "t.csv", "--markdown", folder / "t.md", "--plot", folder / "plots")
+    first, second = compare(*runs, *metrics)["groups"]
+    assert first["test"] == {"map": {"mean": pytest.approx(0.375), "std": pytest.approx(tstd([0.25, 0.5])), "n": 2}}
+    assert second["val"]["map"]["n"] == 3
+    told = done("compare", *runs, *metrics).stdout
+    assert "0.375 ± 0.177" in told
+    assert "No comparison is tested" in told  # two seeds are left
+    assert [line for line in told.splitlines() if "auc" in line] == []
+    done("compare", *runs, *metrics, *files)
+    with (folder / "t.csv").open(newline="") as file:
+        assert [row["test_auc"] for row in csv.DictReader(file)] == [""] * 6
+    columns, row, _ = markdown_tables(folder / "t.md")[0]
+    assert columns[3:] == ["test map", "val map"]
+    assert row[2:] == ["3", "0.375 ± 0.177", "0.375 ± 0.177"]
+    done("compare", *runs)  # all metrics
+
+
+def test_names_that_mean_something_in_markdown(experiment: Experiment, folder: Path) -> None:
+    """A group alone is called by its folder, which may hold anything."""
+    run = write_run(experiment.fused, folder / "a|b" / "`<i>*")
+    done("compare", run, "--markdown", folder / "t.md")
+    name = markdown_tables(folder / "t.md")[0][1][1]
+    assert re.search(r"(?<!\\)[|<*`]", name) is None
+    assert re.sub(r"\\(.)", r"\1", name) == str(run)
 
 
 def test_curves_are_drawn_once(experiment: Experiment, folder: Path) -> None:
@@ -387,6 +469,46 @@ def test_many_options_stay_within_the_terminal(experiment: Experiment, folder: P
     for name, value in changes.items():
         assert name in table
         assert {True: "yes"}.get(value, str(value)) in table
+
+
+@pytest.mark.parametrize("columns", ["200", "60"])
+def test_a_width_that_is_set(
+    experiment: Experiment, folder: Path, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    """COLUMNS makes no line longer than 80 characters, and where it is less nothing is lost."""
+    monkeypatch.setenv("COLUMNS", columns)
+    deep = folder / ("long" * 12)
+    groups = [(fusion, scale) for fusion in ("sum", "gated") for scale in (0.1234567, 0.7654321)]
+    runs = [
+        write_run(
+            experiment.fused,
+            deep / f"{fusion}-{scale}-{seed}",
+            seed=seed,
+            test=test,
+            fusion=fusion,
+            encoder_lr_scale=scale,
+        )
+        for fusion, scale in groups
+        for seed, test in enumerate((0.1 + scale, 0.111, 0.1222 + scale / 9))
+        if (fusion, seed) != ("sum", 2)  # so that there is more to say than fits into a line
+    ]
+    begun = write_run(experiment.fused, deep / "begun", seed=7, epochs=2, curve=[0.9], finished=False)
+    told = done("compare", *runs, begun).stdout
+    assert max(map(len, told.splitlines())) <= 80
+    squeezed = "".join(told.split())
+    for value in (
+        "9 of 10 comparisons are not tested",
+        "encoder_lr_scale",
+        "0.123457",
+        "0.765432",
+        "gated",
+        "unfinished",
+    ):
+        assert value.replace(" ", "") in squeezed
+    for line in done("compare", *runs, begun, "--json").json()["groups"]:
+        for split in ("test", "val"):
+            for found in line[split].values():
+                assert f"{found['mean']:.3f}" in told
 
 
 # --- properties ------------------------------------------------------------------------------------------------------

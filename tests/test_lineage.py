@@ -62,7 +62,40 @@ def test_renamed_and_moved_files_are_found_and_changed_ones_are_not(experiment: 
     assert Lineage([fused.path], [tmp_path]).origins(fused)["audio"] is None
 
 
-def test_options_of_all_that_a_run_was_made_from_but_seeds(experiment: Experiment) -> None:
+def test_folders_come_before_what_is_around_and_do_not_replace_it(experiment: Experiment, tmp_path: Path) -> None:
+    """One input lies in a folder that is named, the others around the run, one of them in both."""
+    named, run = tmp_path / "named", tmp_path / "one" / "two" / "three" / "fused"
+    shutil.copytree(experiment.fused, run)
+    shutil.copytree(experiment.audio, named / "audio")
+    shutil.copy(experiment.confidence, named / "c.safetensors")
+    shutil.copytree(experiment.visual, run.parent / "visual")
+    shutil.copy(experiment.confidence, run.parent / "c.safetensors")
+    fused = node_of(run)
+    around = {"store": None, "audio": None, "visual": run.parent / "visual", "confidence": run.parent / "c.safetensors"}
+    assert paths(Lineage([run]).origins(fused)) == around
+    added = {"audio": named / "audio", "confidence": named / "c.safetensors"}
+    assert paths(Lineage([run], [named]).origins(fused)) == around | added
+    assert paths(Lineage([run], [named / "audio"]).origins(fused)) == around | {"audio": named / "audio"}
+
+
+def test_a_crowded_place_does_not_stop_a_search_in_folders(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("avpt.lineage.MOST_ENTRIES", 5)
+    run, named = tmp_path / "one" / "two" / "fused", tmp_path / "named"
+    shutil.copytree(experiment.fused, run)
+    shutil.copytree(experiment.audio, named / "deep" / "down")
+    for number in range(9):
+        (run.parent / f"{number}.txt").touch()
+    fused = node_of(run)
+    lineage = Lineage([run], [named])
+    assert lineage.find(fused.inputs["audio"]) == node_of(named / "deep" / "down")
+    assert caplog.messages == []  # nothing around was needed
+    assert lineage.find(fused.inputs["visual"]) is None
+    assert ["too many files" in message and "--search" in message for message in caplog.messages] == [True]
+
+
+def test_options_of_all_that_a_run_was_made_from_but_seeds(experiment: Experiment, tmp_path: Path) -> None:
     fused = node_of(experiment.fused)
     whole = Lineage([experiment.fused]).whole_config(fused.config, fused.inputs)
     assert whole["fusion"] == "concat"
@@ -73,7 +106,8 @@ def test_options_of_all_that_a_run_was_made_from_but_seeds(experiment: Experimen
     assert (whole["store"], whole["audio.store"]) == (fused.inputs["store"], "as store")
     assert not any(name.rpartition(".")[2] == "seed" for name in whole)
 
-    alone = Lineage([experiment.fused], [experiment.fused]).whole_config(fused.config, fused.inputs)
+    shutil.copytree(experiment.fused, tmp_path / "one" / "two" / "fused")
+    alone = Lineage([tmp_path / "one" / "two" / "fused"]).whole_config(fused.config, fused.inputs)
     recorded = hashlib.sha256((experiment.audio / "model.safetensors").read_bytes()).hexdigest()
     assert alone["audio"] == recorded  # what is not to be found is told apart by its checksum
 

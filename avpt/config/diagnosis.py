@@ -14,8 +14,8 @@ Search = Annotated[
     list[Path] | None,
     Option(
         "--search",
-        help="Folder to find inputs in, by their checksums; repeatable.",
-        show_default="around the runs",
+        help="Folder to find inputs in, by their checksums, besides what is around; repeatable.",
+        show_default="none",
     ),
 ]
 
@@ -130,8 +130,14 @@ class CompareConfig(Config):
         list[str] | None,
         Option(help="Metric to show and test; repeatable.", show_default="all, of which accuracy or map is tested"),
     ] = None
-    csv: Annotated[Path | None, Option(help="Also write the table as CSV.", show_default="none")] = None
-    markdown: Annotated[Path | None, Option(help="Also write it as Markdown.", show_default="none")] = None
+    csv: Annotated[
+        Path | None,
+        Option(help="Also write a row a run; means and tests are in --markdown and --json.", show_default="none"),
+    ] = None
+    markdown: Annotated[
+        Path | None,
+        Option(help="Also write means and spread by group, what differs, and the tests.", show_default="none"),
+    ] = None
     plot: Annotated[Path | None, Option(help="Folder for the curves, PNG and PDF.", show_default="none")] = None
     overwrite: Annotated[bool, Option("--overwrite", help="Replace what is there."), Transient] = False
     search: Search = None

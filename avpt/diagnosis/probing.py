@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 Array = np.ndarray[Any, Any]
 
-STRENGTHS = tuple(10.0**power for power in range(-4, 5))  # C of scikit-learn: small ones hold the weights back
-MOST_STEPS = 1000  # of L-BFGS
-TOLERANCE = 1e-6  # of its gradient: at scikit-learn's 1e-4 a weak penalty is still without effect where the fit ends
+STRENGTHS = tuple(10.0**power for power in range(-4, 3))  # C of scikit-learn: small ones hold the weights back
+MOST_STEPS = 100  # of Newton's method
+BALANCE = 1e-3  # the most that may be left of the gradient, against the part of it that the penalty has
+NOTHING = 1e-10  # of a gradient whose every sum is of about one
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Probe:
     weight: Array  # (classes, width) float64: large where a feature hardly varies
     bias: Array  # (classes,) float64
     strength: float
-    converged: bool
+    converged: bool  # this fit and those of the other strengths, which the choice hangs on as well
 
     def logits(self, features: Array) -> Array:
         """(clips, classes) float64 of features (clips, width)."""
@@ -47,35 +47,48 @@ def fit_probe(train: tuple[Array, Array], val: tuple[Array, Array], score: Calla
     scaler = StandardScaler().fit(features.astype(np.float64))
     scaled = scaler.transform(features.astype(np.float64))
     targets = [labels] if labels.ndim == 1 else list(labels.T)
-    regressions = [LogisticRegression(max_iter=MOST_STEPS, tol=TOLERANCE, warm_start=True) for _ in targets]
     best: Probe | None = None
-    highest = -np.inf
+    highest, converged = -np.inf, True
     for strength in STRENGTHS:
-        rows = [
-            _fit(*pair, scaled, strength, single=labels.ndim == 1) for pair in zip(regressions, targets, strict=True)
-        ]
+        rows = [_fit(target, scaled, strength, single=labels.ndim == 1) for target in targets]
         weight = np.concatenate([row.weight for row in rows]) / scaler.scale_
         bias = np.concatenate([row.bias for row in rows]) - weight @ scaler.mean_
-        converged = all(row.converged for row in rows)
+        converged &= all(row.converged for row in rows)
         probe = Probe(weight, bias, strength, converged)
         value = score(probe.logits(val[0]), val[1])
         if value > highest:
             best, highest = probe, value
     assert best is not None, "scores are numbers"
-    return best
+    return replace(best, converged=converged)
 
 
-def _fit(regression: LogisticRegression, target: Array, scaled: Array, strength: float, *, single: bool) -> Probe:
+def _fit(target: Array, scaled: Array, strength: float, *, single: bool) -> Probe:
     """One regression; what every clip has, or none, can't be told by anything."""
     if len(np.unique(target)) == 1:
         return Probe(np.zeros((1, scaled.shape[1])), np.zeros(1), strength, converged=True)
+    # from zero: with a weak penalty little tells the optimum from where another fit ended, and a fit would stay there
+    tolerance = BALANCE / 100 / max(10.0, strength * len(scaled))  # of a single weight's gradient
+    regression = LogisticRegression(C=strength, solver="newton-cg", max_iter=MOST_STEPS, tol=tolerance)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # told by `converged`
-        regression.set_params(C=strength).fit(scaled, target)
+        warnings.simplefilter("ignore")  # told by `converged`
+        regression.fit(scaled, target)
+    converged = _is_optimum(regression, target, scaled)
     weight, bias = regression.coef_, regression.intercept_
     if single and len(weight) == 1:  # of two classes scikit-learn keeps the second's lead
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    return Probe(weight, bias, strength, bool(regression.n_iter_.max() < MOST_STEPS))
+    return Probe(weight, bias, strength, converged)
+
+
+def _is_optimum(regression: LogisticRegression, target: Array, scaled: Array) -> bool:
+    """Whether the loss pulls at the weights as hard as the penalty holds them back.
+
+    The weights are then off by about `BALANCE` of their size at most: the penalty makes the objective so convex.
+    """
+    errors = regression.predict_proba(scaled) - (target[:, None] == regression.classes_)
+    errors = errors[:, -len(regression.coef_) :]  # of two classes there is the second's row alone
+    penalty = regression.coef_ / (regression.C * len(scaled))
+    gradient = np.concatenate([errors.T @ scaled / len(scaled) + penalty, errors.mean(axis=0)[:, None]], axis=1)
+    return bool(np.linalg.norm(gradient) <= BALANCE * np.linalg.norm(penalty) + NOTHING)
 
 
 def mcnemar(first: Array, second: Array) -> dict[str, Any]:

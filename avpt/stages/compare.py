@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from textwrap import fill, wrap
 from typing import Any
 
 from avpt.compared import (
@@ -33,6 +35,7 @@ from avpt.types import Report, Split, Table
 log = logging.getLogger(__name__)
 
 WIDTH = 80  # of a table where there is no terminal
+MARK = "<!-- avpt compare -->\n"  # of the Markdown, which is replaced only where it is there
 BESIDE = ("group", "run", "seed", "state", "epochs_done", "best_epoch")  # columns of the CSV before the options
 
 
@@ -51,8 +54,7 @@ def run(config: CompareConfig) -> Report:
         first = ",".join(BESIDE)
         outputs += write(config.csv, as_csv(groups, record["differing"], metrics), first, "--csv", config.overwrite)
     if config.markdown is not None:
-        text = as_markdown(groups, record, metrics)
-        outputs += write(config.markdown, text, "| group |", "--markdown", config.overwrite)
+        outputs += write(config.markdown, as_markdown(groups, record, metrics), MARK, "--markdown", config.overwrite)
     if config.plot is not None:
         outputs += plot(groups, [*tested, "loss"], config.plot, config.overwrite)
     return Report(record, tuple(outputs), tables(groups, record, metrics), text=in_words(record))
@@ -101,16 +103,9 @@ def tables(groups: Sequence[Compared], record: Mapping[str, Any], metrics: Seque
     count = sum(len(one.runs) for one in groups)
     what = [(one.letter, one.name, pattern(one.runs), _seeds(map(seed_of, one.runs))) for one in groups]
     title = f"{_many(count, 'run')} in {_many(len(groups), 'group')}; those of a group differ in the seed alone"
-    found = [Table(title, ("", "group", "runs", "seeds"), what, left=4)]
+    found = fitted(Table(title, ("", "group", "runs", "seeds"), what, left=4), apart=False)
     if len(record["differing"]) > 1:
-        cells = [
-            (
-                one.letter,
-                *(comparison.in_words(one.options[n]) if n in one.options else "-" for n in record["differing"]),
-            )
-            for one in groups
-        ]
-        found += fitted("options that differ", ("", *record["differing"]), cells, left=1 + len(record["differing"]))
+        found += fitted(options_table(groups, record["differing"]))
     counted = [(one, told) for one, told in zip(groups, record["groups"], strict=True) if one.finished]
     for split in HELD_OUT:
         there = [metric for metric in metrics if any(metric in told[split] for _, told in counted)]
@@ -120,7 +115,7 @@ def tables(groups: Sequence[Compared], record: Mapping[str, Any], metrics: Seque
         ]
         if there:
             names = [metric.replace("_", " ") for metric in there]
-            found += fitted(f"{split}, mean ± standard deviation over runs", ("", "n", *names), rows)
+            found += fitted(Table(f"{split}, mean ± standard deviation over runs", ("", "n", *names), rows))
     metric = metrics[0] if metrics else ""
     if curves := [row for one, _ in counted for row in _curve_row(one, metric)]:
         columns = ("", "", "first", "last", "best epochs")
@@ -135,8 +130,18 @@ def tables(groups: Sequence[Compared], record: Mapping[str, Any], metrics: Seque
     ]
     if unfinished:
         title = "unfinished, in none of the numbers above"
-        found.append(Table(title, ("", "run", "state", f"val {metric}".strip()), unfinished, left=4))
+        table = Table(title, ("", "run", "state", f"val {metric.replace('_', ' ')}".strip()), unfinished, left=4)
+        found += fitted(table, apart=False)
     return found
+
+
+def options_table(groups: Sequence[Compared], differ: Sequence[str]) -> Table:
+    """A row a group; a dash where it does not have an option."""
+    rows = [
+        (one.letter, *(comparison.in_words(one.options[name]) if name in one.options else "-" for name in differ))
+        for one in groups
+    ]
+    return Table("options that differ", ("", *differ), rows, left=1 + len(differ))
 
 
 def _many(count: int, what: str) -> str:
@@ -172,7 +177,7 @@ def tests_table(tests: Sequence[Mapping[str, Any]]) -> list[Table]:
                 numbers = ("all equal", "-", "-")
                 if test["p"] is not None:
                     low, high = test["interval"]
-                    numbers = (f"{low:+.3f} to {high:+.3f}", f"{test['p']:.3f}", f"{test['holm_p']:.3f}")
+                    numbers = (f"{low:+.3f} to {high:+.3f}", _p(test["p"]), _p(test["holm_p"]))
                 rows.append((f"{second} - {first}", str(len(test["seeds"])), f"{test['difference']:+.4f}", *numbers))
         title = f"paired t-test over shared seeds, {test['split']} {metric.replace('_', ' ')}"
         columns = ("", "seeds", "difference", "95 % interval", "p", "Holm's p")
@@ -180,23 +185,39 @@ def tests_table(tests: Sequence[Mapping[str, Any]]) -> list[Table]:
     return found
 
 
-def fitted(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[Table]:
-    """A table, or several with the same first column where one would be too wide."""
-    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def fitted(table: Table, apart: bool = True) -> list[Table]:
+    """A table whose longest cells are folded where it would be too wide; `apart`: several, with the same first column.
+
+    However wide the terminal is: the same runs then look the same everywhere.
+    """
+    cells = [table.columns, *table.rows]
+    widths = [_widest([row[i] for row in cells]) for i in range(len(table.columns))]
     parts: list[list[int]] = [[0]]
-    for i in range(1, len(columns)):
-        if len(parts[-1]) > 1 and 2 + sum(widths[j] + 3 for j in [*parts[-1], i]) - 3 > WIDTH:
+    for i in range(1, len(widths)):
+        if apart and len(parts[-1]) > 1 and _width([widths[j] for j in [*parts[-1], i]]) > WIDTH:
             parts.append([0])
         parts[-1].append(i)
-    return [
-        Table(
-            title if number == 0 else f"{title}, further",
-            tuple(columns[i] for i in part),
-            [tuple(row[i] for i in part) for row in rows],
-            left,
-        )
-        for number, part in enumerate(parts)
-    ]
+    found = []
+    for number, part in enumerate(parts):
+        folded = [[row[i] for row in cells] for i in part]
+        while _width(widths := list(map(_widest, folded))) > WIDTH:
+            longest = widths.index(max(widths))
+            folded[longest] = ["\n".join(wrap(row[part[longest]], widths[longest] - 1)) for row in cells]
+        columns, *rows = zip(*folded, strict=True)
+        found.append(Table(f"{table.title}{', further' if number else ''}", columns, rows, table.left))
+    return found
+
+
+def _widest(cells: Sequence[str]) -> int:
+    return max(len(line) for cell in cells for line in cell.split("\n"))
+
+
+def _width(widths: Sequence[int]) -> int:
+    return sum(widths) + 3 * len(widths) - 1  # as the command line draws it
 
 
 def in_words(record: Mapping[str, Any]) -> str:
@@ -215,7 +236,7 @@ def in_words(record: Mapping[str, Any]) -> str:
             "No comparison is tested" if not tests else f"{pairs - len(tests)} of {pairs} comparisons are not tested"
         )
         lines.append(f"{which}: that takes {comparison.FEWEST_PAIRS} seeds that both groups have finished.")
-    return "".join(f"{line}\n" for line in lines)
+    return "".join(f"{fill(line, WIDTH)}\n" for line in lines)
 
 
 def as_csv(groups: Sequence[Compared], differ: Sequence[str], metrics: Sequence[str]) -> str:
@@ -234,19 +255,35 @@ def as_csv(groups: Sequence[Compared], differ: Sequence[str], metrics: Sequence[
 
 
 def as_markdown(groups: Sequence[Compared], record: Mapping[str, Any], metrics: Sequence[str]) -> str:
-    """A row a group."""
+    """Groups with mean and spread, the options that differ, and the tests."""
     columns = [
         (split, metric)
         for split in HELD_OUT
         for metric in metrics
         if any(metric in told[split] for told in record["groups"])
     ]
-    rows = [["group", "runs", *(f"{split} {metric.replace('_', ' ')}" for split, metric in columns)]]
-    rows.append(["---"] * len(rows[0]))
-    for one, told in zip(groups, record["groups"], strict=True):
-        numbers = [_mean(told[split].get(metric)) for split, metric in columns]
-        rows.append([one.name.replace("|", r"\|"), str(len(one.finished)), *numbers])
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    rows = [
+        (one.letter, one.name, str(len(one.finished)), *(_mean(told[split].get(metric)) for split, metric in columns))
+        for one, told in zip(groups, record["groups"], strict=True)
+    ]
+    names = [f"{split} {metric.replace('_', ' ')}" for split, metric in columns]
+    shown = [Table("mean ± standard deviation over n runs", ("", "group", "n", *names), rows, left=2)]
+    if record["differing"]:
+        shown.append(options_table(groups, record["differing"]))
+    shown += tests_table(record["tests"])
+    return MARK + "".join(map(_in_markdown, shown)) + (f"\n{words}" if (words := in_words(record)) else "")
+
+
+def _in_markdown(table: Table) -> str:
+    def line(cells: Iterable[str]) -> str:
+        return f"| {' | '.join(cells)} |\n"
+
+    def escaped(cells: Iterable[str]) -> list[str]:
+        return [re.sub(r"([\\|*<`])", r"\\\1", " ".join(cell.split())) for cell in cells]
+
+    ruler = ["---" if i < table.left else "---:" for i in range(len(table.columns))]
+    body = "".join(line(escaped(row)) for row in table.rows)
+    return f"\n{table.title[0].upper()}{table.title[1:]}:\n\n{line(escaped(table.columns))}{line(ruler)}{body}"
 
 
 def write(path: Path, text: str, first: str, option: str, overwrite: bool) -> list[Path]:
