@@ -15,18 +15,22 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
-from avpt.figures.style import AFTER, BEFORE, DEAD, INK, ONE_COLUMN, TWO_COLUMNS, applied
+from avpt.figures.style import ABNORMAL, AFTER, BEFORE, DEAD, INK, ONE_COLUMN, TWO_COLUMNS, applied, shortened
 
 Array = np.ndarray[Any, Any]
 
 SERIES = (BEFORE, AFTER)
 HATCHES = ("", "////")  # series are told apart without colour too
 BINS = 60  # of the histogram
+BRIGHTEST = 0.9  # quantile of the peaks of feature maps that is the top of their scale: above most, below freaks
 LOWEST = 1e-45  # the least that float32 tells from zero
 
 
 def draw_abnormal(
-    layers: Sequence[str], thresholds: Sequence[float], shares: Mapping[str, Sequence[Sequence[float]]]
+    layers: Sequence[str],
+    thresholds: Sequence[float],
+    shares: Mapping[str, Sequence[Sequence[float]]],
+    row_height: float = 0.9,
 ) -> Figure:
     """Share of abnormal channels by layer: a row a threshold, of those at which there are any.
 
@@ -34,17 +38,19 @@ def draw_abnormal(
         layers: names.
         thresholds: lowest first.
         shares: by the name in the legend, (thresholds, layers).
+        row_height: inches.
     """
     shown = [number for number in range(len(thresholds)) if any(any(values[number]) for values in shares.values())]
     rows = shown or [len(thresholds) - 1]
     with applied():
-        figure = Figure(figsize=(TWO_COLUMNS, 1.2 + 0.9 * len(rows)))
+        figure = Figure(figsize=(TWO_COLUMNS, 1.2 + row_height * len(rows)))
         panels = figure.subplots(len(rows), sharex=True, sharey=True, squeeze=False)[:, 0]
         width = 0.8 / len(shares)
         for axes, row in zip(panels, rows, strict=True):
             for number, (name, values) in enumerate(shares.items()):
                 places = np.arange(len(layers)) + (number - (len(shares) - 1) / 2) * width
-                axes.bar(places, values[row], width, color=SERIES[number], hatch=HATCHES[number], label=name, lw=0)
+                look = {"color": SERIES[number], "hatch": HATCHES[number], "hatchcolor": "white"}
+                axes.bar(places, values[row], width, label=name, lw=0, **look)
             axes.set_title(f"max(|γ|, |β|) < {thresholds[row]:g}", loc="left")
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         panels[0].set_ylim(0, None if shown else 1)  # of all: they share it
@@ -137,67 +143,102 @@ def draw_alpha(layers: Sequence[str], alphas: Sequence[Array]) -> Figure:
     return figure
 
 
-def draw_feature_maps(picture: Array, maps: Mapping[str, tuple[Array, Array]], clip: str) -> Figure:
-    """What the first layer makes of one clip, after its ReLU, the dead channels framed in red.
+def draw_feature_maps(
+    picture: Array, maps: Mapping[str, tuple[Array, Array, Array]], clip: str, threshold: float
+) -> Figure:
+    """What the first layer makes of one clip, after its ReLU; dead channels are framed, and abnormal ones that are not.
 
-    All channels of an encoder have one scale, whose top is the median of their peaks: weak ones look weak.
+    All channels of an encoder have one scale, whose top is a high quantile of their peaks: weak ones look weak.
 
     Args:
         picture: what the encoder was fed, normalised: (1, frame, mel) or (3, height, width).
-        maps: by name, (channels, height, width) and (channels,) bool, which of them are dead.
+        maps: by name, (channels, height, width), and twice (channels,) bool, which are dead and which abnormal.
         clip: its name.
+        threshold: below which both parameters of an abnormal channel are.
     """
-    ratios = [0.45] + [1.0] * len(maps)
     with applied():
-        figure = Figure(figsize=(TWO_COLUMNS, 0.35 + TWO_COLUMNS / sum(ratios)))
-        figure.set_layout_engine("constrained", w_pad=0.08)
-        first, *others = figure.subplots(1, len(ratios), width_ratios=ratios)
+        figure, (first, *others) = _panels(1 + len(maps))
         span = picture.max() - picture.min()
         _show(first, _upright((picture - picture.min()) / (span or 1.0)), cmap="gray")
-        first.set_title(clip if len(clip) < 24 else f"{clip[:10]}...{clip[-10:]}")
-        for axes, (name, (channels, dead)) in zip(others, maps.items(), strict=True):
+        first.set_title(f"input: {shortened(clip, 24)}")
+        for axes, (name, (channels, dead, abnormal)) in zip(others, maps.items(), strict=True):
             peaks = channels.max(axis=(1, 2))
-            top = np.median(peaks[peaks > 0]) if (peaks > 0).any() else 1.0
-            _grid(axes, [_upright(channel[None] / top) for channel in channels], dead, "viridis")
-            axes.set_title(_titled(name, dead, "dead"))
+            top = np.quantile(peaks[peaks > 0], BRIGHTEST) if (peaks > 0).any() else 1.0
+            _grid(axes, [_upright(channel[None] / top) for channel in channels], dead, abnormal, "viridis")
+            axes.set_title(_titled(name, dead, abnormal))
+        values = others[-1].images[0]
+        scale = figure.colorbar(values, ax=others, orientation="horizontal", fraction=0.03, pad=0.03, aspect=40)
+        scale.set_ticks([0, 1], labels=["0", f"the {BRIGHTEST:.0%} quantile of the channels' peaks, or more"])
+        for label, side in zip(scale.ax.get_xticklabels(), ("left", "right"), strict=True):
+            label.set_horizontalalignment(side)
+        scale.outline.set_visible(False)
+        _legend(figure, True, any(marked[2].any() for marked in maps.values()), threshold)
     return figure
 
 
-def draw_filters(filters: Mapping[str, tuple[Array, Array]], what: str) -> Figure:
-    """The first convolution's filters, in colour where they see colours, some framed in red.
+def draw_filters(filters: Mapping[str, tuple[Array, Array | None, Array]], threshold: float) -> Figure:
+    """The first convolution's filters, in colour where they see colours; dead channels and abnormal ones framed.
 
     All filters of an encoder have one scale, on which zero is the middle: filters without weight are plain grey.
 
     Args:
-        filters: by name, (channels, 1 or 3, height, width) and (channels,) bool, which to frame.
-        what: the framed ones are.
+        filters: by name, (channels, 1 or 3, height, width), and twice (channels,) bool, which are dead, if that is
+            known, and which abnormal.
+        threshold: below which both parameters of an abnormal channel are.
     """
-    width = TWO_COLUMNS if len(filters) > 1 else ONE_COLUMN
+    known = all(dead is not None for _, dead, _ in filters.values())
     with applied():
-        figure = Figure(figsize=(width, width / len(filters) + 0.35))
-        panels = figure.subplots(1, len(filters), squeeze=False)[0]
-        for axes, (name, (weights, framed)) in zip(panels, filters.items(), strict=True):
+        figure, panels = _panels(len(filters))
+        for axes, (name, (weights, dead, abnormal)) in zip(panels, filters.items(), strict=True):
             largest = np.quantile(np.abs(weights), 0.995) or 1.0
             pictures = [_upright(np.clip(0.5 + weight / (2 * largest), 0, 1)) for weight in weights]
-            _grid(axes, pictures, framed, "gray")
-            axes.set_title(_titled(name, framed, what))
+            _grid(axes, pictures, dead, abnormal, "gray")
+            axes.set_title(_titled(name, dead, abnormal))
+        _legend(figure, known, any(marked[2].any() for marked in filters.values()), threshold)
     return figure
 
 
-def _titled(name: str, framed: Array, what: str) -> str:
-    told = f"{int(framed.sum())} of {len(framed)} channels {what}"
+def _panels(number: int) -> tuple[Figure, Sequence[Axes]]:
+    """Squares side by side."""
+    width = TWO_COLUMNS if number > 1 else ONE_COLUMN
+    figure = Figure(figsize=(width, width / number + 0.65))
+    figure.set_layout_engine("constrained", w_pad=0.06)
+    return figure, figure.subplots(1, number, squeeze=False)[0]
+
+
+def _titled(name: str, dead: Array | None, abnormal: Array) -> str:
+    counts = [] if dead is None else [f"{int(dead.sum())} dead"]
+    counts.append(f"{int(abnormal.sum())} abnormal")
+    told = f"{', '.join(counts)} of {len(abnormal)}"
     return f"{name}: {told}" if name else told
 
 
-def _grid(axes: Axes, pictures: Sequence[Array], framed: Array, colours: str) -> None:
+FRAMES: dict[str, dict[str, Any]] = {
+    "dead": {"edgecolor": DEAD, "linewidth": 1.6},
+    "abnormal": {"edgecolor": ABNORMAL, "linewidth": 1.2, "linestyle": (0, (2.2, 1.2))},
+}
+
+
+def _legend(figure: Figure, dead_known: bool, any_abnormal: bool, threshold: float) -> None:
+    """What the frames mean."""
+    told = f"abnormal: max(|γ|, |β|) < {threshold:g}"
+    told += ", but not exactly zero" if dead_known else ""
+    words = {"dead": "dead: zero everywhere"} if dead_known else {}
+    words |= {"abnormal": told} if any_abnormal else {}
+    frames = [Rectangle((0, 0), 1, 1, fill=False, **FRAMES[kind]) for kind in words]
+    if frames:
+        figure.legend(frames, list(words.values()), loc="outside lower center", ncols=2, handlelength=1, handleheight=1)
+
+
+def _grid(axes: Axes, pictures: Sequence[Array], dead: Array | None, abnormal: Array, colours: str) -> None:
     """Small pictures side by side, row by row, in a square."""
     side, size = math.ceil(math.sqrt(len(pictures))), 0.88
-    for number, (picture, bad) in enumerate(zip(pictures, framed, strict=True)):
+    for number, picture in enumerate(pictures):
         top, left = divmod(number, side)
         _show(axes, picture, cmap=colours, extent=(left, left + size, top + size, top))
-        if bad:
-            frame = Rectangle((left, top), size, size, fill=False, edgecolor=DEAD, linewidth=1.6, clip_on=False)
-            axes.add_patch(frame)
+        kind = "dead" if dead is not None and dead[number] else "abnormal" if abnormal[number] else None
+        if kind:
+            axes.add_patch(Rectangle((left, top), size, size, fill=False, clip_on=False, **FRAMES[kind]))
     axes.set_xlim(-0.1, side - 0.02)
     axes.set_ylim(side - 0.02, -0.1)
 
