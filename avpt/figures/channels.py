@@ -58,7 +58,10 @@ def draw_abnormal(
             panels[0].text(0.5, 0.5, "no channel in any layer", transform=panels[0].transAxes, ha="center", va="center")
         panels[-1].set_xticks(range(len(layers)), layers, rotation=90, fontsize=7 if len(layers) < 45 else 5.5)
         panels[-1].set_xlim(-0.6, len(layers) - 0.4)
-        figure.supylabel("abnormal channels", fontsize=8)
+        if len(rows) > 1:
+            figure.supylabel("abnormal channels", fontsize=8)
+        else:
+            panels[0].set_ylabel("abnormal channels")
         if len(shares) > 1 and shown:
             figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=len(shares))
     return figure
@@ -144,39 +147,39 @@ def draw_alpha(layers: Sequence[str], alphas: Sequence[Array]) -> Figure:
 
 
 def draw_feature_maps(
-    picture: Array, maps: Mapping[str, tuple[Array, Array, Array]], clip: str, threshold: float
+    picture: Array, maps: Mapping[str, tuple[Array, Array, Array]], clip: str, words: Mapping[str, str]
 ) -> Figure:
     """What the first layer makes of one clip, after its ReLU; dead channels are framed, and abnormal ones that are not.
 
-    All channels of an encoder have one scale, whose top is a high quantile of their peaks: weak ones look weak.
+    All channels of an encoder have one scale, whose top is a high quantile of their peaks: weak ones look weak, and
+    those of a sick encoder do not make the others look strong. The colour goes by the square root.
 
     Args:
         picture: what the encoder was fed, normalised: (1, frame, mel) or (3, height, width).
         maps: by name, (channels, height, width), and twice (channels,) bool, which are dead and which abnormal.
         clip: its name.
-        threshold: below which both parameters of an abnormal channel are.
+        words: what the frames of "dead" and of "abnormal" mean.
     """
     with applied():
-        figure, (first, *others) = _panels(1 + len(maps))
+        figure, (first, *others) = _panels(1 + len(maps), 0.95)
         span = picture.max() - picture.min()
         _show(first, _upright((picture - picture.min()) / (span or 1.0)), cmap="gray")
         first.set_title(f"input: {shortened(clip, 24)}")
         for axes, (name, (channels, dead, abnormal)) in zip(others, maps.items(), strict=True):
             peaks = channels.max(axis=(1, 2))
             top = np.quantile(peaks[peaks > 0], BRIGHTEST) if (peaks > 0).any() else 1.0
-            _grid(axes, [_upright(channel[None] / top) for channel in channels], dead, abnormal, "viridis")
+            _grid(axes, [_upright(np.sqrt(channel[None] / top)) for channel in channels], dead, abnormal, "viridis")
             axes.set_title(_titled(name, dead, abnormal))
-        values = others[-1].images[0]
-        scale = figure.colorbar(values, ax=others, orientation="horizontal", fraction=0.03, pad=0.03, aspect=40)
-        scale.set_ticks([0, 1], labels=["0", f"the {BRIGHTEST:.0%} quantile of the channels' peaks, or more"])
-        for label, side in zip(scale.ax.get_xticklabels(), ("left", "right"), strict=True):
+        scale = figure.colorbar(others[0].images[0], ax=others, orientation="horizontal", fraction=0.03, aspect=40)
+        scale.set_ticks([0, math.sqrt(0.1), 1], labels=["0", "a tenth", f"{BRIGHTEST:.0%} of channels peak below this"])
+        for label, side in zip(scale.ax.get_xticklabels(), ("left", "center", "right"), strict=True):
             label.set_horizontalalignment(side)
         scale.outline.set_visible(False)
-        _legend(figure, True, any(marked[2].any() for marked in maps.values()), threshold)
+        _legend(figure, [(dead, abnormal) for _, dead, abnormal in maps.values()], words)
     return figure
 
 
-def draw_filters(filters: Mapping[str, tuple[Array, Array | None, Array]], threshold: float) -> Figure:
+def draw_filters(filters: Mapping[str, tuple[Array, Array | None, Array]], words: Mapping[str, str]) -> Figure:
     """The first convolution's filters, in colour where they see colours; dead channels and abnormal ones framed.
 
     All filters of an encoder have one scale, on which zero is the middle: filters without weight are plain grey.
@@ -184,24 +187,23 @@ def draw_filters(filters: Mapping[str, tuple[Array, Array | None, Array]], thres
     Args:
         filters: by name, (channels, 1 or 3, height, width), and twice (channels,) bool, which are dead, if that is
             known, and which abnormal.
-        threshold: below which both parameters of an abnormal channel are.
+        words: what the frames of "dead" and of "abnormal" mean.
     """
-    known = all(dead is not None for _, dead, _ in filters.values())
     with applied():
-        figure, panels = _panels(len(filters))
+        figure, panels = _panels(len(filters), 0.55)
         for axes, (name, (weights, dead, abnormal)) in zip(panels, filters.items(), strict=True):
             largest = np.quantile(np.abs(weights), 0.995) or 1.0
             pictures = [_upright(np.clip(0.5 + weight / (2 * largest), 0, 1)) for weight in weights]
             _grid(axes, pictures, dead, abnormal, "gray")
             axes.set_title(_titled(name, dead, abnormal))
-        _legend(figure, known, any(marked[2].any() for marked in filters.values()), threshold)
+        _legend(figure, [(dead, abnormal) for _, dead, abnormal in filters.values()], words)
     return figure
 
 
-def _panels(number: int) -> tuple[Figure, Sequence[Axes]]:
-    """Squares side by side."""
+def _panels(number: int, more: float) -> tuple[Figure, Sequence[Axes]]:
+    """Squares side by side, and so many inches for what is above and below them."""
     width = TWO_COLUMNS if number > 1 else ONE_COLUMN
-    figure = Figure(figsize=(width, width / number + 0.65))
+    figure = Figure(figsize=(width, width / number + more))
     figure.set_layout_engine("constrained", w_pad=0.06)
     return figure, figure.subplots(1, number, squeeze=False)[0]
 
@@ -219,25 +221,28 @@ FRAMES: dict[str, dict[str, Any]] = {
 }
 
 
-def _legend(figure: Figure, dead_known: bool, any_abnormal: bool, threshold: float) -> None:
-    """What the frames mean."""
-    told = f"abnormal: max(|γ|, |β|) < {threshold:g}"
-    told += ", but not exactly zero" if dead_known else ""
-    words = {"dead": "dead: zero everywhere"} if dead_known else {}
-    words |= {"abnormal": told} if any_abnormal else {}
-    frames = [Rectangle((0, 0), 1, 1, fill=False, **FRAMES[kind]) for kind in words]
+def _kinds(dead: Array | None, abnormal: Array) -> list[str | None]:
+    """How each channel is framed, if it is."""
+    known = np.zeros_like(abnormal) if dead is None else dead
+    return ["dead" if died else "abnormal" if bad else None for died, bad in zip(known, abnormal, strict=True)]
+
+
+def _legend(figure: Figure, sides: Sequence[tuple[Array | None, Array]], words: Mapping[str, str]) -> None:
+    """What the frames mean that there are."""
+    there = {kind for side in sides for kind in _kinds(*side)}
+    frames = [Rectangle((0, 0), 1, 1, fill=False, **FRAMES[kind]) for kind in words if kind in there]
     if frames:
-        figure.legend(frames, list(words.values()), loc="outside lower center", ncols=2, handlelength=1, handleheight=1)
+        told = [words[kind] for kind in words if kind in there]
+        figure.legend(frames, told, loc="outside lower center", ncols=2, handlelength=1, handleheight=1)
 
 
 def _grid(axes: Axes, pictures: Sequence[Array], dead: Array | None, abnormal: Array, colours: str) -> None:
     """Small pictures side by side, row by row, in a square."""
     side, size = math.ceil(math.sqrt(len(pictures))), 0.88
-    for number, picture in enumerate(pictures):
+    for number, (picture, kind) in enumerate(zip(pictures, _kinds(dead, abnormal), strict=True)):
         top, left = divmod(number, side)
         _show(axes, picture, cmap=colours, extent=(left, left + size, top + size, top))
-        kind = "dead" if dead is not None and dead[number] else "abnormal" if abnormal[number] else None
-        if kind:
+        if kind is not None:
             axes.add_patch(Rectangle((left, top), size, size, fill=False, clip_on=False, **FRAMES[kind]))
     axes.set_xlim(-0.1, side - 0.02)
     axes.set_ylim(side - 0.02, -0.1)

@@ -297,7 +297,7 @@ def draw_parameters(config: InspectConfig, before: Side, after: Side | None) -> 
     gammas = {name: [float(v) for pair in own.values() for v in pair.gamma.abs()] for name, own in pairs.items()}
     figures = {
         "abnormal": channels.draw_abnormal(layers, all_of, shares(all_of)),
-        f"abnormal-{one[0]:g}": channels.draw_abnormal(layers, one, shares(one), row_height=1.5),
+        f"abnormal-{one[0]:g}": channels.draw_abnormal(layers, one, shares(one), row_height=1.7),
         "gamma": channels.draw_gamma(gammas),
     }
     for name, side in _named(before, after).items():
@@ -314,6 +314,10 @@ def draw_first_layer(
     from avpt.figures import channels, style
 
     sides, stem, limit = _named(before, after), next(iter(before.own)), config.abnormal_threshold
+    words = {"dead": f"dead: {f'at most {config.zero:g}' if config.zero else 'zero'} nearly everywhere"}
+    words["abnormal"] = f"abnormal: max(|γ|, |β|) < {limit:g}"
+    if measured is not None:
+        words["abnormal"] += ", but not dead" if config.zero else ", but not exactly zero"
     abnormal = {name: side.acting[stem].below(limit).numpy() for name, side in sides.items()}
     dead: dict[str, Any] = dict.fromkeys(sides)
     figures = {}
@@ -323,12 +327,12 @@ def draw_first_layer(
         for name, activity in zip(sides, measured.sides, strict=True):
             assert activity.maps is not None
             maps[name] = (activity.maps.numpy(), dead[name], abnormal[name])
-        figures["feature-maps"] = channels.draw_feature_maps(measured.picture.numpy(), maps, measured.example, limit)
+        figures["feature-maps"] = channels.draw_feature_maps(measured.picture.numpy(), maps, measured.example, words)
     elif config.store is None:
         log.warning("feature maps are left out: they are measured on clips, which --store names")
     weights = {name: side.found.encoder.conv1.weight.detach().cpu().numpy() for name, side in sides.items()}
     filters = {name: (weights[name], dead[name], abnormal[name]) for name in sides}
-    figures["filters"] = channels.draw_filters(filters, limit)
+    figures["filters"] = channels.draw_filters(filters, words)
     return style.rendered(figures)
 
 
