@@ -23,6 +23,7 @@ SERIES = (BEFORE, AFTER)
 HATCHES = ("", "////")  # series are told apart without colour too
 BINS = 60  # of the histogram
 BRIGHTEST = 0.9  # quantile of the peaks of feature maps that is the top of their scale: above most, below freaks
+MARGIN = 0.0127  # of a picture beside a grid of 8 x 8, which has as much
 LOWEST = 1e-45  # the least that float32 tells from zero
 
 
@@ -161,19 +162,31 @@ def draw_feature_maps(
         words: what the frames of "dead" and of "abnormal" mean.
     """
     with applied():
-        figure, (first, *others) = _panels(1 + len(maps), 0.95)
+        figure, (first, *others) = _panels(1 + len(maps), 0.85)
         span = picture.max() - picture.min()
-        _show(first, _upright((picture - picture.min()) / (span or 1.0)), cmap="gray")
+        _show(first, _upright((picture - picture.min()) / (span or 1.0)), cmap="gray", extent=(0, 1, 1, 0))
+        first.set(xlim=(-MARGIN, 1 + MARGIN), ylim=(1 + MARGIN, -MARGIN))  # as high as a grid
         first.set_title(f"input: {shortened(clip, 24)}")
         for axes, (name, (channels, dead, abnormal)) in zip(others, maps.items(), strict=True):
             peaks = channels.max(axis=(1, 2))
             top = np.quantile(peaks[peaks > 0], BRIGHTEST) if (peaks > 0).any() else 1.0
             _grid(axes, [_upright(np.sqrt(channel[None] / top)) for channel in channels], dead, abnormal, "viridis")
             axes.set_title(_titled(name, dead, abnormal))
-        scale = figure.colorbar(others[0].images[0], ax=others, orientation="horizontal", fraction=0.03, aspect=40)
-        scale.set_ticks([0, math.sqrt(0.1), 1], labels=["0", "a tenth", f"{BRIGHTEST:.0%} of channels peak below this"])
-        for label, side in zip(scale.ax.get_xticklabels(), ("left", "center", "right"), strict=True):
-            label.set_horizontalalignment(side)
+        panels = [first, *others]
+        look: dict[str, Any] = {
+            "orientation": "horizontal",
+            "fraction": 0.03,
+            "pad": 0.02,
+            "shrink": 0.62,
+            "aspect": 50,
+        }
+        scale = figure.colorbar(others[0].images[0], ax=panels, **look)
+        scale.set_ticks(
+            [0, math.sqrt(0.1), 1], labels=["0", "a tenth", f"{BRIGHTEST:.0%} of active channels peak below"]
+        )
+        least, _, most = scale.ax.get_xticklabels()
+        least.set_horizontalalignment("left")
+        most.set_horizontalalignment("right")
         scale.outline.set_visible(False)
         _legend(figure, [(dead, abnormal) for _, dead, abnormal in maps.values()], words)
     return figure
