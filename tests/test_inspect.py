@@ -24,7 +24,6 @@ from torch.nn import functional as F
 from avpt.diagnosis.channel_tables import percent
 from avpt.diagnosis.channels import measure, prediction
 from avpt.figures import channels as figures
-from avpt.figures import style
 from avpt.models.any_encoder import load_any_encoder
 from avpt.types import Batch
 
@@ -375,11 +374,12 @@ def test_figures(experiment: Experiment, before: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "other" / "alpha.pdf").exists()  # and nothing is mixed
     assert (tmp_path / "other" / "gamma.png").read_bytes() == content
     assert refused(init, "--store", experiment.store, *FEW, "--plot", tmp_path / "other", says=says).stdout == ""
-    (plots / "filters.pdf").write_bytes(b"another")  # which is known after the clips alone
-    kept = {path: path.read_bytes() for path in plots.iterdir()}
-    result = refused(*command[1 : -len(HERE)], "--dead-share", "0.6", says="no figure is written: ")
-    assert "dead channels: zero at 60.0%" in result.stdout
-    assert {path: path.read_bytes() for path in plots.iterdir()} == kept
+    late = tmp_path / "late" / "filters.pdf"  # which is drawn after the clips alone
+    late.parent.mkdir()
+    late.write_bytes(b"another")
+    result = refused(before, "--store", experiment.store, *FEW, "--plot", late.parent, says="no figure is written: ")
+    assert "dead channels: zero at 99.9%" in result.stdout
+    assert list(late.parent.iterdir()) == [late]
     done("inspect", init, "--plot", tmp_path / "other", "--overwrite")
     assert (tmp_path / "other" / "gamma.png").read_bytes() != content
     assert (tmp_path / "other" / "alpha.pdf").exists()
