@@ -85,7 +85,9 @@ def _lines(total: int, what: str) -> Callable[[int, int], None]:
         if time.monotonic() - last < LINE_EVERY and done < total:
             return
         last = time.monotonic()
-        left = f"{(total - done) / speed:.0f} s left" if speed > 0 else "time left unknown"
-        log.info("%s: %d of %d, %.1f/s, %s, %d failed", what, done, total, speed, left, failed)
+        parts = [f"{done} of {total}", *([f"{speed:.1f}/s"] if speed > 0 else [])]
+        if done < total:
+            parts.append(f"{(total - done) / speed:.0f} s left" if speed > 0 else "time left unknown")
+        log.info("%s: %s, %d failed", what, ", ".join(parts), failed)
 
     return show

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from avpt.errors import OutputError
 from avpt.figures import style
+from avpt.figures.confusion import draw_confusion
 from avpt.figures.curves import draw_curves
 from avpt.text import EIGHTHS, LEVELS, bar, sparkline
 
@@ -36,7 +38,77 @@ def test_curves_show_mean_and_range_of_runs_of_different_length() -> None:
     low, high = band.get_paths()[0].vertices.min(axis=0), band.get_paths()[0].vertices.max(axis=0)
     assert (low[1], high[1]) == (0.0, 5.0)
     assert axes.get_ylabel() == "accuracy"
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["two", "one"]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["two", "one"]
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_axes_keep_their_size_however_many_curves_there_are() -> None:
+    sizes = {}
+    for number in (1, 2, 5, 10, 32):
+        names = [f"{i:02}: runs/a/rather/long/path/to/a/folder/seed-{i:02}" for i in range(number)]
+        figure: Any = draw_curves({name: [[1.0, float(i)]] for i, name in enumerate(names)}, label="loss", width=6.9)
+        figure.draw_without_rendering()
+        (axes,), (width, height) = figure.axes, figure.get_size_inches()
+        sizes[number] = axes.get_position().width * width, axes.get_position().height * height
+        if number > 1:
+            (legend,) = figure.legends
+            extent = legend.get_window_extent()
+            assert extent.y1 < axes.get_tightbbox().y0  # below, and whole
+            assert (extent.x0 >= 0) & (extent.y0 >= 0) & (extent.x1 <= figure.bbox.x1)
+            told = [text.get_text() for text in legend.get_texts()]
+            assert len(set(told)) == number
+            assert all(len(name) == 40 and "…" in name for name in told)
+    assert all(size == pytest.approx(sizes[1], abs=0.15) for size in sizes.values())
+    looks = [(line.get_color(), line.get_linestyle()) for line in axes.lines]
+    assert len(set(looks)) == 32
+    assert len({dash for _, dash in looks[:4]}) == 4  # told apart without colour
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_names_that_are_no_words() -> None:
+    """Mathematics, a start that matplotlib hides, a script that its font lacks, the widest letters."""
+    names = ["_a $x_{", r"\$b\$", "音楽", "W" * 60]
+    figure: Any = draw_curves({name: [[1.0, 2.0]] for name in names}, label="loss")
+    style.render(figure, "png")
+    told = [text.get_text().replace(r"\$", "$") for text in figure.legends[0].get_texts()]
+    assert told == ["_a $x_{", "$b$", "音楽", "WWWWWWWWWW…WWWWWWWWW"]
+    with style.applied():
+        assert figure.legends[0].get_window_extent().width <= figure.bbox.width
+
+
+@given(st.text(), st.integers(3, 50))
+def test_shortened_names_keep_both_ends(text: str, most: int) -> None:
+    short = style.shortened(text, most)
+    if len(text) <= most:
+        assert short == text
+    else:
+        start, end = short[: most // 2], short[most // 2 + 1 :]
+        assert len(short) == most
+        assert text.startswith(start)
+        assert text.endswith(end)
+        assert short[most // 2] == "…"
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize(
+    "classes", [["a", "b"], ["W" * 50, "x" * 50, "c"], [f"playing_instrument_{i:02}" for i in range(50)]]
+)
+def test_names_of_a_confusion_matrix_can_be_read(classes: list[str]) -> None:
+    figure: Any = draw_confusion(np.eye(len(classes), dtype=int).tolist(), classes)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
+    inside = figure.bbox.padded(1)
+    parts = [axes.xaxis.label, axes.yaxis.label, *axes.get_xticklabels(), *axes.get_yticklabels()]
+    for text in parts:
+        extent = text.get_window_extent()
+        assert inside.contains(extent.x0, extent.y0), text
+        assert inside.contains(extent.x1, extent.y1), text
+        assert text.get_fontsize() >= 6
+        assert len(text.get_text()) <= 20
+    row = axes.get_position().height * figure.get_figheight() / len(classes)
+    assert row * 72 > axes.get_yticklabels()[0].get_fontsize()  # rows do not run into each other
 
 
 def test_files_are_complete_and_the_same_each_time_with_text_as_text(tmp_path: Path) -> None:
@@ -55,6 +127,18 @@ def test_files_are_complete_and_the_same_each_time_with_text_as_text(tmp_path: P
         style.save(other, tmp_path / "figures", "loss")
     style.save(other, tmp_path / "figures", "loss", overwrite=True)
     assert (tmp_path / "figures" / "loss.png").read_bytes() != first["loss.png"]
+
+
+def test_of_several_files_all_are_written_or_none(tmp_path: Path) -> None:
+    (tmp_path / "b.png").write_bytes(b"another")
+    with pytest.raises(OutputError, match=r"b\.png is another figure"):
+        style.write({"a.png": b"1", "b.png": b"2"}, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["b.png"]
+    assert style.write({"a.png": b"1", "b.png": b"2"}, tmp_path, overwrite=True) == [
+        tmp_path / "a.png",
+        tmp_path / "b.png",
+    ]
+    assert (tmp_path / "b.png").read_bytes() == b"2"
 
 
 def test_colours_stand_out_from_paper() -> None:

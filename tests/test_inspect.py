@@ -16,7 +16,6 @@ from conftest import Experiment, Result, avpt, done, write_manifest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.container import BarContainer
-from matplotlib.patches import Rectangle
 from safetensors.torch import load_file, save_file
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor
@@ -332,6 +331,8 @@ def test_tables_fit_the_terminal(experiment: Experiment, before: Path, tmp_path:
         assert sum("layer4.0.downsample.1" in row for row in rows) == (4 if options else 2)  # not folded
         assert "\x1b" not in shown
         assert "foretells dead with precision" in shown
+        total = next(row for row in shown[shown.index("dead channels") :].splitlines() if row.startswith(" all "))
+        assert total.split()[1] == "3904"  # of 4800 channels, those that a ReLU follows
     (row, *_) = (line for line in done("inspect", before).stdout.splitlines() if "layer1.0.bn1" in line)
     share = (torch.stack(pair(load_file(before), "layer1.0.bn1")).abs().amax(0) < 1e-3).double().mean().item()
     assert 0.26 < share < 0.3
@@ -357,7 +358,7 @@ def test_figures(experiment: Experiment, before: Path, tmp_path: Path) -> None:
     done("init", "--modality", "visual", "--weights", before, "--bn", "abri", "--out", init)
     command = ("inspect", before, "--after", init, "--store", experiment.store, *FEW, "--plot", plots, *HERE)
     paths = done(*command).stdout.splitlines()
-    names = {"abnormal", "gamma", "feature-maps", "filters", "alpha-after"}
+    names = {"abnormal", "abnormal-1e-06", "gamma", "feature-maps", "filters", "alpha-after"}
     assert set(paths) == {f"{plots}/{name}.{suffix}" for name in names for suffix in ("png", "pdf")}
     for path in map(Path, paths):
         start = b"\x89PNG" if path.suffix == ".png" else b"%PDF"
@@ -365,27 +366,71 @@ def test_figures(experiment: Experiment, before: Path, tmp_path: Path) -> None:
 
     told = done("inspect", before, "--plot", tmp_path / "other")
     assert "feature maps are left out: they are measured on clips, which --store names" in told.stderr
-    assert {path.stem for path in (tmp_path / "other").iterdir()} == {"abnormal", "gamma", "filters"}
+    assert {path.stem for path in (tmp_path / "other").iterdir()} == {"abnormal", "abnormal-1e-06", "gamma", "filters"}
     content = (tmp_path / "other" / "gamma.png").read_bytes()
-    refused(init, "--plot", tmp_path / "other", says="is another figure; choose another folder, or --overwrite")
+    says = "is another figure; choose another folder, or --overwrite"
+    result = refused(init, "--plot", tmp_path / "other", says=says)
+    assert result.stdout == done("inspect", init).stdout  # the tables are shown all the same
+    assert not (tmp_path / "other" / "alpha.pdf").exists()  # and nothing is mixed
+    assert (tmp_path / "other" / "gamma.png").read_bytes() == content
+    assert refused(init, "--store", experiment.store, *FEW, "--plot", tmp_path / "other", says=says).stdout == ""
+    late = tmp_path / "late" / "filters.pdf"  # which is drawn after the clips alone
+    late.parent.mkdir()
+    late.write_bytes(b"another")
+    result = refused(before, "--store", experiment.store, *FEW, "--plot", late.parent, says="no figure is written: ")
+    assert "dead channels: zero at 99.9%" in result.stdout
+    assert list(late.parent.iterdir()) == [late]
     done("inspect", init, "--plot", tmp_path / "other", "--overwrite")
     assert (tmp_path / "other" / "gamma.png").read_bytes() != content
     assert (tmp_path / "other" / "alpha.pdf").exists()
 
 
+WORDS = {"dead": "no life", "abnormal": "not well"}
+
+
+def frames(axes: Any) -> list[tuple[Any, str]]:
+    """Where frames are in a grid, and whether they are full lines."""
+    return [(p.get_xy(), "dashed" if p.get_linestyle() not in ("-", "solid") else "full") for p in axes.patches]
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_what_is_framed() -> None:
-    bad = np.zeros(64, dtype=bool)
-    bad[[3, 17, 40]] = True
-    filters = figures.draw_filters({"": (np.random.default_rng(0).normal(size=(64, 3, 7, 7)), bad)}, "dead")
-    maps = {"before": (np.ones((64, 9, 5)), bad), "after": (np.zeros((64, 9, 5)), ~bad)}
-    pictures = figures.draw_feature_maps(np.zeros((1, 20, 8)), maps, "a clip")
-    found = [[p.get_xy() for p in axes.patches if isinstance(p, Rectangle)] for axes in filters.axes + pictures.axes]
-    places = [(3, 0), (1, 2), (0, 5)]
-    assert found[0] == places
-    assert found[1] == []  # the input
-    assert found[2] == places
-    assert len(found[3]) == 61
-    assert pictures.axes[1].get_title() == "before: 3 of 64 channels dead"
+    dead, abnormal = np.zeros((2, 64), dtype=bool)
+    dead[[3, 17]] = abnormal[[17, 40]] = True
+    expected = [((3, 0), "full"), ((1, 2), "full"), ((0, 5), "dashed")]  # dead outdoes abnormal
+    weights = np.random.default_rng(0).normal(size=(64, 3, 7, 7))
+    (known,) = figures.draw_filters({"": (weights, dead, abnormal)}, WORDS).axes
+    (unknown,) = figures.draw_filters({"": (weights, None, abnormal)}, WORDS).axes
+    assert [frames(known), known.get_title()] == [expected, "2 dead, 2 abnormal of 64"]
+    assert [frames(unknown), unknown.get_title()] == [[((1, 2), "dashed"), ((0, 5), "dashed")], "2 abnormal of 64"]
+
+    maps = {"before": (np.ones((64, 9, 5)), dead, abnormal), "after": (np.zeros((64, 9, 5)), dead, dead)}
+    figure: Any = figures.draw_feature_maps(np.zeros((1, 20, 8)), maps, "a clip", WORDS)
+    figure.draw_without_rendering()
+    picture, first, second, _ = figure.axes
+    assert [frames(picture), frames(first), frames(second)] == [[], expected, expected[:2]]
+    assert first.get_title() == "before: 2 dead, 2 abnormal of 64"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["no life", "not well"]
+    tops = [(axes.get_window_extent().y0, axes.get_window_extent().y1) for axes in (picture, first, second)]
+    assert np.allclose(tops, tops[0], atol=1)  # pixels: side by side, as high as each other
+    inside = [figure.bbox.padded(1).contains(0, axes.title.get_window_extent().y1) for axes in (picture, first, second)]
+    assert all(inside)
+
+
+def test_abnormal_channels_do_not_make_the_others_glare() -> None:
+    """Of 64 channels most are at 1e-9: the others still span the scale, and none is bright throughout."""
+    strengths = np.full(64, 1e-9)
+    strengths[:24] = np.linspace(0.5, 2, 24)
+    ramp = np.linspace(0, 1, 45).reshape(9, 5)
+    none = np.zeros(64, dtype=bool)
+    figure = figures.draw_feature_maps(
+        np.zeros((1, 9, 5)), {"": (strengths[:, None, None] * ramp, none, none)}, "", WORDS
+    )
+    shown = np.stack([np.asarray(image.get_array()) for image in figure.axes[1].images])
+    assert (shown > 1).mean() < 0.1
+    assert shown[24:].max() < 1e-4
+    assert shown[:24].max(axis=(1, 2)).min() > 0.4
+    assert not figure.legends  # there are no frames to tell of
 
 
 def heights(figure: Any) -> list[float]:
@@ -431,6 +476,10 @@ def test_files_that_can_not_be_inspected(experiment: Experiment, before: Path, t
     refused(edited(experiment.audio_init, path, lambda s: s.update({"bn1.alpha": torch.ones(3)})), says="bn1.alpha")
     refused(experiment.confidence, says="not a ResNet in torchvision's layout")
     refused(experiment.store, says="is not a run folder")
+    torch.save([torch.ones(3)], tmp_path / "list.pt")
+    refused(tmp_path / "list.pt", says="it holds no tensors by name; a state_dict does")
+    (tmp_path / "text.pt").write_text("hi")
+    refused(tmp_path / "text.pt", says="neither safetensors nor what torch.save writes")
     refused(before, "--arch", "resnet50", says="it looks like resnet18")
     (tmp_path / "file").write_text("x")
     refused(before, "--plot", tmp_path / "file", says="is a file; --plot takes a folder")

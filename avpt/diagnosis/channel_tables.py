@@ -60,10 +60,10 @@ def dead_table(record: dict[str, Any]) -> Table:
     """Dead channels with bars, beside the abnormal ones."""
     zero = f"at most {record['zero']:g}" if record["zero"] else "zero"
     title = f"dead channels: {zero} at {record['dead_at']:.1%} or more of the positions of {record['clips']} clips, "
-    title += f"{record['modality']} input"
+    title += f"{record['modality']} input; downsample layers, which no ReLU follows, are not measured nor in the sums"
     columns = ("layer", "of", *(("dead", "after", "awoken", "died") if record["after"] else ("abnormal", "dead")))
     rows = []
-    for layer, later in _pairs(record):
+    for layer, later in _pairs(record, "dead"):
         cells = [layer["name"], str(layer["channels"]), *([] if later else [str(_acting(layer, "abnormal"))])]
         for side in (layer,) if later is None else (layer, later):
             dead = side["dead"]
@@ -100,15 +100,16 @@ def blend_table(record: dict[str, Any], side: dict[str, Any]) -> Table:
     return Table(title, ("layer", "min", "mean", "max", "abnormal", "blended", *(["revived"] * shown)), rows)
 
 
-def _pairs(record: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
-    """Each layer before and after, and last all of them together."""
+def _pairs(record: dict[str, Any], known: str = "name") -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
+    """Each layer before and after, and last all of them together of which something is known."""
     sides = [side["layers"] for side in (record, record["after"]) if side is not None]
-    for layers in zip(*([*side, _all(side)] for side in sides), strict=True):
+    totals = [_all([layer for layer in side if layer[known] is not None]) for side in sides]
+    for layers in zip(*([*side, total] for side, total in zip(sides, totals, strict=True)), strict=True):
         yield layers[0], (layers[1] if len(layers) > 1 else None)
 
 
 def _all(layers: list[dict[str, Any]]) -> dict[str, Any]:
-    """A row for all layers together."""
+    """A row for these layers together."""
     total: dict[str, Any] = {"name": "all"}
     for what in ("channels", "abnormal", "blended_abnormal", "dead", "awoken", "died"):
         counts = [layer[what] for layer in layers if layer.get(what) is not None]

@@ -15,18 +15,23 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
-from avpt.figures.style import AFTER, BEFORE, DEAD, INK, ONE_COLUMN, TWO_COLUMNS, applied
+from avpt.figures.style import ABNORMAL, AFTER, BEFORE, DEAD, INK, ONE_COLUMN, TWO_COLUMNS, applied, shortened
 
 Array = np.ndarray[Any, Any]
 
 SERIES = (BEFORE, AFTER)
 HATCHES = ("", "////")  # series are told apart without colour too
 BINS = 60  # of the histogram
+BRIGHTEST = 0.9  # quantile of the peaks of feature maps that is the top of their scale: above most, below freaks
+MARGIN = 0.0127  # of a picture beside a grid of 8 x 8, which has as much
 LOWEST = 1e-45  # the least that float32 tells from zero
 
 
 def draw_abnormal(
-    layers: Sequence[str], thresholds: Sequence[float], shares: Mapping[str, Sequence[Sequence[float]]]
+    layers: Sequence[str],
+    thresholds: Sequence[float],
+    shares: Mapping[str, Sequence[Sequence[float]]],
+    row_height: float = 0.9,
 ) -> Figure:
     """Share of abnormal channels by layer: a row a threshold, of those at which there are any.
 
@@ -34,17 +39,19 @@ def draw_abnormal(
         layers: names.
         thresholds: lowest first.
         shares: by the name in the legend, (thresholds, layers).
+        row_height: inches.
     """
     shown = [number for number in range(len(thresholds)) if any(any(values[number]) for values in shares.values())]
     rows = shown or [len(thresholds) - 1]
     with applied():
-        figure = Figure(figsize=(TWO_COLUMNS, 1.2 + 0.9 * len(rows)))
+        figure = Figure(figsize=(TWO_COLUMNS, 1.2 + row_height * len(rows)))
         panels = figure.subplots(len(rows), sharex=True, sharey=True, squeeze=False)[:, 0]
         width = 0.8 / len(shares)
         for axes, row in zip(panels, rows, strict=True):
             for number, (name, values) in enumerate(shares.items()):
                 places = np.arange(len(layers)) + (number - (len(shares) - 1) / 2) * width
-                axes.bar(places, values[row], width, color=SERIES[number], hatch=HATCHES[number], label=name, lw=0)
+                look = {"color": SERIES[number], "hatch": HATCHES[number], "hatchcolor": "white"}
+                axes.bar(places, values[row], width, label=name, lw=0, **look)
             axes.set_title(f"max(|γ|, |β|) < {thresholds[row]:g}", loc="left")
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         panels[0].set_ylim(0, None if shown else 1)  # of all: they share it
@@ -52,7 +59,10 @@ def draw_abnormal(
             panels[0].text(0.5, 0.5, "no channel in any layer", transform=panels[0].transAxes, ha="center", va="center")
         panels[-1].set_xticks(range(len(layers)), layers, rotation=90, fontsize=7 if len(layers) < 45 else 5.5)
         panels[-1].set_xlim(-0.6, len(layers) - 0.4)
-        figure.supylabel("abnormal channels", fontsize=8)
+        if len(rows) > 1:
+            figure.supylabel("abnormal channels", fontsize=8)
+        else:
+            panels[0].set_ylabel("abnormal channels")
         if len(shares) > 1 and shown:
             figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=len(shares))
     return figure
@@ -137,67 +147,116 @@ def draw_alpha(layers: Sequence[str], alphas: Sequence[Array]) -> Figure:
     return figure
 
 
-def draw_feature_maps(picture: Array, maps: Mapping[str, tuple[Array, Array]], clip: str) -> Figure:
-    """What the first layer makes of one clip, after its ReLU, the dead channels framed in red.
+def draw_feature_maps(
+    picture: Array, maps: Mapping[str, tuple[Array, Array, Array]], clip: str, words: Mapping[str, str]
+) -> Figure:
+    """What the first layer makes of one clip, after its ReLU; dead channels are framed, and abnormal ones that are not.
 
-    All channels of an encoder have one scale, whose top is the median of their peaks: weak ones look weak.
+    All channels of an encoder have one scale, whose top is a high quantile of their peaks: weak ones look weak, and
+    those of a sick encoder do not make the others look strong. The colour goes by the square root.
 
     Args:
         picture: what the encoder was fed, normalised: (1, frame, mel) or (3, height, width).
-        maps: by name, (channels, height, width) and (channels,) bool, which of them are dead.
+        maps: by name, (channels, height, width), and twice (channels,) bool, which are dead and which abnormal.
         clip: its name.
+        words: what the frames of "dead" and of "abnormal" mean.
     """
-    ratios = [0.45] + [1.0] * len(maps)
     with applied():
-        figure = Figure(figsize=(TWO_COLUMNS, 0.35 + TWO_COLUMNS / sum(ratios)))
-        figure.set_layout_engine("constrained", w_pad=0.08)
-        first, *others = figure.subplots(1, len(ratios), width_ratios=ratios)
+        figure, (first, *others) = _panels(1 + len(maps), 0.85)
         span = picture.max() - picture.min()
-        _show(first, _upright((picture - picture.min()) / (span or 1.0)), cmap="gray")
-        first.set_title(clip if len(clip) < 24 else f"{clip[:10]}...{clip[-10:]}")
-        for axes, (name, (channels, dead)) in zip(others, maps.items(), strict=True):
+        _show(first, _upright((picture - picture.min()) / (span or 1.0)), cmap="gray", extent=(0, 1, 1, 0))
+        first.set(xlim=(-MARGIN, 1 + MARGIN), ylim=(1 + MARGIN, -MARGIN))  # as high as a grid
+        first.set_title(f"input: {shortened(clip, 24)}")
+        for axes, (name, (channels, dead, abnormal)) in zip(others, maps.items(), strict=True):
             peaks = channels.max(axis=(1, 2))
-            top = np.median(peaks[peaks > 0]) if (peaks > 0).any() else 1.0
-            _grid(axes, [_upright(channel[None] / top) for channel in channels], dead, "viridis")
-            axes.set_title(_titled(name, dead, "dead"))
+            top = np.quantile(peaks[peaks > 0], BRIGHTEST) if (peaks > 0).any() else 1.0
+            _grid(axes, [_upright(np.sqrt(channel[None] / top)) for channel in channels], dead, abnormal, "viridis")
+            axes.set_title(_titled(name, dead, abnormal))
+        panels = [first, *others]
+        look: dict[str, Any] = {
+            "orientation": "horizontal",
+            "fraction": 0.03,
+            "pad": 0.02,
+            "shrink": 0.62,
+            "aspect": 50,
+        }
+        scale = figure.colorbar(others[0].images[0], ax=panels, **look)
+        scale.set_ticks(
+            [0, math.sqrt(0.1), 1], labels=["0", "a tenth", f"{BRIGHTEST:.0%} of active channels peak below"]
+        )
+        least, _, most = scale.ax.get_xticklabels()
+        least.set_horizontalalignment("left")
+        most.set_horizontalalignment("right")
+        scale.outline.set_visible(False)
+        _legend(figure, [(dead, abnormal) for _, dead, abnormal in maps.values()], words)
     return figure
 
 
-def draw_filters(filters: Mapping[str, tuple[Array, Array]], what: str) -> Figure:
-    """The first convolution's filters, in colour where they see colours, some framed in red.
+def draw_filters(filters: Mapping[str, tuple[Array, Array | None, Array]], words: Mapping[str, str]) -> Figure:
+    """The first convolution's filters, in colour where they see colours; dead channels and abnormal ones framed.
 
     All filters of an encoder have one scale, on which zero is the middle: filters without weight are plain grey.
 
     Args:
-        filters: by name, (channels, 1 or 3, height, width) and (channels,) bool, which to frame.
-        what: the framed ones are.
+        filters: by name, (channels, 1 or 3, height, width), and twice (channels,) bool, which are dead, if that is
+            known, and which abnormal.
+        words: what the frames of "dead" and of "abnormal" mean.
     """
-    width = TWO_COLUMNS if len(filters) > 1 else ONE_COLUMN
     with applied():
-        figure = Figure(figsize=(width, width / len(filters) + 0.35))
-        panels = figure.subplots(1, len(filters), squeeze=False)[0]
-        for axes, (name, (weights, framed)) in zip(panels, filters.items(), strict=True):
+        figure, panels = _panels(len(filters), 0.55)
+        for axes, (name, (weights, dead, abnormal)) in zip(panels, filters.items(), strict=True):
             largest = np.quantile(np.abs(weights), 0.995) or 1.0
             pictures = [_upright(np.clip(0.5 + weight / (2 * largest), 0, 1)) for weight in weights]
-            _grid(axes, pictures, framed, "gray")
-            axes.set_title(_titled(name, framed, what))
+            _grid(axes, pictures, dead, abnormal, "gray")
+            axes.set_title(_titled(name, dead, abnormal))
+        _legend(figure, [(dead, abnormal) for _, dead, abnormal in filters.values()], words)
     return figure
 
 
-def _titled(name: str, framed: Array, what: str) -> str:
-    told = f"{int(framed.sum())} of {len(framed)} channels {what}"
+def _panels(number: int, more: float) -> tuple[Figure, Sequence[Axes]]:
+    """Squares side by side, and so many inches for what is above and below them."""
+    width = TWO_COLUMNS if number > 1 else ONE_COLUMN
+    figure = Figure(figsize=(width, width / number + more))
+    figure.set_layout_engine("constrained", w_pad=0.06)
+    return figure, figure.subplots(1, number, squeeze=False)[0]
+
+
+def _titled(name: str, dead: Array | None, abnormal: Array) -> str:
+    counts = [] if dead is None else [f"{int(dead.sum())} dead"]
+    counts.append(f"{int(abnormal.sum())} abnormal")
+    told = f"{', '.join(counts)} of {len(abnormal)}"
     return f"{name}: {told}" if name else told
 
 
-def _grid(axes: Axes, pictures: Sequence[Array], framed: Array, colours: str) -> None:
+FRAMES: dict[str, dict[str, Any]] = {
+    "dead": {"edgecolor": DEAD, "linewidth": 1.6},
+    "abnormal": {"edgecolor": ABNORMAL, "linewidth": 1.2, "linestyle": (0, (2.2, 1.2))},
+}
+
+
+def _kinds(dead: Array | None, abnormal: Array) -> list[str | None]:
+    """How each channel is framed, if it is."""
+    known = np.zeros_like(abnormal) if dead is None else dead
+    return ["dead" if died else "abnormal" if bad else None for died, bad in zip(known, abnormal, strict=True)]
+
+
+def _legend(figure: Figure, sides: Sequence[tuple[Array | None, Array]], words: Mapping[str, str]) -> None:
+    """What the frames mean that there are."""
+    there = {kind for side in sides for kind in _kinds(*side)}
+    frames = [Rectangle((0, 0), 1, 1, fill=False, **FRAMES[kind]) for kind in words if kind in there]
+    if frames:
+        told = [words[kind] for kind in words if kind in there]
+        figure.legend(frames, told, loc="outside lower center", ncols=2, handlelength=1, handleheight=1)
+
+
+def _grid(axes: Axes, pictures: Sequence[Array], dead: Array | None, abnormal: Array, colours: str) -> None:
     """Small pictures side by side, row by row, in a square."""
     side, size = math.ceil(math.sqrt(len(pictures))), 0.88
-    for number, (picture, bad) in enumerate(zip(pictures, framed, strict=True)):
+    for number, (picture, kind) in enumerate(zip(pictures, _kinds(dead, abnormal), strict=True)):
         top, left = divmod(number, side)
         _show(axes, picture, cmap=colours, extent=(left, left + size, top + size, top))
-        if bad:
-            frame = Rectangle((left, top), size, size, fill=False, edgecolor=DEAD, linewidth=1.6, clip_on=False)
-            axes.add_patch(frame)
+        if kind is not None:
+            axes.add_patch(Rectangle((left, top), size, size, fill=False, clip_on=False, **FRAMES[kind]))
     axes.set_xlim(-0.1, side - 0.02)
     axes.set_ylim(side - 0.02, -0.1)
 

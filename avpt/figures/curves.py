@@ -8,7 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from avpt.figures.style import CYCLE, DASHES, ONE_COLUMN, applied
+from avpt.figures.bars import plain
+from avpt.figures.style import ONE_COLUMN, applied, line_style, shortened
+
+LEGENDS = ((4, 40), (3, 40), (2, 40), (1, 40), (1, 20))  # columns, and characters of a name: the first that fits
 
 
 def draw_curves(
@@ -19,13 +22,13 @@ def draw_curves(
     height: float = 2.2,
     colours: Mapping[str, str] | None = None,
 ) -> Figure:
-    """A figure with one line a name: the mean of its runs, and their range as a band.
+    """A figure with one line a name: the mean of its runs, and their range as a band; the legend is below it.
 
     Args:
         curves: by the name in the legend, the values of each of its runs, epoch by epoch; runs may differ in length.
         label: of the axis of values.
         width: inches.
-        height: inches.
+        height: inches, to which the legend's own is added.
         colours: of some names; the others take the style's in turn.
     """
     with applied():
@@ -35,7 +38,7 @@ def draw_curves(
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         if len(curves) > 1:
-            axes.legend()
+            _legend_below(figure, axes)
     return figure
 
 
@@ -44,12 +47,26 @@ def plot_curves(
 ) -> None:
     """The lines of `draw_curves` in a part of a figure."""
     for number, (name, runs) in enumerate(curves.items()):
-        colour = (colours or {}).get(name, CYCLE[number % len(CYCLE)])
+        colour, dash = line_style(number)
+        colour = (colours or {}).get(name, colour)
         epochs = range(1, 1 + max(map(len, runs), default=0))
         there = [[run[epoch - 1] for run in runs if len(run) >= epoch] for epoch in epochs]
         mean = [sum(values) / len(values) for values in there]
         marker = "o" if len(epochs) == 1 else None  # a line of one point is not to be seen
-        axes.plot(epochs, mean, DASHES[number % len(DASHES)], color=colour, label=name, marker=marker)
+        axes.plot(epochs, mean, dash, color=colour, label=name, marker=marker)
         if len(runs) > 1:
             axes.fill_between(epochs, list(map(min, there)), list(map(max, there)), color=colour, alpha=0.2, lw=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    """A legend in as many columns as fit; the figure grows by its height, so that the axes keep theirs."""
+    told = [str(line.get_label()).replace(r"\$", "$") for line in axes.lines]  # as it was before `plain`
+    for columns, most in LEGENDS:
+        names = [plain(shortened(name, most)) for name in told]
+        legend = figure.legend(axes.lines, names, loc="outside lower center", ncols=min(columns, len(names)))
+        extent = legend.get_window_extent()
+        if extent.width <= figure.bbox.width or (columns, most) == LEGENDS[-1]:
+            break
+        legend.remove()
+    figure.set_figheight(figure.get_figheight() + extent.height / figure.dpi)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ ONE_COLUMN, TWO_COLUMNS = 3.35, 6.9  # inches, of a usual two-column paper
 AUDIO, VISUAL, JOINT = "#0072B2", "#D55E00", "#009E73"
 BEFORE, AFTER = "#E69F00", "#56B4E9"
 DEAD = "#D62728"  # frames are drawn thick beside none, so that they do not hang on the colour
+ABNORMAL = "#E69F00"  # dashed, beside DEAD's full line
 CYCLE = (AUDIO, VISUAL, JOINT, "#CC79A7", BEFORE, AFTER, "#000000", "#8C8C8C")
 DASHES = ("-", "--", ":", "-.")  # curves are told apart without colour too
 INK = "#1b1b1d"  # of text and axes; a page puts its own in this one's place
@@ -62,8 +64,21 @@ def applied() -> Iterator[None]:
     """Draw and write figures in the one style; matplotlib's own settings are as before afterwards."""
     defaults: Any = matplotlib.rcParamsDefault
     settings = {name: value for name, value in defaults.items() if name != "backend"}  # no figure here needs one
-    with matplotlib.rc_context(settings | STYLE):
+    with matplotlib.rc_context(settings | STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)  # a name in another script has boxes
         yield
+
+
+def line_style(number: int) -> tuple[str, str]:
+    """Colour and dash of a line; the first 32 are all different, and the first four in their dash too."""
+    return CYCLE[number % len(CYCLE)], DASHES[(number + number // len(CYCLE)) % len(DASHES)]
+
+
+def shortened(text: str, most: int) -> str:
+    """A name of at most so many characters, an ellipsis in its middle where it had more: both ends tell names apart."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]}…{text[len(text) - (most - 1) // 2 :]}"
 
 
 def save(figure: Figure, folder: Path, name: str, *, overwrite: bool = False) -> list[Path]:
@@ -72,16 +87,33 @@ def save(figure: Figure, folder: Path, name: str, *, overwrite: bool = False) ->
     Raises:
         OutputError: another file of that name is there, and `overwrite` is not meant.
     """
-    paths = []
-    for suffix in ("png", "pdf"):
-        path, content = folder / f"{name}.{suffix}", render(figure, suffix)
+    return write(rendered({name: figure}), folder, overwrite=overwrite)
+
+
+def rendered(figures: Mapping[str, Figure]) -> dict[str, bytes]:
+    """The files of some figures, by their names."""
+    return {f"{name}.{kind}": render(figure, kind) for name, figure in figures.items() for kind in ("png", "pdf")}
+
+
+def check(files: Mapping[str, bytes], folder: Path, *, overwrite: bool = False) -> None:
+    """See that files can be written.
+
+    Raises:
+        OutputError: another file of such a name is there, and `overwrite` is not meant.
+    """
+    for path, content in ((folder / name, content) for name, content in files.items()):
         if path.is_dir() or (path.exists() and not overwrite and path.read_bytes() != content):
             raise OutputError(f"{path} is another figure; choose another folder, or --overwrite to replace it")
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as beside:
+
+
+def write(files: Mapping[str, bytes], folder: Path, *, overwrite: bool = False) -> list[Path]:
+    """Write all files or, where `check` refuses one of them, none."""
+    check(files, folder, overwrite=overwrite)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        with atomic(folder / name) as beside:
             beside.write_bytes(content)
-        paths.append(path)
-    return paths
+    return [folder / name for name in files]
 
 
 def render(figure: Figure, kind: str) -> bytes:

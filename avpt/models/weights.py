@@ -98,7 +98,7 @@ def read_weights(path: Path, modality: Modality) -> tuple[dict[str, Tensor], lis
         prefixes = (*STREAMS[modality], *PREFIXES, *others)  # of two streams the modality's own, a lone one in any case
         inner = [prefix for prefix in prefixes if any(key.startswith(prefix) for key in state)]
         if not inner:
-            found = listed(sorted(state)) if state else "no tensors"
+            found = f"it holds {listed(sorted(state))}" if state else "it holds no tensors by name; a state_dict does"
             raise ArtifactError(f"{path} is not a ResNet in torchvision's layout: no conv1.weight ({found})")
         prefix = inner[0]
         dropped += [key for key in state if not key.startswith((prefix, *CLASSIFIERS))]
@@ -122,8 +122,11 @@ def _read(path: Path) -> Any:
             "where you trust it, save its state_dict() alone"
         ) from None
     except Exception as error:  # torch raises whatever its readers raise
-        told = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise ArtifactError(f"{path} is not a readable checkpoint ({told})") from None
+        told = next(iter(str(error).splitlines()), "") if isinstance(error, OSError | RuntimeError) else ""
+        reason = told or "neither safetensors nor what torch.save writes, or damaged"
+        raise ArtifactError(
+            f"{path} is not a readable checkpoint ({reason}); save a state_dict() with either"
+        ) from None
 
 
 def _unwrap(value: Any) -> dict[str, Any]:

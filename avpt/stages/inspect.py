@@ -59,6 +59,8 @@ def run(config: InspectConfig) -> Report:
     """Look at the parameters, feed clips where a store is given, draw what there is to draw."""
     if config.plot is not None and config.plot.exists() and not config.plot.is_dir():
         raise OutputError(f"{config.plot} is a file; --plot takes a folder")
+    from avpt.figures import style
+
     before = read(config.encoder, config, config.modality)
     after = None if config.after is None else read(config.after, config, before.modality)
     if after is not None and after.found.spec.arch != before.found.spec.arch:
@@ -66,15 +68,23 @@ def run(config: InspectConfig) -> Report:
             f"{after.path} is a {after.found.spec.arch} and {before.path} a {before.found.spec.arch}; "
             "--after takes the same encoder later on"
         )
-    measured, problem = None, None
+    files = {} if config.plot is None else draw_parameters(config, before, after)
+    if config.plot is not None and config.store is not None:
+        style.check(files, config.plot, overwrite=config.overwrite)  # before clips are fed, which takes a while
+    measured, problems = None, []
     if config.store is not None:
         try:
             measured = measure(config, config.store, before, after)
         except StoreError as error:  # the parameters can be shown in any case
-            problem = f"neither dead channels nor feature maps can be shown: {error}"
-    record = describe(config, before, after, measured)
-    outputs = () if config.plot is None else draw(config, config.plot, before, after, measured)
-    return Report(record, outputs, channel_tables(record), problem, foretold(record))
+            problems.append(f"neither dead channels nor feature maps can be shown: {error}")
+    record, outputs = describe(config, before, after, measured), []
+    if config.plot is not None:
+        files |= draw_first_layer(config, before, after, measured)
+        try:
+            outputs = style.write(files, config.plot, overwrite=config.overwrite)
+        except OutputError as error:  # nor are the tables lost for it
+            problems.append(f"no figure is written: {error}")
+    return Report(record, tuple(outputs), channel_tables(record), "; ".join(problems) or None, foretold(record))
 
 
 def read(path: Path, config: InspectConfig, modality: Modality | None) -> Side:
@@ -266,48 +276,65 @@ def _counts(config: InspectConfig, pair: NormPair) -> dict[str, Any]:
 # --- figures -----------------------------------------------------------------------------------------------------
 
 
-def draw(
-    config: InspectConfig, folder: Path, before: Side, after: Side | None, measured: Measured | None
-) -> tuple[Path, ...]:
-    """Write every figure for which there is something to draw."""
+def draw_parameters(config: InspectConfig, before: Side, after: Side | None) -> dict[str, bytes]:
+    """The files of the figures that no clip is needed for."""
     from avpt.figures import channels, style
 
-    layers, names = list(before.own), ["before", "after"] if after else [""]
-    sides = [before] if after is None else [before, after]
+    layers = list(before.own)
     pairs = {"before" if after else "": before.own}
     if after is not None:
         pairs["after, ABRi blended" if after.alpha else "after"] = after.acting
     elif before.alpha:
         pairs = {"pre-trained branch": before.own, "ABRi blended": before.acting}
-    shares = {
-        name: [[float(pair.below(limit).float().mean()) for pair in own.values()] for limit in config.thresholds]
-        for name, own in pairs.items()
-    }
-    figures = {"abnormal": channels.draw_abnormal(layers, config.thresholds, shares)}
-    gammas = {name: [float(v) for pair in own.values() for v in pair.gamma.abs()] for name, own in pairs.items()}
-    figures["gamma"] = channels.draw_gamma(gammas)
 
-    stem = layers[0]
-    if measured is None:
-        if config.store is None:
-            log.warning("feature maps are left out: they are measured on clips, which --store names")
-        stems = [before.own[stem]] + ([after.acting[stem]] if after else [])
-        framed = [pair.below(config.abnormal_threshold) for pair in stems]
-    else:
-        framed = [dead[stem] for dead in measured.dead]
-        maps = {}
-        for name, activity, dead in zip(names, measured.sides, framed, strict=True):
-            assert activity.maps is not None
-            maps[name] = (activity.maps.numpy(), dead.numpy())
-        figures["feature-maps"] = channels.draw_feature_maps(measured.picture.numpy(), maps, measured.example)
-    filters = {
-        name: (side.found.encoder.conv1.weight.detach().cpu().numpy(), bad.numpy())
-        for name, side, bad in zip(names, sides, framed, strict=True)
+    def shares(limits: list[float]) -> dict[str, list[list[float]]]:
+        return {
+            name: [[float(pair.below(limit).float().mean()) for pair in own.values()] for limit in limits]
+            for name, own in pairs.items()
+        }
+
+    one, all_of = [config.abnormal_threshold], config.thresholds
+    gammas = {name: [float(v) for pair in own.values() for v in pair.gamma.abs()] for name, own in pairs.items()}
+    figures = {
+        "abnormal": channels.draw_abnormal(layers, all_of, shares(all_of)),
+        f"abnormal-{one[0]:g}": channels.draw_abnormal(layers, one, shares(one), row_height=1.7),
+        "gamma": channels.draw_gamma(gammas),
     }
-    figures["filters"] = channels.draw_filters(filters, "abnormal" if measured is None else "dead")
-    for name, side in zip(names, sides, strict=True):
+    for name, side in _named(before, after).items():
         if side.alpha:
             alphas = [alpha.numpy() for alpha in side.alpha.values()]
             figures[f"alpha-{name}" if name else "alpha"] = channels.draw_alpha(layers, alphas)
-    written = [style.save(figure, folder, name, overwrite=config.overwrite) for name, figure in figures.items()]
-    return tuple(path for paths in written for path in paths)
+    return style.rendered(figures)
+
+
+def draw_first_layer(
+    config: InspectConfig, before: Side, after: Side | None, measured: Measured | None
+) -> dict[str, bytes]:
+    """The files of the first layer's filters and, where clips were fed, of what it makes of one."""
+    from avpt.figures import channels, style
+
+    sides, stem, limit = _named(before, after), next(iter(before.own)), config.abnormal_threshold
+    words = {"dead": f"dead: {f'at most {config.zero:g}' if config.zero else 'zero'} nearly everywhere"}
+    words["abnormal"] = f"abnormal: max(|γ|, |β|) < {limit:g}"
+    if measured is not None:
+        words["abnormal"] += ", but not dead" if config.zero else ", but not exactly zero"
+    abnormal = {name: side.acting[stem].below(limit).numpy() for name, side in sides.items()}
+    dead: dict[str, Any] = dict.fromkeys(sides)
+    figures = {}
+    if measured is not None:
+        dead = {name: found[stem].numpy() for name, found in zip(sides, measured.dead, strict=True)}
+        maps = {}
+        for name, activity in zip(sides, measured.sides, strict=True):
+            assert activity.maps is not None
+            maps[name] = (activity.maps.numpy(), dead[name], abnormal[name])
+        figures["feature-maps"] = channels.draw_feature_maps(measured.picture.numpy(), maps, measured.example, words)
+    elif config.store is None:
+        log.warning("feature maps are left out: they are measured on clips, which --store names")
+    weights = {name: side.found.encoder.conv1.weight.detach().cpu().numpy() for name, side in sides.items()}
+    filters = {name: (weights[name], dead[name], abnormal[name]) for name in sides}
+    figures["filters"] = channels.draw_filters(filters, words)
+    return style.rendered(figures)
+
+
+def _named(before: Side, after: Side | None) -> dict[str, Side]:
+    return {"": before} if after is None else {"before": before, "after": after}
