@@ -24,7 +24,7 @@ from conftest import STORE_OPTIONS, TRAIN_OPTIONS, Experiment, av_mnist_rows, av
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_1samp
 
 from avpt import artifacts
 from avpt.artifacts import Header
@@ -34,11 +34,12 @@ from avpt.lineage import Node
 from avpt.outputs import sha256
 from avpt.pages.blocks import Block, Card, Cards, Command, Graph, Grid, Heading, Page, Section, Text, Verdict, Vertex
 from avpt.pages.page import render
-from avpt.story import initialisation
+from avpt.story import initialisation, verdicts
 from avpt.story.commands import broken, command_of
 from avpt.story.commands import given as words_of
 from avpt.story.difference import compare
-from avpt.types import Table
+from avpt.story.experiment import gather
+from avpt.types import MODALITIES, Table
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VOID = {"meta", "img", "link", "br", "hr", "input"}
@@ -498,6 +499,155 @@ def test_probes_and_evaluations_are_found_and_speak(experiment: Experiment, join
     assert "25.0 % 75.0 % −50.0 points p = 0.500" in words
     assert "without audio" in words
     assert "avpt evaluate unmasked store" in re.sub(r"\S*/", "", words)
+
+
+# --- what verdicts rest on ---------------------------------------------------------------------------------------
+
+
+def seeded(run: Path, out: Path, seed: int, wrong: int) -> Path:
+    """A copy of a run as if by another seed, whose answers to the first clips of test are wrong, to others right."""
+    shutil.copytree(run, out, ignore=shutil.ignore_patterns("*.pt", "settings.json", "dynamics.safetensors"))
+    model = artifacts.load(out / "model.safetensors", "fused")
+    header = replace(model.header, config=model.header.config | {"seed": seed})
+    artifacts.save(out / "model.safetensors", header, model.tensors)
+    answers = artifacts.load(out / "predictions.safetensors", "predictions")
+    labels = answers.tensors["test_labels"].clone()
+    labels[:wrong] = (labels[:wrong] + 1) % 3
+    answers.tensors["test_logits"] = torch.nn.functional.one_hot(labels, 3).float()
+    artifacts.save(out / "predictions.safetensors", answers.header, answers.tensors)
+    return out
+
+
+def judge(runs: list[Path], *folders: Path) -> list[Verdict]:
+    """The verdicts on some runs, without their page."""
+    found = gather(runs, folders)
+    return verdicts.verdicts(found, initialisation.starts(found), folders[0])
+
+
+def probe(folder: Path, run: Path, modality: str, difference: float, p: float | None = 0.5) -> None:
+    """As `avpt probe` leaves it."""
+    metrics = {"modality": modality, "accuracy": {"test": 0.5}, "difference": {"test": difference}}
+    metrics |= {"stage1": {"accuracy": {"test": 0.5 - difference}}, "mcnemar": None if p is None else {"p": p}}
+    inputs = {"model": sha256(run / "model.safetensors")}
+    header = Header(kind="probe", config={"modality": modality}, inputs=inputs, metrics=metrics)
+    artifacts.save(folder / f"{modality}-{run.name}.safetensors", header, {"weight": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("masked", "answer", "says"),
+    [
+        ([0], "unclear", "these two trained models differ on these clips; one or two seeds say nothing of the recipe"),
+        ([0, 1], "unclear", "these trained models differ on these clips; one or two seeds say nothing of the recipe"),
+        ([9], "unclear", "these two trained models do not differ measurably on these clips; one or two seeds"),
+        ([0, 1, 0], "yes", "a gain"),
+        ([0, 0, 0], "unclear", "the same in all 3 seeds: no spread that a test over seeds could go by"),
+        ([0, 0, 8], "unclear", "no difference that this data could show"),
+        ([9, 9, 9], "unclear", "t-test over 3 seeds p = 1.000"),
+    ],
+)
+def test_a_gain_takes_three_seeds_and_a_test_over_them(
+    experiment: Experiment, joint: Path, tmp_path: Path, masked: list[int], answer: str, says: str
+) -> None:
+    runs = [seeded(joint, tmp_path / f"none-{seed}" / "none", seed, 9) for seed in range(len(masked))]
+    runs += [seeded(experiment.fused, tmp_path / f"by-{seed}" / "by", seed, wrong) for seed, wrong in enumerate(masked)]
+    verdict = judge(runs, tmp_path, experiment.folder)[2]
+    assert verdict.answer == answer
+    words = " ".join(verdict.details)
+    assert says in words
+    each = [(9 - wrong) / 9 for wrong in masked]
+    if len(each) > 2 and len(set(each)) > 1:
+        assert f"t-test over 3 seeds p = {ttest_1samp(each, 0).pvalue:.3f}" in words
+    if len(masked) < 3:
+        assert "no test over seeds" in words
+        assert f"{len(masked)} seed" in verdict.headline
+
+
+@pytest.mark.parametrize(
+    ("audio", "visual", "answer", "says"),
+    [
+        ([-0.06, -0.05, -0.07], [0.01, 0.01, 0.0], "yes", "audio in `none` (seeds 0, 1, 2): −6.0 points"),
+        ([-0.06, -0.06, -0.06], [], "unclear", "Nothing is known of visual"),
+        ([-0.06, -0.05], [-0.06, -0.05], "unclear", "2 seeds can't tell"),
+        ([-0.2, -0.0, 0.1], [0.01, 0.01, 0.0], "unclear", "neither proves a loss"),
+        ([0.0, 0.001, -0.001], [0.0, 0.0, 0.0], "no", "visual in `none` (seeds 0, 1, 2)"),
+        ([0.0, 0.001, -0.001], [], "unclear", "Nothing is known of visual"),
+    ],
+)
+def test_starving_is_told_by_probes_of_three_seeds(
+    joint: Path, tmp_path: Path, audio: list[float], visual: list[float], answer: str, says: str
+) -> None:
+    runs = [seeded(joint, tmp_path / str(seed) / "none", seed, 9) for seed in range(max(len(audio), len(visual)))]
+    for modality, found in (("audio", audio), ("visual", visual)):
+        for run, difference in zip(runs, found, strict=False):
+            probe(run.parent, run, modality, difference, 0.07)
+    verdict = judge(runs, tmp_path)[1]
+    assert verdict.answer == answer
+    assert says in verdict.headline
+    assert "McNemar over clips p = 0.070" in " ".join(verdict.details)
+
+
+def test_every_group_is_asked_and_unfinished_ones_do_not_hide_others(
+    experiment: Experiment, joint: Path, tmp_path: Path
+) -> None:
+    other = seeded(joint, tmp_path / "other", 0, 9)
+    model = artifacts.load(other / "model.safetensors", "fused")
+    header = replace(model.header, config=model.header.config | {"lr": 0.5})
+    artifacts.save(other / "model.safetensors", header, model.tensors)
+    verdict = judge([joint, other], tmp_path, experiment.folder)[1]
+    assert all(f"{m} in `{name}` (seed 0)" in verdict.headline for m in MODALITIES for name in ("unmasked", "other"))
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(joint, unfinished, ignore=shutil.ignore_patterns("*.safetensors", "summary.json", "*.pt"))
+    verdict = judge([unfinished, experiment.fused], experiment.folder, tmp_path)[1]
+    assert verdict.answer == "unclear"
+    assert "audio in `fused` (seed 0)" in verdict.headline
+    assert "no finished run of plain joint training" in verdict.details[0]
+
+
+def test_probes_are_followed_by_their_model_alone(experiment: Experiment, joint: Path, tmp_path: Path) -> None:
+    """One of a fused run that nobody asked for, whose stage-1 run was asked for."""
+    inputs = {"model": sha256(joint / "model.safetensors"), "stage1": sha256(experiment.audio / "model.safetensors")}
+    header = Header(kind="probe", config={"modality": "audio"}, inputs=inputs, metrics={"modality": "audio"})
+    artifacts.save(tmp_path / "probe.safetensors", header, {"weight": torch.zeros(1)})
+    found = gather([experiment.audio], [tmp_path, experiment.folder])
+    assert {node.path for node in found.nodes if node.is_run} == {experiment.audio, experiment.visual}  # its weights
+    assert not found.of_kind("probe")
+    assert gather([joint], [tmp_path, experiment.folder]).of_kind("probe")
+
+
+def test_abri_is_compared_with_kept_and_with_random(experiment: Experiment, tmp_path: Path) -> None:
+    runs = []
+    weights = artifacts.load(experiment.audio_init, "encoder")
+    artifacts.save(tmp_path / "start.safetensors", weights.header, weights.tensors)
+    for seed in range(3):
+        for bn, start in (("keep", "file"), ("abri", "file"), ("keep", "random")):
+            init, name = tmp_path / f"{bn}-{start}-{seed}.safetensors", f"{bn}-{start}"
+            config = weights.header.config | {"bn": bn, "weights": start, "seed": seed}
+            inputs = {"weights": sha256(tmp_path / "start.safetensors")} if start == "file" else {}
+            artifacts.save(init, replace(weights.header, config=config, inputs=inputs), weights.tensors)
+            run = tmp_path / name / str(seed)
+            wrong = {"abri-file": seed, "keep-file": 9, "keep-random": seed}[name]
+            shutil.copytree(
+                experiment.audio, run, ignore=shutil.ignore_patterns("*.pt", "settings.json", "dyn*", "model*", "pred*")
+            )
+            for file, kind in (("model", "classifier"), ("predictions", "predictions")):
+                one = artifacts.load(experiment.audio / f"{file}.safetensors", kind)
+                own, made_from = one.header.config | {"seed": seed}, one.header.inputs | {"init": sha256(init)}
+                header = replace(one.header, config=own, inputs=made_from) if kind == "classifier" else one.header
+                if kind == "predictions":
+                    labels = one.tensors["test_labels"].clone()
+                    labels[:wrong] = (labels[:wrong] + 1) % 3
+                    one.tensors["test_logits"] = torch.nn.functional.one_hot(labels, 3).float()
+                artifacts.save(run / f"{file}.safetensors", header, one.tensors)
+            runs.append(run)
+    verdict = judge(runs, tmp_path)[0]
+    assert verdict.claim == "Are there abnormal channels in the pre-trained encoders?"
+    kept, random = (line for line in verdict.details if line.startswith("Accuracy of"))
+    assert "audio with ABRi (88.9 %) against BatchNorm kept (0.0 %)" in kept
+    assert f"p = {ttest_1samp([1, 8 / 9, 7 / 9], 0).pvalue:.3f}" in kept
+    assert kept.endswith("; a gain.")
+    assert "against random weights (88.9 %): +0.0 points" in random
+    assert random.endswith("no difference that this data could show.")
+    assert re.search(r"`avpt inspect \S+\.safetensors --store STORE`", " ".join(verdict.details))
 
 
 def test_masked_inputs_are_the_very_ones_of_the_run(page: Path, experiment: Experiment) -> None:

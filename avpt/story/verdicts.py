@@ -132,7 +132,7 @@ def against_abri(experiment: Experiment, results: Results) -> list[str]:
         own = {name: init.config.get(name) for name in ("arch", "modality")}
         key = json.dumps([config, own, run.inputs.get("store")], sort_keys=True)
         alike[key][weights_of(experiment, init), init.config.get("bn", "")].append(run)
-    found = []
+    found: list[tuple[str, Difference]] = []
     for kinds in alike.values():
         for (weights, bn), revived in kinds.items():
             if bn != "abri" or weights == RANDOM:
@@ -145,8 +145,16 @@ def against_abri(experiment: Experiment, results: Results) -> list[str]:
                 if difference := compare_runs(pairs, results):
                     before, after = percent(difference.before), percent(difference.after)
                     who = f"{revived[0].config['modality']} with ABRi ({after}) against {words} ({before})"
-                    found.append(f"Accuracy of {who}: {difference.words()}; {called(difference)}.")
-    return found
+                    found.append((who, difference))
+    least = CHANCE / max(1, len(found))
+    told = [f"Accuracy of {who}: {difference.words()}; {called(difference, least)}." for who, difference in found]
+    return told + shared(len(found))
+
+
+def shared(count: int) -> list[str]:
+    """Bonferroni's rule in words."""
+    told = f"Of {count} comparisons one is soon a hit by chance: each p has to be below {CHANCE / max(1, count):.2g}."
+    return [told] if count > 1 else []
 
 
 def weights_of(experiment: Experiment, init: Node) -> str:
@@ -208,8 +216,7 @@ def starved(experiment: Experiment, results: Results) -> Verdict:
         lost = "no linear probe, and no predictions of the stage-1 runs on clips with one label, were found"
         return Verdict(claim, "not measured", f"Not to be told: {lost}.", details)
     least = CHANCE / len(evidence)
-    if len(evidence) > 1:
-        details.append(f"Of {len(evidence)} comparisons one is soon a hit by chance: p has to be below {least:.2g}.")
+    details += shared(len(evidence))
     if not all(one.probed for one in evidence):
         details.append(
             "A share is not trained to answer by itself, so that it knows less does not prove that the encoder got "
@@ -333,8 +340,7 @@ def gained(experiment: Experiment, results: Results) -> Verdict:
             f"`{name}`: {before} unmasked, {after} masked, {difference.words()}; {called(difference, least)}."
         )
         details += [f"{m.capitalize()} share of `{name}`: {share.words()}." for m, share in shares.items()]
-    if len(found) > 1:
-        details.append(f"Of {len(found)} comparisons one is soon a hit by chance: p has to be below {least:.2g}.")
+    details += shared(len(found))
     hits = [(name, difference) for name, difference, _ in found if difference.counts(least)]
     up, down = ([name for name, d in hits if (d.mean > 0) == better] for better in (True, False))
     changes = [f"{how} with {quoted(names)}" for how, names in (("higher", up), ("lower", down)) if names]
