@@ -23,6 +23,7 @@ import torch
 from conftest import STORE_OPTIONS, TRAIN_OPTIONS, Experiment, av_mnist_rows, avpt, done, fuse, write_manifest
 from hypothesis import given
 from hypothesis import strategies as st
+from markupsafe import escape
 from PIL import Image
 from scipy.stats import binomtest, ttest_1samp
 
@@ -30,6 +31,7 @@ from avpt import artifacts
 from avpt.artifacts import Header
 from avpt.config import FuseConfig, InitConfig
 from avpt.data.transforms import clip_seed
+from avpt.figures.bars import draw_bars
 from avpt.lineage import Node
 from avpt.outputs import sha256
 from avpt.pages.blocks import Block, Card, Cards, Command, Graph, Grid, Heading, Page, Section, Text, Verdict, Vertex
@@ -303,6 +305,7 @@ def test_words_from_outside_come_out_as_text(text: str) -> None:
     assert "49" not in parsed.words.replace(text, "")
     shown = re.sub("`([^`]+)`", r"\1", EVIL)
     assert parsed.words.count(shown) + parsed.words.count(EVIL) >= 12
+    assert f"<p>{escape(word)}</p>" in made  # on a card a name keeps its backticks
 
 
 def test_classes_and_runs_with_nasty_names(experiment: Experiment, tmp_path: Path) -> None:
@@ -414,10 +417,14 @@ def test_runs_on_different_class_sets_and_with_several_labels(experiment: Experi
     alone = ("--audio", experiment.audio_init, "--visual", experiment.visual_init)
     options = [*TRAIN_OPTIONS[:1], "1", *TRAIN_OPTIONS[2:]]
     done("fuse-train", tmp_path / "several", *alone, "--mask", "none", *options, "--out", tmp_path / "joint")
+    probe(tmp_path, tmp_path / "joint", "audio", -0.125, None)
     folders = ("--search", tmp_path, "--search", experiment.folder)
     result = done("report", tmp_path / "joint", experiment.fused, *folders, "--out", tmp_path / "page.html")
     words = " ".join(check_sound((tmp_path / "page.html").read_text(encoding="utf-8")).words.split())
     assert "2 different sets of classes" in words
+    assert words.count("2 different sets of classes, so not all of them can be compared") == 3
+    assert "encoder of joint against before joint training: −12.5 points on average (1 seed: no test" in words
+    assert "seed 0 −12.5 points to 50.0 % (untested)" in words
     assert "These runs come from several stores" in words
     assert "average precision" in words
     assert "test mAP" in words
@@ -428,6 +435,18 @@ def test_an_encoder_without_batchnorm() -> None:
     assert initialisation.from_report({"layers": []}) is None
     assert initialisation.from_report({}) is None
     assert initialisation.measured({"conv.weight": torch.ones(3)}, 1e-6) is None
+
+
+def test_channels_in_words() -> None:
+    names, counts = ["bn1", "bn2"], [64, 64]
+    assert initialisation.told(initialisation.Channels(names, counts, [0, 0]), "now") == "none of 128 channels now"
+    some = initialisation.told(initialisation.Channels(names, counts, [0, 32]), "now")
+    assert some == "25.0 % of all channels now, most in bn2 (50.0 %)"
+
+
+def test_bars_are_told_apart_without_colour() -> None:
+    figure = draw_bars(["a", "b"], {"one": [1, 2], "two": [2, 1], "three": [0, 1]}, label="clips")
+    assert len({bar.get_hatch() for bar in figure.axes[0].patches}) == 3
 
 
 def test_abnormal_channels_are_counted_and_told(experiment: Experiment, tmp_path: Path) -> None:
@@ -506,10 +525,10 @@ def test_probes_and_evaluations_are_found_and_speak(experiment: Experiment, join
 
 def seeded(run: Path, out: Path, seed: int, wrong: int) -> Path:
     """A copy of a run as if by another seed, whose answers to the first clips of test are wrong, to others right."""
-    shutil.copytree(run, out, ignore=shutil.ignore_patterns("*.pt", "settings.json", "dynamics.safetensors"))
-    model = artifacts.load(out / "model.safetensors", "fused")
-    header = replace(model.header, config=model.header.config | {"seed": seed})
-    artifacts.save(out / "model.safetensors", header, model.tensors)
+    shutil.copytree(run, out, ignore=shutil.ignore_patterns("*.pt", "settings.json", "model*"))
+    header, _ = artifacts.read_header(run / "model.safetensors")
+    header = replace(header, config=header.config | {"seed": seed})
+    artifacts.save(out / "model.safetensors", header, {"weight": torch.zeros(1)})  # verdicts read no weights of it
     answers = artifacts.load(out / "predictions.safetensors", "predictions")
     labels = answers.tensors["test_labels"].clone()
     labels[:wrong] = (labels[:wrong] + 1) % 3
@@ -526,8 +545,13 @@ def judge(runs: list[Path], *folders: Path) -> list[Verdict]:
 
 def probe(folder: Path, run: Path, modality: str, difference: float, p: float | None = 0.5) -> None:
     """As `avpt probe` leaves it."""
-    metrics = {"modality": modality, "accuracy": {"test": 0.5}, "difference": {"test": difference}}
-    metrics |= {"stage1": {"accuracy": {"test": 0.5 - difference}}, "mcnemar": None if p is None else {"p": p}}
+    metrics = {
+        "modality": modality,
+        "accuracy": {"test": 0.5},
+        "difference": {"test": difference},
+        "stage1": {"accuracy": {"test": 0.5 - difference}},
+        "mcnemar": None if p is None else {"p": p},
+    }
     inputs = {"model": sha256(run / "model.safetensors")}
     header = Header(kind="probe", config={"modality": modality}, inputs=inputs, metrics=metrics)
     artifacts.save(folder / f"{modality}-{run.name}.safetensors", header, {"weight": torch.zeros(1)})
@@ -590,9 +614,9 @@ def test_every_group_is_asked_and_unfinished_ones_do_not_hide_others(
     experiment: Experiment, joint: Path, tmp_path: Path
 ) -> None:
     other = seeded(joint, tmp_path / "other", 0, 9)
-    model = artifacts.load(other / "model.safetensors", "fused")
-    header = replace(model.header, config=model.header.config | {"lr": 0.5})
-    artifacts.save(other / "model.safetensors", header, model.tensors)
+    header, _ = artifacts.read_header(other / "model.safetensors")
+    header = replace(header, config=header.config | {"lr": 0.5})
+    artifacts.save(other / "model.safetensors", header, {"weight": torch.zeros(1)})
     verdict = judge([joint, other], tmp_path, experiment.folder)[1]
     assert all(f"{m} in `{name}` (seed 0)" in verdict.headline for m in MODALITIES for name in ("unmasked", "other"))
     unfinished = tmp_path / "unfinished"
@@ -615,29 +639,26 @@ def test_probes_are_followed_by_their_model_alone(experiment: Experiment, joint:
 
 
 def test_abri_is_compared_with_kept_and_with_random(experiment: Experiment, tmp_path: Path) -> None:
-    runs = []
-    weights = artifacts.load(experiment.audio_init, "encoder")
-    artifacts.save(tmp_path / "start.safetensors", weights.header, weights.tensors)
+    runs, nothing = [], {"weight": torch.zeros(1)}
+    start, _ = artifacts.read_header(experiment.audio_init)
+    model, _ = artifacts.read_header(experiment.audio / "model.safetensors")
+    answers = artifacts.load(experiment.audio / "predictions.safetensors", "predictions")
+    artifacts.save(tmp_path / "start.safetensors", start, nothing)
     for seed in range(3):
-        for bn, start in (("keep", "file"), ("abri", "file"), ("keep", "random")):
-            init, name = tmp_path / f"{bn}-{start}-{seed}.safetensors", f"{bn}-{start}"
-            config = weights.header.config | {"bn": bn, "weights": start, "seed": seed}
-            inputs = {"weights": sha256(tmp_path / "start.safetensors")} if start == "file" else {}
-            artifacts.save(init, replace(weights.header, config=config, inputs=inputs), weights.tensors)
-            run = tmp_path / name / str(seed)
-            wrong = {"abri-file": seed, "keep-file": 9, "keep-random": seed}[name]
-            shutil.copytree(
-                experiment.audio, run, ignore=shutil.ignore_patterns("*.pt", "settings.json", "dyn*", "model*", "pred*")
-            )
-            for file, kind in (("model", "classifier"), ("predictions", "predictions")):
-                one = artifacts.load(experiment.audio / f"{file}.safetensors", kind)
-                own, made_from = one.header.config | {"seed": seed}, one.header.inputs | {"init": sha256(init)}
-                header = replace(one.header, config=own, inputs=made_from) if kind == "classifier" else one.header
-                if kind == "predictions":
-                    labels = one.tensors["test_labels"].clone()
-                    labels[:wrong] = (labels[:wrong] + 1) % 3
-                    one.tensors["test_logits"] = torch.nn.functional.one_hot(labels, 3).float()
-                artifacts.save(run / f"{file}.safetensors", header, one.tensors)
+        for bn, weights, wrong in (("keep", "file", 9), ("abri", "file", seed), ("keep", "random", seed)):
+            init = tmp_path / f"{bn}-{weights}-{seed}.safetensors"
+            inputs = {"weights": sha256(tmp_path / "start.safetensors")} if weights == "file" else {}
+            config = start.config | {"bn": bn, "weights": weights, "seed": seed}
+            artifacts.save(init, replace(start, config=config, inputs=inputs), nothing)
+            run = tmp_path / f"{bn}-{weights}" / str(seed)
+            left_out = shutil.ignore_patterns("*.pt", "settings.json", "*.safetensors")
+            shutil.copytree(experiment.audio, run, ignore=left_out)
+            own, made_from = model.config | {"seed": seed}, model.inputs | {"init": sha256(init)}
+            artifacts.save(run / "model.safetensors", replace(model, config=own, inputs=made_from), nothing)
+            labels = answers.tensors["test_labels"].clone()
+            labels[:wrong] = (labels[:wrong] + 1) % 3
+            logits = torch.nn.functional.one_hot(labels, 3).float()
+            artifacts.save(run / "predictions.safetensors", answers.header, answers.tensors | {"test_logits": logits})
             runs.append(run)
     verdict = judge(runs, tmp_path)[0]
     assert verdict.claim == "Are there abnormal channels in the pre-trained encoders?"
@@ -647,7 +668,7 @@ def test_abri_is_compared_with_kept_and_with_random(experiment: Experiment, tmp_
     assert kept.endswith("; a gain.")
     assert "against random weights (88.9 %): +0.0 points" in random
     assert random.endswith("no difference that this data could show.")
-    assert re.search(r"`avpt inspect \S+\.safetensors --store STORE`", " ".join(verdict.details))
+    assert re.search(r"`avpt inspect keep-file-0\.safetensors --store STORE`", " ".join(verdict.details))
 
 
 def test_masked_inputs_are_the_very_ones_of_the_run(page: Path, experiment: Experiment) -> None:
@@ -716,14 +737,16 @@ def test_the_page_does_not_scroll_sideways(page: Path, browser: list[str], tmp_p
     frame = f'<iframe id="f" style="border:0;width:{width}px;height:900px" srcdoc="{html.escape(text)}"></iframe>'
     script = (
         "<script>onload = () => { const d = f.contentDocument.documentElement;"
-        "document.title = `width ${d.clientWidth} ${d.scrollWidth}` }</script>"
+        "const g = d.querySelector('.graph').getBoundingClientRect();"
+        "document.title = `width ${d.clientWidth} ${d.scrollWidth} ${Math.ceil(g.right)}` }</script>"
     )
     (tmp_path / "frame.html").write_text(f"<!DOCTYPE html><body>{frame}{script}", encoding="utf-8")
     result = browse(browser, "--window-size=1300,1000", "--dump-dom", (tmp_path / "frame.html").as_uri())
-    measured = re.search(r"<title>width (\d+) (\d+)</title>", result.stdout)
+    measured = re.search(r"<title>width (\d+) (\d+) (\d+)</title>", result.stdout)
     assert measured is not None
     assert int(measured[1]) == width
     assert int(measured[2]) <= width
+    assert int(measured[3]) <= width or width < 768  # the whole graph is seen, on phones by scrolling it
 
 
 def test_dark_is_dark_and_light_is_light(page: Path, browser: list[str], tmp_path: Path) -> None:

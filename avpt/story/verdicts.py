@@ -69,7 +69,7 @@ def verdicts(experiment: Experiment, starts: Sequence[Start], folder: Path) -> l
     """The three questions; commands are told as from `folder`."""
     results = Results(experiment)
     said = [abnormal(experiment, starts, results, folder), starved(experiment, results), gained(experiment, results)]
-    sets = {tuple(answers.classes) for answers in results.by_run.values()}
+    sets = {tuple(run.header.classes) for run in experiment.runs.values() if run.header is not None}
     if len(sets) < 2:
         return said
     apart = (
@@ -98,7 +98,7 @@ def abnormal(experiment: Experiment, starts: Sequence[Start], results: Results, 
         details.append("There was next to nothing to revive, so these runs can't show what ABRi does about it.")
     details.append(
         "The paper's claim is that such channels stay dead on a new modality. Parameters alone can't tell; which "
-        f"channels are dead on this data is measured by `{inspection(experiment, worst, folder)}`."
+        f"channels are dead on this data is measured by `{inspection(experiment, pretrained, folder)}`."
     )
     for start in pretrained:
         for run, after in start.trained.items():
@@ -113,12 +113,20 @@ def abnormal(experiment: Experiment, starts: Sequence[Start], results: Results, 
     return Verdict(claim, answer, headline, details)
 
 
-def inspection(experiment: Experiment, start: Start, folder: Path) -> str:
-    """The command that tells which channels of an encoder are dead."""
-    runs = [run for run in experiment.of_kind("classifier") if experiment.origin(run, "init") is start.node]
+def inspection(experiment: Experiment, pretrained: Sequence[Start], folder: Path) -> str:
+    """The command that tells which channels are dead, of the worst encoder: as it was before ABRi or a reset mended it.
+
+    What ABRi blends is not near zero any more, so where none was kept the weights it started from are named.
+    """
+    kept = [start for start in pretrained if start.node.config.get("bn") == "keep"]
+    worst = max(kept or pretrained, key=lambda start: start.loaded.share if start.loaded else 0.0)
+    runs = [run for run in experiment.of_kind("classifier") if experiment.origin(run, "init") is worst.node]
     stores = [store for run in runs if (store := experiment.origin(run, "store")) is not None]
     place = os.path.relpath(stores[0].path, folder) if stores else "STORE"
-    return shlex.join(["avpt", "inspect", os.path.relpath(start.node.path, folder), "--store", place])
+    before = None if kept else experiment.origin(worst.node, "weights")
+    path = os.path.relpath((before or worst.node).path, folder)
+    fed = ["--modality", str(worst.node.config.get("modality"))] if before else []
+    return shlex.join(["avpt", "inspect", path, *fed, "--store", place])
 
 
 def against_abri(experiment: Experiment, results: Results) -> list[str]:
