@@ -23,22 +23,25 @@ import torch
 from conftest import STORE_OPTIONS, TRAIN_OPTIONS, Experiment, av_mnist_rows, avpt, done, fuse, write_manifest
 from hypothesis import given
 from hypothesis import strategies as st
+from markupsafe import escape
 from PIL import Image
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_1samp
 
 from avpt import artifacts
 from avpt.artifacts import Header
 from avpt.config import FuseConfig, InitConfig
 from avpt.data.transforms import clip_seed
+from avpt.figures.bars import draw_bars
 from avpt.lineage import Node
 from avpt.outputs import sha256
 from avpt.pages.blocks import Block, Card, Cards, Command, Graph, Grid, Heading, Page, Section, Text, Verdict, Vertex
 from avpt.pages.page import render
-from avpt.story import initialisation
+from avpt.story import initialisation, verdicts
 from avpt.story.commands import broken, command_of
 from avpt.story.commands import given as words_of
 from avpt.story.difference import compare
-from avpt.types import Table
+from avpt.story.experiment import gather
+from avpt.types import MODALITIES, Table
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VOID = {"meta", "img", "link", "br", "hr", "input"}
@@ -302,6 +305,7 @@ def test_words_from_outside_come_out_as_text(text: str) -> None:
     assert "49" not in parsed.words.replace(text, "")
     shown = re.sub("`([^`]+)`", r"\1", EVIL)
     assert parsed.words.count(shown) + parsed.words.count(EVIL) >= 12
+    assert f"<p>{escape(word)}</p>" in made  # on a card a name keeps its backticks
 
 
 def test_classes_and_runs_with_nasty_names(experiment: Experiment, tmp_path: Path) -> None:
@@ -413,10 +417,14 @@ def test_runs_on_different_class_sets_and_with_several_labels(experiment: Experi
     alone = ("--audio", experiment.audio_init, "--visual", experiment.visual_init)
     options = [*TRAIN_OPTIONS[:1], "1", *TRAIN_OPTIONS[2:]]
     done("fuse-train", tmp_path / "several", *alone, "--mask", "none", *options, "--out", tmp_path / "joint")
+    probe(tmp_path, tmp_path / "joint", "audio", -0.125, None)
     folders = ("--search", tmp_path, "--search", experiment.folder)
     result = done("report", tmp_path / "joint", experiment.fused, *folders, "--out", tmp_path / "page.html")
     words = " ".join(check_sound((tmp_path / "page.html").read_text(encoding="utf-8")).words.split())
     assert "2 different sets of classes" in words
+    assert words.count("2 different sets of classes, so not all of them can be compared") == 3
+    assert "encoder of joint against before joint training: −12.5 points on average (1 seed: no test" in words
+    assert "seed 0 −12.5 points to 50.0 % (untested)" in words
     assert "These runs come from several stores" in words
     assert "average precision" in words
     assert "test mAP" in words
@@ -427,6 +435,18 @@ def test_an_encoder_without_batchnorm() -> None:
     assert initialisation.from_report({"layers": []}) is None
     assert initialisation.from_report({}) is None
     assert initialisation.measured({"conv.weight": torch.ones(3)}, 1e-6) is None
+
+
+def test_channels_in_words() -> None:
+    names, counts = ["bn1", "bn2"], [64, 64]
+    assert initialisation.told(initialisation.Channels(names, counts, [0, 0]), "now") == "none of 128 channels now"
+    some = initialisation.told(initialisation.Channels(names, counts, [0, 32]), "now")
+    assert some == "25.0 % of all channels now, most in bn2 (50.0 %)"
+
+
+def test_bars_are_told_apart_without_colour() -> None:
+    figure = draw_bars(["a", "b"], {"one": [1, 2], "two": [2, 1], "three": [0, 1]}, label="clips")
+    assert len({bar.get_hatch() for bar in figure.axes[0].patches}) == 3
 
 
 def test_abnormal_channels_are_counted_and_told(experiment: Experiment, tmp_path: Path) -> None:
@@ -454,7 +474,7 @@ def test_abnormal_channels_are_counted_and_told(experiment: Experiment, tmp_path
 def test_one_seed_is_compared_by_mcnemar(pairs: list[tuple[bool, bool]]) -> None:
     before = {str(i): one for i, (one, _) in enumerate(pairs)}
     after = {str(i): other for i, (_, other) in enumerate(pairs)}
-    found = compare([before], [after])
+    found = compare([before], [after], [0])
     assert found is not None
     only = [other for one, other in pairs if one != other]
     assert found.p == (pytest.approx(binomtest(sum(only), len(only)).pvalue) if only else 1.0)
@@ -464,14 +484,14 @@ def test_one_seed_is_compared_by_mcnemar(pairs: list[tuple[bool, bool]]) -> None
 def test_seeds_that_disagree_show_no_difference() -> None:
     ids = [str(i) for i in range(100)]
     wrong, right = dict.fromkeys(ids, False), dict.fromkeys(ids, True)
-    assert compare([wrong, wrong], [right, right]).counts()  # type: ignore[union-attr]
     some = {clip: int(clip) < 10 for clip in ids}
-    difference = compare([wrong, some], [right, wrong])
+    difference = compare([wrong, wrong, wrong, some], [right, right, right, wrong], [0, 1, 2, 3])
     assert difference is not None
     assert difference.p < 0.001
+    assert not difference.clips_tell()
     assert not difference.counts()
-    assert compare([], []) is None
-    assert compare([{"a": True}], [{"b": True}]) is None
+    assert compare([], [], []) is None
+    assert compare([{"a": True}], [{"b": True}], [0]) is None
 
 
 def test_probes_and_evaluations_are_found_and_speak(experiment: Experiment, joint: Path, tmp_path: Path) -> None:
@@ -493,11 +513,162 @@ def test_probes_and_evaluations_are_found_and_speak(experiment: Experiment, join
         folders = ("--search", tmp_path, "--search", experiment.folder)
         record = done("report", joint, *folders, "--out", tmp_path / "page.html", "--json", "--overwrite").json()
         answers.append(record["verdicts"][1]["answer"])
-    assert answers == ["yes", "no"]
+    assert answers == ["unclear", "unclear"]  # one seed, whatever its clips say
     words = " ".join(check_sound((tmp_path / "page.html").read_text(encoding="utf-8")).words.split())
-    assert "25.0 % 75.0 % −50.0 points" in words
+    assert "25.0 % 75.0 % −50.0 points p = 0.500" in words
     assert "without audio" in words
     assert "avpt evaluate unmasked store" in re.sub(r"\S*/", "", words)
+
+
+# --- what verdicts rest on ---------------------------------------------------------------------------------------
+
+
+def seeded(run: Path, out: Path, seed: int, wrong: int) -> Path:
+    """A copy of a run as if by another seed, whose answers to the first clips of test are wrong, to others right."""
+    shutil.copytree(run, out, ignore=shutil.ignore_patterns("*.pt", "settings.json", "model*"))
+    header, _ = artifacts.read_header(run / "model.safetensors")
+    header = replace(header, config=header.config | {"seed": seed})
+    artifacts.save(out / "model.safetensors", header, {"weight": torch.zeros(1)})  # verdicts read no weights of it
+    answers = artifacts.load(out / "predictions.safetensors", "predictions")
+    labels = answers.tensors["test_labels"].clone()
+    labels[:wrong] = (labels[:wrong] + 1) % 3
+    answers.tensors["test_logits"] = torch.nn.functional.one_hot(labels, 3).float()
+    artifacts.save(out / "predictions.safetensors", answers.header, answers.tensors)
+    return out
+
+
+def judge(runs: list[Path], *folders: Path) -> list[Verdict]:
+    """The verdicts on some runs, without their page."""
+    found = gather(runs, folders)
+    return verdicts.verdicts(found, initialisation.starts(found), folders[0])
+
+
+def probe(folder: Path, run: Path, modality: str, difference: float, p: float | None = 0.5) -> None:
+    """As `avpt probe` leaves it."""
+    metrics = {
+        "modality": modality,
+        "accuracy": {"test": 0.5},
+        "difference": {"test": difference},
+        "stage1": {"accuracy": {"test": 0.5 - difference}},
+        "mcnemar": None if p is None else {"p": p},
+    }
+    inputs = {"model": sha256(run / "model.safetensors")}
+    header = Header(kind="probe", config={"modality": modality}, inputs=inputs, metrics=metrics)
+    artifacts.save(folder / f"{modality}-{run.name}.safetensors", header, {"weight": torch.zeros(1)})
+
+
+@pytest.mark.parametrize(
+    ("masked", "answer", "says"),
+    [
+        ([0], "unclear", "these two trained models differ on these clips; one or two seeds say nothing of the recipe"),
+        ([0, 1], "unclear", "these trained models differ on these clips; one or two seeds say nothing of the recipe"),
+        ([9], "unclear", "these two trained models do not differ measurably on these clips; one or two seeds"),
+        ([0, 1, 0], "yes", "a gain"),
+        ([0, 0, 0], "unclear", "the same in all 3 seeds: no spread that a test over seeds could go by"),
+        ([0, 0, 8], "unclear", "no difference that this data could show"),
+        ([9, 9, 9], "unclear", "t-test over 3 seeds p = 1.000"),
+    ],
+)
+def test_a_gain_takes_three_seeds_and_a_test_over_them(
+    experiment: Experiment, joint: Path, tmp_path: Path, masked: list[int], answer: str, says: str
+) -> None:
+    runs = [seeded(joint, tmp_path / f"none-{seed}" / "none", seed, 9) for seed in range(len(masked))]
+    runs += [seeded(experiment.fused, tmp_path / f"by-{seed}" / "by", seed, wrong) for seed, wrong in enumerate(masked)]
+    verdict = judge(runs, tmp_path, experiment.folder)[2]
+    assert verdict.answer == answer
+    words = " ".join(verdict.details)
+    assert says in words
+    each = [(9 - wrong) / 9 for wrong in masked]
+    if len(each) > 2 and len(set(each)) > 1:
+        assert f"t-test over 3 seeds p = {ttest_1samp(each, 0).pvalue:.3f}" in words
+    if len(masked) < 3:
+        assert "no test over seeds" in words
+        assert f"{len(masked)} seed" in verdict.headline
+
+
+@pytest.mark.parametrize(
+    ("audio", "visual", "answer", "says"),
+    [
+        ([-0.06, -0.05, -0.07], [0.01, 0.01, 0.0], "yes", "audio in `none` (seeds 0, 1, 2): −6.0 points"),
+        ([-0.06, -0.06, -0.06], [], "unclear", "Nothing is known of visual"),
+        ([-0.06, -0.05], [-0.06, -0.05], "unclear", "2 seeds can't tell"),
+        ([-0.2, -0.0, 0.1], [0.01, 0.01, 0.0], "unclear", "neither proves a loss"),
+        ([0.0, 0.001, -0.001], [0.0, 0.0, 0.0], "no", "visual in `none` (seeds 0, 1, 2)"),
+        ([0.0, 0.001, -0.001], [], "unclear", "Nothing is known of visual"),
+    ],
+)
+def test_starving_is_told_by_probes_of_three_seeds(
+    joint: Path, tmp_path: Path, audio: list[float], visual: list[float], answer: str, says: str
+) -> None:
+    runs = [seeded(joint, tmp_path / str(seed) / "none", seed, 9) for seed in range(max(len(audio), len(visual)))]
+    for modality, found in (("audio", audio), ("visual", visual)):
+        for run, difference in zip(runs, found, strict=False):
+            probe(run.parent, run, modality, difference, 0.07)
+    verdict = judge(runs, tmp_path)[1]
+    assert verdict.answer == answer
+    assert says in verdict.headline
+    assert "McNemar over clips p = 0.070" in " ".join(verdict.details)
+
+
+def test_every_group_is_asked_and_unfinished_ones_do_not_hide_others(
+    experiment: Experiment, joint: Path, tmp_path: Path
+) -> None:
+    other = seeded(joint, tmp_path / "other", 0, 9)
+    header, _ = artifacts.read_header(other / "model.safetensors")
+    header = replace(header, config=header.config | {"lr": 0.5})
+    artifacts.save(other / "model.safetensors", header, {"weight": torch.zeros(1)})
+    verdict = judge([joint, other], tmp_path, experiment.folder)[1]
+    assert all(f"{m} in `{name}` (seed 0)" in verdict.headline for m in MODALITIES for name in ("unmasked", "other"))
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(joint, unfinished, ignore=shutil.ignore_patterns("*.safetensors", "summary.json", "*.pt"))
+    verdict = judge([unfinished, experiment.fused], experiment.folder, tmp_path)[1]
+    assert verdict.answer == "unclear"
+    assert "audio in `fused` (seed 0)" in verdict.headline
+    assert "no finished run of plain joint training" in verdict.details[0]
+
+
+def test_probes_are_followed_by_their_model_alone(experiment: Experiment, joint: Path, tmp_path: Path) -> None:
+    """One of a fused run that nobody asked for, whose stage-1 run was asked for."""
+    inputs = {"model": sha256(joint / "model.safetensors"), "stage1": sha256(experiment.audio / "model.safetensors")}
+    header = Header(kind="probe", config={"modality": "audio"}, inputs=inputs, metrics={"modality": "audio"})
+    artifacts.save(tmp_path / "probe.safetensors", header, {"weight": torch.zeros(1)})
+    found = gather([experiment.audio], [tmp_path, experiment.folder])
+    assert {node.path for node in found.nodes if node.is_run} == {experiment.audio, experiment.visual}  # its weights
+    assert not found.of_kind("probe")
+    assert gather([joint], [tmp_path, experiment.folder]).of_kind("probe")
+
+
+def test_abri_is_compared_with_kept_and_with_random(experiment: Experiment, tmp_path: Path) -> None:
+    runs, nothing = [], {"weight": torch.zeros(1)}
+    start, _ = artifacts.read_header(experiment.audio_init)
+    model, _ = artifacts.read_header(experiment.audio / "model.safetensors")
+    answers = artifacts.load(experiment.audio / "predictions.safetensors", "predictions")
+    artifacts.save(tmp_path / "start.safetensors", start, nothing)
+    for seed in range(3):
+        for bn, weights, wrong in (("keep", "file", 9), ("abri", "file", seed), ("keep", "random", seed)):
+            init = tmp_path / f"{bn}-{weights}-{seed}.safetensors"
+            inputs = {"weights": sha256(tmp_path / "start.safetensors")} if weights == "file" else {}
+            config = start.config | {"bn": bn, "weights": weights, "seed": seed}
+            artifacts.save(init, replace(start, config=config, inputs=inputs), nothing)
+            run = tmp_path / f"{bn}-{weights}" / str(seed)
+            left_out = shutil.ignore_patterns("*.pt", "settings.json", "*.safetensors")
+            shutil.copytree(experiment.audio, run, ignore=left_out)
+            own, made_from = model.config | {"seed": seed}, model.inputs | {"init": sha256(init)}
+            artifacts.save(run / "model.safetensors", replace(model, config=own, inputs=made_from), nothing)
+            labels = answers.tensors["test_labels"].clone()
+            labels[:wrong] = (labels[:wrong] + 1) % 3
+            logits = torch.nn.functional.one_hot(labels, 3).float()
+            artifacts.save(run / "predictions.safetensors", answers.header, answers.tensors | {"test_logits": logits})
+            runs.append(run)
+    verdict = judge(runs, tmp_path)[0]
+    assert verdict.claim == "Are there abnormal channels in the pre-trained encoders?"
+    kept, random = (line for line in verdict.details if line.startswith("Accuracy of"))
+    assert "audio with ABRi (88.9 %) against BatchNorm kept (0.0 %)" in kept
+    assert f"p = {ttest_1samp([1, 8 / 9, 7 / 9], 0).pvalue:.3f}" in kept
+    assert kept.endswith("; a gain.")
+    assert "against random weights (88.9 %): +0.0 points" in random
+    assert random.endswith("no difference that this data could show.")
+    assert re.search(r"`avpt inspect keep-file-0\.safetensors --store STORE`", " ".join(verdict.details))
 
 
 def test_masked_inputs_are_the_very_ones_of_the_run(page: Path, experiment: Experiment) -> None:
@@ -566,14 +737,16 @@ def test_the_page_does_not_scroll_sideways(page: Path, browser: list[str], tmp_p
     frame = f'<iframe id="f" style="border:0;width:{width}px;height:900px" srcdoc="{html.escape(text)}"></iframe>'
     script = (
         "<script>onload = () => { const d = f.contentDocument.documentElement;"
-        "document.title = `width ${d.clientWidth} ${d.scrollWidth}` }</script>"
+        "const g = d.querySelector('.graph').getBoundingClientRect();"
+        "document.title = `width ${d.clientWidth} ${d.scrollWidth} ${Math.ceil(g.right)}` }</script>"
     )
     (tmp_path / "frame.html").write_text(f"<!DOCTYPE html><body>{frame}{script}", encoding="utf-8")
     result = browse(browser, "--window-size=1300,1000", "--dump-dom", (tmp_path / "frame.html").as_uri())
-    measured = re.search(r"<title>width (\d+) (\d+)</title>", result.stdout)
+    measured = re.search(r"<title>width (\d+) (\d+) (\d+)</title>", result.stdout)
     assert measured is not None
     assert int(measured[1]) == width
     assert int(measured[2]) <= width
+    assert int(measured[3]) <= width or width < 768  # the whole graph is seen, on phones by scrolling it
 
 
 def test_dark_is_dark_and_light_is_light(page: Path, browser: list[str], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from avpt.figures.style import CYCLE, TWO_COLUMNS, applied
 
 MOST_LABELS = 60
+HATCHES = ("", "////", "....", "xxxx")  # kinds are told apart without colour too
 
 
 def draw_bars(
@@ -37,7 +38,8 @@ def draw_bars(
         axes = figure.add_subplot()
         for number, (name, heights) in enumerate(values.items()):
             left = places + (number - (len(values) - 1) / 2) * share
-            axes.bar(left, list(heights), share, color=colours[number % len(colours)], label=plain(name))
+            colour, hatch = colours[number % len(colours)], HATCHES[number % len(HATCHES)]
+            axes.bar(left, list(heights), share, color=colour, hatch=hatch, lw=0, label=plain(name))
         _below(axes, names)
         axes.set_ylabel(label)
         if len(values) > 1:

@@ -19,7 +19,7 @@ GENERATOR = "avpt report"
 START = 1 << 20  # bytes of a page in which its provenance stands
 PROVENANCE = re.compile(r'<meta name="generator" content="avpt report">\s*<meta name="avpt" content="([^"]*)">')
 NARROW = 320  # points of a drawing that a phone has room for
-ROW, COLUMN, BOX = 44, 204, (164, 34)  # of a graph, pixels
+ROW, COLUMN, BOX = 44, 186, (152, 34)  # of a graph, pixels
 
 
 def render(page: Page, ink: str) -> str:

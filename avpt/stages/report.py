@@ -23,7 +23,7 @@ LEAD = (
     "from the other, whose encoder gets worse; its remedy, FusT, first trains each encoder alone, notes how sure it is "
     "of each clip, and then trains both while masking, clip by clip, part of the modality that is easy.",
     "What follows is computed from this experiment's own files. It says what this data shows, not what is true of "
-    "others; a difference that chance could well have made is not called one.",
+    "others; a difference that chance could well have made is not called one, nor one that only one or two seeds show.",
 )
 
 
@@ -86,9 +86,11 @@ def write(config: ReportConfig, experiment: Experiment, provenance: dict[str, An
     from avpt.pages.page import render
     from avpt.story import confidence, data, initialisation, results, training, verdicts
     from avpt.story import provenance as origins
+    from avpt.story.difference import CAVEAT
 
     starts = initialisation.starts(experiment)
-    said = verdicts.verdicts(experiment, starts)
+    folder = config.out.absolute().parent
+    said = verdicts.verdicts(experiment, starts, folder)
     sections = [
         data.section(experiment, config.clips),
         initialisation.section(experiment, starts),
@@ -96,10 +98,10 @@ def write(config: ReportConfig, experiment: Experiment, provenance: dict[str, An
         confidence.section(experiment, config.clips),
         training.stage2(experiment, config.clips),
         results.section(experiment),
-        origins.section(experiment, config.out.absolute().parent),
+        origins.section(experiment, folder),
     ]
     summary = summarize(experiment, said)
-    page = Page(provenance["config"]["title"], LEAD, said, sections, provenance | {"summary": summary})
+    page = Page(provenance["config"]["title"], (*LEAD, CAVEAT), said, sections, provenance | {"summary": summary})
     write_text(config.out, render(page, INK))
     return {"report": str(config.out)} | summary
 

@@ -25,7 +25,7 @@ def section(experiment: Experiment, clips: int) -> Section:
     blocks: list[Block] = []
     nodes = experiment.of_kind("store")
     for node in nodes:
-        blocks.append(Heading(f"The store {experiment.name(node)}"))
+        blocks.append(Heading(f"Clips in {experiment.name(node)}"))
         try:
             blocks += of_store(Store(node.path), clips)
         except (AvptError, OSError, KeyError) as error:

@@ -112,7 +112,8 @@ def gather(paths: Sequence[Path], folders: Sequence[Path] | None) -> Experiment:
     for node in list(experiment.nodes):
         if node.is_run:
             for other in lineage.made_from(node, "probe", "evaluation"):
-                _climb(lineage, other, experiment, depth)
+                if other.inputs.get("model") in lineage.checksums(node):  # not of a model that ours is the stage 1 of
+                    _climb(lineage, other, experiment, depth)
     experiment.nodes.sort(key=lambda node: (depth[node.path], os.fspath(node.path)))
     for node in experiment.nodes:
         own = lineage.checksum(node.files[0]) if node.files else next(iter(lineage.checksums(node)), "")

@@ -166,6 +166,15 @@ def origin(experiment: Experiment, start: Start) -> str:
     return "a file that was not found" if found is None else experiment.name(found)
 
 
+def told(channels: Channels, when: str) -> str:
+    """How many are abnormal, and where most."""
+    if not any(channels.abnormal):
+        return f"none of {sum(channels.channels)} channels {when}"
+    worst = max(range(len(channels.names)), key=lambda i: channels.shares[i])
+    most = f"most in {channels.names[worst]} ({percent(channels.shares[worst])})"
+    return f"{percent(channels.share)} of all channels {when}, {most}"
+
+
 def of_start(experiment: Experiment, start: Start) -> list[Block]:
     """Bars of abnormal channels where there are any; alphas where there is ABRi."""
     name, blocks = experiment.name(start.node), list[Block]()
@@ -173,9 +182,7 @@ def of_start(experiment: Experiment, start: Start) -> list[Block]:
     if loaded is not None and (any(loaded.abnormal) or (after is not None and any(after.abnormal))):
         values = {"as loaded": loaded.shares} | ({"after fine-tuning": after.shares} if after else {})
         figure = draw_bars(loaded.names, values, label="abnormal share", colours=(BEFORE, AFTER))
-        worst = max(range(len(loaded.names)), key=lambda i: loaded.shares[i])
-        alt = f"{percent(loaded.share)} of all channels at first, most in {loaded.names[worst]} "
-        alt += f"({percent(loaded.shares[worst])})" + (f"; {percent(after.share)} after fine-tuning" if after else "")
+        alt = told(loaded, "as loaded") + (f"; {told(after, 'after fine-tuning')}" if after else "")
         blocks += [Heading(f"Abnormal channels of {name}"), drawn(figure, alt, f"Layer by layer: {alt}.")]
     if start.alphas:
         layers = list(next(iter(start.alphas.values())))

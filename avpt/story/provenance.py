@@ -13,7 +13,7 @@ from avpt.story.commands import COMMANDS, broken, command_of
 from avpt.story.experiment import Experiment, common_name
 
 LATE = ("confidence", "fused", "probe", "evaluation")  # each in a column of its own
-LABEL = 22  # characters of a name in the graph
+LABEL = 20  # characters of a name in the graph
 
 
 def section(experiment: Experiment, folder: Path) -> Section:

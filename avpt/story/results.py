@@ -16,6 +16,7 @@ from avpt.errors import AvptError
 from avpt.figures.confusion import draw_confusion
 from avpt.lineage import Node
 from avpt.pages.blocks import Block, Figures, Grid, Heading, Section, Text
+from avpt.story.difference import chance_words
 from avpt.story.drawing import drawn, percent, points
 from avpt.story.experiment import Experiment, excuse
 from avpt.training.objective import is_correct, per_class
@@ -176,14 +177,13 @@ def probes(experiment: Experiment) -> list[Block]:
             alone, difference = found.alone, found.difference
             name = experiment.name(model) if model else experiment.name(node)
             gap = "–" if difference is None else points(difference)
-            rows.append((name, found.modality, percent(found.accuracy), percent(alone), gap))
+            chance = "–" if difference is None or found.p is None else chance_words(found.p)
+            rows.append((name, found.modality, percent(found.accuracy), percent(alone), gap, chance))
     if not rows:
         return []
-    columns = ("encoder of", "modality", "probe", "before joint training", "difference")
-    return [
-        Heading("Linear probes"),
-        Grid(Table("test accuracy (mAP) of a linear probe of each encoder", columns, rows, left=2)),
-    ]
+    columns = ("encoder of", "modality", "probe", "before joint training", "difference", "over clips")
+    title = "test accuracy (mAP) of a linear probe of each encoder; McNemar's test over clips, of these models alone"
+    return [Heading("Linear probes"), Grid(Table(title, columns, rows, left=2))]
 
 
 @dataclass(frozen=True)

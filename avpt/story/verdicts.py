@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from avpt.config import MaskConfig, OutputConfig
-from avpt.errors import AvptError
+from avpt.errors import AvptError, listed
 from avpt.lineage import Node
 from avpt.pages.blocks import Verdict
-from avpt.story.difference import CHANCE, Difference, called, compare
+from avpt.story.difference import (
+    CHANCE,
+    MARGIN,
+    Difference,
+    Spread,
+    called,
+    chance_words,
+    compare,
+    many,
+    spread,
+)
 from avpt.story.drawing import percent, points
 from avpt.story.experiment import Experiment, mean_of
 from avpt.story.initialisation import Start
@@ -21,6 +34,7 @@ from avpt.types import MODALITIES, Modality
 
 Answer = Literal["yes", "no", "unclear", "not measured"]
 
+RANDOM = "random"
 SOME = 0.01  # share of abnormal channels from which on there is something to speak of
 
 
@@ -41,10 +55,9 @@ class Results:
                 if answers.labels.ndim == 1:  # with several labels there is no answer that is right or wrong
                     self.by_run[path] = answers
 
-    @property
-    def split(self) -> str:
-        """What the answers are measured on."""
-        return "test" if all(answers.split == "test" for answers in self.by_run.values()) else "held-out"
+    def classes(self, node: Node) -> list[str] | None:
+        """What a run tells apart; None where its answers are not known."""
+        return self.by_run[node.path].classes if node.path in self.by_run else None
 
     def right(self, node: Node | None, side: str = "joint") -> dict[str, bool] | None:
         """By clip, whether a run's answer is right; None where it has none."""
@@ -52,18 +65,26 @@ class Results:
         return answers.right(side) if answers is not None and side in answers.logits else None
 
 
-def verdicts(experiment: Experiment, starts: Sequence[Start]) -> list[Verdict]:
-    """The three questions."""
+def verdicts(experiment: Experiment, starts: Sequence[Start], folder: Path) -> list[Verdict]:
+    """The three questions; commands are told as from `folder`."""
     results = Results(experiment)
-    return [dead(experiment, starts, results), starved(experiment, results), gained(experiment, results)]
+    said = [abnormal(experiment, starts, results, folder), starved(experiment, results), gained(experiment, results)]
+    sets = {tuple(run.header.classes) for run in experiment.runs.values() if run.header is not None}
+    if len(sets) < 2:
+        return said
+    apart = (
+        f"These runs tell apart {len(sets)} different sets of classes, so not all of them can be compared; only runs "
+        "with one set were."
+    )
+    return [replace(one, details=[*one.details, apart]) for one in said]
 
 
-def dead(experiment: Experiment, starts: Sequence[Start], results: Results) -> Verdict:
-    """Whether pre-trained channels are near zero, and whether ABRi made something of them."""
-    claim = "Are there dead channels in the pre-trained encoders?"
+def abnormal(experiment: Experiment, starts: Sequence[Start], results: Results, folder: Path) -> Verdict:
+    """Whether pre-trained channels have parameters near zero, and whether ABRi made something of them."""
+    claim = "Are there abnormal channels in the pre-trained encoders?"
     pretrained = [start for start in starts if start.pretrained and start.loaded is not None]
     if not pretrained:
-        why = "every encoder that was found starts from random weights, so nothing pre-trained could be dead"
+        why = "every encoder that was found starts from random weights, so nothing pre-trained could be abnormal"
         return Verdict(claim, "not measured", f"Here {why}." if starts else "No encoder from `avpt init` was found.")
     worst = max(pretrained, key=lambda start: start.loaded.share if start.loaded else 0.0)
     assert worst.loaded is not None
@@ -75,131 +96,225 @@ def dead(experiment: Experiment, starts: Sequence[Start], results: Results) -> V
     details = []
     if answer == "no":
         details.append("There was next to nothing to revive, so these runs can't show what ABRi does about it.")
+    details.append(
+        "The paper's claim is that such channels stay dead on a new modality. Parameters alone can't tell; which "
+        f"channels are dead on this data is measured by `{inspection(experiment, pretrained, folder)}`."
+    )
     for start in pretrained:
         for run, after in start.trained.items():
             before = start.loaded.share if start.loaded else 0.0
             how = "ABRi" if start.node.config.get("bn") == "abri" else f"BatchNorm {start.node.config.get('bn')}"
             if max(before, after.share) > 0:
                 details.append(f"`{run}` ({how}): {percent(before)} before fine-tuning, {percent(after.share)} after.")
-    compared = against_keep(experiment, results)
+    compared = against_abri(experiment, results)
     details += compared
     if answer == "yes" and not compared:
         details.append("Whether ABRi gained accuracy takes a run from the same weights with `--bn keep` beside it.")
     return Verdict(claim, answer, headline, details)
 
 
-def against_keep(experiment: Experiment, results: Results) -> list[str]:
-    """Stage-1 runs from one pre-trained encoder, with ABRi and with BatchNorm kept."""
-    alike: dict[str, dict[str, list[Node]]] = defaultdict(lambda: defaultdict(list))
+def inspection(experiment: Experiment, pretrained: Sequence[Start], folder: Path) -> str:
+    """The command that tells which channels are dead, of the worst encoder: as it was before ABRi or a reset mended it.
+
+    What ABRi blends is not near zero any more, so where none was kept the weights it started from are named.
+    """
+    kept = [start for start in pretrained if start.node.config.get("bn") == "keep"]
+    worst = max(kept or pretrained, key=lambda start: start.loaded.share if start.loaded else 0.0)
+    runs = [run for run in experiment.of_kind("classifier") if experiment.origin(run, "init") is worst.node]
+    stores = [store for run in runs if (store := experiment.origin(run, "store")) is not None]
+    place = os.path.relpath(stores[0].path, folder) if stores else "STORE"
+    before = None if kept else experiment.origin(worst.node, "weights")
+    path = os.path.relpath((before or worst.node).path, folder)
+    fed = ["--modality", str(worst.node.config.get("modality"))] if before else []
+    return shlex.join(["avpt", "inspect", path, *fed, "--store", place])
+
+
+def against_abri(experiment: Experiment, results: Results) -> list[str]:
+    """Stage-1 runs with ABRi against such from the same weights as they were, and against random ones."""
+    alike: dict[str, dict[tuple[str, str], list[Node]]] = defaultdict(lambda: defaultdict(list))  # by weights and bn
     for run in experiment.of_kind("classifier"):
         init = experiment.origin(run, "init")
-        if init is None or init.config.get("weights") == "random":
+        if init is None:
             continue
         config = {name: value for name, value in run.config.items() if name != "seed"}
-        own = {name: init.config.get(name) for name in ("arch", "modality", "conv1", "weights")}
-        key = json.dumps([config, own, run.inputs.get("store"), weights_of(experiment, init)], sort_keys=True)
-        alike[key][init.config.get("bn", "")].append(run)
-    found = []
+        own = {name: init.config.get(name) for name in ("arch", "modality")}
+        key = json.dumps([config, own, run.inputs.get("store")], sort_keys=True)
+        alike[key][weights_of(experiment, init), init.config.get("bn", "")].append(run)
+    found: list[tuple[str, Difference]] = []
     for kinds in alike.values():
-        pairs = [(kept, abri) for kept in kinds["keep"] for abri in kinds["abri"] if seed(kept) == seed(abri)]
-        if difference := compare_runs(pairs, results):
-            names = f"{pairs[0][1].config['modality']} with ABRi against BatchNorm kept"
-            found.append(f"Accuracy of {names}: {difference.words()}; {called(difference)}.")
-    return found
+        for (weights, bn), revived in kinds.items():
+            if bn != "abri" or weights == RANDOM:
+                continue
+            for words, others in (
+                ("BatchNorm kept", kinds.get((weights, "keep"), [])),
+                ("random weights", kinds.get((RANDOM, "keep"), [])),
+            ):
+                pairs = [(other, abri) for other in others for abri in revived if seed(other) == seed(abri)]
+                if difference := compare_runs(pairs, results):
+                    before, after = percent(difference.before), percent(difference.after)
+                    who = f"{revived[0].config['modality']} with ABRi ({after}) against {words} ({before})"
+                    found.append((who, difference))
+    least = CHANCE / max(1, len(found))
+    told = [f"Accuracy of {who}: {difference.words()}; {called(difference, least)}." for who, difference in found]
+    return told + shared(len(found))
+
+
+def shared(count: int) -> list[str]:
+    """Bonferroni's rule in words."""
+    told = f"Of {count} comparisons one is soon a hit by chance: each p has to be below {CHANCE / max(1, count):.2g}."
+    return [told] if count > 1 else []
 
 
 def weights_of(experiment: Experiment, init: Node) -> str:
     """What an encoder started from, whatever the seed of that."""
     origin = experiment.origin(init, "weights")
-    return experiment.group_of(origin) if origin is not None and origin.is_run else init.inputs.get("weights", "")
+    if origin is not None:
+        return experiment.group_of(origin) if origin.is_run else experiment.kin[origin.path]
+    return init.inputs.get("weights", str(init.config.get("weights")))
 
 
-def seed(run: Node) -> Any:
+def seed(run: Node) -> int:
     """A run's."""
-    return run.config.get("seed")
+    return int(run.config.get("seed", 0))
 
 
 def compare_runs(pairs: Sequence[tuple[Node, Node]], results: Results, side: str = "joint") -> Difference | None:
-    """Pairs of runs by what they answered."""
-    rights = [(results.right(before, side), results.right(after, side)) for before, after in pairs]
-    whole = [(before, after) for before, after in rights if before is not None and after is not None]
-    return compare([before for before, _ in whole], [after for _, after in whole]) if whole else None
+    """Pairs of runs by what they answered; None where no pair can be compared."""
+    found = []
+    for before, after in pairs:
+        one, other = results.right(before, side), results.right(after, side)
+        if one is not None and other is not None and results.classes(before) == results.classes(after):
+            found.append((one, other, seed(after)))
+    return compare(*map(list, zip(*found, strict=True))) if found else None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of one encoder in one group of joint runs: by its linear probes, or else by its share."""
+
+    group: str
+    modality: Modality
+    spread: Spread
+    probed: bool
+
+    @property
+    def name(self) -> str:
+        """Whose it is."""
+        seeds = ", ".join(map(str, self.spread.each))
+        return f"{self.modality} in `{self.group}` ({'seeds' if len(self.spread.each) > 1 else 'seed'} {seeds})"
 
 
 def starved(experiment: Experiment, results: Results) -> Verdict:
-    """Whether an encoder comes to less inside the joint model than alone."""
+    """Whether an encoder comes to less inside the joint model than alone, in each group of joint runs."""
     claim = "Does one modality starve the other in joint training?"
-    plain = [run for run in experiment.of_kind("fused") if unmasked(run)]
-    runs = [run for run in plain or experiment.of_kind("fused") if run.path in results.by_run]
+    done = [run for run in experiment.of_kind("fused") if experiment.runs[run.path].summary is not None]
+    runs = [run for run in done if unmasked(run)] or done
     if not runs:
-        return Verdict(claim, "not measured", "There is no finished joint run on clips with one label among these.")
-    group = experiment.groups[experiment.group_of(runs[0])]
-    runs = [run for run in runs if run in group]
-    falls: dict[Modality, Difference] = {}
-    for modality in MODALITIES:
-        pairs = []
-        for run in runs:
-            alone, share = results.right(experiment.origin(run, modality)), results.right(run, modality)
-            if alone is not None and share is not None:
-                pairs.append((alone, share))
-        if difference := compare(*map(list, zip(*pairs, strict=True))) if pairs else None:
-            falls[modality] = difference
-    name = experiment.group_of(runs[0])
-    details = [
-        f"{modality.capitalize()}: {percent(fall.before)} alone, "
-        f"{percent(fall.after)} by its share in the run `{name}`: {fall.words()}."
-        for modality, fall in falls.items()
-    ]
-    details += gradient_words(experiment, runs)
-    probed = probes_of(experiment, runs)
-    details += [probe_words(probe) for probe in probed]
-    if not falls and not probed:
-        lost = "the stage-1 runs, or their predictions, were not found, so there is nothing to compare with"
+        return Verdict(claim, "not measured", "There is no finished joint run among these.")
+    details: list[str] = []
+    if not unmasked(runs[0]):
+        details.append("There is no finished run of plain joint training; these mask or balance.")
+    evidence: list[Evidence] = []
+    for name in dict.fromkeys(map(experiment.group_of, runs)):
+        group = [run for run in runs if experiment.group_of(run) == name]
+        found, words = of_group(experiment, results, name, group)
+        evidence += found
+        details += [*words, *gradient_words(experiment, name, group)]
+    if not evidence:
+        lost = "no linear probe, and no predictions of the stage-1 runs on clips with one label, were found"
         return Verdict(claim, "not measured", f"Not to be told: {lost}.", details)
-    answer: Answer = "no"
-    headline = f"Neither modality's share in the run `{name}` is worth measurably less than its encoder was alone."
-    hit = min(falls, key=lambda modality: falls[modality].mean, default=None)
-    if hit is not None and falls[hit].counts() and falls[hit].mean < 0:
-        answer = "unclear"
-        others = [f", that of {m} by {-100 * fall.mean:.1f}" for m, fall in falls.items() if m != hit]
-        lost = f"{-100 * falls[hit].mean:.1f} points less than {hit} alone{''.join(others)}"
-        headline = f"The {hit} share in the run `{name}` knows {lost}."
+    least = CHANCE / len(evidence)
+    details += shared(len(evidence))
+    if not all(one.probed for one in evidence):
         details.append(
-            "A share is not trained to answer by itself, so this alone does not prove that the encoder got worse; a "
-            f"linear probe of it does (`avpt probe`), which was {'run, see above' if probed else 'not run here'}."
+            "A share is not trained to answer by itself, so that it knows less does not prove that the encoder got "
+            "worse; linear probes of several seeds do (`avpt probe`)."
         )
-    worse = [
-        m for m in MODALITIES if (own := [probe for probe in probed if probe.modality == m]) and all(map(lost_by, own))
-    ]
-    if worse:
-        answer = "yes"
-        headline = f"A linear probe finds the {' and the '.join(worse)} encoder worse than before. {headline}"
-    elif probed:
-        answer = "no"
-        headline = f"No linear probe finds an encoder measurably worse than before. {headline}"
+    answer, headline = judged(evidence, least)
     return Verdict(claim, answer, headline, details)
 
 
-def probes_of(experiment: Experiment, runs: Sequence[Node]) -> list[Probe]:
-    """Linear probes of some runs' encoders that were compared with those before joint training."""
-    nodes = [node for node in experiment.of_kind("probe") if experiment.origin(node, "model") in runs]
-    return [probe for probe in map(probe_of, nodes) if probe is not None and probe.difference is not None]
+def judged(evidence: Sequence[Evidence], least: float) -> tuple[Answer, str]:
+    """The answer: a loss that probes of enough seeds show; none where a loss beyond the margin is ruled out."""
+    margin = points(MARGIN).removeprefix("+")
+    if worse := [one for one in evidence if one.probed and one.spread.falls(least)]:
+        losses = [f"{one.name}: {points(one.spread.mean)}" for one in worse]
+        return "yes", f"Linear probes find encoders worse than before joint training: {'; '.join(losses)}."
+    whole = all({one.modality for one in evidence if one.group == e.group} == set(MODALITIES) for e in evidence)
+    if whole and all(one.spread.holds() for one in evidence):
+        names = "; ".join(one.name for one in evidence)
+        return "no", f"A loss of {margin} or more is ruled out (95 % intervals over the seeds): {names}."
+    by = "linear probe" if all(one.probed for one in evidence) else "share of the joint answer"
+    by = by if len({one.probed for one in evidence}) == 1 else "linear probe or share"
+    seen = [f"{one.name} {points(one.spread.mean)}" for one in evidence]
+    told = f"By {by}, against before joint training: {'; '.join(seen)}."
+    missing = [m for m in MODALITIES if not any(one.modality == m for one in evidence)]
+    told += f" Nothing is known of {listed(missing)}." if missing else ""
+    few = min(len(one.spread.each) for one in evidence)
+    if not all(one.spread.enough for one in evidence):
+        return "unclear", f"{told} {many(few, 'seed').capitalize()} can't tell what joint training does."
+    return "unclear", f"{told} That neither proves a loss of the encoders nor rules one of {margin} out."
 
 
-def lost_by(probe: Probe) -> bool:
-    """Whether an encoder is worth less than before, by more than chance."""
-    return probe.difference is not None and probe.difference < 0 and probe.p is not None and probe.p < CHANCE
+def of_group(
+    experiment: Experiment, results: Results, name: str, runs: Sequence[Node]
+) -> tuple[list[Evidence], list[str]]:
+    """What shares and probes tell of some runs that differ in seeds alone, and that in words."""
+    evidence, words = [], []
+    for modality in MODALITIES:
+        pairs = []
+        for run in runs:
+            origin = experiment.origin(run, modality)
+            alone, share = results.right(origin), results.right(run, modality)
+            if origin is not None and alone and share and results.classes(origin) == results.classes(run):
+                pairs.append((alone, share, seed(run)))
+        fall = compare(*map(list, zip(*pairs, strict=True))) if pairs else None
+        if fall is not None:
+            words.append(
+                f"{modality.capitalize()}: {percent(fall.before)} alone, {percent(fall.after)} by its share in "
+                f"`{name}`: {fall.words()}."
+            )
+        probed = probes_of(experiment, runs, modality)
+        if probed:
+            change = spread(dict.fromkeys(probed, 0.0), {seed: probe_change(found) for seed, found in probed.items()})
+            evidence.append(Evidence(name, modality, change, probed=True))
+            words.append(probe_words(name, modality, probed, change))
+        elif fall is not None:
+            evidence.append(Evidence(name, modality, fall.seeds, probed=False))
+    return evidence, words
 
 
-def probe_words(probe: Probe) -> str:
-    """A probe in a sentence."""
-    assert probe.difference is not None
-    chance = "" if probe.p is None else f" (p = {probe.p:.3f})"
-    change = f"{points(probe.difference)} against before joint training{chance}"
-    return f"A linear probe of the {probe.modality} encoder: {percent(probe.accuracy)}, {change}."
+def probes_of(experiment: Experiment, runs: Sequence[Node], modality: Modality) -> dict[int, list[Probe]]:
+    """By seed, linear probes of some runs' encoders that were compared with those before joint training."""
+    found: dict[int, list[Probe]] = {}
+    for node in experiment.of_kind("probe"):
+        model, probe = experiment.origin(node, "model"), probe_of(node)
+        if model is None or model not in runs:
+            continue
+        if probe is not None and probe.modality == modality and probe.difference is not None:
+            found.setdefault(seed(model), []).append(probe)
+    return dict(sorted(found.items()))
 
 
-def gradient_words(experiment: Experiment, runs: Sequence[Node]) -> list[str]:
+def probe_change(probes: Sequence[Probe]) -> float:
+    """The difference that several probes of one seed find, on average."""
+    found = [probe.difference for probe in probes if probe.difference is not None]
+    return sum(found) / len(found)
+
+
+def probe_words(name: str, modality: Modality, probed: dict[int, list[Probe]], change: Spread) -> str:
+    """Probes in a sentence: over the seeds, and of each seed what its clips tell."""
+    each = [
+        f"seed {seed} {points(probe.difference or 0.0)} to {percent(probe.accuracy)} "
+        f"({'untested' if probe.p is None else f'McNemar over clips {chance_words(probe.p)}'})"
+        for seed, probes in probed.items()
+        for probe in probes
+    ]
+    mean = f"{points(change.mean)} on average ({change.words()})"
+    return f"Linear probe of the {modality} encoder of `{name}` against before joint training: {mean}; {listed(each)}."
+
+
+def gradient_words(experiment: Experiment, name: str, runs: Sequence[Node]) -> list[str]:
     """Which encoder the larger gradient reaches."""
     norms = [
         row["gradient_norm"] for run in runs for row in experiment.runs[run.path].epochs if row.get("gradient_norm")
@@ -207,9 +322,8 @@ def gradient_words(experiment: Experiment, runs: Sequence[Node]) -> list[str]:
     audio, visual = (mean_of(norms, modality) for modality in MODALITIES)
     if not audio or not visual:
         return []
-    return [
-        f"The gradient that reaches the audio encoder is {audio / visual:.2f} times that of the visual one (mean norm)."
-    ]
+    ratio = f"{audio / visual:.2f} times that of the visual one (mean norm; untested)"
+    return [f"The gradient that reaches the audio encoder in `{name}` is {ratio}."]
 
 
 def unmasked(run: Node) -> bool:
@@ -230,25 +344,27 @@ def gained(experiment: Experiment, results: Results) -> Verdict:
     details = []
     for name, difference, shares in found:
         before, after = percent(difference.before), percent(difference.after)
-        line = f"`{name}`: {before} unmasked, {after} masked, {difference.words()}; {called(difference, least)}."
-        line += "".join(f" {m.capitalize()} share {points(share.mean)}." for m, share in shares.items())
-        details.append(line)
+        details.append(
+            f"`{name}`: {before} unmasked, {after} masked, {difference.words()}; {called(difference, least)}."
+        )
+        details += [f"{m.capitalize()} share of `{name}`: {share.words()}." for m, share in shares.items()]
+    details += shared(len(found))
     hits = [(name, difference) for name, difference, _ in found if difference.counts(least)]
     up, down = ([name for name, d in hits if (d.mean > 0) == better] for better in (True, False))
     changes = [f"{how} with {quoted(names)}" for how, names in (("higher", up), ("lower", down)) if names]
     if changes:
         answer: Answer = "unclear" if up and down else "yes" if up else "no"
         return Verdict(claim, answer, f"Accuracy is {' and '.join(changes)} than without masking.", details)
-    clips, seeds = found[0][1].clips, max(len(difference.pairs) for _, difference, _ in found)
+    clips, seeds = found[0][1].clips, max(len(difference.seeds.each) for _, difference, _ in found)
     error = 196 * (0.25 / clips) ** 0.5
-    size = f"{f'{seeds} seeds' if seeds > 1 else 'one seed'} and {clips} {results.split} clips"
-    headline = f"No difference that {size} could show."
     details.append(
         f"An accuracy on {clips} clips is itself known to no more than ± {error:.1f} points at worst (95 %)."
     )
-    if seeds == 1:
-        details.append("One seed says nothing of how much results vary from training to training.")
-    return Verdict(claim, "unclear", headline, details)
+    if any(difference.seeds.enough for _, difference, _ in found):
+        return Verdict(claim, "unclear", f"No difference that {seeds} seeds and {clips} clips could show.", details)
+    apart = [name for name, difference, _ in found if difference.clips_tell(least)]
+    told = f"Trained models differ on these clips ({quoted(apart)})" if apart else "No trained models differ measurably"
+    return Verdict(claim, "unclear", f"{told}; {many(seeds, 'seed')} can't tell what masking does.", details)
 
 
 def quoted(names: Sequence[str]) -> str:
@@ -267,9 +383,7 @@ def comparisons(experiment: Experiment, results: Results) -> list[tuple[str, Dif
     found = []
     for name, several in pairs.items():
         difference = compare_runs(several, results)
-        if difference is not None and not any(
-            results.by_run[run.path].labels.ndim > 1 for _, run in several if run.path in results.by_run
-        ):
+        if difference is not None:
             shares = {m: share for m in MODALITIES if (share := compare_runs(several, results, m)) is not None}
             found.append((name, difference, shares))
     return found
