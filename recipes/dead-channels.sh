@@ -42,9 +42,9 @@ for seed in $seeds; do
 done
 
 run=$out/seed-${seeds%% *}
-avpt inspect "$run/keep.safetensors" --after "$run/audio-keep" --store "$store" --clips 200 --zero 1e-6 --overwrite \
+avpt inspect "$run/keep.safetensors" --after "$run/audio-keep" --store "$store" --zero 1e-6 --overwrite \
   --plot "$out/figures/keep"
-avpt inspect "$run/abri.safetensors" --after "$run/audio-abri" --store "$store" --clips 200 --zero 1e-6 --overwrite \
+avpt inspect "$run/abri.safetensors" --after "$run/audio-abri" --store "$store" --zero 1e-6 --overwrite \
   --plot "$out/figures/abri"
 avpt compare "$out"/seed-*/audio-* --overwrite --plot "$out/figures" --markdown "$out/comparison.md"
 
