@@ -130,15 +130,22 @@ def test_files_are_complete_and_the_same_each_time_with_text_as_text(tmp_path: P
 
 
 def test_of_several_files_all_are_written_or_none(tmp_path: Path) -> None:
-    (tmp_path / "b.png").write_bytes(b"another")
+    first, second = style.MARK + b" 1", style.MARK + b" 2"
+    (tmp_path / "b.png").write_bytes(style.MARK + b" before")
     with pytest.raises(OutputError, match=r"b\.png is another figure"):
-        style.write({"a.png": b"1", "b.png": b"2"}, tmp_path)
+        style.write({"a.png": first, "b.png": second}, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["b.png"]
-    assert style.write({"a.png": b"1", "b.png": b"2"}, tmp_path, overwrite=True) == [
-        tmp_path / "a.png",
-        tmp_path / "b.png",
-    ]
-    assert (tmp_path / "b.png").read_bytes() == b"2"
+    paths = style.write({"a.png": first, "b.png": second}, tmp_path, overwrite=True)
+    assert [path.read_bytes() for path in paths] == [first, second]
+
+
+def test_pictures_of_others_are_never_replaced(tmp_path: Path) -> None:
+    figure = draw_curves({"x": [[1.0]]}, label="loss")
+    assert figure.axes[0].get_xticks().tolist() == [1]  # one epoch is one tick
+    (tmp_path / "loss.pdf").write_bytes(b"a drawing of mine")
+    with pytest.raises(OutputError, match=r"loss\.pdf was not written by avpt"):
+        style.save(figure, tmp_path, "loss", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["loss.pdf"]
 
 
 def test_colours_stand_out_from_paper() -> None:

@@ -153,3 +153,8 @@ class ReportConfig(Config):
     clips: Annotated[int, Option(min=0, max=64, help="Clips shown of each kind.")] = 4
     search: Search = None
     overwrite: Annotated[bool, Option("--overwrite", help="Replace another page that is there."), Transient] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.out.suffix.lower() not in (".html", ".htm"):
+            raise ConfigError(f"--out is {self.out}, and the page is HTML; name a .html file")

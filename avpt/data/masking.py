@@ -22,7 +22,7 @@ def patches_to_mask(ratios: Tensor, patches: int) -> Tensor:
     return torch.floor(ratios.double() * patches).long()
 
 
-def count_patches(modality: Modality, plane: tuple[int, int], patch: tuple[int, int]) -> int:
+def count_patches(modality: Modality, plane: tuple[int, int], patch: tuple[int, int], *, warn: bool = True) -> int:
     """Patches that a (height, width) plane is cut into; warns where they are few.
 
     Raises:
@@ -32,7 +32,7 @@ def count_patches(modality: Modality, plane: tuple[int, int], patch: tuple[int, 
     patches = num_patches(height, width, patch)
     if not patches:
         raise ConfigError(f"--{modality}-patch {size} is larger than the {height}x{width} input; choose a smaller one")
-    if patches < FEW_PATCHES:
+    if warn and patches < FEW_PATCHES:
         log.warning(
             "--%s-patch %s cuts the %dx%d input into %d patches, so that small ratios mask nothing; try --%s-patch %s",
             *(modality, size, height, width, patches, modality, _smaller(modality, height, width)),
@@ -40,9 +40,11 @@ def count_patches(modality: Modality, plane: tuple[int, int], patch: tuple[int, 
     return patches
 
 
-def plan_masking(ratios: dict[Modality, Tensor], inputs: InputSpec, patch: dict[Modality, tuple[int, int]]) -> Masking:
+def plan_masking(
+    ratios: dict[Modality, Tensor], inputs: InputSpec, patch: dict[Modality, tuple[int, int]], *, warn: bool = True
+) -> Masking:
     """How many patches of each training clip are masked."""
-    counts = {m: count_patches(m, grid(inputs, m), patch[m]) for m in MODALITIES}
+    counts = {m: count_patches(m, grid(inputs, m), patch[m], warn=warn) for m in MODALITIES}
     return Masking(patch, {m: patches_to_mask(ratios[m], counts[m]) for m in MODALITIES})
 
 

@@ -57,6 +57,8 @@ def plot_curves(
         if len(runs) > 1:
             axes.fill_between(epochs, list(map(min, there)), list(map(max, there)), color=colour, alpha=0.2, lw=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if max((len(run) for runs in curves.values() for run in runs), default=0) == 1:  # round one point it finds no whole
+        axes.set_xticks([1])
 
 
 def _legend_below(figure: Figure, axes: Axes) -> None:

@@ -25,6 +25,7 @@ DEAD = "#D62728"  # frames are drawn thick beside none, so that they do not hang
 ABNORMAL = "#E69F00"  # dashed, beside DEAD's full line
 CYCLE = (AUDIO, VISUAL, JOINT, "#CC79A7", BEFORE, AFTER, "#000000", "#8C8C8C")
 DASHES = ("-", "--", ":", "-.")  # curves are told apart without colour too
+MARK = b"drawn by avpt"  # in the metadata of every figure
 INK = "#1b1b1d"  # of text and axes; a page puts its own in this one's place
 
 STYLE: dict[str, Any] = {
@@ -99,10 +100,13 @@ def check(files: Mapping[str, bytes], folder: Path, *, overwrite: bool = False) 
     """See that files can be written.
 
     Raises:
-        OutputError: another file of such a name is there, and `overwrite` is not meant.
+        OutputError: another figure of such a name is there, and `overwrite` is not meant; or a file of someone else's.
     """
     for path, content in ((folder / name, content) for name, content in files.items()):
-        if path.is_dir() or (path.exists() and not overwrite and path.read_bytes() != content):
+        found = path.read_bytes() if path.is_file() else None
+        if path.is_dir() or (found is not None and MARK not in found):
+            raise OutputError(f"{path} was not written by avpt; choose another folder")
+        if found is not None and found != content and not overwrite:
             raise OutputError(f"{path} is another figure; choose another folder, or --overwrite to replace it")
 
 
@@ -118,7 +122,12 @@ def write(files: Mapping[str, bytes], folder: Path, *, overwrite: bool = False) 
 
 def render(figure: Figure, kind: str) -> bytes:
     """A figure as the bytes of a png, pdf or svg file; nothing of it hangs on the time."""
-    undated = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    made_by = MARK.decode()
+    undated = {
+        "png": {"Software": made_by},
+        "pdf": {"Creator": made_by, "CreationDate": None},
+        "svg": {"Creator": made_by, "Date": None},
+    }
     content = io.BytesIO()
     with applied():
         figure.savefig(content, format=kind, metadata=undated[kind])

@@ -224,7 +224,7 @@ def inputs_of(experiment: Experiment, node: Node, store: Store, clips: int) -> B
     ratios = ratios_of(node)
     there = {m: torch.stack([ratios[m][clip_id] for clip_id in index.ids]) for m in MODALITIES}
     spec = runs.input_spec(store, config)
-    masking = plan_masking(there, spec, config.patch)
+    masking = plan_masking(there, spec, config.patch, warn=False)
     most = most_masked(masking, 2 * clips)
     positions = [position for position in most if any(masking.num_masked[m][position] for m in MODALITIES)][:clips]
     if not positions:
