@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from conftest import AV_MNIST, av_mnist_rows, forked, said, write_manifest
+from conftest import AV_MNIST, Result, av_mnist_rows, forked, said, write_manifest
 
 from avpt.cli import CONFIGS, app
 
@@ -149,8 +149,15 @@ def answer(client: socket.socket, log: Path) -> None:
     """Run the command of one client."""
     client.settimeout(None)
     arguments = json.loads(b"".join(iter(lambda: client.recv(65536), b"")))
-    _, status = os.waitpid(forked(log, *arguments), 0)
-    result = said(log, os.waitstatus_to_exitcode(status))
+    if (
+        arguments[0] == "preprocess"
+    ):  # its workers come from a server that a copy of this process would take for its own
+        command = [sys.executable, "-m", "avpt", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = Result(done.returncode, done.stdout, done.stderr)
+    else:
+        _, status = os.waitpid(forked(log, *arguments), 0)
+        result = said(log, os.waitstatus_to_exitcode(status))
     told = {"stdout": result.stdout, "stderr": result.stderr, "code": result.code}
     client.sendall(json.dumps(told).encode())
 
