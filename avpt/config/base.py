@@ -113,3 +113,21 @@ class OutputConfig(Config):
     overwrite: Annotated[
         bool, Option("--overwrite", help="Start over: remove what avpt wrote at --out."), Transient
     ] = False
+
+
+# options that several commands take alike
+LoadingWorkers = Annotated[
+    int | None,
+    Option(min=0, help="Loading processes; 0 loads in the main one.", show_default="cores - 1"),
+    Transient,
+]
+Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps, ..."), Transient]
+ClipTimeout = Annotated[float, Option(min=0.1, help="Seconds before a clip counts as hung."), Transient]
+WorkerMemory = Annotated[
+    float,
+    Option(min=0.05, help="GiB that a worker may take for a clip, before the clip counts as failed."),
+    Transient,
+]
+UnusedSeed = Annotated[
+    int, Option(min=0, max=2**63 - 1, help="Taken like everywhere; nothing here is random."), Transient
+]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from avpt.config.base import Config, OutputConfig, Transient
+from avpt.config.base import ClipTimeout, Config, OutputConfig, Transient, UnusedSeed, WorkerMemory
 from avpt.errors import ConfigError
 
 
@@ -20,9 +20,7 @@ class ManifestConfig(OutputConfig):
     ]
     folder: Annotated[Path, Argument(help="Where its media lie, at any depth.")]
     out: Annotated[Path, Option(help="Manifest to write (.csv).")]
-    seed: Annotated[
-        int, Option(min=0, max=2**63 - 1, help="Taken like everywhere; nothing here is random."), Transient
-    ] = 0
+    seed: UnusedSeed = 0
     lists: Annotated[
         list[Path] | None,
         Option("--list", help="A list that the data set ships; repeatable.", show_default="those in FOLDER"),
@@ -90,9 +88,7 @@ class PreprocessConfig(OutputConfig):
         Path | None,
         Option(help="Folder that the manifest's paths start from.", show_default="the manifest's"),
     ] = None
-    seed: Annotated[
-        int, Option(min=0, max=2**63 - 1, help="Taken like everywhere; nothing here is random."), Transient
-    ] = 0
+    seed: UnusedSeed = 0
     sample_rate: Annotated[int, Option(min=1000, max=384000, help="Hz of the resampled sound.")] = 16000
     mel_bins: Annotated[int, Option(min=4, max=1024, help="Mel filters of the spectrogram.")] = 128
     spectrogram_frames: Annotated[int, Option(min=1, help="10 ms frames a clip is padded or cut to.")] = 1024
@@ -120,12 +116,8 @@ class PreprocessConfig(OutputConfig):
     multi_label: Annotated[bool, Option("--multi-label", help="`label` holds several names joined by `;`.")] = False
     limit: Annotated[int | None, Option(min=1, help="Only the first rows of the manifest.", show_default="all")] = None
     workers: Annotated[int | None, Option(min=1, help="Decoding processes.", show_default="cores"), Transient] = None
-    clip_timeout: Annotated[float, Option(min=0.1, help="Seconds before a clip counts as hung."), Transient] = 60.0
-    worker_memory: Annotated[
-        float,
-        Option(min=0.05, help="GiB that a worker may take for a clip, before the clip counts as failed."),
-        Transient,
-    ] = 4.0
+    clip_timeout: ClipTimeout = 60.0
+    worker_memory: WorkerMemory = 4.0
     max_failures: Annotated[
         float, Option(min=0, max=1, help="Share of clips that may fail before the command does."), Transient
     ] = 0.05

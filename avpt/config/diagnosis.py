@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
-from avpt.config.base import Config, OutputConfig, Transient, flag
+from avpt.config.base import Config, Device, LoadingWorkers, OutputConfig, Transient, UnusedSeed, flag
 from avpt.errors import ConfigError
 from avpt.types import Modality
 
@@ -67,12 +67,8 @@ class InspectConfig(Config):
     plot: Annotated[Path | None, Option(help="Folder for figures, PNG and PDF.", show_default="none")] = None
     overwrite: Annotated[bool, Option("--overwrite", help="Replace the figures in --plot."), Transient] = False
     seed: Annotated[int, Option(min=0, max=2**63 - 1, help="Chooses the clips.")] = 0
-    workers: Annotated[
-        int | None,
-        Option(min=0, help="Loading processes; 0 loads in the main one.", show_default="cores - 1"),
-        Transient,
-    ] = None
-    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps, ..."), Transient] = "auto"
+    workers: LoadingWorkers = None
+    device: Device = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,15 +106,9 @@ class ProbeConfig(OutputConfig):
     ] = None
     num_frames: Annotated[int | None, Option(min=1, help="Frames per clip.", show_default="as trained, or 3")] = None
     search: Search = None
-    seed: Annotated[
-        int, Option(min=0, max=2**63 - 1, help="Taken like everywhere; nothing here is random."), Transient
-    ] = 0
-    workers: Annotated[
-        int | None,
-        Option(min=0, help="Loading processes; 0 loads in the main one.", show_default="cores - 1"),
-        Transient,
-    ] = None
-    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps, ..."), Transient] = "auto"
+    seed: UnusedSeed = 0
+    workers: LoadingWorkers = None
+    device: Device = "auto"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

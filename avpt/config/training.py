@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from avpt.config.base import OutputConfig, Transient
+from avpt.config.base import LoadingWorkers, OutputConfig, Transient
 from avpt.errors import ConfigError
 from avpt.types import Modality
 
@@ -149,11 +149,7 @@ class TrainConfig(OutputConfig):
     val_fraction: Annotated[
         float, Option(min=0.001, max=0.5, help="Carved from train where the store has no val split.")
     ] = 0.1
-    workers: Annotated[
-        int | None,
-        Option(min=0, help="Loading processes; 0 loads in the main one.", show_default="cores - 1"),
-        Transient,
-    ] = None
+    workers: LoadingWorkers = None
     checkpoint_every: Annotated[
         int | None, Option(min=1, help="Steps from one checkpoint to the next.", show_default="an epoch"), Transient
     ] = None

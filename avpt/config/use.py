@@ -6,7 +6,16 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
-from avpt.config.base import Config, OutputConfig, Transient
+from avpt.config.base import (
+    ClipTimeout,
+    Config,
+    Device,
+    LoadingWorkers,
+    OutputConfig,
+    Transient,
+    UnusedSeed,
+    WorkerMemory,
+)
 from avpt.errors import ConfigError
 from avpt.types import Modality
 
@@ -47,12 +56,8 @@ class EvaluateConfig(OutputConfig):
     predictions: Annotated[
         Path | None, Option(help="Also write each clip's logits (.safetensors).", show_default="none")
     ] = None
-    workers: Annotated[
-        int | None,
-        Option(min=0, help="Loading processes; 0 loads in the main one.", show_default="cores - 1"),
-        Transient,
-    ] = None
-    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps, ..."), Transient] = "auto"
+    workers: LoadingWorkers = None
+    device: Device = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,17 +103,11 @@ class PredictConfig(OutputConfig):
         Option(help="A table to look at, or a line a clip.", show_default="what --out ends in, else table"),
     ] = None
     out: Annotated[Path | None, Option(help="File to write (.csv, .jsonl).", show_default="stdout")] = None
-    seed: Annotated[
-        int, Option(min=0, max=2**63 - 1, help="Taken like everywhere; nothing here is random."), Transient
-    ] = 0
+    seed: UnusedSeed = 0
     workers: Annotated[int | None, Option(min=1, help="Decoding processes.", show_default="cores"), Transient] = None
-    clip_timeout: Annotated[float, Option(min=0.1, help="Seconds before a clip counts as hung."), Transient] = 60.0
-    worker_memory: Annotated[
-        float,
-        Option(min=0.05, help="GiB that a worker may take for a clip, before the clip counts as failed."),
-        Transient,
-    ] = 4.0
-    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps, ..."), Transient] = "auto"
+    clip_timeout: ClipTimeout = 60.0
+    worker_memory: WorkerMemory = 4.0
+    device: Device = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -146,9 +145,7 @@ class ExportConfig(OutputConfig):
     modality: Annotated[
         Modality | None, Option(help="Of a fused model: only this encoder.", show_default="the whole model")
     ] = None
-    seed: Annotated[
-        int, Option(min=0, max=2**63 - 1, help="Taken like everywhere; nothing here is random."), Transient
-    ] = 0
+    seed: UnusedSeed = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
