@@ -126,7 +126,8 @@ def av_mnist_rows(classes: tuple[str, ...] = CLASSES) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    torch.set_num_threads(1)  # tiny tensors: more threads only wait for one another
+    # tiny tensors: more threads only wait for one another
+    torch.set_num_threads(int(os.environ.get("AVPT_TEST_THREADS", "1")))
 
 
 @dataclass(frozen=True)
