@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from closeness import near
 from conftest import (
     STORE_OPTIONS,
     TRAIN_OPTIONS,
@@ -284,7 +285,7 @@ def test_predictions_and_summary_agree(experiment: Experiment) -> None:
             inputs, _ = visual_clips(experiment.store, "test")
             with torch.no_grad():
                 expected_logits = network(load_file(run / "model.safetensors"), 3, 3).eval()(inputs)
-            torch.testing.assert_close(tensors["test_logits"], expected_logits, rtol=1e-4, atol=1e-4)
+            near(tensors["test_logits"], expected_logits, 1e-4)
         epochs = [line["val"]["accuracy"] for line in lines(run)]
         assert record["best_epoch"] == 1 + epochs.index(max(epochs))
         assert record["epochs"] == len(epochs) == 2
