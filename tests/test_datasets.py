@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from conftest import AV_MNIST, MEDIA, STORE_OPTIONS, Result, avpt, done, files_of
+from conftest import MEDIA, STORE_OPTIONS, Result, avpt, digit_rows, done, files_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -335,10 +335,11 @@ def test_folder_of_clips(tmp_path: Path) -> None:
     folder = tmp_path / "clips"
     copy(MEDIA / "-video-with-dash-.mp4", folder / "big dog" / "-dash-.mp4")
     copy(MEDIA / "cut60__testsrc.mkv", folder / "big dog" / "b.x.MKV")
-    copy(AV_MNIST / "audio" / "0_george_0.wav", folder / "big dog" / "b.x.wav")
-    copy(AV_MNIST / "audio" / "0_george_1.wav", folder / "cat" / "deep" / "c.wav")
-    for image in sorted((AV_MNIST / "images").iterdir())[:2]:
-        copy(image, folder / "cat" / "frames" / image.name)
+    digits = digit_rows()[:2]
+    copy(Path(digits[0]["audio"]), folder / "big dog" / "b.x.wav")
+    copy(Path(digits[1]["audio"]), folder / "cat" / "deep" / "c.wav")
+    for digit in digits:
+        copy(Path(digit["frames"]), folder / "cat" / "frames" / Path(digit["frames"]).name)
     touch(folder, "stray.wav", "cat/.hidden.wav", "cat/thumbnail.jpg", "cat/notes.txt")
     (folder / "cat" / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
     (folder / "cat" / "round").symlink_to(folder)

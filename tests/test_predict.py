@@ -17,7 +17,7 @@ from conftest import (
     STORE_OPTIONS,
     TRAIN_OPTIONS,
     Experiment,
-    av_mnist_rows,
+    digit_rows,
     avpt,
     done,
     write_manifest,
@@ -62,7 +62,7 @@ def through_a_store(model: Path, rows: list[dict[str, str]], folder: Path, *opti
 @pytest.mark.parametrize("name", ["audio", "visual", "fused"])
 def test_films(experiment: Experiment, tmp_path: Path, name: str) -> None:
     rows = [{"label": "0", "split": "test", "video": str(film)} for film in FILMS]
-    rows += [row for row in av_mnist_rows() if row["split"] == "train"]
+    rows += [row for row in digit_rows() if row["split"] == "train"]
     tensors = through_a_store(getattr(experiment, name), rows, tmp_path)
     answers = predict(getattr(experiment, name), *FILMS)
     assert [found["clip"] for found in answers] == [str(film) for film in FILMS]
@@ -104,7 +104,7 @@ def test_a_model_of_another_kind_of_store(experiment: Experiment, tmp_path: Path
     """Raw frames, float32 sound, key frames: the artifact says so, and the file is decoded in that way."""
     other = ("--frame-codec", "raw", "--audio-dtype", "float32", "--frame-accuracy", "keyframe", "--pad", "repeat")
     rows = [{"label": "0", "split": "test", "video": str(film)} for film in FILMS]
-    manifest = write_manifest(tmp_path / "m.csv", [*rows, *(r for r in av_mnist_rows() if r["split"] == "train")])
+    manifest = write_manifest(tmp_path / "m.csv", [*rows, *(r for r in digit_rows() if r["split"] == "train")])
     store = tmp_path / "store"
     done("preprocess", manifest, "--out", store, *STORE_OPTIONS, *other, "--fps", "4", "--max-frames", "3")
     for modality, init in (("audio", experiment.audio_init), ("visual", experiment.visual_init)):
@@ -116,7 +116,7 @@ def test_a_model_of_another_kind_of_store(experiment: Experiment, tmp_path: Path
 
 
 def test_several_labels(experiment: Experiment, tmp_path: Path) -> None:
-    rows = [row | {"label": f"{row['label']};{'low' if row['label'] < '2' else 'high'}"} for row in av_mnist_rows()]
+    rows = [row | {"label": f"{row['label']};{'low' if row['label'] < '2' else 'high'}"} for row in digit_rows()]
     manifest = write_manifest(tmp_path / "m.csv", rows)
     done("preprocess", manifest, "--out", tmp_path / "store", "--multi-label", *STORE_OPTIONS)
     command = ("finetune-unimodal", tmp_path / "store", "--modality", "visual", "--init", experiment.visual_init)
@@ -129,7 +129,7 @@ def test_several_labels(experiment: Experiment, tmp_path: Path) -> None:
 
 def test_what_a_clip_lacks_counts_as_zero_features(experiment: Experiment, tmp_path: Path) -> None:
     sound = MEDIA / "tcodec__sine_mono_s16.wav"
-    picture = next(Path(row["frames"]) for row in av_mnist_rows())
+    picture = next(Path(row["frames"]) for row in digit_rows())
     heard, seen = predict(experiment.fused, sound, picture)
     assert (heard["modalities"], seen["modalities"]) == (["audio"], ["visual"])
     assert "visual" not in heard
@@ -177,7 +177,7 @@ def test_a_model_of_one_modality_needs_that_one(experiment: Experiment) -> None:
     sound = MEDIA / "tcodec__sine_mono_s16.wav"
     result = avpt("predict", experiment.visual, sound, *HERE, "--format", "jsonl")
     assert json.loads(result.stdout)["error"] == "has no pictures"
-    result = avpt("predict", experiment.audio, next(iter(av_mnist_rows()))["frames"], *HERE, "--format", "jsonl")
+    result = avpt("predict", experiment.audio, next(iter(digit_rows()))["frames"], *HERE, "--format", "jsonl")
     assert json.loads(result.stdout)["error"] == "has no sound"
 
 

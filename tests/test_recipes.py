@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from conftest import AV_MNIST, Result, av_mnist_rows, forked, said, write_manifest
+from conftest import AV_MNIST, Result, digit_rows, forked, said, write_manifest
 
 from avpt.cli import CONFIGS, app
 
@@ -165,7 +165,7 @@ def answer(client: socket.socket, log: Path) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_small_recipes_run(name: str, tmp_path: Path) -> None:
     """One epoch of one seed on a few clips; the table at the end has a row for each way."""
-    manifest = write_manifest(tmp_path / "few.csv", av_mnist_rows())
+    manifest = write_manifest(tmp_path / "few.csv", digit_rows())
     few = {"SEEDS": "0", "PRETRAINING": "1", "EPOCHS": "1", "FUSED_EPOCHS": "1"}
     environment = few | {"OUT": str(tmp_path / "out"), "MANIFEST": str(manifest)}
     told = run_recipe(RECIPES[0].parent / f"{name}.sh", tmp_path, environment)

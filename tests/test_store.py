@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import STORE_OPTIONS, Experiment, av_mnist_rows, avpt, done, files_of, write_manifest
+from conftest import STORE_OPTIONS, Experiment, digit_rows, avpt, done, files_of, write_manifest
 from PIL import Image
 from torchaudio.compliance import kaldi
 
@@ -262,7 +262,7 @@ def test_raw_frames_float32_limit_and_shard_size(experiment: Experiment, tmp_pat
 def mixed_rows(folder: Path) -> list[dict[str, str]]:
     """Copies of six clips with several labels; one without picture, one without sound, two broken."""
     folder.mkdir()
-    chosen = [row for row in av_mnist_rows() if row["split"] == "train"][::3]
+    chosen = [row for row in digit_rows() if row["split"] == "train"][::3]
     labels = ("cat;dog", "dog", "élan;cat", "cat", "dog;élan;cat", "élan")
     rows = []
     for number, (row, label) in enumerate(zip(chosen, labels, strict=True)):
@@ -377,7 +377,7 @@ def test_the_fingerprint_follows_the_data(tmp_path: Path) -> None:
 
 
 def test_more_shards_than_a_process_may_open(experiment: Experiment, tmp_path: Path) -> None:
-    rows = av_mnist_rows()
+    rows = digit_rows()
     manifest = write_manifest(tmp_path / "manifest.csv", [row for row in rows if row["split"] == "train"])
     done("preprocess", manifest, "--out", tmp_path / "store", *STORE_OPTIONS, "--shard-size", "1")
     code = (
