@@ -3,9 +3,9 @@
     pip install espeakng-loader
     python recipes/make_digits.py --out digits
 
-data      handwriting is real: the 1,797 digits by 13 people that scikit-learn ships. Speech is synthesised by espeak-ng,
-          which the package espeakng-loader carries, in 104 voices. A film says a digit and shows one; who wrote it
-          and which voice says it have nothing to do with each other.
+data      handwriting is real: the 1,797 digits by 13 people that scikit-learn ships. Speech is synthesised by
+          espeak-ng, which the package espeakng-loader carries, in 104 voices. A film says a digit and shows one; who
+          wrote it and which voice says it have nothing to do with each other.
 hardware  any; seconds; writes about 8 MB
 expected  1,500 films: 400 train, 100 val, 1,000 test, balanced over digits; the same each time
 
@@ -18,6 +18,7 @@ import argparse
 import csv
 import ctypes
 import json
+import math
 import random
 import re
 import shutil
@@ -136,9 +137,8 @@ class Synthesizer:
             raise RuntimeError(f"espeak-ng can't be started with its data in {data}")
         self.variants = sorted(path.name for path in (data / "voices" / "!v").iterdir())
         callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-        self._callback = callback(self._take)  # espeak-ng keeps a pointer to it
+        self._callback = callback(self._take)
         self._library.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
-        self._library.espeak_SetSynthCallback(self._callback)
         self._chunks: list[NDArray[np.int16]] = []
 
     def _take(self, samples: Any, count: int, events: int | None) -> int:
@@ -147,8 +147,12 @@ class Synthesizer:
         return 0
 
     def say(self, clip: Clip) -> NDArray[np.float32]:
-        """(samples,) of a clip's digit in -1..1, without the silence around it."""
+        """(samples,) of a clip's digit in -1..1, without the silence around it.
+
+        A voice's flutter goes on from one word to the next: the same words in the same order sound the same.
+        """
         self._chunks.clear()
+        self._library.espeak_SetSynthCallback(self._callback)  # the library has one for all its callers
         self._library.espeak_ng_SetRandSeed(clip.picture)  # breath is noise, seeded by the clock
         voice, text = f"{clip.language}+{clip.variant}".encode(), WORDS[clip.digit].encode()
         failed = self._library.espeak_SetVoiceByName(voice)
@@ -179,16 +183,14 @@ def draw_picture(ink: NDArray[np.float64], noise: float, rng: np.random.Generato
     return np.round(255 * grey).astype(np.uint8)
 
 
-def write_film(
-    path: Path, samples: NDArray[np.float32], sample_rate: int, picture: NDArray[np.uint8], seconds: float
-) -> None:
+def write_film(path: Path, samples: NDArray[np.float32], sample_rate: int, picture: NDArray[np.uint8]) -> None:
     """Write an MP4 of H.264 and AAC: (samples,) in -1..1, beside a grey picture that stands still."""
     with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as film:
         video = film.add_stream("libx264", rate=FILM_FPS, options={"crf": "12", "preset": "veryfast", "threads": "1"})
         video.width, video.height, video.pix_fmt = *picture.shape[::-1], "yuv420p"
         audio = film.add_stream("aac", rate=sample_rate, layout="mono")
         audio.bit_rate = 64_000
-        for number in range(max(1, round(seconds * FILM_FPS))):
+        for number in range(math.ceil(len(samples) / sample_rate * FILM_FPS)):
             frame = av.VideoFrame.from_ndarray(picture, format="gray")
             frame.pts, frame.time_base = number, Fraction(1, FILM_FPS)
             film.mux(video.encode(frame))
@@ -233,9 +235,7 @@ def make(out: Path, *, per_class: int, snr: float, picture_noise: float, seed: i
                 samples = add_noise(synthesizer.say(clip), snr, rng)
                 picture = draw_picture(digits.images[clip.picture] / 16, picture_noise, rng)
                 film = f"films/{clip.id}.mp4"
-                write_film(
-                    folder / film, samples, synthesizer.sample_rate, picture, len(samples) / synthesizer.sample_rate
-                )
+                write_film(folder / film, samples, synthesizer.sample_rate, picture)
                 writer.writerow((clip.id, clip.digit, clip.split, film))
         (folder / "settings.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
     return manifest

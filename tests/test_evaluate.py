@@ -18,8 +18,8 @@ from conftest import (
     TRAIN_OPTIONS,
     Experiment,
     Result,
-    digit_rows,
     avpt,
+    digit_rows,
     done,
     write_manifest,
 )

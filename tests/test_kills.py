@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import STORE_OPTIONS, Experiment, Result, digit_rows, avpt, done, files_of, write_manifest
+from conftest import STORE_OPTIONS, Experiment, Result, avpt, digit_rows, done, files_of, write_manifest
 from kills import fork_servers, kill, killed, running, session, stopped, to_go_on, wait_for, workers
 
 from avpt import shards

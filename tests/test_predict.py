@@ -17,8 +17,8 @@ from conftest import (
     STORE_OPTIONS,
     TRAIN_OPTIONS,
     Experiment,
-    digit_rows,
     avpt,
+    digit_rows,
     done,
     write_manifest,
 )

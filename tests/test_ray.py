@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MEDIA, STORE_OPTIONS, digit_rows, avpt, done, write_manifest
+from conftest import MEDIA, STORE_OPTIONS, avpt, digit_rows, done, write_manifest
 from kills import killed, running, stopped, to_go_on, wait_for
 from test_kills import failures_of, grey_png, untimed
 

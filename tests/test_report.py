@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import STORE_OPTIONS, TRAIN_OPTIONS, Experiment, digit_rows, avpt, done, fuse, write_manifest
+from conftest import STORE_OPTIONS, TRAIN_OPTIONS, Experiment, avpt, digit_rows, done, fuse, write_manifest
 from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import escape

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import STORE_OPTIONS, Experiment, digit_rows, avpt, done, files_of, write_manifest
+from conftest import STORE_OPTIONS, Experiment, avpt, digit_rows, done, files_of, write_manifest
 from PIL import Image
 from torchaudio.compliance import kaldi
 

@@ -16,7 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from conftest import STORE_OPTIONS, Experiment, Result, digit_rows, avpt, done, files_of, write_manifest
+from conftest import STORE_OPTIONS, Experiment, Result, avpt, digit_rows, done, files_of, write_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
