@@ -79,12 +79,12 @@ def numbers(count: int, height: int, width: int, colours: np.ndarray = RAINBOW) 
     return (numbered(number, height, width, colours) for number in range(count))
 
 
-def tones(seconds: float, rate: int, channels: int = 1, pitch: float = 300.0) -> np.ndarray:
+def tones(seconds: float, rate: int, channels: int = 1, pitch: float = 300.0, hiss: float = 300.0) -> np.ndarray:
     """(samples, channels) int16: a tone 100 Hz higher each second and 110 Hz each channel, over soft noise."""
     times = np.arange(round(seconds * rate)) / rate
     hertz = pitch + 100.0 * np.floor(times)[:, None] + 110.0 * np.arange(channels)
     tone = 9000 * np.sin(2 * np.pi * np.cumsum(hertz, axis=0) / rate)
-    noise = np.random.default_rng(0).normal(0, 300, tone.shape)
+    noise = np.random.default_rng(0).normal(0, hiss, tone.shape)
     return np.asarray(np.round(tone + noise)).astype(np.int16)
 
 
@@ -181,7 +181,8 @@ def picture_stream(container: Any, pictures: Pictures) -> tuple[Any, Iterator[tu
     stream = container.add_stream(pictures.codec, rate=pictures.rate, options=dict(pictures.options))
     stream.height, stream.width, stream.pix_fmt = first[1].height, first[1].width, pictures.pixels
     stream.codec_context.time_base = first[1].time_base
-    stream.codec_context.thread_count = 1  # threads of libvpx spin while they wait: on a busy machine for seconds
+    if pictures.codec.startswith("libvpx"):
+        stream.codec_context.thread_count = 1  # its threads spin while they wait: on a busy machine for seconds
     if pictures.aspect is not None:
         stream.codec_context.sample_aspect_ratio = pictures.aspect
     if pictures.bit_rate is not None:
@@ -403,7 +404,7 @@ def mono_wav(path: Path) -> Path:
 
 
 def wide_wav(path: Path) -> Path:
-    return write(path, None, Sound(samples=tones(4.0, 8000), codec="pcm_s32le", rate=8000))
+    return write(path, None, Sound(samples=tones(4.0, 8000, hiss=0), codec="pcm_s32le", rate=8000))
 
 
 # --- cut, damaged, or hardly there ---------------------------------------------------------------------------------
