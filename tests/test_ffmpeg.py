@@ -64,10 +64,8 @@ PICTURED = (
     "with_chapters.mkv",
     "with_cover.mp4",
 )
-PRIMING = {
-    "cut.mkv": 372,
-    "with_chapters.mkv": 372,
-}  # samples that FFmpeg 5 leaves before the sound, where later ones cut
+# samples that FFmpeg 5 leaves before the sound, where later ones cut
+PRIMING = {"cut.mkv": 372, "with_chapters.mkv": 372}
 FLOOR = -8.0  # log-mel below which codecs and resamplers leave only rounding
 NEAR = 0.01  # mean absolute difference of log-mel above the floor; measured: 0.002 at most
 ALIKE = 40.0  # dB of PSNR between pictures; measured: 45 at least
