@@ -55,7 +55,7 @@ def numbered(number: int, height: int = 48, width: int = 64, colours: np.ndarray
     tiles = np.where(bits, BRIGHT, DARK)[:, None] * colours
     small = tiles.round().astype(np.uint8).reshape(ROWS, COLUMNS, 3)
     columns, rows = np.arange(width) * COLUMNS // width, np.arange(height) * ROWS // height
-    return small[:, columns][rows]
+    return np.asarray(small[:, columns][rows])
 
 
 def number_of(picture: np.ndarray) -> int:

@@ -161,7 +161,7 @@ def test_repeated_sound(tone: Path) -> None:
     ],
 )
 def test_stages_of_failure(clips: Clips, columns: dict[str, Any], stage: str) -> None:
-    found = {key: clips[value] if isinstance(value, str) else value for key, value in columns.items()}
+    found: dict[str, Any] = {key: clips[value] if isinstance(value, str) else value for key, value in columns.items()}
     with pytest.raises(MediaError) as caught:
         decode(**found)
     assert caught.value.stage == stage

@@ -237,8 +237,8 @@ def test_folders_stand_for_the_media_in_them(
         f"1 files in {tmp_path} are no media by their names ({tmp_path / 'notes.txt'})" in result.stderr,
     ) == (1, True)
     answers = [json.loads(line) for line in result.stdout.splitlines()]
-    clips = [str(tmp_path / name) for name in ("a.WAV", "inner/-b 'ü.webm", "lost.ts")]
-    assert [found["clip"] for found in answers] == clips
+    paths = [str(tmp_path / name) for name in ("a.WAV", "inner/-b 'ü.webm", "lost.ts")]
+    assert [found["clip"] for found in answers] == paths
     assert [found["modalities"] for found in answers] == [["audio"], ["audio", "visual"], []]
     (tmp_path / "bare").mkdir()
     result = avpt("predict", experiment.fused, tmp_path / "bare")

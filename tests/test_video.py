@@ -169,19 +169,26 @@ def test_first_stamp_of_ten_seconds(clips: Clips) -> None:
     ],
 )
 def test_clips_show_what_a_full_decode_holds(clips: Clips, name: str, count: int) -> None:
-    times, pictures = full_decode(clips[name])
-    shown = read(clips[name], frame_size=96)
+    shown = shows_what_decodes(clips[name])
     assert len(shown) == count
-    for k, rgb in enumerate(shown):
-        latest = max((i for i, time in enumerate(times) if time <= k + 1e-6), default=0)
-        height, width = pictures[latest].shape[:2]
-        scale = min(1.0, 96 / min(height, width))
-        expected = shrink(pictures[latest], round(height * scale), round(width * scale))
-        assert_similar(rgb, expected)
+    for latest, rgb in shown:
         if name.startswith("black"):
             assert rgb.max() == 0
         elif not name.startswith("damaged"):
             assert number_of(rgb) == latest
+
+
+def shows_what_decodes(path: Path) -> list[tuple[int, np.ndarray]]:
+    """Check the picture of each second against a full decode; returns it with its place among all."""
+    times, pictures = full_decode(path)
+    shown = []
+    for k, rgb in enumerate(read(path, frame_size=96)):
+        latest = max((i for i, time in enumerate(times) if time <= k + 1e-6), default=0)
+        height, width = pictures[latest].shape[:2]
+        scale = min(1.0, 96 / min(height, width))
+        assert_similar(rgb, shrink(pictures[latest], round(height * scale), round(width * scale)))
+        shown.append((latest, rgb))
+    return shown
 
 
 def test_full_size_is_never_enlarged_and_keeps_its_pixels(clips: Clips) -> None:
@@ -283,8 +290,12 @@ def test_colours_follow_the_streams_matrix_and_range(
 
 @pytest.mark.parametrize("name", ["with_cover.mp4", "ten_bits.mp4"])
 def test_colours_of_a_drawn_pattern_by_arithmetic(clips: Clips, name: str) -> None:
+    colours_by_arithmetic(clips[name])
+
+
+def colours_by_arithmetic(path: Path) -> None:
     """4:2:0 chroma lies on the left, halfway between rows, as MPEG has it where nothing is said; BT.601, limited."""
-    with av.open(str(clips[name])) as container:
+    with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
     depth = 16 if "10" in frame.format.name else 8
     y, u, v = (
@@ -302,7 +313,7 @@ def test_colours_of_a_drawn_pattern_by_arithmetic(clips: Clips, name: str) -> No
     u, v = ((between(chroma) / scale - 128) / 224 for chroma in (u, v))
     r, b = y + 2 * (1 - 0.299) * v, y + 2 * (1 - 0.114) * u
     expected = 255 * np.stack([r, (y - 0.299 * r - 0.114 * b) / 0.587, b], axis=2).clip(0, 1)
-    error = np.abs(read(clips[name], frame_size=1000)[0] - expected)
+    error = np.abs(read(path, frame_size=1000)[0] - expected)
     assert error.max() < 2
     assert error.mean() < 0.3
 
