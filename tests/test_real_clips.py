@@ -70,7 +70,7 @@ PICTURED = (
     "media3__silent-black-10s.mp4",
     "tcodec__h264_10bits.mp4",
 )
-DRAWN = ("aed__", "cut60__", "tcodec__")  # saturated colours meet in them
+DRAWN = ("aed__", "cut60__", "tcodec__")  # saturated colours meet in their pictures
 SPOILED = (
     "cut60__testsrc.mp4",
     "decord__corrupted.mp4",
