@@ -19,17 +19,19 @@ import make_digits
 import numpy as np
 import pytest
 import torch
+from media import Clips
 from PIL import Image
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
 from avpt.cli import app
+from avpt.data import media
+from avpt.errors import MediaError
 
 hypothesis.settings.register_profile("avpt", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("avpt")
 
 ROOT = Path(__file__).parent.parent
-MEDIA = Path(__file__).parent / "media"
 
 DIGITS = tempfile.TemporaryDirectory(prefix="avpt-digits-")  # removed when this process ends
 
@@ -149,6 +151,40 @@ def _digits() -> tuple[dict[str, str], ...]:
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)  # tiny tensors: more threads only wait for one another
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Clips:
+    """The clips of tests/media.py by name."""
+    return Clips(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture
+def plainly(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], Any]:
+    """Calls something that reads a clip, and again with the quick way barred; MediaError is returned as its text."""
+
+    def told(call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except MediaError as error:
+            return f"{error.stage}: {error}"
+
+    def plain(path: Path, kind: Any, read: Callable[[media.Track], Any], start: float, opened: Any) -> Any:
+        def barred(track: media.Track) -> Any:
+            if track.quick:
+                raise media.ShortCutError
+            return read(track)
+
+        return media.read_best(path, kind, barred, start, opened)
+
+    def both(call: Callable[[], Any]) -> Any:
+        quick = told(call)
+        with monkeypatch.context() as patch:
+            patch.setattr("avpt.data.video.read_best", plain)
+            patch.setattr("avpt.data.audio.read_best", plain)
+            return quick, told(call)
+
+    return both
 
 
 @dataclass(frozen=True)

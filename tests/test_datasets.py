@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from conftest import MEDIA, STORE_OPTIONS, Result, avpt, digit_rows, done, files_of
+from conftest import STORE_OPTIONS, Result, avpt, digit_rows, done, files_of
 from hypothesis import given
 from hypothesis import strategies as st
+from media import Clips
 
 from avpt import config
 from avpt.data.manifest import Manifest, read_manifest
@@ -328,13 +329,13 @@ def test_esc50(tmp_path: Path) -> None:
     assert set().union(*recordings.values()) == {"train", "val"}
 
 
-# --- folders, of real media --------------------------------------------------------------------------------------
+# --- folders, of media that can be read --------------------------------------------------------------------------
 
 
-def test_folder_of_clips(tmp_path: Path) -> None:
+def test_folder_of_clips(clips: Clips, tmp_path: Path) -> None:
     folder = tmp_path / "clips"
-    copy(MEDIA / "-video-with-dash-.mp4", folder / "big dog" / "-dash-.mp4")
-    copy(MEDIA / "cut60__testsrc.mkv", folder / "big dog" / "b.x.MKV")
+    copy(clips["-one-pixel-.mp4"], folder / "big dog" / "-dash-.mp4")
+    copy(clips["cut.mkv"], folder / "big dog" / "b.x.MKV")
     digits = digit_rows()[:2]
     copy(Path(digits[0]["audio"]), folder / "big dog" / "b.x.wav")
     copy(Path(digits[1]["audio"]), folder / "cat" / "deep" / "c.wav")

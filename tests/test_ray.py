@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MEDIA, STORE_OPTIONS, avpt, digit_rows, done, write_manifest
+from conftest import STORE_OPTIONS, avpt, digit_rows, done, write_manifest
 from kills import killed, running, stopped, to_go_on, wait_for
+from media import Clips
 from test_kills import failures_of, grey_png, untimed
 
 OBJECTS = 100 * 2**20  # bytes of the object store of a node, which nothing here uses
@@ -116,14 +117,16 @@ def preprocess(folder: Path, rows: list[dict[str, str]]) -> tuple[str | Path, ..
     return ("preprocess", manifest, *STORE_OPTIONS, "--shard-size", "2", "--max-failures", "0.2", "--workers", "2")
 
 
-def test_a_cluster_makes_the_same_store_and_tells_of_clips_that_fail_or_hang(nodes: Nodes, tmp_path: Path) -> None:
+def test_a_cluster_makes_the_same_store_and_tells_of_clips_that_fail_or_hang(
+    nodes: Nodes, clips: Clips, tmp_path: Path
+) -> None:
     endless = tmp_path / "endless"  # a minute of work or more
     endless.mkdir()
     grey_png(tmp_path / "large.png", 7000)
     for i in range(200):
         (endless / f"{i}.png").symlink_to(tmp_path / "large.png")
     bad = [
-        {"id": "broken", "label": "0", "split": "train", "video": str(MEDIA / "cut60__testsrc.mp4")},
+        {"id": "broken", "label": "0", "split": "train", "video": str(clips["cut.mp4"])},
         {"id": "hangs", "label": "0", "split": "train", "frames": str(endless)},
     ]
     command = (*preprocess(tmp_path, digit_rows() + bad), "--clip-timeout", "5", "--max-frames", "200", "--out")

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import STORE_OPTIONS, Experiment, avpt, digit_rows, done, files_of, write_manifest
+from media import Clips
 from PIL import Image
 from torchaudio.compliance import kaldi
 
@@ -443,8 +444,8 @@ def test_a_damaged_or_lost_file_of_the_store_is_told_or_made_again(experiment: E
     assert files_of(store) == files_of(experiment.store)
 
 
-def test_labels_that_look_like_several_are_told(tmp_path: Path) -> None:
-    tone = str(Path(__file__).parent / "media" / "tcodec__sine_mono_s16.wav")
+def test_labels_that_look_like_several_are_told(clips: Clips, tmp_path: Path) -> None:
+    tone = str(clips["mono.wav"])
     rows = [{"id": "a", "label": "x;y", "split": "train", "audio": tone}]
     manifest = write_manifest(tmp_path / "m.csv", rows)
     assert "--multi-label" in done("preprocess", manifest, "--out", tmp_path / "one").stderr
