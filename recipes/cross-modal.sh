@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Initialisation across modalities, both ways, on AV-MNIST: what becomes of the other modality's BatchNorm.
+# Initialisation across modalities, both ways, on digits: what becomes of the other modality's BatchNorm.
 #
-# Data      recipes/av-mnist (400 train, 100 val, 200 test clips; see its ATTRIBUTION.md)
+# Data      made by recipes/make_digits.py: real handwriting, synthesised speech; 400 train, 100 val, 1,000 test clips
 # Hardware  two CPU cores
 # Minutes   20 for three seeds, of one core
-# Expect    test accuracy, mean and standard deviation of three seeds on 200 clips:
+# Expect    test accuracy, mean and standard deviation of three seeds on 1,000 clips:
 #           audio: random 0.827 +- 0.136, keep 0.890 +- 0.026, reset 0.880 +- 0.026, reset-abnormal
 #           as keep (nothing is abnormal), abri 0.888 +- 0.023; visual: random 0.888 +- 0.021, keep 0.905 +- 0.010,
 #           reset 0.883 +- 0.036, reset-abnormal as keep, abri 0.873 +- 0.034
@@ -22,7 +22,8 @@ out=${OUT:-recipes/out/cross-modal}
 train=(--epochs "${EPOCHS:-8}" --num-frames 1 --image-size 32 --crop-scale 1 1 --no-flip
        --batch-size 32 --lr 0.05 --schedule cosine --workers 0)
 
-store=$(avpt preprocess "${MANIFEST:-recipes/av-mnist/manifest.csv}" --out "$out/store" \
+manifest=${MANIFEST:-$(digits "$out/digits")}
+store=$(avpt preprocess "$manifest" --out "$out/store" \
   --mel-bins 64 --spectrogram-frames 64 --frame-size 32)
 
 tune() { # MODALITY NAME SEED INIT-OPTIONS...: an encoder, trained; the run is OUT/MODALITY-NAME/SEED

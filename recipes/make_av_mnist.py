@@ -1,7 +1,8 @@
 """Make AV-MNIST: FSDD's spoken digits paired with MNIST's handwritten ones, as a folder that `avpt` reads.
 
     python recipes/make_av_mnist.py --fsdd fsdd_recordings.tar.gz --mnist-images t10k-images-idx3-ubyte.gz \
-        --mnist-labels t10k-labels-idx1-ubyte.gz --out recipes/av-mnist
+        --mnist-labels t10k-labels-idx1-ubyte.gz --out av-mnist
+    MANIFEST=av-mnist/manifest.csv recipes/quickstart.sh
 
 data      FSDD's recordings in one .tar.gz, files named DIGIT_SPEAKER_TAKE.wav; MNIST's test half, two files
 hardware  any; seconds; writes about 5 MB

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# AV-MNIST: spoken digits paired with handwritten ones, all of the method in one run.
+# Spoken digits paired with handwritten ones, all of the method in one run.
 #
-# Data      recipes/av-mnist (400 train, 100 val, 200 test clips; see its ATTRIBUTION.md)
+# Data      made by recipes/make_digits.py: real handwriting, synthesised speech; 400 train, 100 val, 1,000 test clips
 # Hardware  two CPU cores
 # Minutes   4, after an installation of about 3
 # Expect    test accuracy 0.89 (sound), 0.89 (pictures), 0.97 (both, masked or not); means of three seeds, see README.md
@@ -9,7 +9,8 @@
 # No pre-trained weights are needed: the visual encoder is trained from random first, and the audio encoder starts
 # from it, across modalities, with ABRi. A second run finds everything done.
 #
-# SEED=1 recipes/quickstart.sh repeats it with another seed; OUT=DIR puts the files elsewhere.
+# SEED=1 recipes/quickstart.sh repeats it with another seed; OUT=DIR puts the files elsewhere; MANIFEST=FILE takes other
+# digits, such as those of recipes/make_av_mnist.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -27,7 +28,8 @@ joint=("${train[@]}" --epochs 5 --lr 0.01)
 # the paper's patches are made for inputs of 1024 x 128 and 224 x 224
 patches=(--audio-patch 8x8 --visual-patch 4)
 
-store=$(avpt preprocess recipes/av-mnist/manifest.csv --out "$out/store" \
+manifest=${MANIFEST:-$(digits "$out/digits")}
+store=$(avpt preprocess "$manifest" --out "$out/store" \
   --mel-bins 64 --spectrogram-frames 64 --frame-size 32)
 
 init=$(avpt init --modality visual --weights random --seed "$seed" --out "$run/visual-init.safetensors")
@@ -47,7 +49,7 @@ masked=$(avpt fuse-train "$store" --audio "$audio" --visual "$visual" --confiden
 for modality in audio visual; do # has joint training damaged the encoder?
   avpt probe "$unmasked" "$store" --modality "$modality" --workers 0 --out "$run/probe-$modality.safetensors"
 done
-report=$(avpt report "$unmasked" "$masked" --title "AV-MNIST, seed $seed" --out "$run/report.html")
+report=$(avpt report "$unmasked" "$masked" --title "digits, seed $seed" --out "$run/report.html")
 
 python recipes/results_table.py \
   "audio alone=$audio" "visual alone=$visual" "joint, no masking=$unmasked" "joint, adaptive masking=$masked"

@@ -6,25 +6,35 @@ import csv
 import json
 import os
 import signal
+import tempfile
 import traceback
+import wave
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import hypothesis
+import make_digits
+import numpy as np
 import pytest
 import torch
+from media import Clips
+from PIL import Image
+from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
 from avpt.cli import app
+from avpt.data import media
+from avpt.errors import MediaError
 
 hypothesis.settings.register_profile("avpt", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("avpt")
 
 ROOT = Path(__file__).parent.parent
-AV_MNIST = ROOT / "recipes" / "av-mnist"
-MEDIA = Path(__file__).parent / "media"
+
+DIGITS = tempfile.TemporaryDirectory(prefix="avpt-digits-")  # removed when this process ends
 
 CLASSES = ("0", "1", "2")
 CLIPS_PER_CLASS = {"train": 6, "val": 3, "test": 3}
@@ -114,15 +124,29 @@ def write_manifest(path: Path, rows: list[dict[str, str]]) -> Path:
     return path
 
 
-def av_mnist_rows(classes: tuple[str, ...] = CLASSES) -> list[dict[str, str]]:
-    """A few clips per class and split, with absolute paths."""
-    with (AV_MNIST / "manifest.csv").open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["label"] in classes]
-    chosen = []
+def digit_rows() -> list[dict[str, str]]:
+    """A few spoken and handwritten digits per class and split, in files of their own, with absolute paths."""
+    return [dict(row) for row in _digits()]
+
+
+@cache
+def _digits() -> tuple[dict[str, str], ...]:
+    folder = Path(DIGITS.name)
+    synthesizer, handwriting = make_digits.Synthesizer(), load_digits()
+    clips = make_digits.draw_clips(synthesizer.variants, handwriting.target.tolist(), per_class=40, seed=0)
+    rows = []
     for split, count in CLIPS_PER_CLASS.items():
-        for name in classes:
-            chosen += [row for row in rows if (row["split"], row["label"]) == (split, name)][:count]
-    return [row | {key: str(AV_MNIST / row[key]) for key in ("audio", "frames")} for row in chosen]
+        for name in CLASSES:
+            for clip in [clip for clip in clips if (clip.split, str(clip.digit)) == (split, name)][:count]:
+                audio, frames = folder / f"{clip.id}.wav", folder / f"{clip.id}.png"
+                with wave.open(str(audio), "wb") as file:
+                    file.setparams((1, 2, synthesizer.sample_rate, 0, "NONE", ""))
+                    file.writeframes((synthesizer.say(clip) * 32767).astype("<i2").tobytes())
+                ink = handwriting.images[clip.picture] / 16
+                picture = make_digits.draw_picture(ink, 0.0, np.random.default_rng(0))
+                Image.fromarray(picture).resize((28, 28)).save(frames)
+                rows.append({"id": clip.id, "label": name, "split": split, "audio": str(audio), "frames": str(frames)})
+    return tuple(rows)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -131,6 +155,40 @@ def _one_thread() -> None:
     torch.set_num_threads(int(os.environ.get("AVPT_TEST_THREADS", "1")))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it in the background; some tests send it
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Clips:
+    """The clips of tests/media.py by name."""
+    return Clips(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture
+def plainly(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], Any]:
+    """Calls something that reads a clip, and again with the quick way barred; MediaError is returned as its text."""
+
+    def told(call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except MediaError as error:
+            return f"{error.stage}: {error}"
+
+    def plain(path: Path, kind: Any, read: Callable[[media.Track], Any], start: float, opened: Any) -> Any:
+        def barred(track: media.Track) -> Any:
+            if track.quick:
+                raise media.ShortCutError
+            return read(track)
+
+        return media.read_best(path, kind, barred, start, opened)
+
+    def both(call: Callable[[], Any]) -> Any:
+        quick = told(call)
+        with monkeypatch.context() as patch:
+            patch.setattr("avpt.data.video.read_best", plain)
+            patch.setattr("avpt.data.audio.read_best", plain)
+            return quick, told(call)
+
+    return both
 
 
 @dataclass(frozen=True)
@@ -150,9 +208,9 @@ class Experiment:
 
 @pytest.fixture(scope="session")
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
-    """All five commands on a little of AV-MNIST, audio started from the visual encoder with ABRi."""
+    """All five commands on a few digits, audio started from the visual encoder with ABRi."""
     folder = tmp_path_factory.mktemp("experiment")
-    manifest = write_manifest(folder / "manifest.csv", av_mnist_rows())
+    manifest = write_manifest(folder / "manifest.csv", digit_rows())
     paths = Experiment(
         folder=folder,
         manifest=manifest,

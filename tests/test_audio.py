@@ -14,13 +14,13 @@ import av
 import numpy as np
 import pytest
 import torch
+from media import Clips, tones
 from torchaudio.compliance import kaldi
 
 from avpt.data import audio, media
 from avpt.data.audio import log_mel, read_waveform, samples_needed, spectrogram
 from avpt.errors import MediaError
 
-MEDIA = Path(__file__).parent / "media"
 SILENCE = float(np.log(np.finfo(np.float32).eps))  # -15.94: Kaldi's floor
 
 
@@ -126,17 +126,23 @@ def test_resampling_keeps_a_tone(tmp_path: Path, source: int, target: int) -> No
     np.testing.assert_allclose(middle, expected, atol=0.01)  # and its phase: no delay
 
 
-def test_unspecified_layout_and_32_bits() -> None:
-    with wave.open(str(MEDIA / "tcodec__sine_mono_s16.wav")) as file:
+def test_unspecified_layout_and_32_bits(clips: Clips) -> None:
+    with wave.open(str(clips["mono.wav"])) as file:
         expected = np.frombuffer(file.readframes(file.getnframes()), "<i2") / 32768
-    with av.open(str(MEDIA / "tcodec__sine_mono_s16.wav")) as container:
+    with av.open(str(clips["mono.wav"])) as container:
         assert container.streams.audio[0].layout.name == "1 channels"
-    np.testing.assert_allclose(read(MEDIA / "tcodec__sine_mono_s16.wav"), expected, atol=1e-7)
-    assert len(read(MEDIA / "tcodec__sine_mono_s32_8000.wav")) == pytest.approx(64000, abs=2)
+    np.testing.assert_allclose(read(clips["mono.wav"]), expected, atol=1e-7)
+    assert len(read(clips["wide.wav"])) == pytest.approx(64000, abs=2)
+    np.testing.assert_allclose(read(clips["wide.wav"], 8000), tones(4.0, 8000, hiss=0)[:, 0] / 32768, atol=1e-7)
 
 
-def test_six_channel_opus() -> None:
-    assert len(read(MEDIA / "media3__bbb_6ch_8kHz_opus.ogg")) == pytest.approx(3.0 * 16000, abs=200)
+def test_six_channel_opus(clips: Clips) -> None:
+    waveform = read(clips["six_channels.ogg"])
+    assert len(waveform) == pytest.approx(3.0 * 16000, abs=200)
+    spectrum = np.abs(np.fft.rfft(waveform[16800:31200] * np.hanning(14400)))  # in the second second
+    for channel in (0, 1, 2, 4, 5):  # the fourth keeps low tones only
+        hertz = round((400 + 110 * channel) * 14400 / 16000)
+        assert spectrum[hertz - 20 : hertz + 21].argmax() == pytest.approx(20, abs=1), channel
 
 
 @pytest.mark.parametrize(
@@ -210,19 +216,23 @@ def test_max_samples_is_a_prefix_and_stops_decoding(tmp_path: Path, monkeypatch:
     assert 2 * 44100 <= sum(seen) < 3 * 44100
 
 
-def test_no_sound_stream_is_not_an_error() -> None:
-    assert read_waveform(MEDIA / "decord__video_0.mov", 16000) is None
+def test_no_sound_stream_is_not_an_error(clips: Clips) -> None:
+    assert read_waveform(clips["held_0.mov"], 16000) is None
 
 
-def test_tags_that_are_not_utf8() -> None:
-    path = MEDIA / "media3__bear_with_vorbis_comments_invalid_mutf8.flac"
+def test_tags_that_are_not_utf8(clips: Clips) -> None:
+    path = clips["tag_of_other_bytes.flac"]
+    with pytest.raises(UnicodeDecodeError):
+        av.open(str(path))
+    waveform = read(path, 48000)
+    np.testing.assert_allclose(waveform, tones(2.74, 48000, 2).mean(axis=1) / 32768, atol=1e-6)
     assert len(read(path)) == pytest.approx(2.74 * 16000, abs=200)
 
 
-@pytest.mark.parametrize("name", ["media3__sample_missing_stsd.mp4", "media3__sample_fragmented_uuid.mp4"])
-def test_declared_sound_without_a_sample(name: str) -> None:
+@pytest.mark.parametrize("name", ["sound_of_no_codec.mp4", "undecodable.mp4"])
+def test_declared_sound_without_a_sample(clips: Clips, name: str) -> None:
     with pytest.raises(MediaError, match="sound stream") as caught:
-        read_waveform(MEDIA / name, 16000)
+        read_waveform(clips[name], 16000)
     assert caught.value.stage == "audio"
 
 
@@ -236,7 +246,7 @@ def test_no_sound_in_the_range(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "text", "folder", "cut", "playlist"])
-def test_not_media(tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_not_media(clips: Clips, tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "clip.mp4"
     if kind == "empty":
         path.touch()
@@ -246,7 +256,7 @@ def test_not_media(tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str])
     elif kind == "folder":
         path.mkdir()
     elif kind == "cut":
-        shutil.copy(MEDIA / "cut60__testsrc.mp4", path)
+        shutil.copy(clips["cut.mp4"], path)
     elif kind == "playlist":
         path = tmp_path / "clip.m3u8"
         path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n")

@@ -13,20 +13,37 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from avpt.data.manifest import Manifest, read_manifest
 
-RECIPES = Path(__file__).parents[1] / "recipes"
-FOLDER = RECIPES / "av-mnist"
-SCRIPT = RECIPES / "make_av_mnist.py"
+SCRIPT = ROOT / "recipes" / "make_av_mnist.py"
+DATA = ROOT.parent / "shared" / "data"  # FSDD and MNIST, where they are
 COUNTS = {"train": 400, "val": 100, "test": 200}
 DIGITS = [str(digit) for digit in range(10)]
 
 
 @pytest.fixture(scope="module")
-def manifest() -> Manifest:
-    return read_manifest(FOLDER / "manifest.csv")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """AV-MNIST, made from the real archives."""
+    names = {
+        "--fsdd": "fsdd/fsdd_recordings.tar.gz",
+        "--mnist-images": "mnist/t10k-images-idx3-ubyte.gz",
+        "--mnist-labels": "mnist/t10k-labels-idx1-ubyte.gz",
+    }
+    for name in names.values():
+        if not (DATA / name).is_file():
+            pytest.skip(f"no {name} here: FSDD and MNIST are not carried by the project")
+    folder = tmp_path_factory.mktemp("av-mnist")
+    done = make([part for option, name in names.items() for part in (option, str(DATA / name))], folder)
+    assert (done.returncode, done.stdout) == (0, f"{folder / 'manifest.csv'}\n"), done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def manifest(folder: Path) -> Manifest:
+    return read_manifest(folder / "manifest.csv")
 
 
 def take(name: str) -> int:
@@ -55,11 +72,11 @@ def test_recordings_follow_their_names_and_fsdd_own_split(manifest: Manifest) ->
     assert all(abs(count - COUNTS[split] / 6) < 1 for (split, _), count in speakers.items())
 
 
-def test_every_file_is_used_exactly_once(manifest: Manifest) -> None:
+def test_every_file_is_used_exactly_once(manifest: Manifest, folder: Path) -> None:
     used = [path for clip in manifest.clips for path in (clip.audio, clip.frames) if path]
     assert len(used) == len(set(used)) == 1400
-    present = [path for path in FOLDER.rglob("*") if path.is_file()]
-    assert sorted(present) == sorted([*used, FOLDER / "manifest.csv", FOLDER / "ATTRIBUTION.md"])
+    present = [path for path in folder.rglob("*") if path.is_file()]
+    assert sorted(present) == sorted([*used, folder / "manifest.csv", folder / "ATTRIBUTION.md"])
     assert len({path.read_bytes() for path in used}) == 1400  # nor the same content under two names
     assert sum(path.stat().st_size for path in present) < 5.5e6
 
@@ -83,8 +100,8 @@ def test_images_are_28_x_28_grey(manifest: Manifest) -> None:
             assert high > 200
 
 
-def test_attribution() -> None:
-    text = (FOLDER / "ATTRIBUTION.md").read_text(encoding="utf-8")
+def test_attribution(folder: Path) -> None:
+    text = (folder / "ATTRIBUTION.md").read_text(encoding="utf-8")
     for told in (
         "**not** under the MIT licence",
         "Jakobovski/free-spoken-digit-dataset",

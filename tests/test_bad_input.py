@@ -18,8 +18,8 @@ from conftest import (
     TRAIN_OPTIONS,
     Experiment,
     Result,
-    av_mnist_rows,
     avpt,
+    digit_rows,
     done,
     files_of,
     finetune,
@@ -71,13 +71,13 @@ def text_manifest(text: str) -> Callable[[Path], Path]:
 
 
 def duplicate_ids(folder: Path) -> Path:
-    rows = av_mnist_rows()
+    rows = digit_rows()
     return write_manifest(folder / "manifest.csv", [rows[0], rows[1] | {"id": rows[0]["id"]}])
 
 
 def changed_row(**cells: str) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
-        return write_manifest(folder / "manifest.csv", [av_mnist_rows()[0] | cells])
+        return write_manifest(folder / "manifest.csv", [digit_rows()[0] | cells])
 
     return make
 
@@ -101,7 +101,7 @@ def test_a_bad_manifest_is_refused(tmp_path: Path, manifest: Callable[[Path], Pa
 
 
 def test_all_bad_rows_are_told_at_once_by_line(tmp_path: Path) -> None:
-    rows = av_mnist_rows()[:3]
+    rows = digit_rows()[:3]
     rows[0]["label"], rows[2]["split"] = "", "dev"
     manifest = write_manifest(tmp_path / "manifest.csv", rows)
     result = avpt("preprocess", manifest, "--out", tmp_path / "store")
@@ -113,7 +113,7 @@ def test_all_bad_rows_are_told_at_once_by_line(tmp_path: Path) -> None:
 
 
 def test_a_root_that_is_no_folder_is_refused(tmp_path: Path) -> None:
-    manifest = write_manifest(tmp_path / "manifest.csv", av_mnist_rows())
+    manifest = write_manifest(tmp_path / "manifest.csv", digit_rows())
     command = ("preprocess", manifest, "--root", tmp_path / "nowhere", "--out", tmp_path / "store")
     refused(tmp_path, *command, says="nowhere is not a folder")
 
@@ -130,7 +130,7 @@ def test_a_clip_that_is_not_media_fails_the_command_and_the_rest_is_kept(
     tmp_path: Path, content: bytes, says: str
 ) -> None:
     (tmp_path / "letter.mp4").write_bytes(content)
-    good = av_mnist_rows()[:3]
+    good = digit_rows()[:3]
     bad = {"id": "letter", "label": "0", "split": "train", "video": "letter.mp4"}
     manifest = write_manifest(tmp_path / "manifest.csv", [*good, bad])
     command = ("preprocess", manifest, "--out", tmp_path / "store", *STORE_OPTIONS)
@@ -162,21 +162,21 @@ def make_store(folder: Path, rows: list[dict[str, str]], *options: str) -> Path:
 
 
 def without(column: str) -> list[dict[str, str]]:
-    return [{key: value for key, value in row.items() if key != column} for row in av_mnist_rows()]
+    return [{key: value for key, value in row.items() if key != column} for row in digit_rows()]
 
 
 def one_clip_without_sound() -> list[dict[str, str]]:
-    rows = av_mnist_rows()
+    rows = digit_rows()
     rows[0]["audio"] = ""
     return rows
 
 
 def two_classes_and_a_third_in_val() -> list[dict[str, str]]:
-    return [row for row in av_mnist_rows() if row["label"] != "2" or row["split"] == "val"]
+    return [row for row in digit_rows() if row["label"] != "2" or row["split"] == "val"]
 
 
 def only(column: str, value: str) -> list[dict[str, str]]:
-    return [row for row in av_mnist_rows() if row[column] == value]
+    return [row for row in digit_rows() if row[column] == value]
 
 
 AUDIO = ("--modality", "audio")
@@ -220,7 +220,7 @@ def test_fusion_needs_both_modalities(experiment: Experiment, tmp_path: Path, co
 
 
 def test_spectrograms_of_another_shape_than_the_encoder_saw_are_refused(experiment: Experiment, tmp_path: Path) -> None:
-    store = make_store(tmp_path, av_mnist_rows(), *STORE_OPTIONS, "--mel-bins", "16")
+    store = make_store(tmp_path, digit_rows(), *STORE_OPTIONS, "--mel-bins", "16")
     encoders = ("--audio", experiment.audio, "--visual", experiment.visual)
     command = ("fuse-train", store, *encoders, "--mask", "none", *TRAIN_OPTIONS, "--out", tmp_path / "run")
     refused(tmp_path, *command, says="mel_bins 32 against 16")
@@ -641,7 +641,7 @@ def test_an_output_made_with_other_options_is_refused(
 
 
 def test_an_output_made_of_other_inputs_is_refused(experiment: Experiment, tmp_path: Path) -> None:
-    shorter = write_manifest(tmp_path / "shorter.csv", av_mnist_rows()[:-1])
+    shorter = write_manifest(tmp_path / "shorter.csv", digit_rows()[:-1])
     again: Arguments = ("preprocess", shorter, *STORE_OPTIONS, "--out", experiment.store)
     refused(experiment.folder, *again, says="was made with other options or inputs (manifest: ")
     again = finetune(experiment, "audio", experiment.audio)

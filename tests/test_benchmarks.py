@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from media import Clips
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -55,9 +56,9 @@ def test_abri() -> None:
     assert record["settings"]["image_size"] == 32
 
 
-def test_preprocess(tmp_path: Path) -> None:
-    for name in ("mdn__elf.webm", "tcodec__sine_mono_s16.wav"):
-        shutil.copy(ROOT / "tests" / "media" / name, tmp_path)
+def test_preprocess(clips: Clips, tmp_path: Path) -> None:
+    for name in ("red.webm", "mono.wav"):
+        shutil.copy(clips[name], tmp_path)
     record = benchmark("preprocess", "--clips", str(tmp_path), "--repeat", "2", "--rounds", "1")
     assert record["clips"] == 4
     assert record["target"] == {"drop_ratio": 0.8}

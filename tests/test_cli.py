@@ -24,6 +24,7 @@ from conftest import (
     TRAIN_OPTIONS,
     Experiment,
     avpt,
+    digit_rows,
     done,
     files_of,
     finetune,
@@ -597,8 +598,7 @@ def test_a_clip_id_of_any_alphabet_goes_through(experiment: Experiment, tmp_path
     """Names with spaces, non-Latin letters and a leading dash, as paths and as ids."""
     folder = tmp_path / "-Ω dossier ü"
     folder.mkdir()
-    source = next((ROOT / "recipes" / "av-mnist" / "audio").rglob("*.wav"))
-    shutil.copyfile(source, folder / "-песня 1.wav")
+    shutil.copyfile(digit_rows()[0]["audio"], folder / "-песня 1.wav")
     rows = [{"label": "ключ", "split": "train", "audio": "-песня 1.wav"}]
     manifest = write_manifest(folder / "-manifest.csv", rows)
     store = folder / "store"

@@ -6,9 +6,11 @@ import struct
 import wave
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from media import Clips
 
 from avpt.data.audio import read_waveform, spectrogram
 from avpt.data.clip import ClipSettings, DecodedClip
@@ -16,9 +18,13 @@ from avpt.data.decode import decode_clip
 from avpt.data.video import encode_frame, read_frames
 from avpt.errors import MediaError
 
-MEDIA = Path(__file__).parent / "media"
-BOTH = MEDIA / "aed__h264-mjpeg.mp4"  # 2 s of 640 x 360, sound, and a cover picture
 SMALL = ClipSettings(spectrogram_frames=64, mel_bins=32, fps=4, max_frames=6, frame_size=48)
+
+
+@pytest.fixture
+def both(clips: Clips) -> Path:
+    """2 s of 640 x 360, sound, and a cover picture."""
+    return clips["with_cover.mp4"]
 
 
 @pytest.fixture
@@ -73,63 +79,63 @@ def expected_fbank(path: Path, **options: float) -> np.ndarray:
     return spectrogram(waveform, sample_rate=16000, mel_bins=32, frames=64, pad="zero")[0].numpy()
 
 
-def test_both_modalities_from_one_video() -> None:
-    clip = decode(BOTH)
-    np.testing.assert_allclose(clip.fbank, expected_fbank(BOTH), atol=0.005)
+def test_both_modalities_from_one_video(both: Path) -> None:
+    clip = decode(both)
+    np.testing.assert_allclose(clip.fbank, expected_fbank(both), atol=0.005)
     assert clip.num_audio_frames == 64
     np.testing.assert_array_equal(clip.times, [0, 0.25, 0.5, 0.75, 1, 1.25])
-    shown = read_frames(BOTH, fps=4, max_frames=6, frame_size=48)
+    shown = read_frames(both, fps=4, max_frames=6, frame_size=48)
     assert shown is not None
     for content, size, (_, rgb) in zip(clip.frames, clip.sizes, shown, strict=True):
         assert tuple(size) == rgb.shape[:2] == (48, 85)
         assert content == encode_frame(rgb, "jpeg")
 
 
-def test_raw_frames_and_float32() -> None:
-    clip = decode(BOTH, settings=ClipSettings(frame_codec="raw", audio_dtype="float32"))
+def test_raw_frames_and_float32(both: Path) -> None:
+    clip = decode(both, settings=ClipSettings(frame_codec="raw", audio_dtype="float32"))
     for content, (height, width) in zip(clip.frames, clip.sizes, strict=True):
         assert len(content) == height * width * 3
     assert clip.num_audio_frames == 200
     assert (clip.fbank[200:] == 0).all()
 
 
-def test_audio_wins_over_the_videos_sound(tone: Path) -> None:
-    clip = decode(BOTH, audio=tone)
+def test_audio_wins_over_the_videos_sound(both: Path, tone: Path) -> None:
+    clip = decode(both, audio=tone)
     np.testing.assert_allclose(clip.fbank, expected_fbank(tone), atol=0.005)
     assert len(clip.frames) == 6
 
 
-def test_frames_win_over_the_videos_pictures_and_are_not_cut(folder: Path) -> None:
-    clip = decode(BOTH, frames=folder, start=1.0, end=1.25)
+def test_frames_win_over_the_videos_pictures_and_are_not_cut(both: Path, folder: Path) -> None:
+    clip = decode(both, frames=folder, start=1.0, end=1.25)
     np.testing.assert_array_equal(clip.times, [0, 0.25])
     np.testing.assert_array_equal(clip.sizes, [[2, 3], [2, 3]])
-    np.testing.assert_allclose(clip.fbank, expected_fbank(BOTH, start=1.0, end=1.25), atol=0.005)
+    np.testing.assert_allclose(clip.fbank, expected_fbank(both, start=1.0, end=1.25), atol=0.005)
     assert clip.num_audio_frames == 23  # 4,000 samples
 
 
-def test_start_and_end_cut_both(tone: Path) -> None:
-    clip = decode(BOTH, audio=tone, start=0.5, end=1.0)
+def test_start_and_end_cut_both(both: Path, tone: Path) -> None:
+    clip = decode(both, audio=tone, start=0.5, end=1.0)
     assert clip.num_audio_frames == 48
     np.testing.assert_allclose(clip.fbank[:48], -15.94, atol=0.01)  # the silent half
     assert len(clip.frames) == 2
-    later = read_frames(BOTH, fps=4, max_frames=6, frame_size=48, start=0.5, end=1.0)
+    later = read_frames(both, fps=4, max_frames=6, frame_size=48, start=0.5, end=1.0)
     assert later is not None
-    raw = decode(BOTH, start=0.5, end=1.0, settings=ClipSettings(fps=4, frame_size=48, frame_codec="raw"))
+    raw = decode(both, start=0.5, end=1.0, settings=ClipSettings(fps=4, frame_size=48, frame_codec="raw"))
     assert raw.frames == [rgb.tobytes() for _, rgb in later]
 
 
-def test_one_modality_is_enough(tone: Path, folder: Path) -> None:
-    silent = decode(MEDIA / "decord__video_0.mov")
+def test_one_modality_is_enough(clips: Clips, tone: Path, folder: Path) -> None:
+    silent = decode(clips["held_0.mov"])
     assert (silent.num_audio_frames, len(silent.frames)) == (0, 1)
     assert (silent.fbank == 0).all()
-    heard = decode(MEDIA / "media3__bear_with_picture.flac")  # its only picture is a cover
+    heard = decode(clips["cover_alone.flac"])  # its only picture is a cover
     assert (heard.num_audio_frames, len(heard.frames)) == (64, 0)
     assert decode(audio=tone).num_audio_frames == 64
     assert len(decode(frames=folder / "img10.png").frames) == 1
 
 
-def test_digital_silence_is_sound() -> None:
-    clip = decode(MEDIA / "media3__silent-black-10s.mp4")
+def test_digital_silence_is_sound(clips: Clips) -> None:
+    clip = decode(clips["black_and_silent.mp4"])
     assert clip.num_audio_frames == 64
     np.testing.assert_allclose(clip.fbank.astype(float), -15.94, atol=0.02)
 
@@ -144,24 +150,25 @@ def test_repeated_sound(tone: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "stage"),
     [
-        ({"audio": MEDIA / "decord__video_0.mov"}, "audio"),  # no sound stream
-        ({"video": MEDIA / "media3__sample_missing_stsd.mp4"}, "audio"),  # one without a codec
-        ({"video": MEDIA / "media3__video_init.mp4"}, "visual"),
-        ({"video": MEDIA / "media3__sample.text.mp4"}, "open"),  # neither
-        ({"video": MEDIA / "cut60__testsrc.mp4"}, "open"),
-        ({"video": MEDIA / "missing.mp4"}, "open"),
-        ({"video": BOTH, "start": 5.0}, "audio"),
-        ({"video": MEDIA / "decord__video_0.mov", "start": 5.0}, "visual"),
+        ({"audio": "held_0.mov"}, "audio"),  # no sound stream
+        ({"video": "sound_of_no_codec.mp4"}, "audio"),
+        ({"video": "header_alone.mp4"}, "visual"),
+        ({"video": "text_alone.mp4"}, "open"),  # neither
+        ({"video": "cut.mp4"}, "open"),
+        ({"video": Path("missing.mp4")}, "open"),
+        ({"video": "with_cover.mp4", "start": 5.0}, "audio"),
+        ({"video": "held_0.mov", "start": 5.0}, "visual"),
     ],
 )
-def test_stages_of_failure(columns: dict[str, Path], stage: str) -> None:
+def test_stages_of_failure(clips: Clips, columns: dict[str, Any], stage: str) -> None:
+    found: dict[str, Any] = {key: clips[value] if isinstance(value, str) else value for key, value in columns.items()}
     with pytest.raises(MediaError) as caught:
-        decode(**columns)  # type: ignore[arg-type]
+        decode(**found)
     assert caught.value.stage == stage
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_the_same_clip_gives_the_same_bytes() -> None:
-    first, second = decode(BOTH), decode(BOTH)
+def test_the_same_clip_gives_the_same_bytes(both: Path) -> None:
+    first, second = decode(both), decode(both)
     assert first.fbank.tobytes() == second.fbank.tobytes()
     assert first.frames == second.frames

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from conftest import AV_MNIST, MEDIA, STORE_OPTIONS, Result, avpt, done, files_of
+from conftest import STORE_OPTIONS, Result, avpt, digit_rows, done, files_of
 from hypothesis import given
 from hypothesis import strategies as st
+from media import Clips
 
 from avpt import config
 from avpt.data.manifest import Manifest, read_manifest
@@ -300,7 +301,7 @@ def test_crema_d_lists(tmp_path: Path) -> None:
 
 def esc50(folder: Path) -> Path:
     lines = []
-    for number, sound in enumerate(sorted((AV_MNIST / "audio").glob("*.wav"))[:20]):
+    for number, sound in enumerate(Path(row["audio"]) for row in digit_rows()[:20]):
         fold, label = number % 5 + 1, ("dog", "rain")[number // 10]
         name = f"{fold}-{1000 + number // 2}-A-{number}.wav"
         copy(sound, folder / "audio" / name)
@@ -328,17 +329,18 @@ def test_esc50(tmp_path: Path) -> None:
     assert set().union(*recordings.values()) == {"train", "val"}
 
 
-# --- folders, of real media --------------------------------------------------------------------------------------
+# --- folders, of media that can be read --------------------------------------------------------------------------
 
 
-def test_folder_of_clips(tmp_path: Path) -> None:
+def test_folder_of_clips(clips: Clips, tmp_path: Path) -> None:
     folder = tmp_path / "clips"
-    copy(MEDIA / "-video-with-dash-.mp4", folder / "big dog" / "-dash-.mp4")
-    copy(MEDIA / "cut60__testsrc.mkv", folder / "big dog" / "b.x.MKV")
-    copy(AV_MNIST / "audio" / "0_george_0.wav", folder / "big dog" / "b.x.wav")
-    copy(AV_MNIST / "audio" / "0_george_1.wav", folder / "cat" / "deep" / "c.wav")
-    for image in sorted((AV_MNIST / "images").iterdir())[:2]:
-        copy(image, folder / "cat" / "frames" / image.name)
+    copy(clips["-one-pixel-.mp4"], folder / "big dog" / "-dash-.mp4")
+    copy(clips["cut.mkv"], folder / "big dog" / "b.x.MKV")
+    digits = digit_rows()[:2]
+    copy(Path(digits[0]["audio"]), folder / "big dog" / "b.x.wav")
+    copy(Path(digits[1]["audio"]), folder / "cat" / "deep" / "c.wav")
+    for digit in digits:
+        copy(Path(digit["frames"]), folder / "cat" / "frames" / Path(digit["frames"]).name)
     touch(folder, "stray.wav", "cat/.hidden.wav", "cat/thumbnail.jpg", "cat/notes.txt")
     (folder / "cat" / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
     (folder / "cat" / "round").symlink_to(folder)
@@ -359,7 +361,7 @@ def test_folder_of_clips(tmp_path: Path) -> None:
 
 def test_image_folder_with_splits(tmp_path: Path) -> None:
     folder = tmp_path / "images"
-    for number, image in enumerate(sorted((AV_MNIST / "images").iterdir())[:6]):
+    for number, image in enumerate(Path(row["frames"]) for row in digit_rows()[:6]):
         split, label = ("train", "validation", "test")[number // 2], ("ant", "bee")[number % 2]
         copy(image, folder / split / label / f"{number}.PNG")
     touch(folder / "train" / "ant", "0.jpg.wav")

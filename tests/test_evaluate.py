@@ -19,8 +19,8 @@ from conftest import (
     TRAIN_OPTIONS,
     Experiment,
     Result,
-    av_mnist_rows,
     avpt,
+    digit_rows,
     done,
     write_manifest,
 )
@@ -98,7 +98,7 @@ def test_the_artifact_is_as_good_as_its_run(experiment: Experiment) -> None:
 
 
 def test_a_val_split_carved_from_train_is_the_same_one(experiment: Experiment, tmp_path: Path) -> None:
-    store = stored(experiment, tmp_path, [row for row in av_mnist_rows() if row["split"] != "val"])
+    store = stored(experiment, tmp_path, [row for row in digit_rows() if row["split"] != "val"])
     command = ("finetune-unimodal", store, "--modality", "visual", "--init", experiment.visual_init, *TRAIN_OPTIONS)
     done(*command, "--epochs", "1", "--val-fraction", "0.3", "--out", tmp_path / "run")
     record = evaluate(tmp_path / "run", store, "--split", "all", "--predictions", tmp_path / "p.safetensors")
@@ -138,7 +138,7 @@ def test_a_class_without_clips_has_no_accuracy() -> None:
 
 
 def test_several_labels(experiment: Experiment, tmp_path: Path) -> None:
-    rows = [row | {"label": f"{row['label']};{'low' if row['label'] < '2' else 'high'}"} for row in av_mnist_rows()]
+    rows = [row | {"label": f"{row['label']};{'low' if row['label'] < '2' else 'high'}"} for row in digit_rows()]
     store = stored(experiment, tmp_path, rows, "--multi-label")
     command = ("finetune-unimodal", store, "--modality", "visual", "--init", experiment.visual_init, *TRAIN_OPTIONS)
     done(*command, "--epochs", "1", "--out", tmp_path / "run")
@@ -158,7 +158,7 @@ def test_several_labels(experiment: Experiment, tmp_path: Path) -> None:
 
 def test_classes_are_matched_by_name(experiment: Experiment, tmp_path: Path) -> None:
     """In the other store "1" is renamed, so that "0" and "2" have other numbers, and a class is new."""
-    rows = [row | {"label": {"1": " another"}.get(row["label"], row["label"])} for row in av_mnist_rows()]
+    rows = [row | {"label": {"1": " another"}.get(row["label"], row["label"])} for row in digit_rows()]
     store = stored(experiment, tmp_path, rows)
     assert done("info", store, "--json").json()["classes"] == ["0", "2", "another"]
     result = done("evaluate", experiment.fused, store, *HERE, "--json", "--predictions", tmp_path / "p.safetensors")
@@ -176,7 +176,7 @@ def test_classes_are_matched_by_name(experiment: Experiment, tmp_path: Path) -> 
 
 
 def test_no_class_in_common(experiment: Experiment, tmp_path: Path) -> None:
-    store = stored(experiment, tmp_path, [row | {"label": "x"} for row in av_mnist_rows()])
+    store = stored(experiment, tmp_path, [row | {"label": "x"} for row in digit_rows()])
     refused("evaluate", experiment.audio, store, *HERE, says="no clip of val has a class that")
 
 
@@ -213,7 +213,7 @@ def test_matching_keeps_every_known_name(data: st.DataObject) -> None:
 
 
 def test_longer_spectrograms_are_cut(experiment: Experiment, tmp_path: Path) -> None:
-    store = stored(experiment, tmp_path, av_mnist_rows(), "--spectrogram-frames", "70")
+    store = stored(experiment, tmp_path, digit_rows(), "--spectrogram-frames", "70")
     options = ("--split", "test", "--predictions", tmp_path / "p.safetensors")
     evaluate(experiment.audio, store, *options)
     found, ran = load_file(tmp_path / "p.safetensors"), load_file(experiment.audio / "predictions.safetensors")
@@ -227,7 +227,7 @@ def test_shorter_ones_are_padded_where_nothing_was_cut_off(experiment: Experimen
     model = changed(experiment.audio / "model.safetensors", tmp_path / "wide.safetensors", widen)
     for frames in ("110", "130"):
         (tmp_path / frames).mkdir()
-        store = stored(experiment, tmp_path / frames, av_mnist_rows(), "--spectrogram-frames", frames)
+        store = stored(experiment, tmp_path / frames, digit_rows(), "--spectrogram-frames", frames)
         evaluate(model, store, "--split", "test", "--predictions", tmp_path / f"{frames}.safetensors")
     short, whole = (load_file(tmp_path / f"{frames}.safetensors") for frames in ("110", "130"))
     assert torch.equal(short["test_logits"], whole["test_logits"])
@@ -255,13 +255,13 @@ def test_fitting_frames(have: int, want: int) -> None:
 def test_other_spectrograms_are_refused(
     experiment: Experiment, tmp_path: Path, options: tuple[str, ...], says: str
 ) -> None:
-    store = stored(experiment, tmp_path, av_mnist_rows(), *options, "--limit", "36")
+    store = stored(experiment, tmp_path, digit_rows(), *options, "--limit", "36")
     refused("evaluate", experiment.fused, store, *HERE, says=says)
     done("evaluate", experiment.visual, store, *HERE)  # which does not hear them
 
 
 def test_other_frames_are_told(experiment: Experiment, tmp_path: Path) -> None:
-    store = stored(experiment, tmp_path, av_mnist_rows(), "--frame-codec", "raw", "--fps", "2")
+    store = stored(experiment, tmp_path, digit_rows(), "--frame-codec", "raw", "--fps", "2")
     result = done("evaluate", experiment.visual, store, *HERE)
     assert "other frames than the model was trained on (fps 2.0 against 1.0, frame_codec raw against jpeg)" in (
         result.stderr
@@ -285,7 +285,7 @@ def test_a_dropped_modality_has_zero_features(
 
 
 def test_what_is_dropped_need_not_be_there(experiment: Experiment, tmp_path: Path) -> None:
-    store = stored(experiment, tmp_path, [row | {"frames": ""} for row in av_mnist_rows()])
+    store = stored(experiment, tmp_path, [row | {"frames": ""} for row in digit_rows()])
     dropped = evaluate(experiment.fused, store, "--drop", "visual")
     assert dropped["test"] == evaluate(experiment.fused, experiment.store, "--drop", "visual")["test"]
     refused("evaluate", experiment.fused, store, *HERE, says="no clip of val has pictures")

@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 import torch
 import torchvision
-from conftest import ROOT, TRAIN_OPTIONS, Experiment, av_mnist_rows, avpt, done
+from conftest import ROOT, TRAIN_OPTIONS, Experiment, avpt, digit_rows, done
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -314,7 +314,7 @@ def test_the_readmes_code_makes_the_inputs_of_the_training(experiment: Experimen
     header = artifacts.read_header(experiment.fused / "model.safetensors")[0]
     spec = read_input(experiment.fused, header)
     raw = replace(clip_settings(spec), frame_codec="raw")
-    (row, *_) = av_mnist_rows()
+    (row, *_) = digit_rows()
     sound, picture = Path(row["audio"]), Path(row["frames"])
     waveform = read_waveform(sound, spec.sample_rate)
     assert waveform is not None

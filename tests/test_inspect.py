@@ -512,9 +512,9 @@ def test_without_its_store_the_parameters_are_shown(experiment: Experiment, befo
 
 
 def test_a_store_that_lacks_what_is_needed(experiment: Experiment, before: Path, tmp_path: Path) -> None:
-    from conftest import STORE_OPTIONS, av_mnist_rows
+    from conftest import STORE_OPTIONS, digit_rows
 
-    rows = [row | {"frames": ""} for row in av_mnist_rows() if row["split"] == "train"]
+    rows = [row | {"frames": ""} for row in digit_rows() if row["split"] == "train"]
     manifest = write_manifest(tmp_path / "m.csv", rows[:1] + [row | {"split": "test"} for row in rows[1:4]])
     done("preprocess", manifest, "--out", tmp_path / "deaf", *STORE_OPTIONS, "--mel-bins", "16")
     says = "has 1 train clips, and two or more are needed; --split can be test"

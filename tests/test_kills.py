@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import STORE_OPTIONS, Experiment, Result, av_mnist_rows, avpt, done, files_of, write_manifest
+from conftest import STORE_OPTIONS, Experiment, Result, avpt, digit_rows, done, files_of, write_manifest
 from kills import fork_servers, kill, killed, running, session, stopped, to_go_on, wait_for, workers
 
 from avpt import shards
@@ -81,7 +81,7 @@ def test_a_killed_preprocess_is_finished_by_the_same_command(experiment: Experim
 
 
 def test_workers_killed_at_work_or_idle_and_their_server_cost_no_clip(tmp_path: Path) -> None:
-    rows = [row | {"id": f"{i}-{j}"} for i in range(12) for j, row in enumerate(av_mnist_rows())]
+    rows = [row | {"id": f"{i}-{j}"} for i in range(12) for j, row in enumerate(digit_rows())]
     manifest = write_manifest(tmp_path / "manifest.csv", rows)
     options = ("preprocess", manifest, *STORE_OPTIONS, "--out")
     store = tmp_path / "store"
@@ -166,7 +166,7 @@ def test_kill_upon_kill_of_parents_and_workers_at_random_moments(tmp_path: Path)
     seed = int(os.environ.get("AVPT_KILL_SEED", random.randrange(10**6)))
     print("AVPT_KILL_SEED =", seed)
     chance = random.Random(seed)
-    rows = [row | {"id": f"{i}-{j}"} for i in range(40) for j, row in enumerate(av_mnist_rows())]
+    rows = [row | {"id": f"{i}-{j}"} for i in range(40) for j, row in enumerate(digit_rows())]
     options = ("preprocess", write_manifest(tmp_path / "manifest.csv", rows), *STORE_OPTIONS, "--out")
     undisturbed, store = tmp_path / "undisturbed", tmp_path / "store"
     done(*options, undisturbed)
@@ -244,7 +244,7 @@ if __name__ == "__main__":
 def test_a_kill_before_any_operation_on_a_file_is_made_good(experiment: Experiment, tmp_path: Path) -> None:
     script = tmp_path / "killed_at.py"
     script.write_text(KILLED_AT, encoding="utf-8")
-    rows = [row for row in av_mnist_rows() if row["label"] == "0"]
+    rows = [row for row in digit_rows() if row["label"] == "0"]
     manifest = write_manifest(tmp_path / "manifest.csv", rows)
     options = ("preprocess", str(manifest), *STORE_OPTIONS, "--out")
     undisturbed = tmp_path / "undisturbed"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATCHES, STORE_OPTIONS, Experiment, av_mnist_rows, done, finetune, fuse, write_manifest
+from conftest import PATCHES, STORE_OPTIONS, Experiment, digit_rows, done, finetune, fuse, write_manifest
 from test_datasets import touch
 
 from avpt import shards
@@ -95,7 +95,7 @@ def decode_here(function: Callable[[Any], Any], tasks: Iterable[Any], **_: objec
 
 def commands(experiment: Experiment, name: str, inputs: Path, out: Path) -> list[Command]:
     """The commands that make something in a folder, one after the other."""
-    rows = [row for row in av_mnist_rows() if row["label"] == "0" and row["split"] != "test"]  # two shards
+    rows = [row for row in digit_rows() if row["label"] == "0" and row["split"] != "test"]  # two shards
     preprocess = ("preprocess", write_manifest(inputs / "manifest.csv", rows), "--out", out / "store", *STORE_OPTIONS)
     runs = ("--audio", experiment.audio, "--visual", experiment.visual)
     both = (out / "it.json", "--predictions", out / "it.safetensors")

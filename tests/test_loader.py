@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import STORE_OPTIONS, Experiment, av_mnist_rows, done, finetune, write_manifest
+from conftest import STORE_OPTIONS, Experiment, digit_rows, done, finetune, write_manifest
 from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms import v2
@@ -141,7 +141,7 @@ def test_a_shard_of_another_layout_is_refused(
 
 def test_raw_frames_and_clips_of_one_modality(experiment: Experiment, tmp_path: Path) -> None:
     """Raw frames come out as they were stored, clips without sound or pictures are read for what they have."""
-    rows = av_mnist_rows()
+    rows = digit_rows()
     rows = [{**row, "audio": ""} if i % 5 == 1 else row for i, row in enumerate(rows)]
     manifest = write_manifest(tmp_path / "manifest.csv", rows)
     done("preprocess", manifest, "--out", tmp_path / "store", *STORE_OPTIONS, "--frame-codec", "raw")

@@ -15,8 +15,8 @@ from conftest import (
     STORE_OPTIONS,
     TRAIN_OPTIONS,
     Experiment,
-    av_mnist_rows,
     avpt,
+    digit_rows,
     done,
     files_of,
     finetune,
@@ -320,7 +320,7 @@ def test_ogm_ges_own_options_are_idle_without_it(experiment: Experiment, tmp_pat
 def several(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store and runs on clips with one or two labels."""
     folder = tmp_path_factory.mktemp("several")
-    rows = av_mnist_rows()
+    rows = digit_rows()
     for number, row in enumerate(rows):
         row["label"] = f"digit {row['label']}" + (";even" if row["label"] in "02" and number % 2 else "")
     manifest = write_manifest(folder / "manifest.csv", rows)

@@ -14,17 +14,17 @@ import h5py
 import numpy as np
 import pytest
 from conftest import Result, avpt, write_manifest
+from media import Clips, Sound, spoiled, write
 from test_segments import REALTIME, Recipe, make, noise
 
-MEDIA = Path(__file__).parent / "media"
-SOUND = MEDIA / "media3__sample_with_sdt.ts"  # its picture stream holds no picture
-PICTURE = MEDIA / "media3__sample_missing_stsd.mp4"  # its sound stream has no codec
-NOTHING = MEDIA / "media3__sample_fragmented_uuid.mp4"  # encrypted
-SILENT = MEDIA / "tcodec__h264_10bits.mp4"  # no sound stream
-BOTH = MEDIA / "aed__h264-mjpeg.mp4"  # 2 s
-CUT = MEDIA / "cut60__testsrc.mkv"  # both streams end at half
-SHORT_SOUND = MEDIA / "media3__sample_shorter_audio.mp4"  # 0.74 s of 1.2 s
-DAMAGED = MEDIA / "media3__sample_with_invalid_nalu.mp4"  # one packet of 30, and no sound stream
+SOUND = "no_picture.ts"  # its picture stream holds no picture
+PICTURE = "sound_of_no_codec.mp4"
+NOTHING = "undecodable.mp4"
+SILENT = "ten_bits.mp4"  # no sound stream
+BOTH = "with_cover.mp4"  # 2 s
+CUT = "cut.mkv"  # both streams end at half
+SHORT_SOUND = "sound_ends_early.mp4"  # 0.74 s of 1.2 s
+DAMAGED = "damaged_end.mp4"  # one packet of 30, and no sound stream
 SMALL = ("--mel-bins", "32", "--spectrogram-frames", "300", "--frame-size", "32", "--fps", "4", "--workers", "1")
 
 
@@ -44,10 +44,11 @@ Preprocess = Callable[..., Outcome]
 
 
 @pytest.fixture
-def preprocess(tmp_path: Path) -> Preprocess:
-    """Runs the command on some files, and checks that no row is lost."""
+def preprocess(clips: Clips, tmp_path: Path) -> Preprocess:
+    """Runs the command on some files, or clips by name, and checks that no row is lost."""
 
-    def run(files: list[Path], *options: str, name: str = "store") -> Outcome:
+    def run(chosen: list[Path | str], *options: str, name: str = "store") -> Outcome:
+        files = [clips[each] if isinstance(each, str) else each for each in chosen]
         rows = [{"id": file.name, "label": "a", "split": "train", "video": str(file)} for file in files]
         manifest = write_manifest(tmp_path / "manifest.csv", rows)
         arguments = ("preprocess", manifest, "--out", tmp_path / name, *SMALL, "--max-failures", "1")
@@ -110,47 +111,38 @@ def remuxed(source: Path, target: Path, **seconds: float) -> Path:
     return target
 
 
-def spoiled(source: Path, target: Path, kind: Any, first: int = 0, last: int = 10_000) -> Path:
-    """A copy of a file with some packets of a stream overwritten."""
-    content = bytearray(source.read_bytes())
-    with av.open(str(source)) as container:
-        packets: Any = container.demux(container.streams.best(kind))
-        for packet in [packet for packet in packets if packet.size][first:last]:
-            content[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
-    target.write_bytes(content)
-    return target
-
-
 # --- missing -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("allowed", ["none", "audio", "visual", "either"])
 def test_what_is_broken_fails_unless_it_may_be_missing(preprocess: Preprocess, allowed: str) -> None:
     outcome = preprocess([BOTH, PICTURE, SOUND, NOTHING, SILENT], "--allow-missing", allowed)
-    expected = {NOTHING.name}
+    expected = {NOTHING}
     if allowed not in ("audio", "either"):
-        expected.add(PICTURE.name)
+        expected.add(PICTURE)
     if allowed not in ("visual", "either"):
-        expected.add(SOUND.name)
+        expected.add(SOUND)
     assert set(outcome.failures) == expected
-    assert outcome.failures.get(PICTURE.name, ("audio", ""))[0] == "audio"
-    assert outcome.failures.get(SOUND.name, ("visual", "no picture decodes"))[0] == "visual"
+    assert outcome.failures.get(PICTURE, ("audio", ""))[0] == "audio"
+    assert outcome.failures.get(SOUND, ("visual", "no picture decodes"))[0] == "visual"
     assert all(error for _, error in outcome.failures.values())
     kept = {name: (stage, error) for name, rows in outcome.partial.items() for stage, error in rows}
-    assert set(kept) == {PICTURE.name, SOUND.name} - expected
-    for name, stage in ((PICTURE.name, "audio"), (SOUND.name, "visual")):
+    assert set(kept) == {PICTURE, SOUND} - expected
+    for name, stage in ((PICTURE, "audio"), (SOUND, "visual")):
         if name in kept:
             assert kept[name][0] == stage
             assert kept[name][1].startswith("missing: ")
             assert (outcome.sound[name] == 0) == (stage == "audio")
             assert (outcome.pictures[name] == 0) == (stage == "visual")
-    assert (outcome.sound[BOTH.name], outcome.pictures[BOTH.name]) == (200, 8)
-    assert (outcome.sound[SILENT.name], outcome.pictures[SILENT.name]) == (0, 4)  # has no sound: lacks nothing
+    assert (outcome.sound[BOTH], outcome.pictures[BOTH]) == (200, 8)
+    assert (outcome.sound[SILENT], outcome.pictures[SILENT]) == (0, 4)  # has no sound: lacks nothing
 
 
 @pytest.mark.parametrize(("kind", "stage"), [("audio", "audio"), ("video", "visual")])
-def test_a_stream_of_which_no_packet_decodes(preprocess: Preprocess, tmp_path: Path, kind: str, stage: str) -> None:
-    clip = spoiled(BOTH, tmp_path / "a.mp4", kind)
+def test_a_stream_of_which_no_packet_decodes(
+    preprocess: Preprocess, clips: Clips, tmp_path: Path, kind: str, stage: str
+) -> None:
+    clip = spoiled(clips[BOTH], tmp_path / "a.mp4", kind)
     outcome = preprocess([clip], name="strict")
     assert outcome.failures[clip.name][0] == stage
     outcome = preprocess([clip], "--allow-missing", stage)
@@ -160,11 +152,11 @@ def test_a_stream_of_which_no_packet_decodes(preprocess: Preprocess, tmp_path: P
     assert kept == ((0, 8) if stage == "audio" else (200, 0))
 
 
-def test_a_clip_with_neither_fails_whatever_is_allowed(preprocess: Preprocess, tmp_path: Path) -> None:
-    clip = spoiled(spoiled(BOTH, tmp_path / "b.mp4", "video"), tmp_path / "a.mp4", "audio")
-    outcome = preprocess([clip, MEDIA / "cut60__testsrc.mp4"], "--allow-missing", "either")
+def test_a_clip_with_neither_fails_whatever_is_allowed(preprocess: Preprocess, clips: Clips, tmp_path: Path) -> None:
+    clip = spoiled(spoiled(clips[BOTH], tmp_path / "b.mp4", "video"), tmp_path / "a.mp4", "audio")
+    outcome = preprocess([clip, "cut.mp4"], "--allow-missing", "either")
     assert outcome.failures[clip.name][0] == "audio"
-    assert outcome.failures["cut60__testsrc.mp4"][0] == "open"
+    assert outcome.failures["cut.mp4"][0] == "open"
     assert outcome.partial == {}
 
 
@@ -180,26 +172,26 @@ def test_the_summary_counts_clips_kept_in_part(preprocess: Preprocess) -> None:
 def test_what_ends_early_is_kept_and_told(preprocess: Preprocess) -> None:
     outcome = preprocess([CUT, SHORT_SOUND, BOTH])
     assert outcome.failures == {}
-    assert [stage for stage, _ in outcome.partial[CUT.name]] == ["audio", "visual"]
-    assert outcome.partial[SHORT_SOUND.name][0][0] == "audio"
-    assert len(outcome.partial[SHORT_SOUND.name]) == 1
+    assert [stage for stage, _ in outcome.partial[CUT]] == ["audio", "visual"]
+    assert outcome.partial[SHORT_SOUND][0][0] == "audio"
+    assert len(outcome.partial[SHORT_SOUND]) == 1
     assert all(error.startswith("truncated: ") for rows in outcome.partial.values() for _, error in rows)
-    assert 95 <= outcome.sound[CUT.name] <= 100
-    assert outcome.pictures[CUT.name] in (4, 5)
+    assert 95 <= outcome.sound[CUT] <= 100
+    assert outcome.pictures[CUT] in (4, 5)
 
 
 def test_what_ends_early_fails_where_that_is_asked(preprocess: Preprocess) -> None:
     outcome = preprocess([CUT, SHORT_SOUND, BOTH], "--on-truncated", "fail")
-    assert set(outcome.failures) == {CUT.name, SHORT_SOUND.name}
+    assert set(outcome.failures) == {CUT, SHORT_SOUND}
     assert all(error.startswith("truncated: ") for _, error in outcome.failures.values())
     assert outcome.partial == {}
 
 
 @pytest.mark.parametrize(("kind", "stage"), [("audio", "audio"), ("video", "visual")])
 def test_the_other_modality_of_what_ends_early_may_stay(
-    preprocess: Preprocess, tmp_path: Path, kind: str, stage: str
+    preprocess: Preprocess, clips: Clips, tmp_path: Path, kind: str, stage: str
 ) -> None:
-    clip = remuxed(BOTH, tmp_path / "a.mkv", **{kind: 1.0})
+    clip = remuxed(clips[BOTH], tmp_path / "a.mkv", **{kind: 1.0})
     outcome = preprocess([clip], name="kept")
     assert [row[0] for row in outcome.partial[clip.name]] == [stage]
     other = "visual" if stage == "audio" else "audio"
@@ -221,8 +213,8 @@ def test_a_clip_that_needs_no_more_than_is_there_is_whole(preprocess: Preprocess
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6])
-def test_a_file_that_stops_in_the_middle(preprocess: Preprocess, tmp_path: Path, share: float) -> None:
-    source = MEDIA / "mdn__frog.webm"
+def test_a_file_that_stops_in_the_middle(preprocess: Preprocess, clips: Clips, tmp_path: Path, share: float) -> None:
+    source = clips["green.webm"]  # 8 s
     clip = tmp_path / "a.webm"
     clip.write_bytes(source.read_bytes()[: int(share * source.stat().st_size)])
     outcome = preprocess([clip], "--spectrogram-frames", "900", "--max-frames", "40")
@@ -236,11 +228,7 @@ def test_a_duration_that_is_guessed_is_no_measure(preprocess: Preprocess, tmp_pa
     clip = tmp_path / "a.aac"
     samples = noise(8 * 16000, 16000)
     samples[: len(samples) // 2] = 0
-    with av.open(str(clip), "w") as container:
-        stream: Any = container.add_stream("aac", rate=16000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
-        frame.sample_rate = 16000
-        container.mux([*stream.encode(frame), *stream.encode(None)])
+    write(clip, None, Sound(samples=samples[:, None], rate=16000))
     with av.open(str(clip)) as container:
         assert container.duration is not None
         assert container.duration / 1e6 > 8 / 0.9  # far from true
@@ -268,18 +256,21 @@ def test_stamps_that_do_not_start_at_zero_cut_nothing_off(preprocess: Preprocess
 # --- damaged -------------------------------------------------------------------------------------------------------
 
 
-def test_packets_that_do_not_decode_are_told(preprocess: Preprocess, tmp_path: Path) -> None:
-    sound = spoiled(BOTH, tmp_path / "sound.mp4", "audio", 30, 34)
-    picture = spoiled(BOTH, tmp_path / "picture.mp4", "video", 30, 34)
+def test_packets_that_do_not_decode_are_told(preprocess: Preprocess, clips: Clips, tmp_path: Path) -> None:
+    def four(number: int, time: float) -> bool:
+        return 30 <= number < 34
+
+    sound = spoiled(clips[BOTH], tmp_path / "sound.mp4", "audio", four)
+    picture = spoiled(clips[BOTH], tmp_path / "picture.mp4", "video", four)
     outcome = preprocess([DAMAGED, sound, picture, BOTH], "--on-truncated", "fail", "--fps", "30", "--max-frames", "60")
     assert outcome.failures == {}
     assert {name: [stage for stage, _ in rows] for name, rows in outcome.partial.items()} == {
-        DAMAGED.name: ["visual"],
+        DAMAGED: ["visual"],
         "sound.mp4": ["audio"],
         "picture.mp4": ["visual"],
     }
     assert all(error.startswith("damaged: ") for rows in outcome.partial.values() for _, error in rows)
-    assert "damaged: 1 packet " in outcome.partial[DAMAGED.name][0][1]
+    assert "damaged: 1 packet " in outcome.partial[DAMAGED][0][1]
     assert "damaged: 4 packets " in outcome.partial["sound.mp4"][0][1]
 
 
@@ -304,11 +295,11 @@ def test_a_store_made_otherwise_is_refused(preprocess: Preprocess, tmp_path: Pat
     assert settings[option[2:].replace("-", "_")] == value
 
 
-def test_key_frames_through_the_command(preprocess: Preprocess) -> None:
+def test_key_frames_through_the_command(preprocess: Preprocess, clips: Clips) -> None:
     exact = preprocess([BOTH], "--frame-codec", "raw")
     fast = preprocess([BOTH], "--frame-codec", "raw", "--frame-accuracy", "keyframe", name="fast")
-    assert fast.pictures == exact.pictures == {BOTH.name: 8}
-    with av.open(str(BOTH)) as container:
+    assert fast.pictures == exact.pictures == {BOTH: 8}
+    with av.open(str(clips[BOTH])) as container:
         keys = [frame.time for frame in container.decode(video=0) if frame.key_frame]
     stored = {}
     for outcome in (exact, fast):
@@ -323,8 +314,8 @@ def test_key_frames_through_the_command(preprocess: Preprocess) -> None:
     assert any((a != b).any() for a, b in zip(stored["fast"], stored["store"], strict=True))
 
 
-def test_a_clip_that_goes_on_beyond_its_file_is_told(tmp_path: Path) -> None:
-    video = str(MEDIA / "mdn__elf.webm")  # 8 s
+def test_a_clip_that_goes_on_beyond_its_file_is_told(clips: Clips, tmp_path: Path) -> None:
+    video = str(clips["red.webm"])  # 8 s
     ends = {"whole": 8, "nearly": 8.5, "beyond": 18}
     rows = [
         {"id": name, "label": "a", "split": "train", "video": video, "start": "1", "end": str(end)}

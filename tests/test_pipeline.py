@@ -1,4 +1,4 @@
-"""All five commands on real videos with sound, as a user would run them: filmed toys cut into segments."""
+"""All five commands on videos with sound, as a user would run them: three films cut into segments."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import MEDIA, ROOT, avpt, done
+from conftest import ROOT, avpt, done
+from media import FILMS, Clips
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -20,11 +21,11 @@ PATCHES = ("--audio-patch", "10x8", "--visual-patch", "6")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished experiment on three toys, split by time."""
-    folder = tmp_path_factory.mktemp("toys")
-    clips = [str(MEDIA / f"mdn__{name}.webm") for name in ("elf", "frog", "pig")]
-    cut = [sys.executable, str(ROOT / "recipes" / "make_segments.py"), "--clips", *clips]
+def run(clips: Clips, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished experiment on three films, split by time."""
+    folder = tmp_path_factory.mktemp("films")
+    films = [str(clips[name]) for name in FILMS]
+    cut = [sys.executable, str(ROOT / "recipes" / "make_segments.py"), "--clips", *films]
     subprocess.run([*cut, "--out", str(folder / "manifest.csv")], check=True, stdout=subprocess.DEVNULL)
     store, out = folder / "store", {name: folder / name for name in ("visual", "audio", "fused")}
     done("preprocess", folder / "manifest.csv", "--out", store, "--spectrogram-frames", "100", "--fps", "3")
@@ -52,9 +53,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_segments_are_what_was_cut(run: Path) -> None:
     info = done("info", run / "store", "--json").json()
     assert info["kind"] == "store"
-    assert info["classes"] == ["mdn__elf", "mdn__frog", "mdn__pig"]
+    assert info["classes"] == ["blue", "green", "red"]
     rows = (run / "manifest.csv").read_text().splitlines()[1:]
-    assert sum(split["clips"] for split in info["splits"].values()) == len(rows) == 22
+    assert sum(split["clips"] for split in info["splits"].values()) == len(rows) == sum(FILMS.values())
     for split, values in info["splits"].items():
         assert values["with_audio"] == values["with_visual"] == values["clips"]
         assert values["frames"] == 3 * values["clips"]  # 1 s at 3 frames a second

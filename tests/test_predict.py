@@ -13,24 +13,28 @@ from typing import Any
 import pytest
 import torch
 from conftest import (
-    MEDIA,
     STORE_OPTIONS,
     TRAIN_OPTIONS,
     Experiment,
-    av_mnist_rows,
     avpt,
+    digit_rows,
     done,
     write_manifest,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from media import FILMS, Clips
 from safetensors.torch import load_file
 from torch import Tensor
 
 from avpt import artifacts
 
-FILMS = tuple(MEDIA / f"mdn__{name}.webm" for name in ("elf", "frog", "pig"))
 HERE = ("--workers", "2", "--device", "cpu")
+
+
+@pytest.fixture
+def films(clips: Clips) -> tuple[Path, ...]:
+    return tuple(clips[name] for name in FILMS)
 
 
 def predict(model: Path, *arguments: str | Path) -> list[dict[str, Any]]:
@@ -61,13 +65,13 @@ def through_a_store(model: Path, rows: list[dict[str, str]], folder: Path, *opti
 
 
 @pytest.mark.parametrize("name", ["audio", "visual", "fused"])
-def test_films(experiment: Experiment, tmp_path: Path, name: str) -> None:
-    rows = [{"label": "0", "split": "test", "video": str(film)} for film in FILMS]
-    rows += [row for row in av_mnist_rows() if row["split"] == "train"]
+def test_films(experiment: Experiment, films: tuple[Path, ...], tmp_path: Path, name: str) -> None:
+    rows = [{"label": "0", "split": "test", "video": str(film)} for film in films]
+    rows += [row for row in digit_rows() if row["split"] == "train"]
     tensors = through_a_store(getattr(experiment, name), rows, tmp_path)
-    answers = predict(getattr(experiment, name), *FILMS)
-    assert [found["clip"] for found in answers] == [str(film) for film in FILMS]
-    assert artifacts.unpack_ids(tensors, "test_") == [film.stem for film in FILMS]
+    answers = predict(getattr(experiment, name), *films)
+    assert [found["clip"] for found in answers] == [str(film) for film in films]
+    assert artifacts.unpack_ids(tensors, "test_") == [film.stem for film in films]
     both = ["audio", "visual"] if name == "fused" else []
     for i, found in enumerate(answers):
         assert found["error"] is None
@@ -89,9 +93,9 @@ def test_rows_of_a_manifest(experiment: Experiment) -> None:
             close(probabilities(answers[clip]["top"]), tensors[f"{split}_logits"][i].double().softmax(0))
 
 
-def test_segments_of_a_manifest_without_labels(experiment: Experiment, tmp_path: Path) -> None:
+def test_segments_of_a_manifest_without_labels(experiment: Experiment, films: tuple[Path, ...], tmp_path: Path) -> None:
     cuts = [("0.5", "1.5"), ("2", "3"), ("3", "")]
-    rows = [{"video": str(FILMS[0]), "start": start, "end": end} for start, end in cuts]
+    rows = [{"video": str(films[0]), "start": start, "end": end} for start, end in cuts]
     manifest = write_manifest(tmp_path / "cuts.csv", rows)
     labelled = [row | {"label": "1", "split": "test"} for row in rows]
     tensors = through_a_store(experiment.fused, labelled, tmp_path)
@@ -101,23 +105,23 @@ def test_segments_of_a_manifest_without_labels(experiment: Experiment, tmp_path:
         close(probabilities(found["top"]), tensors["test_logits"][i].double().softmax(0))
 
 
-def test_a_model_of_another_kind_of_store(experiment: Experiment, tmp_path: Path) -> None:
+def test_a_model_of_another_kind_of_store(experiment: Experiment, films: tuple[Path, ...], tmp_path: Path) -> None:
     """Raw frames, float32 sound, key frames: the artifact says so, and the file is decoded in that way."""
     other = ("--frame-codec", "raw", "--audio-dtype", "float32", "--frame-accuracy", "keyframe", "--pad", "repeat")
-    rows = [{"label": "0", "split": "test", "video": str(film)} for film in FILMS]
-    manifest = write_manifest(tmp_path / "m.csv", [*rows, *(r for r in av_mnist_rows() if r["split"] == "train")])
+    rows = [{"label": "0", "split": "test", "video": str(film)} for film in films]
+    manifest = write_manifest(tmp_path / "m.csv", [*rows, *(r for r in digit_rows() if r["split"] == "train")])
     store = tmp_path / "store"
     done("preprocess", manifest, "--out", store, *STORE_OPTIONS, *other, "--fps", "4", "--max-frames", "3")
     for modality, init in (("audio", experiment.audio_init), ("visual", experiment.visual_init)):
         options = ("--modality", modality, "--init", init, *TRAIN_OPTIONS, "--epochs", "1", "--num-frames", "2")
         done("finetune-unimodal", store, *options, "--out", tmp_path / modality)
         tensors = load_file(tmp_path / modality / "predictions.safetensors")
-        for i, found in enumerate(predict(tmp_path / modality, *FILMS)):
+        for i, found in enumerate(predict(tmp_path / modality, *films)):
             close(probabilities(found["top"]), tensors["test_logits"][i].double().softmax(0))
 
 
 def test_several_labels(experiment: Experiment, tmp_path: Path) -> None:
-    rows = [row | {"label": f"{row['label']};{'low' if row['label'] < '2' else 'high'}"} for row in av_mnist_rows()]
+    rows = [row | {"label": f"{row['label']};{'low' if row['label'] < '2' else 'high'}"} for row in digit_rows()]
     manifest = write_manifest(tmp_path / "m.csv", rows)
     done("preprocess", manifest, "--out", tmp_path / "store", "--multi-label", *STORE_OPTIONS)
     command = ("finetune-unimodal", tmp_path / "store", "--modality", "visual", "--init", experiment.visual_init)
@@ -128,9 +132,9 @@ def test_several_labels(experiment: Experiment, tmp_path: Path) -> None:
         close(probabilities(answers[clip]["top"]), tensors["test_logits"][i].double().sigmoid())
 
 
-def test_what_a_clip_lacks_counts_as_zero_features(experiment: Experiment, tmp_path: Path) -> None:
-    sound = MEDIA / "tcodec__sine_mono_s16.wav"
-    picture = next(Path(row["frames"]) for row in av_mnist_rows())
+def test_what_a_clip_lacks_counts_as_zero_features(experiment: Experiment, clips: Clips, tmp_path: Path) -> None:
+    sound = clips["mono.wav"]
+    picture = next(Path(row["frames"]) for row in digit_rows())
     heard, seen = predict(experiment.fused, sound, picture)
     assert (heard["modalities"], seen["modalities"]) == (["audio"], ["visual"])
     assert "visual" not in heard
@@ -149,10 +153,12 @@ def test_what_a_clip_lacks_counts_as_zero_features(experiment: Experiment, tmp_p
 # --- what it writes ----------------------------------------------------------------------------------------------
 
 
-def test_a_bad_file_is_named_and_the_rest_is_done(experiment: Experiment, tmp_path: Path) -> None:
+def test_a_bad_file_is_named_and_the_rest_is_done(
+    experiment: Experiment, films: tuple[Path, ...], tmp_path: Path
+) -> None:
     (tmp_path / "letter.mp4").write_text("this is no film\n" * 50)
     (tmp_path / "empty.wav").touch()
-    files = (FILMS[0], tmp_path / "letter.mp4", tmp_path / "gone.mp4", FILMS[1], tmp_path / "empty.wav")
+    files = (films[0], tmp_path / "letter.mp4", tmp_path / "gone.mp4", films[1], tmp_path / "empty.wav")
     result = avpt("predict", experiment.fused, *files, *HERE, "--format", "jsonl")
     assert result.code == 1
     answers = [json.loads(line) for line in result.stdout.splitlines()]
@@ -174,19 +180,19 @@ def test_a_bad_file_is_named_and_the_rest_is_done(experiment: Experiment, tmp_pa
     assert len(list(csv.DictReader(out.open(newline="")))) == 5
 
 
-def test_a_model_of_one_modality_needs_that_one(experiment: Experiment) -> None:
-    sound = MEDIA / "tcodec__sine_mono_s16.wav"
+def test_a_model_of_one_modality_needs_that_one(experiment: Experiment, clips: Clips) -> None:
+    sound = clips["mono.wav"]
     result = avpt("predict", experiment.visual, sound, *HERE, "--format", "jsonl")
     assert json.loads(result.stdout)["error"] == "has no pictures"
-    result = avpt("predict", experiment.audio, next(iter(av_mnist_rows()))["frames"], *HERE, "--format", "jsonl")
+    result = avpt("predict", experiment.audio, next(iter(digit_rows()))["frames"], *HERE, "--format", "jsonl")
     assert json.loads(result.stdout)["error"] == "has no sound"
 
 
-def test_csv_has_a_row_a_clip(experiment: Experiment) -> None:
-    sound = MEDIA / "tcodec__sine_mono_s16.wav"
-    text = done("predict", experiment.fused, FILMS[0], sound, *HERE, "--format", "csv", "--top", "2").stdout
+def test_csv_has_a_row_a_clip(experiment: Experiment, clips: Clips, films: tuple[Path, ...]) -> None:
+    sound = clips["mono.wav"]
+    text = done("predict", experiment.fused, films[0], sound, *HERE, "--format", "csv", "--top", "2").stdout
     rows = list(csv.DictReader(io.StringIO(text)))
-    answers = predict(experiment.fused, FILMS[0], sound, "--top", "2")
+    answers = predict(experiment.fused, films[0], sound, "--top", "2")
     assert [row["modalities"] for row in rows] == ["audio visual", "audio"]
     for row, found in zip(rows, answers, strict=True):
         for name, prefix in (("top", ""), ("audio", "audio_"), ("visual", "visual_")):
@@ -200,27 +206,29 @@ def test_csv_has_a_row_a_clip(experiment: Experiment) -> None:
     assert "label_3" not in rows[0]
 
 
-def test_the_table(experiment: Experiment) -> None:
-    result = done("predict", experiment.fused, *FILMS, *HERE, "--top", "1", "--quiet")
+def test_the_table(experiment: Experiment, films: tuple[Path, ...]) -> None:
+    result = done("predict", experiment.fused, *films, *HERE, "--top", "1", "--quiet")
     assert result.stderr == ""
     for head in ("clip", "joint", "audio", "visual"):
         assert head in result.stdout
     flat = "".join(result.stdout.split())
-    for found in predict(experiment.fused, *FILMS, "--top", "1"):
+    for found in predict(experiment.fused, *films, "--top", "1"):
         assert f"{found['top'][0]['label']}{found['top'][0]['probability']:.3f}" in flat
-    assert "label" in done("predict", experiment.audio, FILMS[0], *HERE).stdout
+    assert "label" in done("predict", experiment.audio, films[0], *HERE).stdout
 
 
-def test_more_classes_than_there_are(experiment: Experiment) -> None:
-    (found,) = predict(experiment.audio, FILMS[0], "--top", "400")
+def test_more_classes_than_there_are(experiment: Experiment, films: tuple[Path, ...]) -> None:
+    (found,) = predict(experiment.audio, films[0], "--top", "400")
     assert len(found["top"]) == 3
     assert sum(probabilities(found["top"])) == pytest.approx(1)
 
 
-def test_folders_stand_for_the_media_in_them(experiment: Experiment, tmp_path: Path) -> None:
+def test_folders_stand_for_the_media_in_them(
+    experiment: Experiment, clips: Clips, films: tuple[Path, ...], tmp_path: Path
+) -> None:
     (tmp_path / "inner").mkdir()
-    shutil.copyfile(FILMS[0], tmp_path / "inner" / "-b 'ü.webm")
-    shutil.copyfile(MEDIA / "tcodec__sine_mono_s16.wav", tmp_path / "a.WAV")
+    shutil.copyfile(films[0], tmp_path / "inner" / "-b 'ü.webm")
+    shutil.copyfile(clips["mono.wav"], tmp_path / "a.WAV")
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "lost.ts").symlink_to(tmp_path / "nowhere")
     (tmp_path / ".hidden.wav").touch()
@@ -230,16 +238,16 @@ def test_folders_stand_for_the_media_in_them(experiment: Experiment, tmp_path: P
         f"1 files in {tmp_path} are no media by their names ({tmp_path / 'notes.txt'})" in result.stderr,
     ) == (1, True)
     answers = [json.loads(line) for line in result.stdout.splitlines()]
-    clips = [str(tmp_path / name) for name in ("a.WAV", "inner/-b 'ü.webm", "lost.ts")]
-    assert [found["clip"] for found in answers] == clips
+    paths = [str(tmp_path / name) for name in ("a.WAV", "inner/-b 'ü.webm", "lost.ts")]
+    assert [found["clip"] for found in answers] == paths
     assert [found["modalities"] for found in answers] == [["audio"], ["audio", "visual"], []]
     (tmp_path / "bare").mkdir()
     result = avpt("predict", experiment.fused, tmp_path / "bare")
     assert (result.code, "bare holds no media file" in result.error) == (1, True)
 
 
-def test_damage_that_was_read_over_is_told(experiment: Experiment) -> None:
-    broken = MEDIA / "decord__corrupted.mp4"
+def test_damage_that_was_read_over_is_told(experiment: Experiment, clips: Clips) -> None:
+    broken = clips["damaged_picture.mp4"]
     result = done("predict", experiment.visual, broken, *HERE, "--format", "jsonl")
     (found,) = map(json.loads, result.stdout.splitlines())
     assert found["partial"]
@@ -247,12 +255,14 @@ def test_damage_that_was_read_over_is_told(experiment: Experiment) -> None:
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
-def test_what_is_written_is_written_once(experiment: Experiment, tmp_path: Path, form: str) -> None:
+def test_what_is_written_is_written_once(
+    experiment: Experiment, films: tuple[Path, ...], tmp_path: Path, form: str
+) -> None:
     out = tmp_path / f"answers.{form}"
-    command: tuple[str | Path, ...] = ("predict", experiment.fused, *FILMS, "--device", "cpu", "--out", out)
+    command: tuple[str | Path, ...] = ("predict", experiment.fused, *films, "--device", "cpu", "--out", out)
     assert done(*command, "--workers", "2").stdout == f"{out}\n"
     content, stamp = out.read_bytes(), out.stat().st_mtime_ns
-    shown = done("predict", experiment.fused, *FILMS, *HERE, "--format", form).stdout
+    shown = done("predict", experiment.fused, *films, *HERE, "--format", form).stdout
     assert content.decode().splitlines() == shown.splitlines()
     done(*command, "--workers", "1")
     assert out.stat().st_mtime_ns == stamp
@@ -267,8 +277,10 @@ def test_what_is_written_is_written_once(experiment: Experiment, tmp_path: Path,
 # --- what can be wrong -------------------------------------------------------------------------------------------
 
 
-def test_a_missing_file_of_a_manifest_is_named_and_the_rest_is_done(experiment: Experiment, tmp_path: Path) -> None:
-    rows = [{"id": "gone", "video": str(tmp_path / "gone.mp4")}, {"id": "here", "video": str(FILMS[0])}]
+def test_a_missing_file_of_a_manifest_is_named_and_the_rest_is_done(
+    experiment: Experiment, films: tuple[Path, ...], tmp_path: Path
+) -> None:
+    rows = [{"id": "gone", "video": str(tmp_path / "gone.mp4")}, {"id": "here", "video": str(films[0])}]
     manifest = write_manifest(tmp_path / "clips.csv", rows)
     result = avpt("predict", experiment.fused, "--manifest", manifest, *HERE, "--format", "jsonl")
     gone, here = map(json.loads, result.stdout.splitlines())
@@ -279,10 +291,10 @@ def test_a_missing_file_of_a_manifest_is_named_and_the_rest_is_done(experiment: 
         assert ("no answer" if form == "table" else "no such file") in only.stdout
 
 
-def test_what_does_not_go_together(experiment: Experiment, tmp_path: Path) -> None:
+def test_what_does_not_go_together(experiment: Experiment, films: tuple[Path, ...], tmp_path: Path) -> None:
     (tmp_path / "letter.csv").write_text("dear all")
     (tmp_path / "bad.csv").write_text("id,start,video\na,-1,gone.mp4\n")
-    film = FILMS[0]
+    film = films[0]
     for options, says in (
         ((), "there is nothing to label; give media files, or --manifest"),
         ((film, "--manifest", experiment.manifest), "--manifest does not go with files beside it"),

@@ -17,8 +17,8 @@ from conftest import (
     STORE_OPTIONS,
     TRAIN_OPTIONS,
     Experiment,
-    av_mnist_rows,
     avpt,
+    digit_rows,
     done,
     write_manifest,
 )
@@ -185,7 +185,7 @@ def stored(folder: Path, rows: list[dict[str, str]], *options: str) -> Path:
 
 
 def test_several_labels(experiment: Experiment, tmp_path: Path) -> None:
-    rows = [row | {"label": f"{row['label']};{'low' if row['label'] < '2' else 'high'}"} for row in av_mnist_rows()]
+    rows = [row | {"label": f"{row['label']};{'low' if row['label'] < '2' else 'high'}"} for row in digit_rows()]
     store, out = stored(tmp_path, rows, "--multi-label"), tmp_path / "p.safetensors"
     command = ("fuse-train", store, "--audio", experiment.audio, "--visual", experiment.visual, *TRAIN_OPTIONS)
     done(*command, "--epochs", "1", "--mask", "none", "--out", tmp_path / "fused")
@@ -202,7 +202,7 @@ def test_several_labels(experiment: Experiment, tmp_path: Path) -> None:
 
 
 def test_a_store_without_val_and_test(experiment: Experiment, tmp_path: Path) -> None:
-    store = stored(tmp_path, [row for row in av_mnist_rows() if row["split"] == "train"])
+    store = stored(tmp_path, [row for row in digit_rows() if row["split"] == "train"])
     result = done("probe", experiment.fused, store, "--modality", "visual", "--json", *HERE)
     record = result.json()
     assert record["clips"] == {"train": 16, "val": 2}
@@ -212,7 +212,7 @@ def test_a_store_without_val_and_test(experiment: Experiment, tmp_path: Path) ->
     told = done("probe", experiment.fused, store, "--modality", "visual", *HERE).stdout
     assert [line.split()[0] for line in told.splitlines() if line.startswith((" val", " test"))] == ["val"]
     (tmp_path / "held").mkdir()
-    held_out = stored(tmp_path / "held", [row for row in av_mnist_rows() if row["split"] != "train"])
+    held_out = stored(tmp_path / "held", [row for row in digit_rows() if row["split"] != "train"])
     refused(experiment.visual, held_out, says="has no training clips")
 
 
@@ -262,7 +262,7 @@ def test_bad_input(experiment: Experiment, tmp_path: Path) -> None:
     refused(tmp_path / "begun", store, says="is unfinished")
     (tmp_path / "mine.safetensors").write_text("mine")
     refused(experiment.audio, store, "--out", tmp_path / "mine.safetensors", says="was not written by avpt")
-    silent = [{name: row[name] for name in ("id", "label", "split", "frames")} for row in av_mnist_rows()]
+    silent = [{name: row[name] for name in ("id", "label", "split", "frames")} for row in digit_rows()]
     quiet = tmp_path / "silent"
     quiet.mkdir()
     refused(experiment.audio, stored(quiet, silent), says="no clip of train has sound")

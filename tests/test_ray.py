@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MEDIA, STORE_OPTIONS, av_mnist_rows, avpt, done, write_manifest
+from conftest import STORE_OPTIONS, avpt, digit_rows, done, write_manifest
 from kills import killed, running, stopped, to_go_on, wait_for
+from media import Clips
 from test_kills import failures_of, grey_png, untimed
 
 OBJECTS = 100 * 2**20  # bytes of the object store of a node, which nothing here uses
@@ -24,7 +25,7 @@ CORES = 2  # of a node
 
 def test_without_ray_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    manifest = write_manifest(tmp_path / "manifest.csv", av_mnist_rows())
+    manifest = write_manifest(tmp_path / "manifest.csv", digit_rows())
     result = avpt("preprocess", manifest, "--out", tmp_path / "store", *STORE_OPTIONS, "--engine", "ray")
     assert result.code == 1
     assert result.error == "avpt: --engine ray needs ray; get it with `pip install 'avpt[ray]'`"
@@ -36,7 +37,7 @@ def test_no_cluster_at_the_address_is_one_line(tmp_path: Path, address: str) -> 
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))  # and listens to nobody
         address = address.format(port=bound.getsockname()[1])
-        manifest = write_manifest(tmp_path / "manifest.csv", av_mnist_rows())
+        manifest = write_manifest(tmp_path / "manifest.csv", digit_rows())
         command = ("preprocess", manifest, "--out", tmp_path / "store", *STORE_OPTIONS, "--engine", "ray", "--quiet")
         result = avpt(*command, "--ray-address", address)
     assert result.code == 1
@@ -116,17 +117,19 @@ def preprocess(folder: Path, rows: list[dict[str, str]]) -> tuple[str | Path, ..
     return ("preprocess", manifest, *STORE_OPTIONS, "--shard-size", "2", "--max-failures", "0.2", "--workers", "2")
 
 
-def test_a_cluster_makes_the_same_store_and_tells_of_clips_that_fail_or_hang(nodes: Nodes, tmp_path: Path) -> None:
+def test_a_cluster_makes_the_same_store_and_tells_of_clips_that_fail_or_hang(
+    nodes: Nodes, clips: Clips, tmp_path: Path
+) -> None:
     endless = tmp_path / "endless"  # a minute of work or more
     endless.mkdir()
     grey_png(tmp_path / "large.png", 7000)
     for i in range(200):
         (endless / f"{i}.png").symlink_to(tmp_path / "large.png")
     bad = [
-        {"id": "broken", "label": "0", "split": "train", "video": str(MEDIA / "cut60__testsrc.mp4")},
+        {"id": "broken", "label": "0", "split": "train", "video": str(clips["cut.mp4"])},
         {"id": "hangs", "label": "0", "split": "train", "frames": str(endless)},
     ]
-    command = (*preprocess(tmp_path, av_mnist_rows() + bad), "--clip-timeout", "5", "--max-frames", "200", "--out")
+    command = (*preprocess(tmp_path, digit_rows() + bad), "--clip-timeout", "5", "--max-frames", "200", "--out")
     done(*command, tmp_path / "here")
     with running(*command, tmp_path / "there", *nodes.options(), "--quiet", "--json") as process:
         stdout, stderr = process.communicate(timeout=200)
@@ -139,7 +142,7 @@ def test_a_cluster_makes_the_same_store_and_tells_of_clips_that_fail_or_hang(nod
 
 
 def many_rows() -> list[dict[str, str]]:
-    return [row | {"id": f"{i}-{j}"} for i in range(4) for j, row in enumerate(av_mnist_rows())]
+    return [row | {"id": f"{i}-{j}"} for i in range(4) for j, row in enumerate(digit_rows())]
 
 
 @pytest.mark.slow
@@ -193,7 +196,7 @@ def test_a_driver_told_to_stop_says_how_to_go_on(
 
 @pytest.mark.slow
 def test_more_workers_than_a_node_has_cores_are_refused(nodes: Nodes, tmp_path: Path) -> None:
-    command = (*preprocess(tmp_path, av_mnist_rows()), "--out", tmp_path / "store", *nodes.options())
+    command = (*preprocess(tmp_path, digit_rows()), "--out", tmp_path / "store", *nodes.options())
     with running(*command, "--workers", "3", "--quiet") as process:
         _, stderr = process.communicate(timeout=100)
     assert process.returncode == 1
@@ -210,7 +213,7 @@ def test_a_disk_that_is_full_under_a_task_is_one_line_of_the_driver(nodes: Nodes
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("may not mount")
     try:
-        command = (*preprocess(tmp_path, av_mnist_rows()), "--out", disk / "store", *nodes.options(), "--quiet")
+        command = (*preprocess(tmp_path, digit_rows()), "--out", disk / "store", *nodes.options(), "--quiet")
         with running(*command) as process:
             _, stderr = process.communicate(timeout=100)
         assert process.returncode == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from conftest import AV_MNIST, Result, av_mnist_rows, forked, said, write_manifest
+from conftest import Result, digit_rows, forked, said, write_manifest
 
 from avpt.cli import CONFIGS, app
 
@@ -165,7 +164,7 @@ def answer(client: socket.socket, log: Path) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_small_recipes_run(name: str, tmp_path: Path) -> None:
     """One epoch of one seed on a few clips; the table at the end has a row for each way."""
-    manifest = write_manifest(tmp_path / "few.csv", av_mnist_rows())
+    manifest = write_manifest(tmp_path / "few.csv", digit_rows())
     few = {"SEEDS": "0", "PRETRAINING": "1", "EPOCHS": "1", "FUSED_EPOCHS": "1"}
     environment = few | {"OUT": str(tmp_path / "out"), "MANIFEST": str(manifest)}
     told = run_recipe(RECIPES[0].parent / f"{name}.sh", tmp_path, environment)
@@ -175,10 +174,3 @@ def test_small_recipes_run(name: str, tmp_path: Path) -> None:
         figures = {path.name for path in (tmp_path / "out" / "figures" / "abri").iterdir()}
         assert figures >= {"abnormal.png", "abnormal.pdf", "feature-maps.png", "alpha-after.png"}
         assert (tmp_path / "out" / "figures" / "val-accuracy.pdf").exists()
-
-
-def test_the_data_of_the_small_recipes_is_here() -> None:
-    with (AV_MNIST / "manifest.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 700
-    assert all((AV_MNIST / row[column]).is_file() for row in rows for column in ("audio", "frames"))

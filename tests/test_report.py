@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import STORE_OPTIONS, TRAIN_OPTIONS, Experiment, av_mnist_rows, avpt, done, fuse, write_manifest
+from conftest import STORE_OPTIONS, TRAIN_OPTIONS, Experiment, avpt, digit_rows, done, fuse, write_manifest
 from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import escape
@@ -411,7 +411,7 @@ def test_what_is_no_run(experiment: Experiment, tmp_path: Path, name: str, says:
 
 
 def test_runs_on_different_class_sets_and_with_several_labels(experiment: Experiment, tmp_path: Path) -> None:
-    rows = [row | {"label": f"{row['label']};even"} if row["label"] != "1" else row for row in av_mnist_rows()]
+    rows = [row | {"label": f"{row['label']};even"} if row["label"] != "1" else row for row in digit_rows()]
     manifest = write_manifest(tmp_path / "several.csv", rows)
     done("preprocess", manifest, "--out", tmp_path / "several", "--multi-label", *STORE_OPTIONS)
     alone = ("--audio", experiment.audio_init, "--visual", experiment.visual_init)

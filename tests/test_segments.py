@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from media import CLIPS, Clips, Pictures, Sound, number_of, numbered, sound_frame, spoiled, write
 
 from avpt.data import media
 from avpt.data.audio import read_waveform
@@ -30,11 +31,9 @@ from avpt.data.skipping import LOOKAHEAD
 from avpt.data.video import read_frames
 from avpt.errors import MediaError
 
-CLIPS = sorted(path for path in (Path(__file__).parent / "media").iterdir() if path.suffix != ".md")
 RATE = 25  # pictures a second
 SECONDS = 22  # of most files
 LONG = 70
-BLOCK = 16  # pixels; a picture is 4 x 3 of them, each a bit of its number
 NEAR = 0.025  # seconds by which sound may be off where a container's stamps are coarse
 LAST = 20.52  # seconds; where the last segment starts
 STARTS = (0.0, 0.7, 4.9, 5.1, 13.34, LAST)
@@ -95,19 +94,6 @@ Film = Callable[[str], Path]
 # --- long files ----------------------------------------------------------------------------------------------------
 
 
-def numbered(number: int) -> np.ndarray:
-    """(48, 64, 3): a picture whose blocks are dark or bright as the bits of its number."""
-    bits = np.array([number >> bit & 1 for bit in range(12)]).reshape(3, 4)
-    grey = np.where(bits, 215, 40).astype(np.uint8).repeat(BLOCK, axis=0).repeat(BLOCK, axis=1)
-    return np.ascontiguousarray(np.broadcast_to(grey[:, :, None], (*grey.shape, 3)))
-
-
-def number_of(picture: np.ndarray) -> int:
-    grey = picture[..., 0].astype(float) if picture.ndim == 3 else picture.astype(float)
-    middles = grey.reshape(3, BLOCK, 4, BLOCK)[:, 4:12, :, 4:12].mean(axis=(1, 3))
-    return sum(1 << bit for bit, value in enumerate(middles.ravel()) if value > 127)
-
-
 def noise(samples: int, rate: int) -> np.ndarray:
     """(samples,) int16, mostly below 2 kHz, so that every codec keeps its form."""
     width = rate // 4000
@@ -126,54 +112,30 @@ def stamps_of(recipe: Recipe, seconds: int) -> list[int]:
 
 
 def make(path: Path, recipe: Recipe, seconds: int = SECONDS) -> Path:
-    with av.open(str(path), "w") as container:
-        picture: Any = None
-        sound: Any = None
-        if recipe.video:
-            picture = container.add_stream(recipe.video, rate=RATE, options=recipe.options)
-            picture.width, picture.height, picture.pix_fmt = 4 * BLOCK, 3 * BLOCK, "yuv420p"
-            picture.codec_context.time_base = Fraction(1, 1000 if recipe.varying else RATE)
-            picture.codec_context.bit_rate = 400_000
-        if recipe.audio:
-            layout = "stereo" if recipe.audio == "vorbis" else "mono"
-            options = {"strict": "-2"} if recipe.audio == "vorbis" else {}
-            sound = container.add_stream(recipe.audio, rate=recipe.sample_rate, layout=layout, options=options)
-            if not recipe.audio.startswith(("pcm", "flac")):
-                sound.codec_context.bit_rate = 96_000
-        for packet in encoded(recipe, picture, sound, seconds):
-            container.mux(packet)
-    return path
-
-
-def encoded(recipe: Recipe, picture: Any, sound: Any, seconds: int) -> Iterator[Any]:
-    """Packets of both streams, side by side."""
-    stamps = stamps_of(recipe, seconds)
-    samples = noise(seconds * recipe.sample_rate, recipe.sample_rate)
-    heard = 0
-    for i, stamp in enumerate(stamps if picture else range(0, 1000 * seconds, 40)):
-        if picture:
-            frame = av.VideoFrame.from_ndarray(numbered(i), format="rgb24")
-            frame.time_base = picture.codec_context.time_base
-            frame.pts = int((recipe.begin + Fraction(stamp, 1000)) / frame.time_base)
-            yield from picture.encode(frame)
-        until = (stamp + 40) * recipe.sample_rate // 1000
-        if sound and until > heard:
-            yield from sound.encode(sound_frame(samples[heard:until], sound, recipe, heard))
-            heard = max(heard, until)
-    if sound and heard < len(samples):
-        yield from sound.encode(sound_frame(samples[heard:], sound, recipe, heard))
-    for stream in (picture, sound):
-        if stream:
-            yield from stream.encode(None)
-
-
-def sound_frame(samples: np.ndarray, sound: Any, recipe: Recipe, at: int) -> av.AudioFrame:
-    channels = sound.layout.nb_channels
-    frame = av.AudioFrame.from_ndarray(samples.repeat(channels)[None], format="s16", layout=sound.layout.name)
-    frame.sample_rate = recipe.sample_rate
-    frame.time_base = Fraction(1, recipe.sample_rate)
-    frame.pts = at + recipe.begin * recipe.sample_rate
-    return frame
+    pictures = sound = None
+    if recipe.video:
+        stamps = stamps_of(recipe, seconds)
+        pictures = Pictures(
+            drawn=map(numbered, range(len(stamps))),
+            codec=recipe.video,
+            rate=RATE,
+            stamps=stamps if recipe.varying else None,
+            begin=recipe.begin,
+            bit_rate=400_000,
+            options=recipe.options,
+        )
+    if recipe.audio:
+        layout, channels = ("stereo", 2) if recipe.audio == "vorbis" else ("mono", 1)
+        sound = Sound(
+            samples=noise(seconds * recipe.sample_rate, recipe.sample_rate)[:, None].repeat(channels, axis=1),
+            codec=recipe.audio,
+            rate=recipe.sample_rate,
+            layout=layout,
+            begin=recipe.begin,
+            bit_rate=None if recipe.audio.startswith(("pcm", "flac")) else 96_000,
+            options={"strict": "-2"} if recipe.audio == "vorbis" else {},
+        )
+    return write(path, pictures, sound)
 
 
 @pytest.fixture(scope="session")
@@ -205,7 +167,8 @@ def all_pictures(path: Path) -> tuple[list[Fraction], list[int]]:
 
 
 def on_screen(times: list[Fraction], numbers: list[int], instants: list[float]) -> list[int]:
-    """The last picture whose time has come, or the first of all."""
+    """The last picture whose time has come, or the first of all; times that go back are those of the one before."""
+    times = list(accumulate(times, max))
     return [numbers[max((i for i, t in enumerate(times) if t <= at + 1e-5), default=0)] for at in instants]
 
 
@@ -503,22 +466,9 @@ def test_errors_right_after_a_seek_are_no_damage(film: Film, name: str, monkeypa
     assert troubles == []
 
 
-def spoiled(path: Path, target: Path, kind: Any, first: float, last: float) -> Path:
-    """The file with the packets of one kind between two times overwritten."""
-    content = bytearray(path.read_bytes())
-    with av.open(str(path)) as container:
-        packets: Any = container.demux(container.streams.best(kind))
-        for packet in packets:
-            if packet.size and first <= packet.pts * packet.time_base < last:
-                content[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
-    target.write_bytes(content)
-    return target
-
-
 @pytest.mark.parametrize("kind", ["audio", "video"])
 def test_damage_is_told_where_it_is(film: Film, tmp_path: Path, kind: str) -> None:
-    path = spoiled(film("mp4"), tmp_path / "b.mp4", kind, 1.0, 1.2)
-    path = spoiled(path, tmp_path / "a.mp4", kind, 10.5, 10.7)
+    path = spoiled(film("mp4"), tmp_path / "a.mp4", kind, lambda number, time: 1.0 <= time < 1.2 or 10.5 <= time < 10.7)
     for start, hurt in ((0.0, True), (3.0, False), (10.0, True), (15.0, False), (19.0, False)):
         troubles: list[str] = []
         if kind == "audio":
@@ -567,11 +517,10 @@ def test_stamps_of_showing_that_are_those_of_decoding(tmp_path: Path, work: Work
     stamps, numbers = all_pictures(path)
     assert numbers == list(range(12 * RATE))
     assert stamps != sorted(stamps)
-    times = list(accumulate(stamps, max))  # they never go back
     for start, fps in ((0.0, 10), (3.3, 25), (7.3, 1), (7.3, 10)):
         found = shown(path, start, start + 1.2, fps=fps)
         assert len(found) == math.ceil(1.2 * fps)
-        assert found == on_screen(times, numbers, [start + k / fps for k in range(len(found))])
+        assert found == on_screen(stamps, numbers, [start + k / fps for k in range(len(found))])
     assert work.plain == 4
 
 
@@ -581,9 +530,7 @@ def jumping(path: Path, codec: str, jump: float) -> np.ndarray:
     samples = noise(16 * rate, rate)
     with av.open(str(path), "w") as container:
         sound: Any = container.add_stream(codec, rate=rate, layout="mono")
-        frames = [
-            sound_frame(samples[i : i + size], sound, Recipe("", None, codec), i) for i in range(0, 16 * rate, size)
-        ]
+        frames = [sound_frame(samples[i : i + size, None], "mono", rate, i) for i in range(0, 16 * rate, size)]
         for frame in (*frames, None):
             for packet in sound.encode(frame):
                 if packet.pts * packet.time_base >= 8:
@@ -654,34 +601,6 @@ def test_a_clock_that_goes_back_is_read_the_same_both_ways(
 # --- the quick way against the plain way ---------------------------------------------------------------------------
 
 
-@pytest.fixture
-def plainly(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], Any]:
-    """Calls something with the quick way barred; MediaError is returned as its text."""
-
-    def told(call: Callable[[], Any]) -> Any:
-        try:
-            return call()
-        except MediaError as error:
-            return f"{error.stage}: {error}"
-
-    def plain(path: Path, kind: Any, read: Callable[[media.Track], Any], start: float, opened: Any) -> Any:
-        def barred(track: media.Track) -> Any:
-            if track.quick:
-                raise media.ShortCutError
-            return read(track)
-
-        return media.read_best(path, kind, barred, start, opened)
-
-    def both(call: Callable[[], Any]) -> Any:
-        quick = told(call)
-        with monkeypatch.context() as patch:
-            patch.setattr("avpt.data.video.read_best", plain)
-            patch.setattr("avpt.data.audio.read_best", plain)
-            return quick, told(call)
-
-    return both
-
-
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_segment_shows_the_same_both_ways(
@@ -698,10 +617,23 @@ def test_any_segment_shows_the_same_both_ways(
 
 
 @pytest.mark.parametrize("accuracy", ["exact", "keyframe"])
-@pytest.mark.parametrize("path", CLIPS, ids=lambda path: path.name)
+@pytest.mark.parametrize("name", CLIPS)
 def test_every_clip_shows_the_same_both_ways(
-    path: Path, plainly: Callable[[Callable[[], Any]], Any], accuracy: Any
+    clips: Clips, name: str, plainly: Callable[[Callable[[], Any]], Any], accuracy: Any
 ) -> None:
+    shows_the_same(clips[name], plainly, accuracy)
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_every_clip_sounds_the_same_both_ways(
+    clips: Clips, name: str, plainly: Callable[[Callable[[], Any]], Any]
+) -> None:
+    sounds_the_same(clips[name], plainly)
+
+
+def shows_the_same(path: Path, plainly: Callable[[Callable[[], Any]], Any], accuracy: Any) -> None:
+    """Segments of a clip are the same pictures, or the same error, by the quick way and by the plain way."""
+
     def pictures(start: float, end: float | None) -> Any:
         troubles: list[str] = []
         options: dict[str, Any] = {"start": start, "end": end, "accuracy": accuracy, "troubles": troubles}
@@ -715,8 +647,8 @@ def test_every_clip_shows_the_same_both_ways(
         assert quick == plain
 
 
-@pytest.mark.parametrize("path", CLIPS, ids=lambda path: path.name)
-def test_every_clip_sounds_the_same_both_ways(path: Path, plainly: Callable[[Callable[[], Any]], Any]) -> None:
+def sounds_the_same(path: Path, plainly: Callable[[Callable[[], Any]], Any]) -> None:
+    """Segments of a clip are the same sound, or the same error, by the quick way and by the plain way."""
     for start, end in ((0.0, None), (0.7, 1.7), (5.3, None)):
         quick, plain = plainly(partial(read_waveform, path, 16000, start=start, end=end))
         if not isinstance(plain, np.ndarray):

@@ -15,7 +15,8 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import STORE_OPTIONS, Experiment, av_mnist_rows, avpt, done, files_of, write_manifest
+from conftest import STORE_OPTIONS, Experiment, avpt, digit_rows, done, files_of, write_manifest
+from media import Clips
 from PIL import Image
 from torchaudio.compliance import kaldi
 
@@ -262,7 +263,7 @@ def test_raw_frames_float32_limit_and_shard_size(experiment: Experiment, tmp_pat
 def mixed_rows(folder: Path) -> list[dict[str, str]]:
     """Copies of six clips with several labels; one without picture, one without sound, two broken."""
     folder.mkdir()
-    chosen = [row for row in av_mnist_rows() if row["split"] == "train"][::3]
+    chosen = [row for row in digit_rows() if row["split"] == "train"][::3]
     labels = ("cat;dog", "dog", "élan;cat", "cat", "dog;élan;cat", "élan")
     rows = []
     for number, (row, label) in enumerate(zip(chosen, labels, strict=True)):
@@ -377,7 +378,7 @@ def test_the_fingerprint_follows_the_data(tmp_path: Path) -> None:
 
 
 def test_more_shards_than_a_process_may_open(experiment: Experiment, tmp_path: Path) -> None:
-    rows = av_mnist_rows()
+    rows = digit_rows()
     manifest = write_manifest(tmp_path / "manifest.csv", [row for row in rows if row["split"] == "train"])
     done("preprocess", manifest, "--out", tmp_path / "store", *STORE_OPTIONS, "--shard-size", "1")
     code = (
@@ -443,8 +444,8 @@ def test_a_damaged_or_lost_file_of_the_store_is_told_or_made_again(experiment: E
     assert files_of(store) == files_of(experiment.store)
 
 
-def test_labels_that_look_like_several_are_told(tmp_path: Path) -> None:
-    tone = str(Path(__file__).parent / "media" / "tcodec__sine_mono_s16.wav")
+def test_labels_that_look_like_several_are_told(clips: Clips, tmp_path: Path) -> None:
+    tone = str(clips["mono.wav"])
     rows = [{"id": "a", "label": "x;y", "split": "train", "audio": tone}]
     manifest = write_manifest(tmp_path / "m.csv", rows)
     assert "--multi-label" in done("preprocess", manifest, "--out", tmp_path / "one").stderr

@@ -18,7 +18,7 @@ from conftest import (
     TRAIN_OPTIONS,
     Experiment,
     Result,
-    av_mnist_rows,
+    digit_rows,
     done,
     files_of,
     finetune,
@@ -562,7 +562,7 @@ def test_carving_is_stable_when_clips_are_added(added: int) -> None:
 def many_labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store without val split, each clip with one or two labels."""
     folder = tmp_path_factory.mktemp("many-labels")
-    rows = [row for row in av_mnist_rows() if row["split"] != "val"]
+    rows = [row for row in digit_rows() if row["split"] != "val"]
     for number, row in enumerate(rows):
         row["label"] = f"digit {row['label']}" + (";even" if row["label"] in "02" and number % 2 else "")
     manifest = write_manifest(folder / "manifest.csv", rows)

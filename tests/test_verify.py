@@ -16,7 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from conftest import STORE_OPTIONS, Experiment, Result, av_mnist_rows, avpt, done, files_of, write_manifest
+from conftest import STORE_OPTIONS, Experiment, Result, avpt, digit_rows, done, files_of, write_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -134,7 +134,7 @@ def test_several_labels_one_modality_failures_and_an_empty_shard(tmp_path: Path,
 
 @pytest.mark.parametrize("kind", ["audio", "frames"])
 def test_one_modality(tmp_path: Path, kind: str) -> None:
-    rows = [{name: row[name] for name in ("id", "label", "split", kind)} for row in av_mnist_rows()[:3]]
+    rows = [{name: row[name] for name in ("id", "label", "split", kind)} for row in digit_rows()[:3]]
     done("preprocess", write_manifest(tmp_path / "m.csv", rows), *STORE_OPTIONS, "--out", tmp_path / "store")
     assert problems_of(tmp_path / "store", "--deep") == []
 

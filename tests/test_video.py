@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 from av.stream import Disposition
+from expected import assert_similar, full_decode, shrink
+from media import RAINBOW, Clips, Pictures, number_of, numbered, turned, with_matrix, write
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 from avpt.data import media, video
 from avpt.data.video import encode_frame, read_frames, read_images
 from avpt.errors import MediaError
 
-MEDIA = Path(__file__).parent / "media"
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 LOSSLESS: dict[str, Any] = {"codec": "libx264rgb", "pixels": "rgb24", "qp": "0"}
 # EXIF's eight orientations: the stored quadrants, and what a viewer shows of them (CIPA DC-008)
@@ -58,19 +59,11 @@ def write_video(
     **options: str,
 ) -> Path:
     """Pictures (height, width, 3) at stamps in milliseconds (default: 25 a second) -> a video, through PyAV."""
-    with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream(codec, rate=25, options=options)
-        stream.height, stream.width = pictures[0].shape[:2]
-        stream.pix_fmt = pixels
-        stream.codec_context.time_base = Fraction(1, 1000)
-        if aspect is not None:
-            stream.codec_context.sample_aspect_ratio = aspect
-        for picture, stamp in zip(pictures, stamps or range(0, 40 * len(pictures), 40), strict=True):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = stamp, Fraction(1, 1000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
+    stamps = stamps or list(range(0, 40 * len(pictures), 40))
+    return write(
+        path,
+        Pictures(drawn=pictures, codec=codec, pixels=pixels, rate=25, stamps=stamps, aspect=aspect, options=options),
+    )
 
 
 def grey(value: int, height: int = 16, width: int = 16) -> np.ndarray:
@@ -89,36 +82,6 @@ def read(path: Path, fps: float = 1.0, max_frames: int = 100, frame_size: int = 
 
 def values(shown: list[np.ndarray]) -> list[int]:
     return [int(rgb[0, 0, 0]) for rgb in shown]
-
-
-def full_decode(path: Path) -> tuple[list[Fraction], list[np.ndarray]]:
-    """Every frame that decodes: its time from the container's start, and its stored pixels."""
-    times, pictures = [], []
-    with av.open(str(path), metadata_errors="replace") as container:
-        stream: Any = container.streams.best("video")
-        stream.thread_count = 1  # what a decoder makes of damaged pictures depends on its threads
-        origin = Fraction(container.start_time or 0, 1_000_000)
-        for packet in container.demux(stream):
-            try:
-                frames = packet.decode()
-            except av.FFmpegError:
-                continue
-            for frame in frames:
-                times.append(frame.pts * frame.time_base - origin)
-                pictures.append(frame.to_ndarray(format="rgb24"))
-    return times, pictures
-
-
-def assert_similar(rgb: np.ndarray, expected: np.ndarray, tolerance: float = 4.0) -> None:
-    """The mean difference is what two filters make of one picture, not what two pictures differ by."""
-    assert rgb.shape == expected.shape
-    assert np.abs(rgb.astype(float) - expected).mean() < tolerance
-
-
-def shrink(rgb: np.ndarray, height: int, width: int) -> np.ndarray:
-    image = torch.from_numpy(rgb.copy()).permute(2, 0, 1)[None].float()
-    small = torch.nn.functional.interpolate(image, (height, width), mode="bilinear", antialias=True)
-    return small[0].permute(1, 2, 0).clamp(0, 255).numpy()
 
 
 def quadrants(rgb: np.ndarray) -> np.ndarray:
@@ -175,11 +138,14 @@ def test_a_seek_shows_the_same_frames(tmp_path: Path, suffix: str, monkeypatch: 
     assert values(read(path, fps=5, start=15.0, end=17.0)) == expected
 
 
-def test_first_stamp_of_ten_seconds() -> None:
-    path = MEDIA / "media3__bbb_800x640_768kbps_30fps_avc_2b_firstpts_10_sec.mp4"
+def test_first_stamp_of_ten_seconds(clips: Clips) -> None:
+    path = clips["first_stamp_of_ten_seconds.mp4"]
+    with av.open(str(path)) as container:
+        assert container.start_time == 10_000_000
     times, pictures = full_decode(path)
     assert times[0] == 0
     shown = read(path, fps=3, frame_size=64)
+    assert [number_of(rgb) for rgb in shown] == list(range(0, 120, 10))
     assert len(shown) == 12  # 4 s
     for k, rgb in enumerate(shown):
         latest = max(i for i, time in enumerate(times) if time <= Fraction(k, 3))
@@ -189,64 +155,79 @@ def test_first_stamp_of_ten_seconds() -> None:
 @pytest.mark.parametrize(
     ("name", "count"),
     [
-        ("media3__bear-vp9-odd-dimensions.webm", 2),
-        ("media3__sample_with_chapters.mkv", 5),  # 4:4:4
-        ("tcodec__h264_10bits.mp4", 1),
-        ("aed__h264-mjpeg.mp4", 2),  # the second stream is a cover
-        ("media3__sample_empty_track.mp4", 2),
-        ("media3__sample-with-large-length.avi", 2),
-        ("decord__corrupted.mp4", 5),
-        ("media3__sample_with_invalid_nalu.mp4", 2),
-        ("cut60__testsrc.mkv", 2),
-        ("decord__video_0.mov", 1),
-        ("media3__silent-black-10s.mp4", 10),
+        ("odd_size.webm", 2),
+        ("with_chapters.mkv", 5),  # 4:4:4
+        ("ten_bits.mp4", 1),
+        ("with_cover.mp4", 2),  # the second stream is a cover
+        ("empty_second_track.mp4", 2),
+        ("wrong_lengths.avi", 2),
+        ("damaged_picture.mp4", 5),
+        ("damaged_end.mp4", 2),
+        ("cut.mkv", 2),
+        ("held_0.mov", 1),
+        ("black_and_silent.mp4", 10),
     ],
 )
-def test_real_clips_show_what_a_full_decode_holds(name: str, count: int) -> None:
-    times, pictures = full_decode(MEDIA / name)
-    shown = read(MEDIA / name, frame_size=96)
+def test_clips_show_what_a_full_decode_holds(clips: Clips, name: str, count: int) -> None:
+    shown = shows_what_decodes(clips[name])
     assert len(shown) == count
-    for k, rgb in enumerate(shown):
+    for latest, rgb in shown:
+        if name.startswith("black"):
+            assert rgb.max() == 0
+        elif not name.startswith("damaged"):
+            assert number_of(rgb) == latest
+
+
+def shows_what_decodes(path: Path) -> list[tuple[int, np.ndarray]]:
+    """Check the picture of each second against a full decode; returns it with its place among all."""
+    times, pictures = full_decode(path)
+    shown = []
+    for k, rgb in enumerate(read(path, frame_size=96)):
         latest = max((i for i, time in enumerate(times) if time <= k + 1e-6), default=0)
         height, width = pictures[latest].shape[:2]
         scale = min(1.0, 96 / min(height, width))
-        expected = shrink(pictures[latest], round(height * scale), round(width * scale))
-        assert_similar(rgb, expected)
+        assert_similar(rgb, shrink(pictures[latest], round(height * scale), round(width * scale)))
+        shown.append((latest, rgb))
+    return shown
 
 
-def test_full_size_is_never_enlarged_and_keeps_its_pixels() -> None:
-    path = MEDIA / "media3__bear-vp9-odd-dimensions.webm"
+def test_full_size_is_never_enlarged_and_keeps_its_pixels(clips: Clips) -> None:
+    path = clips["odd_size.webm"]
     _, pictures = full_decode(path)
     (first, _) = read(path)
     assert first.shape == (121, 161, 3)
     assert_similar(first, pictures[0], 2.0)
 
 
-def test_one_pixel_and_a_name_with_a_dash(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(MEDIA)
-    shown = read(Path("-video-with-dash-.mp4"))
+def test_one_pixel_and_a_name_with_a_dash(clips: Clips, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "-one-pixel-.mp4"
+    monkeypatch.chdir(clips[name].parent)
+    shown = read(Path(name))
     assert [rgb.shape for rgb in shown] == [(1, 1, 3)] * 5
 
 
 @pytest.mark.parametrize("name", ["100%d.mp4", "a%03d b.mp4", "http:x.mp4", "concat:a|b.mp4"])
-def test_names_that_look_like_something_else(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_that_look_like_something_else(
+    clips: Clips, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    shutil.copy(MEDIA / "decord__video_0.mov", name)
+    shutil.copy(clips["held_0.mov"], name)
     assert len(read(Path(name))) == 1
 
 
 @pytest.mark.parametrize(("degrees", "turns"), [(0, 0), (90, -1), (180, 2), (270, 1)])
-def test_phones_held_four_ways(degrees: int, turns: int) -> None:
-    path = MEDIA / f"decord__video_{degrees}.mov"
+def test_phones_held_four_ways(clips: Clips, degrees: int, turns: int) -> None:
+    path = clips[f"held_{degrees}.mov"]
     _, pictures = full_decode(path)
     (shown,) = read(path, frame_size=1000)
     assert_similar(shown, np.rot90(pictures[0], turns), 2.0)
+    assert_similar(shown, np.rot90(numbered(0, 320, 568, RAINBOW), turns))
     (small,) = read(path, frame_size=256)
     assert small.shape == ((454, 256, 3) if degrees in (90, 270) else (256, 454, 3))
 
 
-def test_rotated_and_mirrored_clip() -> None:
-    path = MEDIA / "media3__sample_rotate_and_reflect.mp4"  # its matrix is 0 1 1 0: rows become columns
+def test_rotated_and_mirrored_clip(clips: Clips) -> None:
+    path = clips["mirrored.mp4"]  # its matrix is 0 1 1 0: rows become columns
     _, pictures = full_decode(path)
     assert_similar(read(path, frame_size=1000)[0], pictures[0].transpose(1, 0, 2), 2.0)
 
@@ -255,8 +236,7 @@ def test_rotated_and_mirrored_clip() -> None:
 def test_all_eight_display_matrices(tmp_path: Path, orientation: int) -> None:
     picture = np.repeat(np.repeat(QUADRANTS, 20, axis=0), 30, axis=1)
     path = write_video(tmp_path / "a.mp4", [picture] * 3, **LOSSLESS)
-    a, b, c, d = (65536 * n for n in MATRICES[orientation])
-    set_matrix(path, (a, b, 0, c, d, 0, 0, 0, 1 << 30))
+    turned(path, MATRICES[orientation])
     shown = read(path)[0]
     assert shown.shape == ((40, 60, 3) if orientation < 5 else (60, 40, 3))
     np.testing.assert_array_equal(quadrants(shown), UPRIGHT[orientation])
@@ -268,23 +248,15 @@ def test_all_eight_display_matrices(tmp_path: Path, orientation: int) -> None:
 def test_a_damaged_display_matrix_is_ignored(tmp_path: Path, matrix: tuple[int, ...]) -> None:
     picture = np.repeat(np.repeat(QUADRANTS, 20, axis=0), 30, axis=1)
     path = write_video(tmp_path / "a.mp4", [picture] * 3, **LOSSLESS)
-    set_matrix(path, matrix)
+    with_matrix(path, matrix)
     np.testing.assert_array_equal(quadrants(read(path)[0]), QUADRANTS)
 
 
-def set_matrix(path: Path, matrix: tuple[int, ...]) -> None:
-    """Write the matrix of the only track header of an MP4, and check that FFmpeg sees it."""
-    content = bytearray(path.read_bytes())
-    at = content.index(b"tkhd") + 4 + 40  # version 0: 40 bytes before the matrix
-    assert content[at : at + 4] == struct.pack(">i", 65536)
-    content[at : at + 36] = struct.pack(">9i", *matrix)
-    path.write_bytes(content)
-
-
-def test_non_square_pixels(tmp_path: Path) -> None:
-    assert read(MEDIA / "aed__SAR-2by3.mp4")[0].shape == (256, 303, 3)  # 640 x 360 at 2:3 is 426.67 x 360
-    _, pictures = full_decode(MEDIA / "aed__SAR-2by3.mp4")
-    assert_similar(read(MEDIA / "aed__SAR-2by3.mp4")[0], shrink(pictures[0], 256, 303))
+def test_non_square_pixels(clips: Clips, tmp_path: Path) -> None:
+    path = clips["narrow_pixels.mp4"]
+    assert read(path)[0].shape == (256, 303, 3)  # 640 x 360 at 2:3 is 426.67 x 360
+    _, pictures = full_decode(path)
+    assert_similar(read(path)[0], shrink(pictures[0], 256, 303))
     wide = write_video(tmp_path / "a.mkv", [grey(9, 20, 30)] * 2, **LOSSLESS, aspect=Fraction(2))
     assert read(wide)[0].shape == (20, 60, 3)
     assert read(wide, frame_size=10)[0].shape == (10, 30, 3)
@@ -316,10 +288,14 @@ def test_colours_follow_the_streams_matrix_and_range(
     np.testing.assert_allclose(read(tmp_path / "a.mkv")[0][16, 16], expected, atol=1)
 
 
-@pytest.mark.parametrize("name", ["aed__h264-mjpeg.mp4", "tcodec__h264_10bits.mp4"])
-def test_colours_of_a_drawn_pattern_by_arithmetic(name: str) -> None:
+@pytest.mark.parametrize("name", ["with_cover.mp4", "ten_bits.mp4"])
+def test_colours_of_a_drawn_pattern_by_arithmetic(clips: Clips, name: str) -> None:
+    colours_by_arithmetic(clips[name])
+
+
+def colours_by_arithmetic(path: Path) -> None:
     """4:2:0 chroma lies on the left, halfway between rows, as MPEG has it where nothing is said; BT.601, limited."""
-    with av.open(str(MEDIA / name)) as container:
+    with av.open(str(path)) as container:
         frame = next(container.decode(video=0))
     depth = 16 if "10" in frame.format.name else 8
     y, u, v = (
@@ -337,13 +313,13 @@ def test_colours_of_a_drawn_pattern_by_arithmetic(name: str) -> None:
     u, v = ((between(chroma) / scale - 128) / 224 for chroma in (u, v))
     r, b = y + 2 * (1 - 0.299) * v, y + 2 * (1 - 0.114) * u
     expected = 255 * np.stack([r, (y - 0.299 * r - 0.114 * b) / 0.587, b], axis=2).clip(0, 1)
-    error = np.abs(read(MEDIA / name, frame_size=1000)[0] - expected)
+    error = np.abs(read(path, frame_size=1000)[0] - expected)
     assert error.max() < 2
     assert error.mean() < 0.3
 
 
-def test_a_frame_over_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    path = MEDIA / "decord__video_0.mov"  # 568 x 320
+def test_a_frame_over_the_limit_is_refused(clips: Clips, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = clips["held_0.mov"]  # 568 x 320
     monkeypatch.setattr(video, "MAX_PIXELS", 568 * 320 - 1)
     monkeypatch.setattr("avpt.data.video.decode", None)  # never reached
     with pytest.raises(MediaError, match=r"568 x 320 pixels is over the limit") as caught:
@@ -363,18 +339,17 @@ def test_an_image_that_unpacks_to_gigabytes(tmp_path: Path) -> None:
     assert caught.value.stage == "visual"
 
 
-def test_covers_alone_are_no_pictures() -> None:
-    path = MEDIA / "media3__bear_with_picture.flac"
+def test_covers_alone_are_no_pictures(clips: Clips) -> None:
+    path = clips["cover_alone.flac"]
+    with av.open(str(path)) as container:
+        assert len(container.streams.video) == 1
     assert read_frames(path, fps=1, max_frames=10, frame_size=256) is None
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["media3__sample_fragmented_uuid.mp4", "media3__video_init.mp4", "media3__invalid-bitstream.webm"],
-)
-def test_streams_from_which_nothing_decodes(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["undecodable.mp4", "header_alone.mp4", "undecodable.webm"])
+def test_streams_from_which_nothing_decodes(clips: Clips, name: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(MediaError, match="no picture decodes") as caught:
-        read(MEDIA / name)
+        read(clips[name])
     assert caught.value.stage == "visual"
     assert capfd.readouterr().err == ""
 
@@ -504,8 +479,8 @@ def test_images_are_scaled_like_frames(tmp_path: Path) -> None:
     assert images(tmp_path / "a.jpg", frame_size=500)[0][1].shape == (100, 300, 3)
 
 
-def test_encode_frame() -> None:
-    picture = full_decode(MEDIA / "decord__video_0.mov")[1][0]
+def test_encode_frame(clips: Clips) -> None:
+    picture = full_decode(clips["held_0.mov"])[1][0]
     assert encode_frame(picture, "raw") == picture.tobytes()
     content = np.frombuffer(encode_frame(picture, "jpeg"), np.uint8)
     decoded = decode_jpeg(torch.from_numpy(content.copy()), mode=ImageReadMode.RGB).permute(1, 2, 0).numpy()

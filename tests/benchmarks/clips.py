@@ -1,11 +1,13 @@
-"""What the benchmarks of loading share: clips of one size, real recordings cut and scaled, and the processor's time."""
+"""What the benchmarks share: recordings, made or read and scaled to one size, and the processor's time."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
 import os
+import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,10 @@ from avpt.data.store import read_shard_record, shard_name, store_record, write_s
 from avpt.data.video import encode_frame, read_frames
 from avpt.errors import MediaError
 
-MEDIA = Path(__file__).parent.parent / "media"
 CLASSES = ("a", "b")
 FRAMES = 10  # a clip, one a second
+MADE = 8  # recordings
+HELP = "folder of media that the clips are cut from (default: recordings made for the run)"
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,62 @@ class Recording:
     pictures: list[np.ndarray]  # (height, width, 3) uint8
 
 
-def read_recordings(folder: Path, width: int, height: int, seconds: float = 10.0) -> list[Recording]:
-    """What can be read of every file with sound and picture; what is shorter is repeated."""
+def rough(seed: int, height: int, width: int) -> np.ndarray:
+    """(height, width, 3): noise of every size, with about as many bytes in JPEG as a photograph has."""
+    random = np.random.default_rng(seed)
+    picture = np.full((height, width, 3), 128.0)
+    for size in (4, 8, 16, 32, 64, 128):
+        blots = Image.fromarray(random.integers(0, 256, (size, size, 3), dtype=np.uint8))
+        picture += (np.asarray(blots.resize((width, height), Image.Resampling.BICUBIC), float) - 127.5) * 2 / size**0.75
+    return picture.clip(0, 255).astype(np.uint8)
+
+
+def panned(seed: int, height: int, width: int, count: int) -> Iterator[np.ndarray]:
+    """Pictures (height, width, 3) of a camera that turns to the right, two pixels a picture."""
+    wide = rough(seed, height, width + 2 * count)
+    return (np.ascontiguousarray(wide[:, 2 * i : 2 * i + width]) for i in range(count))
+
+
+def hiss(seed: int, samples: int) -> np.ndarray:
+    """(samples,) float32: noise that swells and fades."""
+    noise = np.random.default_rng(seed).normal(0, 0.1, samples)
+    return (noise * np.sin(np.linspace(0, 30, samples))).astype(np.float32)
+
+
+def make_recordings(width: int, height: int, seconds: float = 10.0) -> list[Recording]:
+    """Recordings of noise and rough pictures, the same each time."""
+    return [
+        Recording(hiss(seed, round(seconds * 16000)), [rough(FRAMES * seed + i, height, width) for i in range(FRAMES)])
+        for seed in range(MADE)
+    ]
+
+
+def make_films(folder: Path, seconds: int = 11) -> Path:
+    """Files of several kinds, 640 x 360, with sound."""
+    sys.path.append(str(Path(__file__).parent.parent))
+    from media import VPX, X264, Pictures, Sound, write
+
+    kinds: dict[str, tuple[str, dict[str, str], str]] = {
+        "a.mp4": ("libx264", X264, "aac"),
+        "b.mkv": ("libx264", X264, "flac"),
+        "c.webm": ("libvpx", VPX, "libopus"),
+        "d.avi": ("mpeg4", {"g": "50"}, "mp2"),
+    }
+    for seed, (name, (codec, options, sound)) in enumerate(kinds.items()):
+        pictures = panned(seed, 360, 640, 25 * seconds)
+        samples = (hiss(seed, 48000 * seconds) * 32767).round().astype(np.int16)[:, None]
+        write(
+            folder / name,
+            Pictures(drawn=pictures, codec=codec, rate=25, bit_rate=1_000_000, options=options),
+            Sound(samples=samples, codec=sound, rate=48000),
+        )
+    return folder
+
+
+def read_recordings(folder: Path | None, width: int, height: int, seconds: float = 10.0) -> list[Recording]:
+    """What can be read of every file with sound and picture, what is shorter repeated; without a folder, made ones."""
+    if folder is None:
+        return make_recordings(width, height, seconds)
     av.logging.set_level(av.logging.PANIC)
     recordings = []
     for path in sorted(path for path in folder.iterdir() if path.is_file()):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from clips import CLASSES, MEDIA, decoded, processor_seconds, read_recordings, write_store
+from clips import CLASSES, HELP, decoded, processor_seconds, read_recordings, write_store
 from torch import nn
 
 from avpt.data.clip import ClipSettings
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(340, 256), metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--num-frames", type=int, default=3)
-    parser.add_argument("--recordings", type=Path, default=MEDIA, help="folder of media that the clips are cut from")
+    parser.add_argument("--recordings", type=Path, help=HELP)
     options = parser.parse_args()
 
     start(0, "cpu")

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from clips import FRAMES, MEDIA, Recording, decoded, processor_seconds, read_recordings, write_store
+from clips import FRAMES, HELP, Recording, decoded, processor_seconds, read_recordings, write_store
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -156,7 +156,7 @@ def from_files(loader: DataLoader[Any]) -> Iterator[tuple[Tensor, ...]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=int, default=256, help="in an epoch")
-    parser.add_argument("--recordings", type=Path, default=MEDIA, help="folder of media that the clips are cut from")
+    parser.add_argument("--recordings", type=Path, help=HELP)
     parser.add_argument("--size", type=int, nargs=2, default=(340, 256), metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=1)
