@@ -53,7 +53,7 @@ def atomic(path: Path, *, shared: bool = False) -> Iterator[Path]:
 
 
 def sweep(paths: Iterable[Path]) -> None:
-    """Remove files for the moment that no process has locked, on whatever machine: the killed ones that had are gone.
+    """Remove temporary files that no process has locked, on whatever machine: whoever wrote them was killed.
 
     Where files are not `shared`, call it inside the claim that their writers need.
     """

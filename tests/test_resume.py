@@ -200,10 +200,11 @@ def test_a_kill_between_checkpoint_and_metrics_loses_nothing(experiment: Experim
     run = shutil.copytree(experiment.visual, tmp_path / "run")
     for name in ("summary.json", "metrics.jsonl", "model.safetensors", "timing.jsonl"):
         (run / name).unlink()
-    (run / ".model.safetensors.tmp").write_bytes(b"half a file")
+    for name in (".model.safetensors.tmp", ".timing.jsonl.tmp", "checkpoint/.last.pt.tmp"):
+        (run / name).write_bytes(b"half a file")
     done(*training(experiment, "visual"), "--out", run)
-    (run / ".model.safetensors.tmp").unlink(missing_ok=True)
     assert files_of(run) == files_of(experiment.visual)
+    assert not list(run.rglob(".*"))
 
 
 def test_more_epochs_continue_a_constant_rate_run(experiment: Experiment, tmp_path: Path) -> None:
