@@ -66,7 +66,7 @@ def _one_answer(model: nn.Module, batch: Batch, stepping: Stepping) -> bool:
 def _answer(model: nn.Module, batch: Batch, stepping: Stepping) -> list[Tensor]:
     """Logits, loss and gradients of a training step; each time with the same random numbers, on a copy of the model."""
     device = batch.labels.device
-    with torch.random.fork_rng(device_type=device.type if device.type != "cpu" else "cuda"):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         trained = copy.deepcopy(model).train()  # with all that looks on: BatchNorm's statistics, OGM-GE
         if stepping.mix is not None:
             batch = stepping.mix(batch, 0)
