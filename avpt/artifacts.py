@@ -54,16 +54,12 @@ def save(path: Path, header: Header, tensors: Mapping[str, Tensor]) -> None:
 
     safetensors keeps metadata in a hash map: with more than one key the order, and so the bytes, would vary.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors import torch as safetensors
 
-    metadata = {"avpt": format_header(header)}
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic(path) as beside:
-        try:
-            save_file(on_cpu, beside, metadata)
-        except SafetensorError as error:  # its word for what the disk says
-            raise OSError(str(error)) from error
+        # not its `save_file`, which writes to a file of a random name first: a kill would leave that behind
+        beside.write_bytes(safetensors.save(on_cpu, {"avpt": format_header(header)}))
 
 
 def format_header(header: Header) -> str:

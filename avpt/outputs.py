@@ -8,8 +8,9 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +24,27 @@ COMPLETE = ("store.json", "summary.json")  # written last: they declare a folder
 def atomic(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """Give a path beside the final one to write to; flush it to disk and rename it when the block ends well.
 
-    A file that others may be writing too (`shared`, with the same bytes) is written under a name of this process's own.
+    Write to it as it is: a library that puts another file in its place leaves that one behind where it is killed.
+    A file that others may be writing too (`shared`, with the same bytes) is written under a name of this process's
+    own, and locked until it is done, so that `sweep` can tell it from what a killed process left.
     """
     path = path.absolute()
     own = f".{os.uname().nodename}-{os.getpid()}" if shared else ""
     beside = path.with_name(f".{path.name}{own}.tmp")
-    try:
-        yield beside
-        with beside.open("rb+") as file:
-            os.fsync(file.fileno())
-        beside.chmod(0o666 & ~_umask())  # safetensors would keep its files to their owner
-        beside.replace(path)
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)  # h5py puts a paragraph into strerror
-        raise OutputError(f"{path} can't be written ({reason}); mend that and run the same command again") from error
-    finally:
-        beside.unlink(missing_ok=True)
+    with ExitStack() as held:
+        try:
+            if shared:
+                held.callback(os.close, _lock(beside, fcntl.LOCK_SH))
+            yield beside
+            with beside.open("rb+") as file:
+                os.fsync(file.fileno())
+            beside.replace(path)
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)  # h5py puts a paragraph into strerror
+            what = f"{path} can't be written ({reason}); mend that and run the same command again"
+            raise OutputError(what) from error
+        finally:
+            beside.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the new name too must survive a power cut
@@ -46,10 +52,14 @@ def atomic(path: Path, *, shared: bool = False) -> Iterator[Path]:
         os.close(folder)
 
 
-def _umask() -> int:
-    mask = os.umask(0)  # the only way to read it is to set it
-    os.umask(mask)
-    return mask
+def sweep(paths: Iterable[Path]) -> None:
+    """Remove files for the moment that no process has locked, on whatever machine: the killed ones that had are gone.
+
+    Where files are not `shared`, call it inside the claim that their writers need.
+    """
+    for path in paths:
+        with suppress(OSError), _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB, create=False):
+            pass
 
 
 def write_text(path: Path, text: str, *, shared: bool = False) -> None:
@@ -90,10 +100,16 @@ def sha256_json(value: object) -> str:
 
 
 @contextmanager
-def claim(path: Path, part: str | None = None) -> Iterator[None]:
+def claim(path: Path, part: str | None = None, beside: Iterable[Path] = ()) -> Iterator[None]:
     """Be the only writer of `path`, or of a part of it, while the block runs; the claim dies with the process.
 
-    Writers of different parts go together, a writer of the whole goes with none.
+    Writers of different parts go together, a writer of the whole goes with none, and clears away what was left by
+    those that were killed.
+
+    Args:
+        path: a file or a folder.
+        part: of a folder, by a name.
+        beside: files that are written with it.
 
     Raises:
         OutputError: another process writes it, or its folder can't be written.
@@ -107,11 +123,10 @@ def claim(path: Path, part: str | None = None) -> Iterator[None]:
             lock = path.with_name(f".{path.name}.lock")
             if part is None:
                 locks.enter_context(_locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, patience=MOMENT))
+                sweep(file.absolute().with_name(f".{file.name}.tmp") for file in (path, *beside))
             else:
                 locks.enter_context(_locked(lock, fcntl.LOCK_SH | fcntl.LOCK_NB, patience=MOMENT))
-            if part is not None:
-                name = f".{path.name}.{part.replace(':', '-')}.lock"
-                locks.enter_context(_locked(path.with_name(name), fcntl.LOCK_EX | fcntl.LOCK_NB))
+                locks.enter_context(_locked(_lock_of(path, part), fcntl.LOCK_EX | fcntl.LOCK_NB))
             held = locks.pop_all()
     except BlockingIOError:
         raise OutputError(f"{path} is being written by another avpt; wait for it or choose another --out") from None
@@ -119,6 +134,11 @@ def claim(path: Path, part: str | None = None) -> Iterator[None]:
         raise OutputError(f"{path} can't be written ({error.strerror}); choose another --out") from None
     with held:
         yield
+
+
+def _lock_of(path: Path, part: str) -> Path:
+    """Where the lock of a part lies; it goes with that of the whole."""
+    return path.with_name(f".{path.name}.lock.{part.replace(':', '-')}")
 
 
 def apart(out: Path, *inputs: Path) -> None:
@@ -134,28 +154,32 @@ def apart(out: Path, *inputs: Path) -> None:
 
 @contextmanager
 def take_turn(path: Path) -> Iterator[None]:
-    """Wait until no other writer of a part of `path` is in such a block."""
-    with _locked(path.absolute().with_name(f".{path.absolute().name}.turn"), fcntl.LOCK_EX):
+    """Wait until no other writer of a part of `path` is in such a block; call it inside the `claim` of a part."""
+    with _locked(_lock_of(path.absolute(), "turn"), fcntl.LOCK_EX):
         yield
 
 
 @contextmanager
-def _locked(path: Path, how: int, patience: float = 0.0) -> Iterator[None]:
-    handle = _lock(path, how, time.monotonic() + patience)
+def _locked(path: Path, how: int, patience: float = 0.0, create: bool = True) -> Iterator[None]:
+    handle = _lock(path, how, patience, create)
     try:
         yield
     finally:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for part in path.parent.glob(f"{escape(path.name)}.*"):
+                if "." not in part.name.removeprefix(f"{path.name}."):  # a lock that none can have without this one
+                    part.unlink(missing_ok=True)
             path.unlink(missing_ok=True)  # whoever shares it would go on with a file that nobody else can find
         except BlockingIOError:
             pass
         os.close(handle)
 
 
-def _lock(path: Path, how: int, deadline: float) -> int:
+def _lock(path: Path, how: int, patience: float = 0.0, create: bool = True) -> int:
+    deadline = time.monotonic() + patience
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT * create, 0o666)
         try:
             fcntl.flock(handle, how)
             if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:

@@ -10,7 +10,7 @@ from typing import Any
 
 from avpt.artifacts import Header, read_header
 from avpt.errors import ArtifactError, OutputError
-from avpt.outputs import begin, differences, look_into, read_record, refuse
+from avpt.outputs import begin, differences, look_into, read_record, refuse, sweep
 from avpt.text import decimals
 from avpt.types import Report, Table
 
@@ -119,6 +119,7 @@ def begin_run(path: Path, settings: dict[str, Any], overwrite: bool) -> None:
     """Make the folder, or take it up again where an unfinished or shorter run is."""
     (path / "summary.json").unlink(missing_ok=True)  # from here on the run is unfinished
     begin(path, SETTINGS, settings, overwrite)
+    sweep([*path.glob(".*.tmp"), *path.glob("checkpoint/.*.tmp")])
 
 
 def _is_continued(found: dict[str, Any], wanted: dict[str, Any], defaults: dict[str, Any]) -> bool:

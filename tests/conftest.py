@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import tempfile
 import traceback
 import wave
@@ -151,7 +152,10 @@ def _digits() -> tuple[dict[str, str], ...]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    torch.set_num_threads(1)  # tiny tensors: more threads only wait for one another
+    # tiny tensors: more threads only wait for one another, and do not live on in the copies that some tests fork
+    torch.set_num_threads(int(os.environ.get("AVPT_TEST_THREADS", "1")))
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it in the background; some tests send it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from closeness import near
 from conftest import TRAIN_OPTIONS, Experiment, avpt, done, fuse
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -79,12 +80,12 @@ def test_shares_add_up_and_are_shapley_values(name: FusionName) -> None:
         assert torch.equal(model(sound, pictures), found["logits"])
     assert found.keys() == expected.keys()
     for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found["audio_logits"] + found["visual_logits"], found["logits"], rtol=1e-4, atol=1e-4)
+        near(found[key], value, 1e-4)
+    near(found["audio_logits"] + found["visual_logits"], found["logits"], 1e-4)
     if name == "concat":
         weight, bias = model.fusion.state_dict()["linear.weight"], model.fusion.state_dict()["linear.bias"]
-        torch.testing.assert_close(found["audio_logits"], a @ weight[:, :512].T + bias / 2, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(found["visual_logits"], v @ weight[:, 512:].T + bias / 2, rtol=1e-4, atol=1e-4)
+        near(found["audio_logits"], a @ weight[:, :512].T + bias / 2, 1e-4)
+        near(found["visual_logits"], v @ weight[:, 512:].T + bias / 2, 1e-4)
 
 
 def test_encoders_of_different_width_fuse() -> None:
@@ -111,7 +112,7 @@ def assert_consistent(run: Path) -> None:
     for split in ("val", "test"):
         labels = tensors[f"{split}_labels"].tolist()
         total = tensors[f"{split}_audio_logits"] + tensors[f"{split}_visual_logits"]
-        torch.testing.assert_close(total, tensors[f"{split}_logits"], rtol=1e-4, atol=1e-3)
+        near(total, tensors[f"{split}_logits"], 1e-4)
         for name, key in (("", "accuracy"), ("audio_", "audio_accuracy"), ("visual_", "visual_accuracy")):
             rows = tensors[f"{split}_{name}logits"].tolist()
             hits = sum(row.index(max(row)) == label for row, label in zip(rows, labels, strict=True))
@@ -146,7 +147,7 @@ def test_predictions_are_the_models_own(experiment: Experiment) -> None:
     expected = shares_by_hand("concat", part(state, "fusion."), *features)
     found = load_file(experiment.fused / "predictions.safetensors")
     for name, value in expected.items():
-        torch.testing.assert_close(found[f"test_{name}"], value, rtol=1e-3, atol=1e-3)
+        near(found[f"test_{name}"], value, 1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)

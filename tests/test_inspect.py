@@ -242,7 +242,9 @@ def test_zeros_are_those_worked_out_by_hand(before: Path, experiment: Experiment
     assert activity.maps is not None
     torch.testing.assert_close(activity.maps, parts[0]["bn1"][0], rtol=1e-4, atol=1e-5)
     (other,) = measure([found.encoder], [batch(inputs)], zero=0.1)
-    assert other.zeros["bn1"].sum() == (by_hand(state, inputs)["bn1"] <= 0.1).sum()
+    expected = (by_hand(state, inputs)["bn1"] <= 0.1).sum(dim=(0, 2, 3))
+    assert (other.zeros["bn1"] - expected).abs().max() <= 2
+    assert (other.zeros["bn1"] - activity.zeros["bn1"]).sum() > 1000
 
 
 def test_bottlenecks_have_their_relus_elsewhere() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from closeness import near
 from conftest import (
     STORE_OPTIONS,
     TRAIN_OPTIONS,
@@ -75,7 +76,7 @@ def test_features_are_those_that_the_classifier_saw(experiment: Experiment, tmp_
         assert artifacts.unpack_ids(found, f"{split}_") == artifacts.unpack_ids(ran, f"{split}_")
         assert torch.equal(found[f"{split}_labels"], ran[f"{split}_labels"])
         logits = found[f"{split}_features"] @ head["head.weight"].T + head["head.bias"]
-        assert torch.allclose(logits, ran[f"{split}_logits"], atol=1e-4)
+        near(logits, ran[f"{split}_logits"])
     dynamics = load_file(experiment.audio / "dynamics.safetensors")
     assert artifacts.unpack_ids(found, "train_") == artifacts.unpack_ids(dynamics)
     assert found["train_features"].shape == (18, 512)
@@ -95,7 +96,7 @@ def test_a_fused_run_beside_what_went_in(experiment: Experiment, tmp_path: Path,
     weight = fusion["fusion.linear.weight"][:, :512] if modality == "audio" else fusion["fusion.linear.weight"][:, 512:]
     shares = load_file(experiment.fused / "predictions.safetensors")
     logits = found["test_features"] @ weight.T + fusion["fusion.linear.bias"] / 2
-    assert torch.allclose(logits, shares[f"test_{modality}_logits"], atol=1e-4)
+    near(logits, shares[f"test_{modality}_logits"])
     # what went in is found by its checksum, and probed as it would be alone
     alone = tmp_path / "alone.safetensors"
     before = probe(getattr(experiment, modality), experiment.store, "--out", alone)

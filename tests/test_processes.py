@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from closeness import near
 from conftest import Experiment, Result, done, files_of, finetune, forked, fuse, said
 from hypothesis import given
 from hypothesis import strategies as st
@@ -224,7 +225,7 @@ def test_the_metrics_are_those_of_the_saved_model(experiment: Experiment, whole:
         (batch,) = Loader(clips, 64, device=torch.device("cpu"), workers=0).epoch(0)
         with torch.inference_mode():
             logits = model.eval()(*batch.inputs)
-        torch.testing.assert_close(predictions[f"{split}_logits"], logits, rtol=1e-4, atol=1e-4)
+        near(predictions[f"{split}_logits"], logits, 1e-4)
         assert torch.equal(predictions[f"{split}_labels"], batch.labels)
         assert summary[split] == objective.metrics(predictions[f"{split}_logits"], predictions[f"{split}_labels"])
 

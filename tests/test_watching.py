@@ -17,7 +17,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from avpt.training.curves import drawn
 from avpt.training.record import RunFiles, read_timings
 from avpt.training.state import Clock, EpochState, Progress
 from avpt.training.watch import Watcher, Watchers
+from avpt.types import Batch
 
 __all__ = ["_signals_raise"]
 
@@ -218,10 +219,10 @@ def test_without_a_terminal_there_are_lines(
     monkeypatch.setattr(display._Lines, "every", 0.0)  # of ten seconds
     result = done(*finetune(experiment, "visual", experiment.visual_init), "--out", tmp_path / "many")
     lines = result.stderr.splitlines()
-    assert "epoch 2 of 2, validating, batch 2 of 2, 0:00:0" in result.stderr
+    assert re.search(r"epoch 2 of 2, validating, batch 2 of 2, 0:0\d:\d\d", result.stderr)
     (line,) = [line for line in lines if line.startswith("epoch 2 of 2, step 3 of 3")]
     learnt = f"loss {number}  accuracy {number}  gradient encoder {number}"
-    assert re.fullmatch(rf"epoch 2 of 2, step 3 of 3, 0:00:\d\d left  {learnt}  {rate}", line)
+    assert re.fullmatch(rf"epoch 2 of 2, step 3 of 3, 0:0\d:\d\d left  {learnt}  {rate}", line)
     loss, accuracy = (float(re.search(rf" {name} ({number})", line)[1]) for name in ("loss", "accuracy"))  # type: ignore[index]
     train = rows_of(tmp_path / "many" / "metrics.jsonl")[1]["train"]
     assert (loss, accuracy) == pytest.approx((train["loss"], train["accuracy"]), abs=1e-3)
@@ -254,17 +255,23 @@ def test_a_resumed_epoch_counts_what_was_trained_since(tmp_path: Path) -> None:
         if (epoch, state.step) == (1, 2):
             signal.raise_signal(signal.SIGTERM)
 
+    class Late(InOrder):
+        def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+            for batch in super().epoch(number, start):
+                time.sleep(0.02)
+                yield batch
+
     before, after = Noted(), Noted()
     with pytest.raises(Stop):
-        trained(tmp_path, watcher=Watchers([RunFiles(tmp_path), before, AfterStep(stop)]))
-    trained(tmp_path, watcher=Watchers([RunFiles(tmp_path), after]))
+        trained(tmp_path, train=Late(), watcher=Watchers([RunFiles(tmp_path), before, AfterStep(stop)]))
+    trained(tmp_path, train=Late(), watcher=Watchers([RunFiles(tmp_path), after]))
     timings = read_timings(tmp_path)
     assert list(timings) == [1, 2, 3, 4]
     assert [row.get("resumed_at_step") for row in timings.values()] == [None, 2, None, None]
     assert [row["clips"] for row in timings.values()] == [NUM_CLIPS, NUM_CLIPS // STEPS, NUM_CLIPS, NUM_CLIPS]
     for row in timings.values():
-        assert row["clips_per_second"] == pytest.approx(row["clips"] / row["training_seconds"], rel=0.6)  # 1 ms or so
-        assert row["seconds"] >= row["training_seconds"]
+        assert row["seconds"] >= row["training_seconds"] >= 0.02  # to the millisecond
+        assert row["clips_per_second"] == pytest.approx(row["clips"] / row["training_seconds"], rel=0.03)
     seen = before.seen + after.seen
     assert [step for step, _, _ in seen] == list(range(1, 4 * STEPS + 1))
     for row in rows_of(tmp_path / "metrics.jsonl"):  # an epoch's last step shows what its row says, resumed or not

@@ -57,7 +57,7 @@ def run(config: ManifestConfig) -> Report:
         raise ManifestError(f"{config.folder} is not a folder; give the one that the media of {config.name} lie in")
     media = find_media(config.folder, dataset.key)
     lists, classes = find_lists(config, dataset, media), find_classes(config, media)
-    with claim(out):
+    with claim(out, beside=(missing_of(out), record_of(out))):
         inputs = {f"list {number} {path.name}": sha256(path) for number, path in enumerate(lists, 1)}
         inputs |= {"classes": sha256(classes)} if classes else {}
         inputs |= {"folder": way(out.absolute().parent, config.folder), "media": media.sha256}

@@ -19,7 +19,18 @@ from avpt.data.clip import ClipSettings
 from avpt.data.manifest import LABEL_SEPARATOR, Manifest, read_manifest
 from avpt.data.store import Failure, read_shard_record, store_record
 from avpt.errors import StoreError, listed
-from avpt.outputs import begin, claim, differences, look_into, read_record, refuse, take_turn, write_json, write_text
+from avpt.outputs import (
+    begin,
+    claim,
+    differences,
+    look_into,
+    read_record,
+    refuse,
+    sweep,
+    take_turn,
+    write_json,
+    write_text,
+)
 from avpt.processes import num_cores
 from avpt.progress import track
 from avpt.shards import Job, Shard, make_shard, make_shards, plan_shards
@@ -71,16 +82,21 @@ def run(config: PreprocessConfig) -> Report:
             if not lacking and not whole:
                 records = read_records(out, shards)
                 lacking = [shard.name for shard in shards if shard.name not in records]
+            sweep(left_in(out, mine if lacking else None))
             if lacking:
                 return report_part(config, len(shards), read_records(out, mine), lacking)
             if not whole:
-                for rest in () if config.shard_range else out.glob(".*.tmp"):  # of writers that were killed
-                    rest.unlink()
                 write_table(out / "failures.csv", shards, records, "failures")
                 write_table(out / "partial.csv", shards, records, "partial")
                 check_failures(config, shards, records)
                 write_json(out / "store.json", store_record(settings, manifest.classes, by_split(shards, records)))
         return report(out)
+
+
+def left_in(out: Path, shards: list[Shard] | None) -> list[Path]:
+    """Files that are being written, or were when their writer was killed: of some shards, or all that there are."""
+    own = None if shards is None else tuple(f".{shard.name}." for shard in shards)
+    return [path for path in out.glob(".*.tmp") if own is None or path.name.startswith(own)]
 
 
 def forget_failures(out: Path, shards: list[Shard]) -> None:

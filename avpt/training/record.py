@@ -85,5 +85,5 @@ def finish_run(
         tensors |= {f"{split}_{name}": value for name, value in outputs.items()}
         tensors |= pack_ids(prediction_ids[split], prefix=f"{split}_")
     save(path / "predictions.safetensors", replace(header, kind="predictions", spec={}), tensors)
-    write_json(path / "summary.json", summary)
     previous_of(path / "checkpoint" / "last.pt").unlink(missing_ok=True)
+    write_json(path / "summary.json", summary)  # after which nobody would come back to the folder
