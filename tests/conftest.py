@@ -240,7 +240,7 @@ def wide(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Ex
     On smaller ones some processors have no one answer in it: see `avpt.training.repeatable`.
     """
     folder = tmp_path_factory.mktemp("wide")
-    manifest = write_manifest(folder / "manifest.csv", av_mnist_rows()[::2])
+    manifest = write_manifest(folder / "manifest.csv", digit_rows()[::2])
     done("preprocess", manifest, "--out", folder / "store", *STORE_OPTIONS, *WIDE)
     return replace(experiment, store=folder / "store")
 
