@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from avpt.artifacts import Header
 from avpt.config import FinetuneConfig, FuseConfig, TrainConfig
-from avpt.data.dataset import Augmentation, ClipDataset, InputSpec, Masking
+from avpt.data.dataset import Augmentation, ClipDataset, InputSpec, Masking, grid
 from avpt.data.loader import Loader, deaths_told
 from avpt.data.masking import most_masked
 from avpt.data.pictures import picture
@@ -31,6 +32,7 @@ from avpt.training.display import display
 from avpt.training.loop import fit
 from avpt.training.mixing import averaged, mix_clips
 from avpt.training.passes import Stepping, evaluate
+from avpt.training.repeatable import check_repeatable
 from avpt.training.state import Progress
 from avpt.training.watch import Watcher, Watchers, announced
 from avpt.training.world import World
@@ -39,6 +41,8 @@ from avpt.types import MODALITIES, Batch, Modality, Split
 log = logging.getLogger(__name__)
 
 NUM_PICTURES = 4  # clips whose inputs TensorBoard shows
+MOST_TRIED = 4  # clips that the run is tried on before it begins, where they have no more in all than
+POINTS_TRIED = 2**17  # points of spectrograms and pictures; else two, as BatchNorm needs
 
 
 def start(config: TrainConfig, world: World) -> torch.device:
@@ -71,12 +75,13 @@ def train(
     splits: Mapping[Split, SplitIndex],
     modalities: Sequence[Modality],
     header: Header,
+    begin: Callable[[], None],
     world: World,
     masking: Masking | None = None,
 ) -> dict[str, Any]:
     """Train, choose the best epoch on val, look at test once, and write the run folder. Returns the summary.
 
-    Of several processes all train, and the first writes.
+    Of several processes all train, and the first writes: it makes the folder with `begin` once nothing is refused.
     """
     device = next(model.parameters()).device
     spec = input_spec(store, config)
@@ -134,6 +139,8 @@ def train(
         balance=balance(config, model, world),
         average=average,
     )
+    check_repeatable(model, first_clips(train_loader), stepping, world)
+    world.first(begin)
     with watching(config, train_loader, store.multi_label, list(encoders), world) as watcher:
         progress = fit(
             model,
@@ -199,6 +206,15 @@ def train(
         modality=modalities[0] if len(modalities) == 1 else "joint",
     )
     return summary
+
+
+def first_clips(train: Loader) -> Batch:
+    """A few clips of the run's first batch: kernels are the same for many, which take longer."""
+    spec, modalities = train.dataset.spec, train.dataset.modalities
+    planes = {"audio": 1, "visual": spec.num_frames}
+    points = sum(planes[modality] * math.prod(grid(spec, modality)) for modality in modalities)
+    count = max(2, min(MOST_TRIED, POINTS_TRIED // points))
+    return train.clips(0, [position for _, position, _ in next(iter(train.sampler))[:count]])
 
 
 def mix(config: TrainConfig, store: Store, world: World) -> Callable[[Batch, int], Batch] | None:

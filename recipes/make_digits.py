@@ -18,7 +18,6 @@ import argparse
 import csv
 import ctypes
 import json
-import math
 import random
 import re
 import shutil
@@ -43,7 +42,7 @@ VAL_PICTURES = 20  # of each digit
 WORDS_PER_MINUTE, PITCH = (120, 240), (20, 80)  # ranges that a recording's speed and pitch are drawn from
 
 SIDE = 64  # pixels of a film, which enlarges the 8 x 8 of a picture
-FILM_FPS = 10
+AAC_FRAME = 1024  # samples; a picture lasts as long, so that sound and pictures end together
 QUIETEST = 0.01  # of full scale; silence before and after a word is cut off
 
 
@@ -161,7 +160,7 @@ class Synthesizer:
         failed |= self._library.espeak_Synth(text, len(text) + 1, 0, 0, 0, self.UTF8, None, None)
         if failed or not self._chunks:
             raise RuntimeError(f"espeak-ng can't say {WORDS[clip.digit]} as {voice.decode()}")
-        samples = np.concatenate(self._chunks).astype(np.float32) / 32768
+        samples = (np.concatenate(self._chunks) / 32768).astype(np.float32)
         (loud,) = np.nonzero(np.abs(samples) > QUIETEST)
         return samples[loud[0] : loud[-1] + 1]
 
@@ -169,9 +168,8 @@ class Synthesizer:
 def add_noise(samples: NDArray[np.float32], snr: float, rng: np.random.Generator) -> NDArray[np.float32]:
     """Add white noise at a signal-to-noise ratio in dB, and leave room for it below full scale."""
     noise = rng.standard_normal(len(samples), dtype=np.float32)
-    noisy = samples + noise * np.float32(np.sqrt(np.square(samples).mean()) * 10 ** (-snr / 20))
-    quieter: NDArray[np.float32] = noisy / np.float32(max(1.0, np.abs(noisy).max()))
-    return quieter
+    noisy = samples + noise * float(np.sqrt(np.square(samples).mean()) * 10 ** (-snr / 20))
+    return (noisy / max(1.0, float(np.abs(noisy).max()))).astype(np.float32)
 
 
 def draw_picture(ink: NDArray[np.float64], noise: float, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -186,17 +184,19 @@ def draw_picture(ink: NDArray[np.float64], noise: float, rng: np.random.Generato
 def write_film(path: Path, samples: NDArray[np.float32], sample_rate: int, picture: NDArray[np.uint8]) -> None:
     """Write an MP4 of H.264 and AAC: (samples,) in -1..1, beside a grey picture that stands still."""
     with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as film:
-        video = film.add_stream("libx264", rate=FILM_FPS, options={"crf": "12", "preset": "veryfast", "threads": "1"})
-        video.width, video.height, video.pix_fmt = *picture.shape[::-1], "yuv420p"
+        tick = Fraction(1, sample_rate)
+        video = film.add_stream("libx264", rate=Fraction(sample_rate, AAC_FRAME), options={"qp": "12", "threads": "1"})
+        video.width, video.height, video.pix_fmt, video.time_base = *picture.shape[::-1], "yuv420p", tick
         audio = film.add_stream("aac", rate=sample_rate, layout="mono")
         audio.bit_rate = 64_000
-        for number in range(math.ceil(len(samples) / sample_rate * FILM_FPS)):
+        for start in range(0, len(samples), AAC_FRAME):
             frame = av.VideoFrame.from_ndarray(picture, format="gray")
-            frame.pts, frame.time_base = number, Fraction(1, FILM_FPS)
+            frame.pts, frame.time_base, frame.duration = start, tick, AAC_FRAME
             film.mux(video.encode(frame))
         film.mux(video.encode(None))
-        sound = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
-        sound.sample_rate, sound.pts, sound.time_base = sample_rate, 0, Fraction(1, sample_rate)
+        whole = np.pad(samples, (0, -len(samples) % AAC_FRAME))
+        sound = av.AudioFrame.from_ndarray(whole[None], format="fltp", layout="mono")
+        sound.sample_rate, sound.pts, sound.time_base = sample_rate, 0, tick
         film.mux(audio.encode(sound))
         film.mux(audio.encode(None))
 

@@ -288,7 +288,7 @@ def stepped(stepping: Stepping, *, seed: int = 0) -> tuple[dict[str, Tensor], Ep
     for module in model.modules():
         module.training = False
     labels = torch.tensor([0, 1, 2, 0, 1])
-    batch = Batch((torch.randn(5, 1, 32, 32),), labels, torch.arange(5))
+    batch = Batch((torch.randn(5, 1, 64, 64),), labels, torch.arange(5))
     state = new_epoch(5)
     train_epoch(
         model,
@@ -454,9 +454,9 @@ def last_line(run: Path) -> dict[str, Any]:
     return record
 
 
-def test_the_options_of_a_step_go_through(experiment: Experiment, tmp_path: Path) -> None:
+def test_the_options_of_a_step_go_through(wide: Experiment, tmp_path: Path) -> None:
     plain, laid_out, parts, coarse = (tmp_path / name for name in ("plain", "laid-out", "parts", "coarse"))
-    command = (*finetune(experiment, "audio", experiment.audio_init), "--epochs", "1", "--lr", "0.001")
+    command = (*finetune(wide, "audio", wide.audio_init), "--epochs", "1", "--lr", "0.001")
     done(*command, "--out", plain)
     done(*command, "--channels-last", "--out", laid_out)
     done(*command, "--accumulate", "3", "--clip-grad", "0.5", "--out", parts)

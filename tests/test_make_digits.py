@@ -30,7 +30,7 @@ def synthesizer() -> Synthesizer:
 
 
 def make(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, SCRIPT, "--out", out, *options]
+    command = [sys.executable, str(SCRIPT), "--out", str(out), *options]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
@@ -63,7 +63,7 @@ def decoded(path: Path) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
         frame = next(film.decode(video=0))
         film.seek(0)
         sound = np.concatenate([part.to_ndarray()[0] for part in film.decode(audio=0)])
-        return sound, frame.to_ndarray(format="gray")
+        return sound.astype(np.float32), frame.to_ndarray(format="gray").astype(np.uint8)
 
 
 def test_the_quickstarts_clips(synthesizer: Synthesizer) -> None:
@@ -127,14 +127,14 @@ def test_the_sound_of_a_film_is_what_was_said(synthesizer: Synthesizer, tmp_path
 
 @given(snr=st.floats(-10, 40))
 def test_noise_has_the_ratio_that_was_asked_for(snr: float) -> None:
-    samples = 0.01 * np.sin(np.arange(20000, dtype=np.float32) / 7)
+    samples = (0.01 * np.sin(np.arange(20000) / 7)).astype(np.float32)
     noisy = add_noise(samples, snr, np.random.default_rng(0))
     power = np.square(samples, dtype=np.float64).mean() / np.square(noisy - samples, dtype=np.float64).mean()
     assert 10 * np.log10(power) == pytest.approx(snr, abs=0.2)
 
 
 def test_sound_stays_within_full_scale_and_no_noise_is_none() -> None:
-    samples = np.sin(np.arange(1000, dtype=np.float32) / 7)
+    samples = np.sin(np.arange(1000) / 7).astype(np.float32)
     assert np.abs(add_noise(samples, 0, np.random.default_rng(0))).max() == pytest.approx(1)
     assert np.array_equal(add_noise(samples, float("inf"), np.random.default_rng(0)), samples)
 
@@ -143,7 +143,8 @@ def test_pictures_and_their_noise() -> None:
     ink = np.zeros((8, 8))
     ink[2, 5] = 1.0
     clean = draw_picture(ink, 0.0, np.random.default_rng(0))
-    assert (clean.shape, clean.dtype) == ((64, 64), np.uint8)
+    assert clean.shape == (64, 64)
+    assert clean.dtype == np.dtype(np.uint8)
     assert np.unravel_index(clean.argmax(), clean.shape)[0] // 8 == 2
     assert np.unravel_index(clean.argmax(), clean.shape)[1] // 8 == 5
     assert clean.max() > 220

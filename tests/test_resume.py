@@ -151,9 +151,9 @@ def test_training_killed_at_any_step_comes_to_the_same_bytes(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODES)
 def test_training_killed_many_times_comes_to_the_same_bytes(
-    experiment: Experiment, layer_init: Path, tmp_path: Path, name: str
+    experiment: Experiment, wide: Experiment, layer_init: Path, tmp_path: Path, name: str
 ) -> None:
-    command = mode(experiment, layer_init, name)
+    command = mode(wide if name == "bf16" else experiment, layer_init, name)
     done(*command, "--out", tmp_path / "whole")
     count, rounds = 0, 0
     while count < 5:

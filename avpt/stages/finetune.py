@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from avpt import artifacts, run_folder
@@ -45,6 +46,6 @@ def train(config: FinetuneConfig, store: Store, settings: dict[str, Any], world:
     splits = training_splits(store, [config.modality], config.val_fraction)
     spec = {"encoder": asdict(loaded.spec)}
     header = runs.model_header("classifier", config, store, settings, spec, device, world)
-    world.first(lambda: run_folder.begin_run(config.out, settings, config.overwrite))
+    begin = partial(run_folder.begin_run, config.out, settings, config.overwrite)
     model = Classifier(loaded.encoder, len(store.classes)).to(device)
-    return runs.train(config, model, store, splits, [config.modality], header, world)
+    return runs.train(config, model, store, splits, [config.modality], header, begin, world)

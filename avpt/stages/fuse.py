@@ -88,7 +88,10 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
 
     spec = {"audio": asdict(audio.spec), "visual": asdict(visual.spec), "fusion": config.fusion}
     header = runs.model_header("fused", config, store, settings, spec, device, world)
-    world.first(lambda: run_folder.begin_run(config.out, settings, config.overwrite))
-    world.first(lambda: confidence.save_ratios(config.out / "mask.safetensors", header, ratios, clips))
+
+    def begin() -> None:
+        run_folder.begin_run(config.out, settings, config.overwrite)
+        confidence.save_ratios(config.out / "mask.safetensors", header, ratios, clips)
+
     model = FusedModel(audio.encoder, visual.encoder, config.fusion, len(store.classes)).to(device)
-    return runs.train(config, model, store, splits, MODALITIES, header, world, masking)
+    return runs.train(config, model, store, splits, MODALITIES, header, begin, world, masking)

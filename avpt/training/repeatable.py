@@ -1,0 +1,100 @@
+"""Whether one batch has one answer. A kernel that reads memory nobody filled, or adds in no fixed order, has several.
+
+oneDNN's bfloat16 convolutions on a processor with AMX are of that kind where a plane is tiny: under a stride of 2 on
+3 x 2 they read what was in memory before (torch 2.14). Bytes equal to those of an undisturbed run are then not ours to
+promise, nor are the numbers to be trusted.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from avpt.errors import ConfigError
+from avpt.training import objective
+from avpt.training.passes import Stepping
+from avpt.training.world import World
+from avpt.types import Batch
+
+log = logging.getLogger(__name__)
+
+# bytes, 3 MB to 384, of the blocks of memory that are filled: smaller ones find what larger ones leave free
+BLOCKS = [3 * 2**n for n in range(20, 6, -1) for _ in range(min(128, max(2, 2**22 // (3 * 2**n))))]
+
+
+def check_repeatable(model: nn.Module, batch: Batch, stepping: Stepping, world: World) -> None:
+    """Take a batch forward and backward twice before a run begins, and compare the bits of what comes out.
+
+    Where they differ in any process, all of them refuse a precision that another could replace, and warn of others.
+    The model is looked at as it is, not compiled and without the exchange of gradients: it is kernels that differ, and
+    these stay what they are. It is left as it was, and so are the states of the random generators.
+
+    Raises:
+        ConfigError: the CPU has two answers in a precision other than fp32.
+    """
+    if not world.any(not _one_answer(model, batch, stepping)):
+        return
+    device, precision = batch.labels.device, stepping.precision
+    if device.type == "cpu" and precision != "fp32":
+        raise ConfigError(
+            f"--precision {precision} gives two answers for one batch on this processor; use --precision fp32"
+        )
+    log.warning(
+        "%s gives two answers for one batch on %s: the same command will not give the same bytes again, "
+        "nor will a run that is interrupted end with those of an undisturbed one",
+        *(precision, "this processor" if device.type == "cpu" else device.type),
+    )
+
+
+def _one_answer(model: nn.Module, batch: Batch, stepping: Stepping) -> bool:
+    device = batch.labels.device
+    try:
+        with _memory_of(0x00, device):
+            first = _answer(model, batch, stepping)
+        with _memory_of(0xFF, device):
+            second = _answer(model, batch, stepping)
+    except torch.OutOfMemoryError:  # the first step has more to say about it
+        return True
+    return all(map(_same_bits, first, second))
+
+
+def _answer(model: nn.Module, batch: Batch, stepping: Stepping) -> list[Tensor]:
+    """Logits, loss and gradients of a training step; each time with the same random numbers, on a copy of the model."""
+    device = batch.labels.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        trained = copy.deepcopy(model).train()  # with all that looks on: BatchNorm's statistics, OGM-GE
+        if stepping.mix is not None:
+            batch = stepping.mix(batch, 0)
+        with stepping.autocast(device):
+            logits = trained(*batch.inputs)
+            loss = objective.loss(logits, batch.labels, batch.targets, stepping.label_smoothing)
+        learning = [parameter for parameter in trained.parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad(loss, learning, allow_unused=True)
+    return [logits.detach(), loss.detach(), *(gradient for gradient in gradients if gradient is not None)]
+
+
+def _same_bits(first: Tensor, second: Tensor) -> bool:
+    """Also of what is not a number."""
+    return torch.equal(*(values.flatten().view(torch.uint8) for values in (first, second)))
+
+
+@contextmanager
+def _memory_of(byte: int, device: torch.device) -> Iterator[None]:
+    """See that memory which nobody fills holds this byte while the block runs.
+
+    Given back are every other of many blocks: next to one another they would become one and return to the system. What
+    is larger than these torch can fill, though only with what is no number, as bytes of 0xFF are.
+    """
+    blocks = [torch.full((size,), byte, dtype=torch.uint8, device=device) for size in BLOCKS]
+    del blocks[::2]
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.utils.deterministic.fill_uninitialized_memory = byte == 0xFF  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
