@@ -207,6 +207,8 @@ def plan(
 def test_every_mask_option_has_its_effect(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    sure = load_file(experiment.confidence)
+    half = torch.maximum(sure["audio_confidence"], sure["visual_confidence"]).median().item()
     options: tuple[tuple[str, ...], ...] = (
         ("--mask", "uniform"),
         ("--mask", "none"),
@@ -215,7 +217,7 @@ def test_every_mask_option_has_its_effect(
         ("--mask-ratio-audio", "1"),
         ("--mask-ratio-visual", "0.9"),
         ("--mask-eta", "3"),
-        ("--mask-threshold", "0.4"),
+        ("--mask-threshold", str(half)),  # which half of the clips reach
     )
     plain, masking = plan(experiment, tmp_path / "plain", monkeypatch)
     assert masking is not None
