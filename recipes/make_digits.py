@@ -6,7 +6,7 @@
 data      handwriting is real: the 1,797 digits by 13 people that scikit-learn ships. Speech is synthesised by
           espeak-ng, which the package espeakng-loader carries, in 104 voices. A film says a digit and shows one; who
           wrote it and which voice says it have nothing to do with each other.
-hardware  any; seconds; writes about 8 MB
+hardware  any; half a minute; writes about 12 MB
 expected  1,500 films: 400 train, 100 val, 1,000 test, balanced over digits; the same each time
 
 Voices and pictures of one split are never heard or seen in another, whatever `--seed` is.

@@ -3,7 +3,7 @@
 #
 # Data      made by recipes/make_digits.py: real handwriting, synthesised speech; 400 train, 100 val, 1,000 test clips
 # Hardware  two CPU cores
-# Minutes   5, after an installation of about 3
+# Minutes   11 of one core, after an installation of about 3
 # Expect    test accuracy 0.88 (sound), 0.90 (pictures), 0.97 (both, masked or not); means of three seeds, see README.md
 #
 # No pre-trained weights are needed: the visual encoder is trained from random first, and the audio encoder starts
