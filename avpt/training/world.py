@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,11 +14,12 @@ from avpt.processes import place_in_job, signal_when_parent_dies
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch._C._distributed_c10d import Store
 
 Value = TypeVar("Value")
 
 TIMEOUT = timedelta(minutes=30)  # longer than any process may make the others wait, as the first does when it writes
-NEWS = timedelta(seconds=5)  # that others wait to learn whether the first process had the same error
+NEWS = timedelta(seconds=20)  # that others wait to learn whether the first process had the same error, and it for them
 LOST = "another process of this job died or can't be reached; the same command goes on from the last checkpoint"
 
 
@@ -149,6 +150,8 @@ def join_world() -> Iterator[World]:
         dist.init_process_group(backend, timeout=TIMEOUT)
         yield world
     except OtherProcessError:
+        with suppress(RuntimeError):
+            _job_store().set(_word_read_by(world.rank), "")
         raise
     except AvptError as error:
         if dist.is_initialized() and _first_tells(world, str(error)):
@@ -165,15 +168,30 @@ def join_world() -> Iterator[World]:
 
 
 def _first_tells(world: World, message: str) -> bool:
-    """Whether the first process fails with the same message; it leaves word in torchrun's store before it ends."""
-    import torch.distributed as dist
+    """Whether the first process fails with the same message.
 
-    store = dist.distributed_c10d._get_default_store()
+    It leaves word in the job's store and stays until all have read it: the store may be its own, and end with it.
+    """
+    store = _job_store()
     try:
         if world.is_first:
             store.set("avpt-error", message)
+            store.wait([_word_read_by(rank) for rank in range(1, world.size)], NEWS)
             return False
         store.wait(["avpt-error"], NEWS)
-        return store.get("avpt-error").decode() == message
+        said = store.get("avpt-error").decode()
+        store.set(_word_read_by(world.rank), "")
+        return said == message
     except RuntimeError:  # no word of it, or no store left
         return False
+
+
+def _word_read_by(rank: int) -> str:
+    return f"avpt-error-read-{rank}"
+
+
+def _job_store() -> Store:
+    import torch.distributed as dist
+
+    store: Store = dist.distributed_c10d._get_default_store()
+    return store
