@@ -9,10 +9,11 @@ import signal
 import tempfile
 import traceback
 import wave
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import hypothesis
@@ -34,7 +35,7 @@ hypothesis.settings.load_profile("avpt")
 
 ROOT = Path(__file__).parent.parent
 
-DIGITS = tempfile.TemporaryDirectory(prefix="avpt-digits-")  # removed when this process ends
+DIGITS = tempfile.TemporaryDirectory(prefix="avpt-digits-")
 
 CLASSES = ("0", "1", "2")
 CLIPS_PER_CLASS = {"train": 6, "val": 3, "test": 3}
@@ -67,6 +68,11 @@ class Result:
         return record
 
 
+def pytest_sessionfinish() -> None:
+    """Remove the digits: processes of pytest-xdist end without the clean-up of Python."""
+    DIGITS.cleanup()
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Give every test the same random numbers, whichever tests ran before it."""
@@ -88,25 +94,50 @@ def done(*arguments: str | Path) -> Result:
     return result
 
 
+def fork(body: Callable[[], int]) -> int:
+    """Call something in a copy of this process, which ends with the exit status that it returns (70: it raised).
+
+    The copy is made by a thread that has never computed: one that has leaves its copy waiting for OpenMP's other
+    threads, which are not copied. Returns its process id; wait for it.
+    """
+    pids = []
+
+    def copy() -> None:
+        pid = os.fork()
+        if pid:
+            pids.append(pid)
+            return
+        code = 70
+        try:
+            code = body()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)  # pytest must not go on in two processes
+
+    thread = Thread(target=copy)
+    thread.start()
+    thread.join()
+    return pids[0]
+
+
 def forked(log: Path, *arguments: str | Path, environment: Mapping[str, str] | None = None) -> int:
     """Start a command in a copy of this process, which has loaded everything; what it says goes to a file.
 
     It leads a session of its own. Returns its process id; wait for it.
     """
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 70
-    try:
+
+    def run() -> int:
         os.setsid()
         os.environ.update(environment or {})
-        result = avpt(*arguments)
-        code = result.code
+        try:
+            result = avpt(*arguments)
+        except BaseException:
+            result = Result(70, "", traceback.format_exc())
         log.write_text(json.dumps({"stdout": result.stdout, "stderr": result.stderr}), encoding="utf-8")
-    except BaseException:  # pytest must not go on in two processes
-        log.write_text(json.dumps({"stdout": "", "stderr": traceback.format_exc()}), encoding="utf-8")
-    finally:
-        os._exit(code)
+        return result.code
+
+    return fork(run)
 
 
 def said(log: Path, code: int) -> Result:
@@ -156,6 +187,14 @@ def _one_thread() -> None:
     torch.set_num_threads(int(os.environ.get("AVPT_TEST_THREADS", "1")))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it in the background; some tests send it
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_check_before_a_run() -> Iterator[None]:
+    """It takes as long as the tiny runs of tests do; tests/test_repeatable.py has it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("avpt.runs.check_repeatable", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -56,6 +56,7 @@ def test_abri() -> None:
     assert record["settings"]["image_size"] == 32
 
 
+@pytest.mark.slow
 def test_preprocess(clips: Clips, tmp_path: Path) -> None:
     for name in ("red.webm", "mono.wav"):
         shutil.copy(clips[name], tmp_path)
@@ -68,6 +69,7 @@ def test_preprocess(clips: Clips, tmp_path: Path) -> None:
     assert record["memory_mib"].keys() == {"command", "worker"}
 
 
+@pytest.mark.slow
 def test_loader() -> None:
     record = benchmark("loader", "--clips", "6", "--batch-size", "3", "--rounds", "1", "--size", "64", "48")
     assert record["targets"] == {"jpeg_ratio": 3.0, "raw_ratio": 5.0}
@@ -77,7 +79,7 @@ def test_loader() -> None:
     assert record["clips_per_core_second"].keys() == {"jpeg", "raw", "script"}
 
 
-@pytest.mark.parametrize("modality", ["visual", "joint"])
+@pytest.mark.parametrize("modality", ["visual", pytest.param("joint", marks=pytest.mark.slow)])
 def test_epoch(modality: str) -> None:
     small = ("--size", "40", "32", "--image-size", "32", "--num-frames", "1", "--spectrogram-frames", "64")
     steps = ("--modality", modality, "--batch-size", "2", "--steps", "2", "--pairs", "1")

@@ -9,14 +9,13 @@ import resource
 import shutil
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATCHES, STORE_OPTIONS, Experiment, digit_rows, done, finetune, fuse, write_manifest
+from conftest import PATCHES, STORE_OPTIONS, Experiment, digit_rows, done, finetune, fork, fuse, write_manifest
 from test_datasets import touch
 
 from avpt import shards
@@ -34,17 +33,13 @@ HERE = ("--workers", "0", "--device", "cpu")
 
 def in_a_copy(prepare: Callable[[], None], command: Command) -> bool:
     """Run a command in a copy of this process; whether it was killed."""
-    pid = os.fork()
-    if not pid:
-        code = 70
-        try:
-            prepare()
-            done(*command)
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)  # pytest must not go on in two processes
+
+    def run() -> int:
+        prepare()
+        done(*command)
+        return 0
+
+    pid = fork(run)
     _, status = os.waitpid(pid, 0)
     assert status == 0 or os.WIFSIGNALED(status), status
     return status != 0

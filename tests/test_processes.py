@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 from closeness import near
-from conftest import Experiment, Result, done, files_of, finetune, forked, fuse, said
+from conftest import Experiment, Result, done, files_of, finetune, fork, forked, fuse, said
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -123,19 +124,14 @@ def test_every_clip_is_evaluated_once(num_clips: int, batch_size: int, processes
 
 def in_processes(size: int, folder: Path, body: Callable[[World], Any]) -> list[Any]:
     """What a function gives in each of several copies of this process."""
-    pids = []
-    for rank, place in enumerate(places(size)):
-        pid = os.fork()
-        if not pid:
-            code = 1
-            try:
-                os.environ.update(place)
-                with join_world() as world:
-                    torch.save(body(world), folder / f"{rank}.pt")
-                code = 0
-            finally:
-                os._exit(code)
-        pids.append(pid)
+
+    def run(rank: int, place: dict[str, str]) -> int:
+        os.environ.update(place)
+        with join_world() as world:
+            torch.save(body(world), folder / f"{rank}.pt")
+        return 0
+
+    pids = [fork(partial(run, rank, place)) for rank, place in enumerate(places(size))]
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * size
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(size)]
 
