@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict, TypeVar
+from typing import Annotated, Any, Literal, NotRequired, Required, TypedDict, TypeVar
 
 import msgspec
 
-from avpt.types import Modality
+from avpt.types import Modality, Split
 
 T = TypeVar("T")
 
@@ -62,6 +63,12 @@ class NamedProvenance(Provenance):
     kind: str
 
 
+class Fingerprinted(TypedDict):
+    """A store's `store.json`, of which others record no more."""
+
+    fingerprint: str
+
+
 class Loss(TypedDict):
     """What an epoch's training pass came to."""
 
@@ -100,12 +107,27 @@ class RunSummary(TypedDict):
     test: Scores | None
 
 
+class ClassScores(TypedDict):
+    """What each class comes to, in their order: accuracy, or average precision where clips have several labels."""
+
+    count: list[Count]
+    confusion: NotRequired[list[list[Count]]]
+    accuracy: NotRequired[list[float | None]]
+    average_precision: NotRequired[list[float | None]]
+
+
 class Evaluation(TypedDict):
     """What `evaluate` measured."""
 
     val: Scores | None
     test: Scores | None
     clips: dict[str, Count]
+    classes: NotRequired[list[str]]
+    per_class: NotRequired[dict[Split, ClassScores]]
+
+
+class EvaluationRecord(NamedProvenance, Evaluation):
+    """The same as a file."""
 
 
 class Layer(TypedDict):
@@ -116,19 +138,126 @@ class Layer(TypedDict):
     abnormal: Count
 
 
-class Channels(TypedDict):
-    """Those of all layers, as `init` notes them."""
+class ManifestSummary(TypedDict):
+    """What `manifest` found."""
+
+    clips: Count
+    unlisted: Count
+    classes: Count
+    multi_label: bool
+    splits: dict[Split, dict[Literal["listed", "found", "missing"], Count]]
+
+
+class ManifestRecord(Provenance):
+    """The file that lies beside a manifest."""
+
+    files: dict[str, str]  # name -> checksum
+    summary: ManifestSummary
+
+
+class LoadedWeights(TypedDict):
+    """What became of each key of a checkpoint, by name or how it was changed."""
+
+    loaded: list[str]
+    adapted: dict[str, str]
+    dropped: list[str]
+    new: list[str]
+
+
+class Metrics(TypedDict, total=False):
+    """What an artifact's header says of its making, as far as it is read back."""
 
     layers: list[Layer]
     abnormal_share: float
+    weights: LoadedWeights
 
 
-METRICS: dict[str, Any] = {  # of an artifact's header, by its kind
-    "encoder": Channels,
-    "classifier": RunSummary,
-    "fused": RunSummary,
-    "confidence": Scores,
-}
+class EncoderMetrics(TypedDict):
+    """The same of an encoder as `init` writes it."""
+
+    layers: list[Layer]
+    weights: NotRequired[LoadedWeights]
+
+
+class HeldOut(TypedDict):
+    """A metric of both splits that are held out."""
+
+    val: float | None
+    test: float | None
+
+
+class McNemar(TypedDict):
+    """The test between the probes of two encoders."""
+
+    joint_only: Count
+    stage1_only: Count
+    p: float
+
+
+class ProbedAlone(TypedDict, total=False):
+    """A linear probe: its accuracy, or mAP where clips have several labels."""
+
+    accuracy: HeldOut
+    map: HeldOut
+
+
+class ProbeMetrics(ProbedAlone):
+    """What `probe` found, and of the encoder that this one started from."""
+
+    modality: Required[Modality]
+    clips: Required[dict[str, Count]]
+    stage1: ProbedAlone
+    difference: HeldOut
+    mcnemar: McNemar
+
+
+# of an artifact that a command finds at its --out, by kind
+METRICS: dict[str, Any] = {"encoder": EncoderMetrics, "probe": ProbeMetrics, "predictions": Evaluation}
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How stored values become a model's input; part of every model's spec."""
+
+    sample_rate: Positive
+    mel_bins: Positive
+    spectrogram_frames: Positive
+    pad: Literal["zero", "repeat"]
+    fps: AboveZero
+    max_frames: Positive
+    frame_size: Positive
+    mean: Finite  # of the training split's log-mel
+    std: AboveZero
+    image_size: Positive
+    num_frames: Positive
+    audio_dtype: Literal["float16", "float32"] = (
+        "float16"  # these three make a clip file the same input as a store would
+    )
+    frame_codec: Literal["jpeg", "raw"] = "jpeg"
+    frame_accuracy: Literal["exact", "keyframe"] = "exact"
+
+    @property
+    def num_values(self) -> int:
+        """Of a clip, sound or pictures, the more of them; sound as if it had three channels, which costs as much."""
+        return 3 * max(self.spectrogram_frames * self.mel_bins, self.num_frames * self.image_size**2)
+
+
+class EncoderRecord(TypedDict):
+    """An encoder's spec."""
+
+    arch: str
+    modality: Modality
+    norm: str
+
+
+class ExportSpec(TypedDict):
+    """What an exported model says of itself."""
+
+    encoders: dict[Modality, EncoderRecord]
+    input: InputSpec | None
+    inputs: dict[Modality, list[int | str]]
+    output: Literal["logits", "features"]
+    num_classes: NotRequired[Count]
 
 
 def parse(text: str | bytes) -> Any:

@@ -16,27 +16,8 @@ from avpt.data import transforms
 from avpt.data.shard_layout import MOST_PIXELS, jpeg_size
 from avpt.data.store import SplitIndex
 from avpt.errors import StoreError
+from avpt.records import InputSpec as InputSpec
 from avpt.types import MODALITIES, Modality
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """How stored values become a model's input; part of every model's spec."""
-
-    sample_rate: int
-    mel_bins: int
-    spectrogram_frames: int
-    pad: str
-    fps: float
-    max_frames: int
-    frame_size: int
-    mean: float  # of the training split's log-mel
-    std: float
-    image_size: int
-    num_frames: int
-    audio_dtype: str = "float16"  # these three make a clip file the same input as a store would
-    frame_codec: str = "jpeg"
-    frame_accuracy: str = "exact"
 
 
 @dataclass(frozen=True)
