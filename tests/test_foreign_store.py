@@ -111,8 +111,8 @@ ATTACKS: dict[str, tuple[Callable[[h5py.File], object], str]] = {
         anew("label", data=np.zeros(2, [("a", "i4"), ("b", "i4")])),
         "label is [('a', '<i4'), ('b', '<i4')] (2,)",
     ),
-    "pointers": (anew("label", shape=(2,), dtype=h5py.ref_dtype), "label is object (2,)"),
-    "lists": (anew("id", shape=(2,), dtype=h5py.vlen_dtype(np.int64)), "id is object (2,)"),
+    "pointers": (anew("label", shape=(2,), dtype=h5py.ref_dtype), "label is larger than its bytes"),
+    "lists": (anew("id", shape=(2,), dtype=h5py.vlen_dtype(np.int64)), "id is larger than its bytes"),
     "short texts": (anew("id", data=np.array([b"a", b"b"])), "id is |S1 (2,), not text (2,)"),
     "wrong length": (anew("label", data=np.zeros(3, np.int64)), "label is int64 (3,), not int64 (2,)"),
     "terabytes": (anew("visual/bytes", shape=(1 << 42,), dtype=np.uint8), "visual/bytes is larger than its bytes"),
@@ -149,8 +149,13 @@ def test_opening_and_verifying_say_the_same(store: Path, name: str) -> None:
         settings = json.loads((store / "settings.json").read_text())["config"]
         check = check_shard(ShardTask(store / "train-00001", settings, 2, False))
         assert [p.problem for p in check.problems if says in p.problem]
+
+
+def test_nothing_of_another_file_is_shown(store: Path) -> None:
+    change_shard(store, external)
     result = avpt("info", store)
     assert (result.code, result.stdout) == (1, "")
+    assert "label is in another file" in result.stderr
 
 
 def test_a_whole_store_is_taken(store: Path) -> None:
