@@ -18,6 +18,7 @@ DEEPEST = 32  # levels of lists and objects; what avpt writes has six
 LARGEST = 2**26  # bytes of a file of JSON; the largest that avpt writes have a few million
 MOST_BITS = 64  # of an integer; a float of a larger one is no number
 
+LARGEST_INPUT = 2**25  # values of one clip; a ResNet needs about 50 bytes of memory for each
 HALF = re.compile("[\ud800-\udfff]")  # of a pair of surrogates
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]

@@ -26,7 +26,7 @@ from avpt.errors import ConfigError
 from avpt.models.encoder import freeze, norm_parameters
 from avpt.models.fusion import shares
 from avpt.processes import num_cores
-from avpt.trained import LARGEST_INPUT
+from avpt.records import LARGEST_INPUT
 from avpt.training import objective, optim, record, runtime
 from avpt.training.balance import OgmGe
 from avpt.training.curves import drawn, need_tensorboard

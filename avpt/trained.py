@@ -19,11 +19,10 @@ from avpt.errors import ArtifactError, listed
 from avpt.models.checkpoint import load_network
 from avpt.models.encoder import Classifier
 from avpt.models.fusion import FusedModel
+from avpt.records import LARGEST_INPUT
 from avpt.types import Modality, Split
 
 log = logging.getLogger(__name__)
-
-LARGEST_INPUT = 2**25  # values of one clip; a ResNet needs about 50 bytes of memory for each
 
 
 @dataclass(frozen=True)

@@ -280,7 +280,8 @@ def no_tables(file: h5py.File) -> None:
 
 DEEP: dict[str, tuple[Change, str]] = {
     "size": (put("visual/size", 2, (28, 27)), "its frame 0 is a JPEG of 28 x 28, not 28 x 27"),
-    "no header": (byte_of_frame(2, 0), "its frame 0 is a JPEG of 0 x 0"),
+    "no header": (byte_of_frame(3, 0xD9), "its frame 0 is a JPEG of 0 x 0"),
+    "a byte": (byte_of_frame(2, 0), "its frame 0 is damaged: Corrupt JPEG data"),
     "extra bytes": (byte_of_frame(3, 255), "its frame 0 is damaged: Corrupt JPEG data"),
     "cut short": (entropy_coded, "its frame 0 "),
     "no picture": (no_tables, "its frame 0 does not decode"),
