@@ -34,7 +34,7 @@ from avpt.run_folder import read_run
 from avpt.trained import read_input
 
 FEW = settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
-ODD = (
+ODD: tuple[Any, ...] = (
     2**63,
     2**70,
     -1,

@@ -168,11 +168,11 @@ class SplitIndex:
     """Where each clip of a split lies, and what it has; all of it in memory."""
 
     ids: list[str]
-    labels: Array  # (clips,) int64 or (clips, classes) uint8
-    shard: Array  # (clips,) int64, into `shards`
-    row: Array  # (clips,) int64, row inside the shard
-    num_audio_frames: Array  # (clips,) int32
-    num_visual_frames: Array  # (clips,) int64
+    labels: np.ndarray[Any, Any]  # (clips,) int64 or (clips, classes) uint8
+    shard: np.ndarray[Any, Any]  # (clips,) int64, into `shards`
+    row: np.ndarray[Any, Any]  # (clips,) int64, row inside the shard
+    num_audio_frames: np.ndarray[Any, Any]  # (clips,) int32
+    num_visual_frames: np.ndarray[Any, Any]  # (clips,) int64
     shards: ShardFiles
 
     def __len__(self) -> int:
