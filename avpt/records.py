@@ -267,6 +267,8 @@ def parse(text: str | bytes) -> Any:
     Raises:
         RecordError: it stands for none, or for one that no record of avpt's could hold.
     """
+    if len(text) > LARGEST:
+        raise RecordError(f"it has {len(text) >> 20} MiB, more than any record")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

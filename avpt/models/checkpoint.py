@@ -48,7 +48,12 @@ def load_encoder(path: Path, modality: Modality) -> LoadedEncoder:
     try:
         spec = encoder_spec(values["encoder"])
         encoder = build_encoder(spec)
-        if problems := _misfits(encoder, {name: list(value.shape) for name, value in state.items()}):
+        problems = _misfits(encoder, {name: list(value.shape) for name, value in state.items()})
+        floating = {name for name, value in encoder.state_dict().items() if value.is_floating_point()}
+        problems += [
+            f"{name} is {state[name].dtype}" for name in state if state[name].is_floating_point() != (name in floating)
+        ]
+        if problems:
             raise RecordError(listed(problems))
         pipeline = None if values.get("input") is None else convert(values["input"], InputSpec)
     except (KeyError, RecordError) as error:
