@@ -202,7 +202,7 @@ class ProbedAlone(TypedDict, total=False):
     map: HeldOut
 
 
-class ProbeMetrics(ProbedAlone):
+class ProbeMetrics(ProbedAlone, total=False):
     """What `probe` found, and of the encoder that this one started from."""
 
     modality: Required[Modality]
