@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avpt import __version__
+from avpt.checking import RecordError, check, convert, parse
 from avpt.errors import ArtifactError, OutputError
 from avpt.outputs import atomic, differences, refuse, sha256
-from avpt.records import METRICS, Metrics, Provenance, RecordError, check, convert, parse
+from avpt.records import METRICS, Metrics, Provenance
 from avpt.tensors import misfits, wrong_values
 from avpt.tensors import pack_ids as pack_ids
 from avpt.tensors import unpack_ids as unpack_ids

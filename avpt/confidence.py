@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from avpt import artifacts
+from avpt.checking import RecordError, convert
 from avpt.errors import ArtifactError, ConfigError, listed
-from avpt.records import InputSpec, RecordError, convert
+from avpt.records import InputSpec
 from avpt.types import MODALITIES, Modality
 
 log = logging.getLogger(__name__)

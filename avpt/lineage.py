@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from avpt.artifacts import read_header
+from avpt.checking import RecordError, read
 from avpt.errors import AvptError
 from avpt.outputs import sha256
-from avpt.records import Fingerprinted, NamedProvenance, Provenance, RecordError, read
+from avpt.records import Fingerprinted, NamedProvenance, Provenance
 from avpt.run_folder import is_run, read_run
 
 log = logging.getLogger(__name__)

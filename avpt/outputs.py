@@ -14,8 +14,9 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
+from avpt.checking import RecordError, read
 from avpt.errors import OutputError
-from avpt.records import Provenance, RecordError, read
+from avpt.records import Provenance
 
 MOMENT = 2.0  # seconds; workers die a moment after their parent, and who gives up a shared lock has it alone for one
 COMPLETE = ("store.json", "summary.json")  # written last: they declare a folder finished

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from avpt.artifacts import Header, read_header
+from avpt.checking import RecordError, read_lines
 from avpt.errors import ArtifactError, OutputError
 from avpt.outputs import begin, differences, look_into, read_record, refuse, sweep
-from avpt.records import Epoch, Provenance, RecordError, RunSummary, read_lines
+from avpt.records import Epoch, Provenance, RunSummary
 from avpt.text import decimals
 from avpt.types import Report, Table
 

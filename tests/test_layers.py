@@ -27,6 +27,7 @@ LAYERS = {
     "avpt.progress": WORDS,
     "avpt.text": WORDS,
     "avpt.outputs": FILES,
+    "avpt.checking": FILES,
     "avpt.records": FILES,
     "avpt.tensors": FILES,
     "avpt.unpickled": FILES,

@@ -22,6 +22,7 @@ from tiny import CLASSES, SPEC, write_confidence, write_dynamics, write_tiny_run
 
 from avpt import artifacts
 from avpt.artifacts import Header
+from avpt.checking import DEEPEST, RecordError, check, parse, read_text
 from avpt.confidence import read_confidence, read_dynamics
 from avpt.data.store import Store
 from avpt.data.verification.store_files import read_contents
@@ -29,7 +30,7 @@ from avpt.errors import ArtifactError, AvptError, OutputError, StoreError
 from avpt.lineage import Lineage
 from avpt.models.checkpoint import load_encoder, load_network
 from avpt.outputs import read_record
-from avpt.records import DEEPEST, Options, RecordError, RunSummary, check, parse, read_text
+from avpt.records import Options, RunSummary
 from avpt.run_folder import read_run
 from avpt.trained import read_input
 

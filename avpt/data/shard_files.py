@@ -8,7 +8,7 @@ open files survive a fork.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
@@ -47,10 +47,10 @@ class ShardFiles:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": {}}
 
-    def locate(self, shard: int, file: h5py.File) -> None:
-        """Note where the values of an open shard are; `wrong_layout` has found nothing."""
+    def locate(self, shard: int, datasets: Mapping[str, h5py.Dataset]) -> None:
+        """Note where the values of an open shard are, in which `look_at` has found nothing wrong."""
         for name in self.dtypes:
-            dataset = file[name]
+            dataset = datasets[name]
             self.places[name][shard] = (dataset.id.get_offset() or 0, dataset.size)  # an empty one is nowhere
 
     def read(self, shard: int, name: Values, start: int, count: int) -> np.ndarray[Any, Any]:

@@ -68,63 +68,74 @@ def contract(config: Mapping[str, Any], clips: int, frames: int, size: int, num_
     }
 
 
-def wrong_layout(file: h5py.File, config: Mapping[str, Any], num_classes: int | None) -> list[str]:
-    """What is not as avpt writes it; empty where every value can be read.
+def look_at(
+    file: h5py.File, config: Mapping[str, Any], num_classes: int | None
+) -> tuple[dict[str, h5py.Dataset], list[str]]:
+    """The datasets of a shard, and what is not as avpt writes it: where nothing is, every value can be read.
 
     Args:
         file: the shard, open.
         config: of the store.
         num_classes: of the store; None where that is not known.
     """
-    names = contract(config, 0, 0, 0, 0)
-    found = {name: _dataset(file, name) for name in names}
-    shapes = {name: one.shape or (0,) for name, one in found.items() if isinstance(one, h5py.Dataset)}
+    groups = {name: _open(file.id, name.encode()) for name in ("audio", "visual")}
+    found: dict[str, h5py.Dataset | str] = {}
+    for name in contract(config, 0, 0, 0, 0):
+        group, _, last = name.rpartition("/")
+        found[name] = _dataset(_open(groups[group] if group else file.id, last.encode()))
+    datasets = {name: one for name, one in found.items() if isinstance(one, h5py.Dataset)}
+    shapes = {name: dataset.shape or (0,) for name, dataset in datasets.items()}
     clips, edges, size = (shapes.get(name, (0,))[0] for name in ("id", "visual/byte_offset", "visual/bytes"))
     wanted = contract(config, clips, edges - 1, size, num_classes or shapes.get("label", (0,))[-1])
-    kinds = {name: one if isinstance(one, str) else _kind(file, one) for name, one in found.items()}
-    return [f"{name} is {kind}, not {wanted[name]}" for name, kind in kinds.items() if kind != wanted[name]]
+    whole = file.id.get_filesize()
+    kinds = {name: one if isinstance(one, str) else _kind(file, one, whole) for name, one in found.items()}
+    return datasets, [f"{name} is {kind}, not {wanted[name]}" for name, kind in kinds.items() if kind != wanted[name]]
 
 
-def _dataset(file: h5py.File, name: str) -> h5py.Dataset | str:
-    """A dataset that is a plain piece of this file; in words what else is there."""
-    place = file
-    for part in name.split("/"):
-        links = place.id.links if isinstance(place, h5py.Group) else None
-        if links is None or not links.exists(part.encode()):
-            return "missing"
-        if links.get_info(part.encode()).type != h5py.h5l.TYPE_HARD:
-            return "a link, to another file or to nowhere"
-        place = place[part]
-    if not isinstance(place, h5py.Dataset):
+def _open(group: Any, name: bytes) -> Any:
+    """What a group of this file holds under a name, by HDF5's own identifier; in words where that can't be had."""
+    if isinstance(group, str):
+        return group
+    if not isinstance(group, h5py.h5g.GroupID) or not group.links.exists(name):
+        return "missing"
+    if group.links.get_info(name).type != h5py.h5l.TYPE_HARD:
+        return "a link, to another file or to nowhere"
+    return h5py.h5o.open(group, name)
+
+
+def _dataset(found: Any) -> h5py.Dataset | str:
+    """A dataset that is a plain piece of its file; in words what else is there."""
+    if isinstance(found, str):
+        return found
+    if not isinstance(found, h5py.h5d.DatasetID):
         return "no dataset"
-    made = place.id.get_create_plist()
-    if made.get_layout() == h5py.h5d.VIRTUAL or (
-        made.get_layout() == h5py.h5d.CONTIGUOUS and made.get_external_count()
-    ):
+    made = found.get_create_plist()
+    layout = made.get_layout()
+    if layout == h5py.h5d.VIRTUAL or (layout == h5py.h5d.CONTIGUOUS and made.get_external_count()):
         return "in another file"
-    return place if made.get_layout() == h5py.h5d.CONTIGUOUS else "compressed or in pieces"
+    return h5py.Dataset(found) if layout == h5py.h5d.CONTIGUOUS else "compressed or in pieces"
 
 
-def _kind(file: h5py.File, dataset: h5py.Dataset) -> str:
+def _kind(file: h5py.File, dataset: h5py.Dataset, whole: int) -> str:
     """Type and shape of a dataset; in words where its values can't all be in this file."""
     try:
         dtype = dataset.dtype
     except TypeError:
         return "of a type that numpy does not have"
-    if dataset.shape is None:
+    if (shape := dataset.shape) is None:
         return "empty"
     text = h5py.check_string_dtype(dtype) == h5py.h5t.string_info("utf-8", None)
     # not `dataset.nbytes`, which wraps around
-    count, stored = math.prod(dataset.shape), dataset.id.get_storage_size()
+    count, stored = math.prod(shape), dataset.id.get_storage_size()
     needed = count * (TEXT.itemsize if text else dtype.itemsize)
-    whole, start = file.id.get_filesize(), dataset.id.get_offset() or 0
+    start = dataset.id.get_offset() or 0
     if not needed <= stored <= start + stored <= whole:
         return "larger than its bytes"
     if text and count:
         texts = np.fromfile(file.filename, TEXT, count, offset=start)
         if int(texts["length"].sum(dtype=np.uint64)) > whole:  # many may be one and the same
             return "larger than its bytes"
-    return f"{'text' if text else str(dtype)[:60]} {dataset.shape}"
+    return f"{'text' if text else str(dtype)[:60]} {shape}"
 
 
 # --- values: for each that is wrong its row, and what is wrong -------------------------------------------------------

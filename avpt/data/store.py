@@ -18,16 +18,16 @@ from typing import Any, cast
 import h5py
 import numpy as np
 
+from avpt.checking import RecordError
 from avpt.data.clip import ClipSettings, DecodedClip
 from avpt.data.shard_files import ShardFiles
-from avpt.data.shard_layout import Array, open_shard, wrong_labels, wrong_layout, wrong_offsets, wrong_sound
+from avpt.data.shard_layout import Array, look_at, open_shard, wrong_labels, wrong_offsets, wrong_sound
 from avpt.data.store_records import SCHEMA as SCHEMA
 from avpt.data.store_records import Failure as Failure
 from avpt.data.store_records import SplitRecord, read_settings, read_shard, read_store
 from avpt.data.store_records import shard_name as shard_name
 from avpt.errors import StoreError
 from avpt.outputs import atomic, sha256_json, write_json
-from avpt.records import RecordError
 from avpt.types import SPLITS, Split
 
 log = logging.getLogger(__name__)
@@ -282,12 +282,13 @@ class Store:
         """
         with open_shard(path) as file:
             try:
-                if wrong := wrong_layout(file, self.settings, len(self.classes)):
+                found, wrong = look_at(file, self.settings, len(self.classes))
+                if wrong:
                     raise StoreError(f"{path}: {wrong[0]}; look at it with `avpt verify`")
-                files.locate(number, file)
-                ids = [str(clip_id) for clip_id in file["id"].asstr()[:]]
-                labels, num_frames = file["label"][:], file["audio/num_frames"][:]
-                offsets, frames = file["visual/clip_offset"][:], len(file["visual/time"])
+                files.locate(number, found)
+                ids = [str(clip_id) for clip_id in found["id"].asstr()[:]]
+                labels, num_frames = found["label"][:], found["audio/num_frames"][:]
+                offsets, frames = found["visual/clip_offset"][:], len(found["visual/time"])
             except (StoreError, MemoryError):
                 raise
             except Exception as error:  # whatever HDF5 makes of damaged bytes

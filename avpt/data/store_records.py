@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from msgspec import Meta
 
+from avpt.checking import RecordError, check, parse, read, read_text
 from avpt.errors import StoreError
-from avpt.records import AboveZero, Count, Finite, Positive, RecordError, check, parse, read, read_text
+from avpt.records import AboveZero, Count, Finite, Positive
 from avpt.types import Split
 
 SCHEMA = 1

@@ -14,8 +14,8 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
+from avpt.checking import RecordError, convert
 from avpt.models.abri import AbriBatchNorm2d
-from avpt.records import RecordError, convert
 from avpt.types import Modality
 
 ARCHS = ("resnet18", "resnet34", "resnet50")

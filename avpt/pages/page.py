@@ -13,8 +13,9 @@ from typing import Any, cast
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
+from avpt.checking import RecordError, check, parse
 from avpt.pages.blocks import Page
-from avpt.records import Provenance, RecordError, check, parse
+from avpt.records import Provenance
 
 GENERATOR = "avpt report"
 START = 1 << 20  # bytes of a page in which its provenance stands

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from avpt import artifacts, exported
 from avpt.artifacts import Header
+from avpt.checking import RecordError, check
 from avpt.config import ExportConfig
 from avpt.errors import ConfigError, OutputError
 from avpt.outputs import apart, atomic, claim
-from avpt.records import ExportSpec, RecordError, check
+from avpt.records import ExportSpec
 from avpt.types import Modality, Report, Table
 
 if TYPE_CHECKING:

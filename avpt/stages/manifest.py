@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from avpt.checking import RecordError, read
 from avpt.config import ManifestConfig
 from avpt.datasets import audioset, crema_d, esc50, folder, image_folder, kinetics_sounds, vggsound
 from avpt.datasets.rows import SUFFIXES, Dataset, Media, Row, Source, find_media, hash_split
 from avpt.errors import ConfigError, ManifestError, OutputError, listed
 from avpt.outputs import claim, differences, refuse, sha256, write_json, write_text
-from avpt.records import ManifestRecord, RecordError, read
+from avpt.records import ManifestRecord
 from avpt.types import SPLITS, Report, Split, Table
 
 log = logging.getLogger(__name__)

@@ -11,11 +11,12 @@ import numpy as np
 from torch import Tensor
 
 from avpt import artifacts
+from avpt.checking import RecordError, read
 from avpt.errors import AvptError
 from avpt.figures.confusion import draw_confusion
 from avpt.lineage import Node
 from avpt.pages.blocks import Block, Figures, Grid, Heading, Section, Text
-from avpt.records import EvaluationRecord, RecordError, read
+from avpt.records import EvaluationRecord
 from avpt.story.difference import chance_words
 from avpt.story.drawing import drawn, percent, points
 from avpt.story.experiment import Experiment, excuse

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from avpt.artifacts import Header, pack_ids, save
+from avpt.checking import RecordError, read_lines
 from avpt.outputs import write_json, write_text
-from avpt.records import RecordError, Timing, read_lines
+from avpt.records import Timing
 from avpt.training.checkpoint import previous_of
 from avpt.training.state import Progress
 from avpt.training.watch import Watcher

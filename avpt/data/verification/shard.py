@@ -19,15 +19,16 @@ from typing import Any
 import h5py
 import numpy as np
 
+from avpt.checking import RecordError
 from avpt.data.clip import ClipSettings
 from avpt.data.shard_layout import (
     MOST_PIXELS,
     Array,
     contract,
     jpeg_size,
+    look_at,
     open_shard,
     wrong_labels,
-    wrong_layout,
     wrong_offsets,
     wrong_sound,
 )
@@ -35,7 +36,6 @@ from avpt.data.store_records import SCHEMA, read_shard
 from avpt.data.verification.findings import ShardCheck
 from avpt.errors import StoreError
 from avpt.outputs import sha256
-from avpt.records import RecordError
 
 SUM_TOLERANCE = 1e-9  # of a sum's own size: another machine may add in another order
 
@@ -95,7 +95,7 @@ def _layout_is_sound(file: h5py.File, task: ShardTask, check: ShardCheck) -> boo
         value, wanted = _attribute(file, name), options.get(name, config.get(name))
         if str(value) != str(wanted):
             check.tell(f"its attribute {name} is {value}, settings.json says {wanted}")
-    wrong = wrong_layout(file, config, task.num_classes)
+    _, wrong = look_at(file, config, task.num_classes)
     groups = [name for name in ("audio", "visual") if not wrong]
     members = {f"{group}/{name}" for group in groups for name in file[group]} | (set(file) - {"audio", "visual"})
     for name in sorted(members - contract(config, 0, 0, 0, 0).keys()):

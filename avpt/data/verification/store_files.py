@@ -13,13 +13,13 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from avpt.checking import RecordError
 from avpt.data.shard_layout import open_shard
 from avpt.data.store import Store, store_record
 from avpt.data.store_records import Failure, read_settings, read_store
 from avpt.data.verification.findings import Problem, Record, Remedy, ShardCheck
 from avpt.errors import listed
 from avpt.outputs import sha256_json
-from avpt.records import RecordError
 from avpt.types import SPLITS
 
 SHARD_FILE = re.compile(r"((train|val|test)-\d{5,})\.(h5|json)")
