@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avpt import __version__
+from avpt.checking import RecordError, check, convert, parse
 from avpt.errors import ArtifactError, OutputError
 from avpt.outputs import atomic, differences, refuse, sha256
+from avpt.records import METRICS, Metrics, Provenance
+from avpt.tensors import misfits, wrong_values
+from avpt.tensors import pack_ids as pack_ids
+from avpt.tensors import unpack_ids as unpack_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,11 +23,6 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 OTHER_SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".bin", ".onnx", ".pt2", ".h5", ".npz", ".csv", ".json"})
-IDS = frozenset({"id_bytes", "id_offsets"})
-TENSORS = {  # what a kind can't be read without; models are checked against their spec instead
-    "dynamics": IDS | {"probability", "correct"},
-    "confidence": IDS | {"audio_confidence", "visual_confidence"},
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +35,7 @@ class Header:
     inputs: dict[str, str] = field(default_factory=dict)  # name -> sha256 or store fingerprint
     classes: list[str] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)  # thread count, device, torch: what bytes hang on
+    environment: dict[str, Any] = field(default_factory=dict)  # thread count, device, torch: what bytes depend on
     schema: int = SCHEMA
     avpt: str = __version__
 
@@ -101,16 +100,16 @@ def parse_header(path: Path, text: str) -> Header:
         ArtifactError: it is damaged, or of a newer avpt.
     """
     try:
-        values = json.loads(text)
-        if values["schema"] > SCHEMA:
-            raise ArtifactError(f"{path} was written by a newer avpt ({values['avpt']}); update avpt")
-        known = {name: values[name] for name in Header.__dataclass_fields__ if name in values}
-        header = Header(**known)
-        if not all(isinstance(getattr(header, name), type(default)) for name, default in vars(Header(kind="")).items()):
-            raise TypeError
-        return header
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise ArtifactError(f"{path} has a damaged avpt header; make it again") from None
+        values = parse(text)
+        schema = values.get("schema") if isinstance(values, dict) else None
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise ArtifactError(f"{path} was written by a newer avpt ({values.get('avpt')!s:.20}); update avpt")
+        header = convert(values, Header)
+        check({"config": header.config, "inputs": header.inputs}, Provenance)
+        check(header.metrics, Metrics)
+    except RecordError as error:
+        raise ArtifactError(f"{path} has a damaged avpt header ({error}); make it again") from None
+    return header
 
 
 def load(path: Path, *kinds: str) -> Artifact:
@@ -119,15 +118,34 @@ def load(path: Path, *kinds: str) -> Artifact:
     Raises:
         ArtifactError: missing, cut short, not avpt's, or of another kind.
     """
-    from safetensors.torch import load_file
-
-    header, _ = read_header(path)
+    header, shapes = read_header(path)
     if header.kind not in kinds:
         raise ArtifactError(f"{path} is of kind {header.kind}; {' or '.join(kinds)} is needed here")
-    tensors = load_file(path)
-    if not TENSORS.get(header.kind, frozenset()) <= tensors.keys():
-        raise ArtifactError(f"{path} is damaged: tensors are missing; make it again")
+    if wrong := misfits(header.kind, shapes):  # looked at before they are read
+        raise ArtifactError(f"{path} is damaged: {wrong}; make it again")
+    tensors = read_tensors(path)
+    if wrong := wrong_values(header.kind, tensors):
+        raise ArtifactError(f"{path} is damaged: {wrong}; make it again")
     return Artifact(header, tensors)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of any safetensors file.
+
+    Raises:
+        ArtifactError: it is none, or has types that torch does not know.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():  # a pipe would never end
+        raise ArtifactError(f"{path} {'is no file' if path.exists() else 'does not exist'}; name a file with weights")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ArtifactError(f"{path} is cut short, damaged, or not a safetensors file ({error})") from None
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ArtifactError(f"{path} holds tensors that can't be read ({error!s:.100}); write it again") from None
 
 
 def model_file(path: Path) -> Path:
@@ -185,22 +203,8 @@ def reuse(path: Path, header: Header, defaults: Mapping[str, Any], overwrite: bo
         return None
     if different := differences(asdict(found), asdict(header), defaults):
         raise refuse(path, different)
+    try:
+        check(found.metrics, METRICS.get(found.kind, Metrics))
+    except RecordError as error:
+        raise OutputError(f"{path} is damaged ({error}); --overwrite makes it again") from None
     return found
-
-
-def pack_ids(ids: Sequence[str], prefix: str = "") -> dict[str, Tensor]:
-    """Clip ids as two tensors: UTF-8 back to back (bytes,) uint8, and offsets (N + 1,) int64."""
-    import numpy as np
-    import torch
-
-    encoded = [clip_id.encode() for clip_id in ids]
-    offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-    flat = np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()
-    return {f"{prefix}id_bytes": torch.from_numpy(flat), f"{prefix}id_offsets": torch.from_numpy(offsets)}
-
-
-def unpack_ids(tensors: Mapping[str, Tensor], prefix: str = "") -> list[str]:
-    """The inverse of `pack_ids`."""
-    flat = tensors[f"{prefix}id_bytes"].numpy().tobytes()
-    offsets = tensors[f"{prefix}id_offsets"].tolist()
-    return [flat[start:stop].decode() for start, stop in pairwise(offsets)]

@@ -63,20 +63,6 @@ def measured(run: Run) -> list[dict[str, Any]]:
     return best + [row.get("val", {}) for row in run.epochs]
 
 
-def check_numbers(run: Run) -> None:
-    """See that a run's metrics and seed are numbers.
-
-    Raises:
-        ArtifactError: someone has had a hand in its files.
-    """
-    numbers = (
-        isinstance(some, dict) and all(isinstance(v, int | float | None) for v in some.values())
-        for some in measured(run)
-    )
-    if not all(numbers) or not isinstance(seed_of(run), int):
-        raise ArtifactError(f"{run.path} has damaged records; run the command that made it again with --overwrite")
-
-
 def check_clips(runs: Sequence[Run]) -> None:
     """See that all runs tell the same classes apart; other clips of these are warned of.
 

@@ -6,16 +6,26 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from avpt import artifacts
+from avpt.checking import RecordError, convert
 from avpt.errors import ArtifactError, ConfigError, listed
+from avpt.records import InputSpec
 from avpt.types import MODALITIES, Modality
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DynamicsSpec:
+    """What the header says of them."""
+
+    modality: Literal["audio", "visual", "joint"]
+    input: InputSpec
 
 
 @dataclass(frozen=True)
@@ -26,7 +36,7 @@ class Dynamics:
     ids: list[str]
     probability: Tensor  # (epochs, clips) float32 of the true class
     correct: Tensor  # (epochs, clips) bool
-    input: dict[str, Any]  # the run's input pipeline
+    input: InputSpec  # the run's input pipeline
 
     def of(self, ids: Sequence[str], skip_epochs: int) -> tuple[Tensor, Tensor]:
         """(epochs, clips) probability and correctness of the given clips, without the first epochs.
@@ -47,11 +57,15 @@ def read_dynamics(path: Path, modality: Modality) -> Dynamics:
     Raises:
         ArtifactError: not a finished run, or one on the other modality.
     """
-    artifact = artifacts.load(artifacts.run_file(path, "dynamics.safetensors"), "dynamics")
-    spec, tensors = artifact.header.spec, artifact.tensors
-    if spec["modality"] != modality:
-        raise ArtifactError(f"{path} is a run on {spec['modality']}; --{modality} needs a stage-1 run on {modality}")
-    return Dynamics(path, artifacts.unpack_ids(tensors), tensors["probability"], tensors["correct"], spec["input"])
+    file = artifacts.run_file(path, "dynamics.safetensors")
+    artifact = artifacts.load(file, "dynamics")
+    try:
+        spec, tensors = convert(artifact.header.spec, DynamicsSpec), artifact.tensors
+    except RecordError as error:
+        raise ArtifactError(f"{file} has a damaged spec ({error}); train it again") from None
+    if spec.modality != modality:
+        raise ArtifactError(f"{path} is a run on {spec.modality}; --{modality} needs a stage-1 run on {modality}")
+    return Dynamics(path, artifacts.unpack_ids(tensors), tensors["probability"], tensors["correct"], spec.input)
 
 
 def join_ids(dynamics: dict[Modality, Dynamics], skip: bool) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from avpt.artifacts import read_header
+from avpt.checking import RecordError, read
 from avpt.errors import AvptError
 from avpt.outputs import sha256
+from avpt.records import Fingerprinted, NamedProvenance, Provenance
 from avpt.run_folder import is_run, read_run
 
 log = logging.getLogger(__name__)
@@ -78,12 +79,15 @@ class Lineage:
         """The names under which others may record a node."""
         if node.kind == "store":
             return {node.config["fingerprint"]}
-        return {self.checksum(file) for file in node.files}
+        return {checksum for file in node.files if (checksum := self.checksum(file))}
 
     def checksum(self, file: Path) -> str:
-        """The checksum of one of a node's files."""
+        """The checksum of one of a node's files; empty where another process has removed it."""
         if file not in self._checksums:
-            self._checksums[file] = sha256(file)
+            try:
+                self._checksums[file] = sha256(file)
+            except OSError:
+                self._checksums[file] = ""
         return self._checksums[file]
 
     def nodes(self) -> Iterator[Node]:
@@ -134,20 +138,19 @@ def read_node(path: Path) -> Node | None:
     """What lies at a path, or None where it is nothing of avpt's, or can't be read."""
     try:
         if path.is_dir() and (path / "store.json").is_file():
-            record = json.loads((path / "store.json").read_text(encoding="utf-8"))
-            settings = json.loads((path / "settings.json").read_text(encoding="utf-8"))
-            config = settings["config"] | {"fingerprint": record["fingerprint"]}
-            return Node(path, "store", config, settings["inputs"], ())
+            settings = read(path / "settings.json", Provenance)
+            fingerprint = read(path / "store.json", Fingerprinted)["fingerprint"]
+            return Node(path, "store", {**settings["config"], "fingerprint": fingerprint}, settings["inputs"], ())
         if path.is_dir():
             run = read_run(path)
             files = [path / name for name in ("model.safetensors", "dynamics.safetensors")]
-            return Node(path, run.kind, run.config, run.inputs, tuple(file for file in files if file.exists()))
+            return Node(path, run.kind, run.config, run.inputs, tuple(file for file in files if file.is_file()))
         if path.suffix == ".json":
-            record = json.loads(path.read_text(encoding="utf-8"))
-            return Node(path, record["kind"], record["config"], record["inputs"], ())
+            record = read(path, NamedProvenance)
+            return Node(path, record["kind"], {**record["config"]}, record["inputs"], ())
         header, _ = read_header(path)
         return Node(path, header.kind, header.config, header.inputs, (path,))
-    except (AvptError, OSError, ValueError, KeyError, TypeError):
+    except (AvptError, OSError, RecordError):
         return None  # a search comes by all sorts of files
 
 
@@ -161,13 +164,13 @@ def _around(paths: Sequence[Path]) -> Iterator[Path]:
 
 def _walk(roots: Iterable[Path]) -> Iterator[Path]:
     """Stores, run folders, safetensors and JSON files in some folders, breadth first; not what lies inside of these."""
-    level, seen, entries = list(dict.fromkeys(roots)), set[Path](), 0
+    level, seen, entries = list(dict.fromkeys(roots)), set[str](), 0
     for _ in range(LEVELS_DOWN):
         below: list[Path] = []
         for folder in level:
-            if folder.resolve() in seen:
+            if (real := os.path.realpath(folder)) in seen:
                 continue
-            seen.add(folder.resolve())
+            seen.add(real)
             try:
                 found = sorted(os.scandir(folder), key=lambda entry: entry.name)
             except OSError:
@@ -180,20 +183,22 @@ def _walk(roots: Iterable[Path]) -> Iterator[Path]:
                 path = Path(entry.path)
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
-                    if is_run(path) or (path / "store.json").exists():
-                        yield path
-                    else:
-                        below.append(path)
-                elif path.suffix in (".safetensors", ".json"):
+                try:
+                    is_folder = entry.is_dir()
+                    is_whole = is_folder and (is_run(path) or (path / "store.json").exists())
+                except OSError:  # it may not be looked into
+                    continue
+                if is_whole or (not is_folder and path.suffix in (".safetensors", ".json")):
                     yield path
+                elif is_folder:
+                    below.append(path)
         level = below
 
 
 def _unique(paths: Iterable[Path]) -> Iterator[Path]:
     """Each file or folder once, under the first of its names: a link leads to what may have been seen already."""
-    seen = set[Path]()
+    seen = set[str]()
     for path in paths:
-        if (real := path.resolve()) not in seen:
+        if (real := os.path.realpath(path)) not in seen:  # not `resolve`, which a ring of links stops
             seen.add(real)
             yield path

@@ -14,7 +14,9 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
+from avpt.checking import RecordError, read
 from avpt.errors import OutputError
+from avpt.records import Provenance
 
 MOMENT = 2.0  # seconds; workers die a moment after their parent, and who gives up a shared lock has it alone for one
 COMPLETE = ("store.json", "summary.json")  # written last: they declare a folder finished
@@ -73,18 +75,18 @@ def write_json(path: Path, value: object, *, shared: bool = False) -> None:
     write_text(path, json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n", shared=shared)
 
 
-def read_record(path: Path, next_step: str) -> dict[str, Any]:
-    """Read a JSON object that avpt wrote.
+def read_record(path: Path, next_step: str, kind: Any = dict[str, Any]) -> dict[str, Any]:
+    """Read a JSON object that avpt wrote, a typed record of some kind.
 
     Raises:
         OutputError: it is missing or damaged; `next_step` says what to do then.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        record = None
-    if not isinstance(record, dict):
-        raise OutputError(f"{path} is damaged; {next_step}")
+        record: dict[str, Any] = read(path, kind)
+    except FileNotFoundError:
+        raise OutputError(f"{path} is missing; {next_step}") from None
+    except RecordError as error:
+        raise OutputError(f"{path} is damaged ({error}); {next_step}") from None
     return record
 
 
@@ -228,7 +230,7 @@ def refuse(path: Path, different: list[str]) -> OutputError:
 
 
 def reuse_record(
-    path: Path, provenance: Mapping[str, Any], defaults: Mapping[str, Any], overwrite: bool
+    path: Path, provenance: Mapping[str, Any], defaults: Mapping[str, Any], overwrite: bool, kind: Any
 ) -> dict[str, Any] | None:
     """A JSON file that is already there and was made in just this way, or None to make it.
 
@@ -237,6 +239,7 @@ def reuse_record(
         provenance: `kind`, `config` and `inputs` as it must hold them.
         defaults: of the options.
         overwrite: the caller means to start over.
+        kind: of typed record that it must be.
 
     Raises:
         OutputError: something else is there.
@@ -246,13 +249,13 @@ def reuse_record(
     if path.is_dir():
         raise OutputError(f"{path} is a folder; --out must name a file")
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        same_kind = found["kind"] == provenance["kind"]
-        sound = same_kind and all(isinstance(found[part], dict) for part in ("config", "inputs"))
-    except (ValueError, KeyError, TypeError):
-        sound = False
-    if not sound:
-        raise OutputError(f"{path} was not written by this command, or is damaged; choose another --out")
+        found: dict[str, Any] = read(path, kind)
+    except RecordError as error:
+        raise OutputError(
+            f"{path} was not written by this command, or is damaged ({error}); choose another --out"
+        ) from None
+    if found["kind"] != provenance["kind"]:
+        raise OutputError(f"{path} was not written by this command; choose another --out")
     if overwrite:
         return None
     if different := differences(found, provenance, defaults):
@@ -292,10 +295,7 @@ def look_into(path: Path, settings_file: str, owned: re.Pattern[str], overwrite:
         )
     if overwrite or not settings.exists():
         return None
-    record = read_record(settings, "--overwrite starts over")
-    if not all(isinstance(record.get(part), dict) for part in ("config", "inputs")):
-        raise OutputError(f"{settings} is damaged; --overwrite starts over")
-    return record
+    return read_record(settings, "--overwrite starts over", Provenance)
 
 
 def begin(path: Path, settings_file: str, settings: Mapping[str, Any], overwrite: bool) -> None:

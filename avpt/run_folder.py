@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from avpt.artifacts import Header, read_header
+from avpt.checking import RecordError, read_lines
 from avpt.errors import ArtifactError, OutputError
 from avpt.outputs import begin, differences, look_into, read_record, refuse, sweep
+from avpt.records import Epoch, Provenance, RunSummary
 from avpt.text import decimals
 from avpt.types import Report, Table
 
@@ -19,6 +20,7 @@ OWNED = re.compile(
     r"|checkpoint/(settings\.json|(last|previous)\.pt)|tensorboard/events\.out\.tfevents\.[^/]*)|(checkpoint/)?\..*\.tmp"
 )
 SETTINGS = "checkpoint/settings.json"
+AGAIN = "run the command that made it again with --overwrite"
 
 
 @dataclass(frozen=True)
@@ -59,25 +61,24 @@ def read_run(path: Path) -> Run:
         raise ArtifactError(f"{path} is not a run folder written by avpt")
     header, summary = None, None
     if (path / "summary.json").exists():
-        summary = read_record(path / "summary.json", "run the command that made it again with --overwrite")
+        summary = read_record(path / "summary.json", AGAIN, RunSummary)
         header, _ = read_header(path / "model.safetensors")
     if header is not None and not (path / SETTINGS).exists():  # checkpoint/ was removed to save space
         settings: dict[str, Any] = {"config": header.config, "inputs": header.inputs}
     else:
-        settings = read_record(path / SETTINGS, "run the command that made it again")
-    config, inputs = settings.get("config"), settings.get("inputs")
-    if not isinstance(config, dict) or not isinstance(inputs, dict):
-        raise ArtifactError(f"{path / SETTINGS} is damaged; run the command that made it again with --overwrite")
+        settings = read_record(path / SETTINGS, AGAIN, Provenance)
+    config = settings["config"]
     kind = "classifier" if "modality" in config else "fused"
-    return Run(path, kind, config, inputs, _read_epochs(path / "metrics.jsonl"), summary, header)
+    return Run(path, kind, config, settings["inputs"], _read_epochs(path / "metrics.jsonl"), summary, header)
 
 
 def _read_epochs(path: Path) -> list[dict[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [{"epoch": row["epoch"], **row} for row in map(json.loads, lines)]
-    except (ValueError, KeyError, TypeError):
-        raise ArtifactError(f"{path} is damaged; run the command that made it again with --overwrite") from None
+        return [cast(dict[str, Any], row) for row in read_lines(path, Epoch)]
+    except FileNotFoundError:
+        return []
+    except RecordError as error:
+        raise ArtifactError(f"{path} is damaged ({error}); {AGAIN}") from None
 
 
 def find_summary(
@@ -109,7 +110,7 @@ def find_summary(
         if not _is_continued(found, settings, defaults):
             raise refuse(path, different)
     elif (path / "summary.json").exists():
-        return read_record(path / "summary.json", "--overwrite starts over")
+        return read_record(path / "summary.json", "--overwrite starts over", RunSummary)
     if (path / "metrics.jsonl").exists() and not any((path / "checkpoint").glob("*.pt")):
         raise OutputError(f"{path} has epochs behind it, but its checkpoint is gone; --overwrite starts over")
     return None
@@ -134,6 +135,8 @@ def _is_continued(found: dict[str, Any], wanted: dict[str, Any], defaults: dict[
 def report(path: Path, summary: dict[str, Any], title: str) -> Report:
     """The record and table of a finished run."""
     names = [name for name in ("val", "test") if summary[name] is not None]
-    rows = [(metric, *(decimals(summary[split][metric]) for split in names)) for metric in sorted(summary[names[0]])]
+    rows = [
+        (metric, *(decimals(summary[split].get(metric)) for split in names)) for metric in sorted(summary[names[0]])
+    ]
     table = Table(f"{title}, best epoch {summary['best_epoch']} of {summary['epochs']}", ("", *names), rows)
     return Report({"run": str(path), **summary}, (path,), [table])

@@ -19,11 +19,10 @@ from avpt.errors import ArtifactError, listed
 from avpt.models.checkpoint import load_network
 from avpt.models.encoder import Classifier
 from avpt.models.fusion import FusedModel
+from avpt.records import LARGEST_INPUT
 from avpt.types import Modality, Split
 
 log = logging.getLogger(__name__)
-
-LARGEST_INPUT = 2**28  # values of one clip, of sound or of pictures; far beyond what any encoder is trained on
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,7 @@ def read_input(path: Path, header: Header) -> InputSpec:
     bad = [field.name for field in fields(InputSpec) if not _is_possible(field.name, whole.get(field.name))]
     if not bad:
         spec = InputSpec(**whole)
-        sizes = (spec.spectrogram_frames * spec.mel_bins, spec.num_frames * 3 * spec.image_size**2)
-        bad = ["an input of that size"] if max(sizes) > LARGEST_INPUT else []
+        bad = ["an input of that size"] if spec.num_values > LARGEST_INPUT else []
     if bad:
         raise ArtifactError(f"{path} has a damaged input pipeline ({listed(bad)}); make it again")
     return spec

@@ -276,7 +276,7 @@ def replaced_by_file(store: Path) -> None:
         (scribbled, "train-00001.h5 is truncated or not a shard"),
         (shard_missing, "train-00001.h5 is missing or truncated"),
         (record_missing, "store is unfinished; run its `avpt preprocess` again"),
-        (record_cut, "has a damaged settings.json or store.json"),
+        (record_cut, "store.json is damaged (it is no JSON); remove it and run its `avpt preprocess` again"),
         (store_missing, "store does not exist; a store is a folder"),
         (emptied, "store is not a store; make one with `avpt preprocess"),
         (replaced_by_file, "store is not a folder; a store is a folder"),
@@ -681,7 +681,7 @@ def test_damaged_settings_are_told(experiment: Experiment, tmp_path: Path) -> No
     store = shutil.copytree(experiment.store, tmp_path / "store")
     (store / "settings.json").write_text("{", encoding="utf-8")
     command = (*five_commands(experiment)["store"], "--out", store)
-    refused(tmp_path, *command, says="settings.json is damaged; --overwrite starts over")
+    refused(tmp_path, *command, says="settings.json is damaged (it is no JSON); --overwrite starts over")
 
 
 @pytest.mark.parametrize("content", ["[]", '{"config": 3}'])
@@ -690,7 +690,7 @@ def test_settings_of_another_shape_are_told(experiment: Experiment, tmp_path: Pa
     (store / "settings.json").write_text(content, encoding="utf-8")
     one_line(avpt("info", store), "settings.json")
     command = (*five_commands(experiment)["store"], "--out", store)
-    refused(tmp_path, *command, says="settings.json is damaged; --overwrite starts over")
+    refused(tmp_path, *command, says="settings.json is damaged (")
 
 
 @pytest.mark.parametrize("name", ["checkpoint/settings.json", "metrics.jsonl", "summary.json"])

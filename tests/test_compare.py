@@ -313,10 +313,13 @@ def test_what_is_no_run_is_refused(experiment: Experiment, folder: Path) -> None
     refused(run, "--metric", "top1", says="--metric top1 is in none of the runs; they have accuracy,")
     (run / "metrics.jsonl").write_text("{")
     refused(run, says="metrics.jsonl is damaged")
-    for name, text in (("summary.json", '{"val": 3, "test": null}'), ("metrics.jsonl", '{"epoch": 1, "val": "low"}')):
+    for name, text, says in (
+        ("summary.json", '{"best_epoch": 1, "epochs": 1, "val": 3, "test": null}', "(val: expected object, got int)"),
+        ("metrics.jsonl", '{"epoch": 1, "lr": 0.1, "train": [], "val": {}}', "(line 1: train: expected object, got"),
+    ):
         broken = write_run(experiment.fused, folder / name)
         (broken / name).write_text(text)
-        refused(broken, says="has damaged records")
+        refused(broken, says=f"{name} is damaged {says}")
 
 
 def test_real_runs_of_both_kinds(experiment: Experiment) -> None:

@@ -205,7 +205,7 @@ def shuffled_copy(run: Path, copy: Path, drop: int, add: tuple[str, ...] = ()) -
     tensors = load_file(run / "dynamics.safetensors")
     ids = names(tensors)[drop:][::-1] + list(add)
     rows = {name: tensors[name][:, drop:][:, ::-1] for name in ("probability", "correct")}
-    wide = {name: np.concatenate([value, value[:, : len(add)]], axis=1) for name, value in rows.items()}
+    wide = {name: np.concatenate([value, tensors[name][:, : len(add)]], axis=1) for name, value in rows.items()}
     save_file(wide | packed(ids), copy / "dynamics.safetensors", metadata)
     return copy
 

@@ -480,7 +480,7 @@ DAMAGE = {
     "pad": (set_in("spec", "input", "pad")(["zero"]), "damaged input pipeline (pad)"),
     "missing": (set_in("spec", "input")({"pad": "zero"}), "damaged input pipeline (sample_rate, mel_bins"),
     "twice": (set_in("classes")(["0", "0", "1"]), "not all different"),
-    "no names": (set_in("classes")([0, 1, 2]), "the class names are missing"),
+    "no names": (set_in("classes")([0, 1, 2]), "damaged avpt header (classes[0]: expected str, got int)"),
     "classes": (set_in("spec", "num_classes")(10**12), "the number of classes is not that of their names"),
     "more classes": (set_in("classes")(["0", "1"]), "the number of classes"),
     "multi": (set_in("spec", "multi_label")("no"), "does not fit its own spec"),

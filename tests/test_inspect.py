@@ -471,7 +471,10 @@ def test_files_that_can_not_be_inspected(experiment: Experiment, before: Path, t
     path = tmp_path / "bad.safetensors"
     refused(tmp_path / "none", says="does not exist; inspect takes imagenet, a file with weights or a run folder")
     refused(edited(before, path, without_norm), says=f"{path} has no BatchNorm layer")
-    refused(edited(before, path, lambda state: state["layer2.0.bn1.weight"].fill_(torch.nan)), says="not numbers")
+    refused(
+        edited(before, path, lambda state: state["layer2.0.bn1.weight"].fill_(torch.nan)),
+        says="holds infinite values or NaN",
+    )
     refused(edited(before, path, lambda state: state.pop("layer2.0.bn1.bias")), says="layer2.0.bn1.bias is missing")
     refused(edited(before, path, lambda s: s.update({"conv1.weight": torch.ones(64, 6, 7, 7)})), says="is 64x6x7x7")
     refused(edited(experiment.audio_init, path, lambda s: s.pop("bn1.new_bias")), says="bn1.new_bias")

@@ -135,7 +135,7 @@ def test_a_shard_of_another_layout_is_refused(
     record = json.loads(beside.read_text(encoding="utf-8"))
     record["bytes"] = (path / "train-00001.h5").stat().st_size
     beside.write_text(json.dumps(record), encoding="utf-8")
-    with pytest.raises(StoreError, match=r"train-00001\.h5 has no audio/fbank as avpt writes it"):
+    with pytest.raises(StoreError, match=r"train-00001\.h5: audio/fbank is (compressed|float32)"):
         _ = Store(path).indices
 
 

@@ -438,7 +438,9 @@ def test_a_damaged_or_lost_file_of_the_store_is_told_or_made_again(experiment: E
     (store / "store.json").write_text("{", encoding="utf-8")
     result = avpt(*command)
     assert result.code == 1
-    assert result.error.startswith(f"avpt: {store}/store.json is damaged; remove it and run the same command again")
+    assert result.error.startswith(
+        f"avpt: {store}/store.json is damaged (it is no JSON); remove it and run the same command again"
+    )
     (store / "store.json").unlink()
     done(*command)
     assert files_of(store) == files_of(experiment.store)

@@ -24,8 +24,9 @@ from test_cli import state_of
 from test_store import mixed_rows
 
 from avpt.config import VerifyConfig
+from avpt.data.shard_layout import jpeg_size
 from avpt.data.verification.findings import MOST, ShardCheck
-from avpt.data.verification.shard import ShardTask, check_shard, jpeg_size
+from avpt.data.verification.shard import ShardTask, check_shard
 from avpt.data.verification.store_files import find_duplicates
 from avpt.outputs import claim, sha256_json
 from avpt.stages import verify
@@ -246,7 +247,7 @@ DAMAGE: dict[str, tuple[Change, int | str, str]] = {
     "scalar": (replace("visual/byte_offset", lambda v: v[0]), NONE, "visual/byte_offset is int64 ()"),
     "a clip less": (replace("id", lambda v: v[1:], dtype=h5py.string_dtype()), NONE, "label is int64 (8,)"),
     "compressed": (replace("label", np.int64, compression="gzip"), NONE, "label is compressed"),
-    "in another file": (elsewhere, NONE, "label is compressed, in pieces or in another file"),
+    "in another file": (elsewhere, NONE, "label is a link, to another file or to nowhere"),
     "never written": (never_written, NONE, "visual/bytes is larger than its bytes"),
 }
 
@@ -279,7 +280,8 @@ def no_tables(file: h5py.File) -> None:
 
 DEEP: dict[str, tuple[Change, str]] = {
     "size": (put("visual/size", 2, (28, 27)), "its frame 0 is a JPEG of 28 x 28, not 28 x 27"),
-    "no header": (byte_of_frame(2, 0), "its frame 0 is a JPEG of 0 x 0"),
+    "no header": (byte_of_frame(3, 0xD9), "its frame 0 is a JPEG of 0 x 0"),
+    "a byte": (byte_of_frame(2, 0), "its frame 0 is damaged: Corrupt JPEG data"),
     "extra bytes": (byte_of_frame(3, 255), "its frame 0 is damaged: Corrupt JPEG data"),
     "cut short": (entropy_coded, "its frame 0 "),
     "no picture": (no_tables, "its frame 0 does not decode"),

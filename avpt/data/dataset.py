@@ -13,29 +13,11 @@ from torch.utils.data import Dataset
 
 from avpt.artifacts import pack_ids
 from avpt.data import transforms
+from avpt.data.shard_layout import MOST_PIXELS, jpeg_size
 from avpt.data.store import SplitIndex
 from avpt.errors import StoreError
+from avpt.records import InputSpec as InputSpec
 from avpt.types import MODALITIES, Modality
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """How stored values become a model's input; part of every model's spec."""
-
-    sample_rate: int
-    mel_bins: int
-    spectrogram_frames: int
-    pad: str
-    fps: float
-    max_frames: int
-    frame_size: int
-    mean: float  # of the training split's log-mel
-    std: float
-    image_size: int
-    num_frames: int
-    audio_dtype: str = "float16"  # these three make a clip file the same input as a store would
-    frame_codec: str = "jpeg"
-    frame_accuracy: str = "exact"
 
 
 @dataclass(frozen=True)
@@ -82,8 +64,13 @@ def read_frames(index: SplitIndex, position: int, chosen: Sequence[int], codec: 
     sizes = read("visual/size", 2 * first, 2 * available).reshape(-1, 2).tolist()
     for frame in chosen:
         encoded = read("visual/bytes", edges[frame], edges[frame + 1] - edges[frame])
+        height, width = sizes[frame]
         try:
-            yield transforms.decode_frame(encoded, codec, *sizes[frame])
+            if codec == "jpeg" and not (
+                jpeg_size(encoded.tobytes()) == (height, width) and height * width <= MOST_PIXELS
+            ):
+                raise RuntimeError  # its own header says how much memory it takes
+            yield transforms.decode_frame(encoded, codec, height, width)
         except RuntimeError:
             path = index.shards.paths[index.shard[position]]
             raise StoreError(f"{path} holds a damaged frame; look at it with `avpt verify --deep`") from None

@@ -8,7 +8,7 @@ open files survive a fork.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
@@ -47,21 +47,11 @@ class ShardFiles:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": {}}
 
-    def locate(self, shard: int, file: h5py.File) -> None:
-        """Note where the values of an open shard are.
-
-        Raises:
-            StoreError: they are missing, of another type or shape, or not contiguous; avpt writes no such shard.
-        """
-        for name, dtype in self.dtypes.items():
-            dataset = file.get(name)
-            sound = isinstance(dataset, h5py.Dataset) and dataset.dtype == dtype
-            sound = sound and (name != "audio/fbank" or dataset.shape[1:] == self.fbank_shape)
-            place = dataset.id.get_offset() if sound else None
-            if not sound or (place is None and dataset.size):
-                where = f"{self.paths[shard]} has no {name} as avpt writes it"
-                raise StoreError(f"{where}; remove it and run its `avpt preprocess` again")
-            self.places[name][shard] = (place or 0, dataset.size)  # an empty one is nowhere
+    def locate(self, shard: int, datasets: Mapping[str, h5py.Dataset]) -> None:
+        """Note where the values of an open shard are, in which `look_at` has found nothing wrong."""
+        for name in self.dtypes:
+            dataset = datasets[name]
+            self.places[name][shard] = (dataset.id.get_offset() or 0, dataset.size)  # an empty one is nowhere
 
     def read(self, shard: int, name: Values, start: int, count: int) -> np.ndarray[Any, Any]:
         """(count,) values of one kind, taken as flat, from number `start` on.

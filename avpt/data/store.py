@@ -5,54 +5,41 @@ N is the number of clips of a shard, F of its frames.
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import json
 import logging
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import h5py
 import numpy as np
 
+from avpt.checking import RecordError
 from avpt.data.clip import ClipSettings, DecodedClip
 from avpt.data.shard_files import ShardFiles
+from avpt.data.shard_layout import Array, look_at, open_shard, wrong_labels, wrong_offsets, wrong_sound
+from avpt.data.store_records import SCHEMA as SCHEMA
+from avpt.data.store_records import Failure as Failure
+from avpt.data.store_records import SplitRecord, read_settings, read_shard, read_store
+from avpt.data.store_records import shard_name as shard_name
 from avpt.errors import StoreError
 from avpt.outputs import atomic, sha256_json, write_json
 from avpt.types import SPLITS, Split
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1
 MIN_STD = 1e-3  # below it a log-mel is constant (a store of silence): dividing by it would only blow up rounding
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A manifest row that was left out, a line of `failures.csv`, or kept in part, a line of `partial.csv`."""
-
-    id: str
-    split: str
-    source: str
-    stage: str  # open, audio, visual, timeout, crash
-    error: str
-
-
-def shard_name(split: str, number: int) -> str:
-    """`train`, 3 -> `train-00003`."""
-    return f"{split}-{number:05d}"
 
 
 def write_shard(
     path: Path,
     *,
     ids: Sequence[str],
-    labels: np.ndarray[Any, Any],
+    labels: Array,
     clips: Sequence[DecodedClip],
     failures: Sequence[Failure],
     partial: Sequence[Failure],
@@ -113,22 +100,20 @@ def write_shard(
     write_json(path.with_name(f"{path.name}.json"), record, shared=True)
 
 
-def _offsets(lengths: Iterable[int]) -> np.ndarray[Any, Any]:
+def _offsets(lengths: Iterable[int]) -> Array:
     return np.cumsum([0, *lengths], dtype=np.int64)
 
 
-def _joined(parts: list[np.ndarray[Any, Any]], empty: tuple[int, ...], dtype: type) -> np.ndarray[Any, Any]:
+def _joined(parts: list[Array], empty: tuple[int, ...], dtype: type) -> Array:
     return np.concatenate([np.zeros(empty, dtype), *parts]).astype(dtype)
 
 
 def read_shard_record(path: Path) -> dict[str, Any] | None:
     """The JSON beside a finished shard (`path` without a suffix), or None where the shard must be made."""
-    record = path.with_name(f"{path.name}.json")
-    hdf5 = path.with_name(f"{path.name}.h5")
     try:
-        values: dict[str, Any] = {"partial": []} | json.loads(record.read_text(encoding="utf-8"))
-        return values if values["bytes"] == hdf5.stat().st_size else None
-    except (OSError, ValueError, KeyError, TypeError):
+        record = read_shard(path)
+        return record if record["bytes"] == path.with_name(f"{path.name}.h5").stat().st_size else None
+    except (OSError, RecordError):
         return None
 
 
@@ -193,7 +178,7 @@ class SplitIndex:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def take(self, keep: np.ndarray[Any, Any]) -> SplitIndex:
+    def take(self, keep: Array) -> SplitIndex:
         """The clips at the given positions."""
         return SplitIndex(
             [self.ids[i] for i in keep],
@@ -222,22 +207,27 @@ class Store:
         if not (path / "store.json").exists():
             raise StoreError(f"{path} is unfinished; run its `avpt preprocess` again, it goes on where it stopped")
         try:
-            settings = json.loads((path / "settings.json").read_text(encoding="utf-8"))
-            record = json.loads((path / "store.json").read_text(encoding="utf-8"))
-            if record["schema"] > SCHEMA:
-                raise StoreError(f"{path} was written by a newer avpt; update avpt")
-            self.settings: dict[str, Any] = settings["config"]
-            self.inputs: dict[str, str] = settings["inputs"]
-            self.classes: list[str] = record["classes"]
-            self.multi_label: bool = record["multi_label"]
-            self.splits: dict[str, dict[str, Any]] = record["splits"]
-            self.mean: float = record["normalisation"]["mean"]
-            self.std: float = record["normalisation"]["std"]
-            self.failures: int = record["failures"]
-            self.partial: int = record.get("partial", 0)
-            self.fingerprint: str = record["fingerprint"]
-        except (ValueError, KeyError, TypeError):
-            raise StoreError(f"{path} has a damaged settings.json or store.json; make the store again") from None
+            settings = read_settings(path)
+        except RecordError as error:
+            step = "run its `avpt preprocess` again with --overwrite"
+            raise StoreError(f"{path}/settings.json is damaged ({error}); {step}") from None
+        try:
+            record = read_store(path)
+        except RecordError as error:
+            step = "remove it and run its `avpt preprocess` again"
+            raise StoreError(f"{path}/store.json is damaged ({error}); {step}") from None
+        self.settings = cast(dict[str, Any], settings["config"])
+        self.inputs = cast(dict[str, str], settings["inputs"])
+        self.classes = record["classes"]
+        self.multi_label = record["multi_label"]
+        self.splits: Mapping[Split, SplitRecord] = record["splits"]
+        self.mean, self.std = record["normalisation"]["mean"], record["normalisation"]["std"]
+        self.failures, self.partial = record["failures"], record.get("partial", 0)
+        self.fingerprint = record["fingerprint"]
+        if self.multi_label != settings["config"]["multi_label"]:
+            raise StoreError(
+                f"{path}: settings.json and store.json differ in multi_label; look at it with `avpt verify`"
+            )
 
     @cached_property
     def indices(self) -> dict[Split, SplitIndex]:
@@ -248,7 +238,7 @@ class Store:
         ids: list[str] = []
         paths = [self.path / f"{name}.h5" for name in self.splits[split]["shards"]]
         label_shape = (0, len(self.classes)) if self.multi_label else (0,)
-        empty: dict[str, np.ndarray[Any, Any]] = {
+        empty: dict[str, Array] = {
             "label": np.zeros(label_shape, np.uint8 if self.multi_label else np.int64),
             "audio": np.zeros(0, np.int32),
             "visual": np.zeros(0, np.int64),
@@ -264,15 +254,15 @@ class Store:
         for number, path in enumerate(paths):
             if read_shard_record(path.with_suffix("")) is None:
                 raise StoreError(f"{path} is missing or truncated; run its `avpt preprocess` again")
-            with open_shard(path) as file:
-                files.locate(number, file)
-                rows = [str(clip_id) for clip_id in file["id"].asstr()[:]]
-                columns["label"].append(file["label"][:])
-                columns["audio"].append(file["audio/num_frames"][:])
-                columns["visual"].append(np.diff(file["visual/clip_offset"][:]))
+            rows, parts = self._read_shard(path, number, files)
+            for name, values in parts.items():
+                columns[name].append(values)
             columns["shard"].append(np.full(len(rows), number))
             columns["row"].append(np.arange(len(rows)))
             ids += rows
+        if len(ids) != self.splits[split]["clips"] or len(set(ids)) < len(ids):
+            problem = f"store.json tells of {self.splits[split]['clips']} {split} clips, the shards of {len(set(ids))}"
+            raise StoreError(f"{self.path}: {problem}; look at it with `avpt verify`")
         joined = {name: np.concatenate(parts) for name, parts in columns.items()}
         return SplitIndex(
             ids=ids,
@@ -284,16 +274,32 @@ class Store:
             shards=files,
         )
 
+    def _read_shard(self, path: Path, number: int, files: ShardFiles) -> tuple[list[str], dict[str, Array]]:
+        """Ids, and what there is of each clip, once it is seen that all of it lies in the shard itself.
 
-def open_shard(path: Path) -> h5py.File:
-    """Open a shard for reading.
-
-    Raises:
-        StoreError: it is missing, truncated, or not HDF5.
-    """
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EIO):
-            raise StoreError(f"{path} can't be opened ({os.strerror(error.errno)})") from None
-        raise StoreError(f"{path} is truncated or not a shard; remove it and run its `avpt preprocess` again") from None
+        Raises:
+            StoreError: it does not, or can't be.
+        """
+        with open_shard(path) as file:
+            try:
+                found, wrong = look_at(file, self.settings, len(self.classes))
+                if wrong:
+                    raise StoreError(f"{path}: {wrong[0]}; look at it with `avpt verify`")
+                files.locate(number, found)
+                ids = [str(clip_id) for clip_id in found["id"].asstr()[:]]
+                labels, num_frames = found["label"][:], found["audio/num_frames"][:]
+                offsets, frames = found["visual/clip_offset"][:], len(found["visual/time"])
+            except (StoreError, MemoryError):
+                raise
+            except Exception as error:  # whatever HDF5 makes of damaged bytes
+                what = " ".join(str(error).split())[:200]
+                raise StoreError(f"{path} can't be read ({what}); look at it with `avpt verify`") from None
+        problems = chain(
+            wrong_labels(labels, len(self.classes)),
+            wrong_sound(num_frames, self.settings["spectrogram_frames"]),
+            wrong_offsets("visual/clip_offset", offsets, frames),
+        )
+        for row, problem in problems:
+            clip = f", clip {ids[row]}" if ids else ""
+            raise StoreError(f"{path}{clip}: {problem}; look at it with `avpt verify`")
+        return ids, {"label": labels, "audio": num_frames, "visual": np.diff(offsets)}

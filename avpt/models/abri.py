@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_PRETRAINED = ("weight", "bias", "running_mean", "running_var")
+PRETRAINED = ("weight", "bias", "running_mean", "running_var")
 NEW = ("new_weight", "new_bias", "new_running_mean", "new_running_var", "alpha")  # what ABRi adds to a state dict
 
 
@@ -143,7 +143,7 @@ def fold_state_dict(state: Mapping[str, Tensor], eps: float = 1e-5) -> dict[str,
         if key != "new_weight" and not key.endswith(".new_weight"):
             continue
         prefix = key.removesuffix("new_weight")
-        weight, bias, mean, var = (state[prefix + name].double() for name in _PRETRAINED)
+        weight, bias, mean, var = (state[prefix + name].double() for name in PRETRAINED)
         new_weight, new_bias, new_mean, new_var, alpha = (state[prefix + name].double() for name in NEW)
         scale, shift = _affine((weight, bias, mean, var), (new_weight, new_bias, new_mean, new_var), alpha, eps)
         dtype = state[prefix + "weight"].dtype

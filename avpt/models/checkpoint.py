@@ -12,13 +12,17 @@ from torchvision.models import ResNet
 
 from avpt import artifacts
 from avpt.artifacts import Header
+from avpt.checking import RecordError, convert
 from avpt.errors import ArtifactError, listed
 from avpt.models.channels import has_unmoved_statistics
 from avpt.models.encoder import Classifier, EncoderSpec, build_encoder, encoder_spec
 from avpt.models.fusion import FUSIONS, FusedModel
+from avpt.records import InputSpec
 from avpt.types import MODALITIES, Modality
 
 log = logging.getLogger(__name__)
+
+DTYPES = ("F32", "F16", "BF16", "F64", "I64")  # as safetensors calls them
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class LoadedEncoder:
 
     encoder: ResNet
     spec: EncoderSpec
-    input: dict[str, Any] | None  # the input pipeline it was trained with; None for an encoder fresh from `init`
+    input: InputSpec | None  # the input pipeline it was trained with; None for an encoder fresh from `init`
     store: str | None  # fingerprint of the one it was trained on
 
 
@@ -41,21 +45,30 @@ def load_encoder(path: Path, modality: Modality) -> LoadedEncoder:
     state = artifact.tensors
     if artifact.header.kind == "classifier":
         state = {name.removeprefix("encoder."): value for name, value in state.items() if name.startswith("encoder.")}
+    values = artifact.header.spec
     try:
-        spec = encoder_spec(artifact.header.spec["encoder"])
+        spec = encoder_spec(values["encoder"])
         encoder = build_encoder(spec)
-        encoder.load_state_dict(state)
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise ArtifactError(
-            f"{path} does not fit its own spec ({next(iter(str(error).splitlines()), '')}); make it again"
-        ) from None
+        problems = _misfits(encoder, {name: list(value.shape) for name, value in state.items()})
+        floating = {name for name, value in encoder.state_dict().items() if value.is_floating_point()}
+        problems += [
+            f"{name} is {state[name].dtype}" for name in state if state[name].is_floating_point() != (name in floating)
+        ]
+        if problems:
+            raise RecordError(listed(problems))
+        pipeline = None if values.get("input") is None else convert(values["input"], InputSpec)
+    except (KeyError, RecordError) as error:
+        told = f"it has no {error.args[0]}" if isinstance(error, KeyError) else str(error)
+        raise ArtifactError(f"{path} does not fit its own spec ({told}); make it again") from None
+    encoder.load_state_dict(state)
+    _check_finite(path, encoder)
     if spec.modality != modality:
         article = "an" if spec.modality == "audio" else "a"
         raise ArtifactError(
             f"{path} is {article} {spec.modality} encoder, {modality} is needed here; "
             f"carry it across with `avpt init --modality {modality} --weights {path}`"
         )
-    return LoadedEncoder(encoder, spec, artifact.header.spec.get("input"), artifact.header.inputs.get("store"))
+    return LoadedEncoder(encoder, spec, pipeline, artifact.header.inputs.get("store"))
 
 
 def check_frozen(encoder: ResNet, path: Path) -> None:
@@ -86,7 +99,9 @@ def check_input(loaded: LoadedEncoder, path: Path, wanted: dict[str, Any]) -> No
         return
     names = ("sample_rate", "mel_bins", "spectrogram_frames")
     different = [
-        f"{name} {loaded.input[name]} against {wanted[name]}" for name in names if loaded.input[name] != wanted[name]
+        f"{name} {value} against {wanted[name]}"
+        for name in names
+        if (value := getattr(loaded.input, name)) != wanted[name]
     ]
     if different:
         raise ArtifactError(
@@ -131,16 +146,29 @@ def load_network(path: Path, *kinds: str) -> LoadedNetwork:
         with torch.device("meta"):  # takes no memory, whatever the spec says
             network, encoders = _build(header)
         problems = _misfits(network, {name: shape for name, (_, shape) in tensors.items()})
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        problems = [next(iter(str(error).splitlines()), type(error).__name__)]
+        problems += [f"{name} is {dtype}" for name, (dtype, _) in tensors.items() if dtype not in DTYPES]
+    except KeyError as error:
+        problems = [f"it has no {error.args[0]}"]
+    except (TypeError, ValueError) as error:
+        problems = [str(error)[:200]]
     if problems:
         raise ArtifactError(f"{path} does not fit its own spec ({listed(problems)}); make it again")
     state = artifacts.load(file, header.kind).tensors
     wanted = {name: value.dtype for name, value in network.state_dict().items()}
     network.load_state_dict({name: state[name].to(dtype, copy=True) for name, dtype in wanted.items()}, assign=True)
-    if not all(value.isfinite().all() for value in network.state_dict().values()):
-        raise ArtifactError(f"{path} holds values that are not numbers; train it again with a lower --lr")
+    _check_finite(path, network)
     return LoadedNetwork(network.eval(), encoders, header)
+
+
+def _check_finite(path: Path, network: torch.nn.Module) -> None:
+    """Refuse infinite values and NaN, by key.
+
+    Raises:
+        ArtifactError: there are some.
+    """
+    for name, value in network.state_dict().items():
+        if not value.isfinite().all():
+            raise ArtifactError(f"{path} holds values that are not numbers ({name}); train it again with a lower --lr")
 
 
 def _build(header: Header) -> tuple[ResNet | Classifier | FusedModel, dict[Modality, EncoderSpec]]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
+from avpt.checking import RecordError, convert
 from avpt.models.abri import AbriBatchNorm2d
 from avpt.types import Modality
 
@@ -107,9 +108,9 @@ def encoder_spec(values: dict[str, Any]) -> EncoderSpec:
     """The spec from an artifact's header.
 
     Raises:
-        ValueError: it names something that avpt does not build.
+        RecordError: it is none, or names something that avpt does not build.
     """
-    spec = EncoderSpec(values["arch"], values["modality"], values["norm"])
-    if spec.arch not in ARCHS or spec.modality not in CHANNELS or spec.norm not in get_args(Norm):
-        raise ValueError(f"unknown encoder {spec}")
+    spec = convert(values, EncoderSpec)
+    if spec.arch not in ARCHS:
+        raise RecordError(f"unknown encoder {spec.arch!r:.50}")
     return spec

@@ -6,7 +6,6 @@ import contextlib
 import io
 import logging
 import pickle
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,18 +14,18 @@ from urllib.error import URLError
 
 import torch
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from avpt.artifacts import model_file
+from avpt.artifacts import model_file, read_tensors
 from avpt.errors import ArtifactError, listed
-from avpt.models.abri import fold_state_dict
+from avpt.models.abri import NEW, PRETRAINED, fold_state_dict
 from avpt.models.encoder import CHANNELS, EncoderSpec, build_encoder
 from avpt.types import Modality
+from avpt.unpickled import load_torch
 
 log = logging.getLogger(__name__)
 
+MOST_NESTED = 8  # levels of wrappers, or of prefixes
 WRAPPERS = ("state_dict", "model")  # under which checkpoints keep their weights
 PREFIXES = ("module.", "backbone.", "encoder.")
 STREAMS: dict[Modality, tuple[str, ...]] = {
@@ -94,28 +93,49 @@ def read_weights(path: Path, modality: Modality) -> tuple[dict[str, Tensor], lis
     state = {name: value for name, value in _unwrap(_read(path)).items() if isinstance(value, Tensor)}
     dropped: list[str] = []
     others = [prefix for stream in STREAMS.values() for prefix in stream]
+    levels = MOST_NESTED
     while "conv1.weight" not in state:
         prefixes = (*STREAMS[modality], *PREFIXES, *others)  # of two streams the modality's own, a lone one in any case
-        inner = [prefix for prefix in prefixes if any(key.startswith(prefix) for key in state)]
+        inner = [prefix for prefix in prefixes if levels and any(key.startswith(prefix) for key in state)]
+        levels -= 1
         if not inner:
             found = f"it holds {listed(sorted(state))}" if state else "it holds no tensors by name; a state_dict does"
             raise ArtifactError(f"{path} is not a ResNet in torchvision's layout: no conv1.weight ({found})")
         prefix = inner[0]
         dropped += [key for key in state if not key.startswith((prefix, *CLASSIFIERS))]
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    _check_plain(path, state)
     return state, dropped
+
+
+def _check_plain(path: Path, state: Mapping[str, Tensor]) -> None:
+    """See that every tensor is numbers in memory, one for each of its places.
+
+    Raises:
+        ArtifactError: by key.
+    """
+    for key, value in state.items():
+        kind = "plain"
+        if value.is_nested or value.layout != torch.strided:
+            kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")  # sparse_coo, ...
+        elif value.is_meta or value.is_quantized:
+            kind = "without values (device meta)" if value.is_meta else "quantised"
+        elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            kind = "expanded: larger than what is stored of it"
+        if kind != "plain":
+            raise ArtifactError(f"{path}: {key} is {kind}; save a state_dict() of plain tensors")
 
 
 def _read(path: Path) -> Any:
     try:
-        return load_file(path)
-    except SafetensorError as error:
-        if path.suffix == ".safetensors":
-            raise ArtifactError(f"{path} is cut short, damaged, or not a safetensors file ({error})") from None
+        return read_tensors(path)
+    except ArtifactError:
+        if path.suffix == ".safetensors" or not path.is_file():
+            raise
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old pickle protocols; what can't be read is told below
-            return torch.load(path, map_location="cpu", weights_only=True)
+        return load_torch(path)
+    except ArtifactError:
+        raise
     except pickle.UnpicklingError:
         raise ArtifactError(
             f"{path} holds more than tensors (a pickle with code in it, or not a checkpoint at all) and is refused; "
@@ -130,10 +150,12 @@ def _read(path: Path) -> Any:
 
 
 def _unwrap(value: Any) -> dict[str, Any]:
-    while isinstance(value, Mapping):
+    for _ in range(MOST_NESTED):  # one may hold itself
+        if not isinstance(value, Mapping):
+            return {}
         inner = next((value[name] for name in WRAPPERS if isinstance(value.get(name), Mapping)), None)
         if inner is None:
-            return {str(name): item for name, item in value.items()}
+            return {name: item for name, item in value.items() if isinstance(name, str)}
         value = inner
     return {}
 
@@ -155,7 +177,9 @@ def fit_weights(
     Raises:
         ArtifactError: keys or shapes that do not fit, all listed.
     """
-    report = LoadReport(folded=any(key.endswith("new_weight") for key in state))
+    report = LoadReport(folded=any(".new_" in key for key in state))
+    if report.folded:
+        _check_abri(state, source)
     state = fold_state_dict(state) if report.folded else dict(state)
     fitted = build_encoder(EncoderSpec(spec.arch, spec.modality, "batchnorm")).state_dict()
 
@@ -172,7 +196,12 @@ def fit_weights(
     problems = []
     for name, value in fitted.items():
         if name in state and state[name].shape == value.shape:
+            if value.is_floating_point() and not state[name].is_floating_point():
+                problems.append(f"{name} is {str(state[name].dtype).removeprefix('torch.')}, not floating point")
+                continue
             fitted[name] = state[name].to(value.dtype)
+            if not fitted[name].isfinite().all():
+                problems.append(f"{name} holds infinite values or NaN")
             if name not in report.adapted:
                 report.loaded.append(name)
         elif name in state:
@@ -193,6 +222,24 @@ def fit_weights(
             raise ArtifactError(f"{source} does not fit {spec.arch}: it looks like {guess}: try --arch {guess} ({few})")
         raise ArtifactError(f"{source} does not fit {spec.arch}: {'; '.join(problems)}")
     return fitted, report
+
+
+def _check_abri(state: Mapping[str, Tensor], source: str) -> None:
+    """See that ABRi layers are whole.
+
+    Raises:
+        ArtifactError: by key.
+    """
+    layers = dict.fromkeys(key.rpartition(".new_")[0] for key in state if ".new_" in key)
+    for layer in layers:
+        keys = [f"{layer}.{part}" for part in (*NEW, *PRETRAINED)]
+        if lacking := [key for key in keys if key not in state]:
+            raise ArtifactError(f"{source} has half of an ABRi layer: {listed(lacking)} missing; save all of it")
+        shape = state[f"{layer}.weight"].shape
+        for key in keys:
+            shapes = (shape, (1,)) if key.endswith(".alpha") else (shape,)
+            if len(shape) != 1 or state[key].shape not in shapes:
+                raise ArtifactError(f"{source}: {key} is {tuple(state[key].shape)}, its layer {tuple(shape)}")
 
 
 def adapt_conv1(weight: Tensor, channels: int, how: Literal["sum", "mean", "random"]) -> tuple[Tensor | None, str]:

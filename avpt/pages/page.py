@@ -8,12 +8,14 @@ import re
 from functools import cache
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
+from avpt.checking import RecordError, check, parse
 from avpt.pages.blocks import Page
+from avpt.records import Provenance
 
 GENERATOR = "avpt report"
 START = 1 << 20  # bytes of a page in which its provenance stands
@@ -82,8 +84,6 @@ def read_provenance(path: Path) -> dict[str, Any] | None:
         start = file.read(START).decode(errors="replace")
     found = PROVENANCE.search(start)
     try:
-        record = json.loads(html.unescape(found[1])) if found else None
-    except ValueError:
+        return cast(dict[str, Any], check(parse(html.unescape(found[1])), Provenance)) if found else None
+    except RecordError:
         return None
-    sound = isinstance(record, dict) and all(isinstance(record.get(part), dict) for part in ("config", "inputs"))
-    return record if sound else None

@@ -16,7 +16,6 @@ from avpt.compared import (
     HELD_OUT,
     Compared,
     check_clips,
-    check_numbers,
     curve_of,
     group,
     metric_of,
@@ -42,8 +41,6 @@ BESIDE = ("group", "run", "seed", "state", "epochs_done", "best_epoch")  # colum
 def run(config: CompareConfig) -> Report:
     """Read what the runs say of themselves, group them, compare, write what was asked for."""
     runs = [read_run(path) for path in {path.resolve(): path for path in config.runs}.values()]
-    for one in runs:
-        check_numbers(one)
     check_clips(runs)
     groups = group(runs, config.search)
     metrics = metrics_of(runs, config.metric)

@@ -14,6 +14,7 @@ from avpt.data.store import Store
 from avpt.errors import ConfigError, StoreError, listed
 from avpt.outputs import claim, reuse_record, write_json
 from avpt.processes import num_cores
+from avpt.records import EvaluationRecord
 from avpt.text import decimals
 from avpt.types import MODALITIES, SPLITS, Modality, Report, Split, Table
 
@@ -39,7 +40,7 @@ def run(config: EvaluateConfig) -> Report:
     with ExitStack() as held:
         if config.out is not None:
             held.enter_context(claim(config.out))
-            found.append(reuse_record(config.out, provenance, config.defaults(), config.overwrite))
+            found.append(reuse_record(config.out, provenance, config.defaults(), config.overwrite, EvaluationRecord))
         if config.predictions is not None:
             held.enter_context(claim(config.predictions))
             reused = artifacts.reuse(config.predictions, header, config.defaults(), config.overwrite)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from avpt import artifacts, exported
 from avpt.artifacts import Header
+from avpt.checking import RecordError, check
 from avpt.config import ExportConfig
 from avpt.errors import ConfigError, OutputError
 from avpt.outputs import apart, atomic, claim
+from avpt.records import ExportSpec
 from avpt.types import Modality, Report, Table
 
 if TYPE_CHECKING:
@@ -34,8 +36,11 @@ def run(config: ExportConfig) -> Report:
         found = reuse(config.out, header, config.defaults(), config.overwrite)
         if found is None:
             found = export(config, header)
-        elif not found.spec.keys() >= {"encoders", "input", "inputs", "output"}:
-            raise OutputError(f"{config.out} is damaged; --overwrite makes it again")
+        else:
+            try:
+                check(found.spec, ExportSpec)
+            except RecordError as error:
+                raise OutputError(f"{config.out} is damaged ({error}); --overwrite makes it again") from None
     return report(config, found)
 
 

@@ -53,8 +53,8 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
     if config.freeze_encoders:
         check_frozen(audio.encoder, config.audio)
         check_frozen(visual.encoder, config.visual)
-    if visual.input is not None and visual.input["image_size"] != config.image_size:
-        trained_at = visual.input["image_size"]
+    if visual.input is not None and visual.input.image_size != config.image_size:
+        trained_at = visual.input.image_size
         log.warning(
             "%s was trained at --image-size %d, this run is at %d", config.visual, trained_at, config.image_size
         )

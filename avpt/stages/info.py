@@ -16,6 +16,7 @@ from avpt.data.store import SplitIndex, Store
 from avpt.errors import ArtifactError
 from avpt.exported import read_exported
 from avpt.outputs import read_record
+from avpt.records import EvaluationRecord
 from avpt.run_folder import is_run, read_run
 from avpt.text import decimals
 from avpt.types import SPLITS, Report, Table
@@ -41,8 +42,8 @@ def describe_artifact(path: Path) -> Report:
         summary = {"path": str(path), **asdict(read_exported(path))}
         return Report(summary, tables=_header_tables(str(path), summary))
     if path.suffix == ".json":
-        record = read_record(path, "info knows the records of `avpt evaluate --out`")
-        if record.get("kind") != "evaluation":
+        record = read_record(path, "info knows the records of `avpt evaluate --out`", EvaluationRecord)
+        if record["kind"] != "evaluation":
             raise ArtifactError(f"{path} is no record of avpt's; info takes what its commands write")
         return Report(
             {"path": str(path), **record}, tables=_header_tables(str(path), {"metrics": _measured(record), **record})
@@ -163,7 +164,7 @@ def _flat(prefix: str, value: Any) -> list[tuple[str, str]]:
 
 
 def _curve(row: Mapping[str, Any]) -> dict[str, float | None]:
-    return {f"{part} {name}": row[part][name] for part in ("train", "val") for name in ("loss", "accuracy")}
+    return {f"{part} {name}": row[part].get(name) for part in ("train", "val") for name in ("loss", "accuracy")}
 
 
 def _files(path: Path) -> list[str]:

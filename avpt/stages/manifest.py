@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import logging
 import os
 import re
@@ -14,13 +13,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from avpt.checking import RecordError, read
 from avpt.config import ManifestConfig
 from avpt.datasets import audioset, crema_d, esc50, folder, image_folder, kinetics_sounds, vggsound
 from avpt.datasets.rows import SUFFIXES, Dataset, Media, Row, Source, find_media, hash_split
 from avpt.errors import ConfigError, ManifestError, OutputError, listed
 from avpt.outputs import claim, differences, refuse, sha256, write_json, write_text
+from avpt.records import ManifestRecord
 from avpt.types import SPLITS, Report, Split, Table
 
 log = logging.getLogger(__name__)
@@ -228,13 +229,11 @@ def read_record(out: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = None
-    parts = ("config", "inputs", "files", "summary")
-    if not isinstance(record, dict) or not all(isinstance(record.get(part), dict) for part in parts):
-        raise OutputError(f"{path} was not written by avpt manifest; move it away or choose another --out")
-    return record
+        return cast(dict[str, Any], read(path, ManifestRecord))
+    except RecordError as error:
+        raise OutputError(
+            f"{path} was not written by avpt manifest ({error}); move it away or choose another --out"
+        ) from None
 
 
 def record_of(out: Path) -> Path:

@@ -18,6 +18,7 @@ from avpt.config import PreprocessConfig
 from avpt.data.clip import ClipSettings
 from avpt.data.manifest import LABEL_SEPARATOR, Manifest, read_manifest
 from avpt.data.store import Failure, read_shard_record, store_record
+from avpt.data.store_records import StoreRecord
 from avpt.errors import StoreError, listed
 from avpt.outputs import (
     begin,
@@ -200,7 +201,8 @@ def check_failures(config: PreprocessConfig, shards: list[Shard], records: Recor
 
 def report(out: Path) -> Report:
     """The record of a finished store."""
-    record = read_record(out / "store.json", "remove it and run the same command again, which makes it anew")
+    step = "remove it and run the same command again, which makes it anew"
+    record = {"partial": 0} | read_record(out / "store.json", step, StoreRecord)
     clips = sum(split["clips"] for split in record["splits"].values())
     splits = [(name, record["splits"][name]) for name in SPLITS if name in record["splits"]]
     rows = [(name, str(split["clips"]), str(len(split["shards"]))) for name, split in splits]

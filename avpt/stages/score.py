@@ -105,7 +105,7 @@ def statistics_table(columns: dict[str, Tensor]) -> Table:
 def preview_table(columns: dict[str, Tensor], dynamics: dict[Modality, Dynamics], config: ScoreConfig) -> Table:
     """What `fuse-train` would mask with the same mask options."""
     from avpt.confidence import mask_ratios
-    from avpt.data.dataset import InputSpec, grid
+    from avpt.data.dataset import grid
     from avpt.data.masking import count_patches, patches_to_mask
 
     ratios = mask_ratios(
@@ -118,7 +118,7 @@ def preview_table(columns: dict[str, Tensor], dynamics: dict[Modality, Dynamics]
     )
     rows = []
     for modality in MODALITIES:
-        plane = grid(InputSpec(**dynamics[modality].input), modality)
+        plane = grid(dynamics[modality].input, modality)
         patches = count_patches(modality, plane, config.patch[modality])
         ratio = ratios[modality]
         some = ratio > 0

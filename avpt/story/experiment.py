@@ -132,7 +132,8 @@ def _climb(lineage: Lineage, node: Node, experiment: Experiment, depth: dict[Pat
     """Take up a node and all that it was made from; returns its distance from what was made from nothing."""
     if node.path in depth:
         return depth[node.path]
-    experiment.origins[node.path] = origins = lineage.origins(node)  # no ring: a file can't hold its own checksum
+    depth[node.path] = 0  # no file can hold its own checksum, but a store may call itself what it likes
+    experiment.origins[node.path] = origins = lineage.origins(node)
     below = [0]
     for name, origin in origins.items():
         if origin is not None:

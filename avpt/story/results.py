@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,12 @@ import numpy as np
 from torch import Tensor
 
 from avpt import artifacts
+from avpt.checking import RecordError, read
 from avpt.errors import AvptError
 from avpt.figures.confusion import draw_confusion
 from avpt.lineage import Node
 from avpt.pages.blocks import Block, Figures, Grid, Heading, Section, Text
+from avpt.records import EvaluationRecord
 from avpt.story.difference import chance_words
 from avpt.story.drawing import drawn, percent, points
 from avpt.story.experiment import Experiment, excuse
@@ -225,14 +226,14 @@ def evaluations(experiment: Experiment) -> list[Block]:
     rows = []
     for node in experiment.of_kind("evaluation"):
         try:
-            record = json.loads(node.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            record = read(node.path, EvaluationRecord)
+        except (OSError, RecordError):
             continue
         model, config = experiment.origin(node, "model"), node.config
         how = [f"without {config['drop']}"] if config.get("drop") else []
         if config.get("snr") is not None:
             how.append(f"noise on {config.get('noise') or 'its input'} at {config['snr']:g} dB")
-        cells = (percent((record.get(split) or {}).get("accuracy")) for split in ("val", "test"))
+        cells = (percent((scores or {}).get("accuracy")) for scores in (record["val"], record["test"]))
         name = experiment.name(model) if model else experiment.name(node)
         rows.append((name, ", ".join(how) or "as it is", *cells))
     if not rows:

@@ -11,6 +11,7 @@ import torch
 
 from avpt.errors import AvptError
 from avpt.outputs import atomic
+from avpt.unpickled import load_torch
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def load_checkpoint(path: Path, apply: Callable[[dict[str, Any]], None]) -> bool
     problem: Exception | None = None
     for candidate in candidates:
         try:
-            apply(torch.load(candidate, map_location="cpu", weights_only=True))
+            apply(load_torch(candidate))
         except Exception as error:  # torch raises what its readers raise
             problem = problem or error
             continue

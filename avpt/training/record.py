@@ -6,13 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from avpt.artifacts import Header, pack_ids, save
+from avpt.checking import RecordError, read_lines
 from avpt.outputs import write_json, write_text
+from avpt.records import Timing
 from avpt.training.checkpoint import previous_of
 from avpt.training.state import Progress
 from avpt.training.watch import Watcher
@@ -38,9 +40,8 @@ class RunFiles(Watcher):
 def read_timings(path: Path) -> dict[int, dict[str, Any]]:
     """The rows of a run folder's `timing.jsonl` by epoch, counted from 1; none where it is missing or damaged."""
     try:
-        rows = map(json.loads, (path / TIMING).read_text(encoding="utf-8").splitlines())
-        return {row["epoch"]: row for row in rows}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # no result hangs on what a clock said
+        return {row["epoch"]: cast(dict[str, Any], row) for row in read_lines(path / TIMING, Timing)}
+    except (FileNotFoundError, RecordError):  # no result depends on what a clock said
         return {}
 
 

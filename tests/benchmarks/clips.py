@@ -147,7 +147,7 @@ def write_store(
                 settings=attributes,
             )
             shards.setdefault(split, []).append((name, read_shard_record(path / name)))
-    written = {"schema": 1, "config": attributes, "inputs": {"manifest": "0" * 64}}
+    written = {"schema": 1, "config": attributes | {"shard_size": shard_size}, "inputs": {"manifest": "0" * 64}}
     (path / "settings.json").write_text(json.dumps(written), encoding="utf-8")
     (path / "store.json").write_text(json.dumps(store_record(written, CLASSES, shards)), encoding="utf-8")
     return path

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from avpt.data.shard_layout import Array
+
 MOST = 1000  # problems that are kept; of others only the number
 
-Array = np.ndarray[Any, Any]
 Record = dict[str, Any]
 # make the shard again, or store.json; remove the file; start over; be allowed to read it
 Remedy = Literal["shard", "store", "stray", "all", "access"]
@@ -47,20 +45,3 @@ class ShardCheck:
         self.num_problems += 1
         if len(self.problems) < MOST:
             self.problems.append(Problem(self.name, clip, problem, remedy))
-
-
-def read_object(path: Path) -> Record:
-    """The object in a file; empty where there is none."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
-
-
-def holds(is_sound: Callable[[Record], bool], record: Record) -> bool:
-    """Whether a record passes a check; one that lacks something, or has it as something else, does not."""
-    try:
-        return is_sound(record)
-    except (KeyError, TypeError, AttributeError):  # something is missing, or not what it should be
-        return False

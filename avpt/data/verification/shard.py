@@ -19,9 +19,21 @@ from typing import Any
 import h5py
 import numpy as np
 
+from avpt.checking import RecordError
 from avpt.data.clip import ClipSettings
-from avpt.data.store import SCHEMA, open_shard
-from avpt.data.verification.findings import Array, Record, ShardCheck, holds, read_object
+from avpt.data.shard_layout import (
+    MOST_PIXELS,
+    Array,
+    contract,
+    jpeg_size,
+    look_at,
+    open_shard,
+    wrong_labels,
+    wrong_offsets,
+    wrong_sound,
+)
+from avpt.data.store_records import SCHEMA, read_shard
+from avpt.data.verification.findings import ShardCheck
 from avpt.errors import StoreError
 from avpt.outputs import sha256
 
@@ -52,23 +64,16 @@ def check_shard(task: ShardTask) -> ShardCheck:
     return check
 
 
-def _shard_record_is_sound(record: Record) -> bool:
-    sums = record["sums"]
-    return (
-        record["schema"] == SCHEMA
-        and all(type(record[name]) is int for name in ("bytes", "clips"))
-        and all(type(sums[name]) in (int, float) for name in ("count", "sum", "sum_of_squares"))
-        and type(record["sha256"]) is str
-        and all(type(row["id"]) is str for name in ("failures", "partial") for row in record[name])
-    )
-
-
 def _check_files(task: ShardTask, check: ShardCheck) -> None:
     beside, shard = (task.path.with_name(f"{check.name}.{suffix}") for suffix in ("json", "h5"))
     missing = [path.name for path in (beside, shard) if not path.exists()]
-    told: Record = {"partial": []} | read_object(beside)  # which an older avpt does not write
-    if missing or not holds(_shard_record_is_sound, told):
-        check.tell(f"{missing[0]} is missing" if missing else f"{beside.name} is damaged")
+    if missing:
+        check.tell(f"{missing[0]} is missing")
+        return
+    try:
+        told = read_shard(task.path)
+    except RecordError as error:
+        check.tell(f"{beside.name} is damaged ({error})")
         return
     check.bytes, check.told, check.found = shard.stat().st_size, told, told | {"sha256": sha256(shard)}
     if check.bytes != told["bytes"]:
@@ -87,49 +92,23 @@ def _layout_is_sound(file: h5py.File, task: ShardTask, check: ShardCheck) -> boo
     options = {name: config[name] for name in (*ClipSettings.__dataclass_fields__, "multi_label") if name in config}
     options["schema"] = SCHEMA
     for name in sorted(options.keys() | set(file.attrs)):
-        value, wanted = file.attrs.get(name), options.get(name, config.get(name))
+        value, wanted = _attribute(file, name), options.get(name, config.get(name))
         if str(value) != str(wanted):
             check.tell(f"its attribute {name} is {value}, settings.json says {wanted}")
-
-    clips, edges, size = (_shape(file, name)[0] for name in ("id", "visual/byte_offset", "visual/bytes"))
-    classes = task.num_classes or _shape(file, "label")[-1]
-    contract = {
-        "id": f"text {(clips,)}",
-        "label": f"uint8 {(clips, classes)}" if config["multi_label"] else f"int64 {(clips,)}",
-        "audio/fbank": f"{config['audio_dtype']} {(clips, config['spectrogram_frames'], config['mel_bins'])}",
-        "audio/num_frames": f"int32 {(clips,)}",
-        "visual/clip_offset": f"int64 {(clips + 1,)}",
-        "visual/time": f"float32 {(edges - 1,)}",
-        "visual/byte_offset": f"int64 {(edges,)}",
-        "visual/bytes": f"uint8 {(size,)}",
-        "visual/size": f"int32 {(edges - 1, 2)}",
-    }
-    groups = [name for name in ("audio", "visual") if isinstance(file.get(name), h5py.Group)]
-    members = {f"{group}/{name}" for group in groups for name in file[group]} | (set(file) - set(groups))
-    for name in sorted(members - contract.keys()):
+    _, wrong = look_at(file, config, task.num_classes)
+    groups = [name for name in ("audio", "visual") if not wrong]
+    members = {f"{group}/{name}" for group in groups for name in file[group]} | (set(file) - {"audio", "visual"})
+    for name in sorted(members - contract(config, 0, 0, 0, 0).keys()):
         check.tell(f"{name} is no part of a shard")
-    wrong = {name: kind for name in contract if (kind := _kind(file, name, check.bytes)) != contract[name]}
-    for name, kind in wrong.items():
-        check.tell(f"{name} is {kind}, not {contract[name]}")
+    for problem in wrong:
+        check.tell(problem)
     return not wrong
 
 
-def _shape(file: h5py.File, name: str) -> tuple[int, ...]:
-    return getattr(file.get(name), "shape", None) or (0,)
-
-
-def _kind(file: h5py.File, name: str, size: int) -> str:
-    """Type and shape of a dataset that is a plain piece of this file; in words what else it is."""
-    dataset = file.get(name)
-    if not isinstance(dataset, h5py.Dataset):
-        return "missing"
-    plain = dataset.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS and not dataset.external
-    if not plain or dataset.file.filename != file.filename:
-        return "compressed, in pieces or in another file"
-    if not dataset.nbytes <= dataset.id.get_storage_size() <= size:
-        return "larger than its bytes"
-    text = h5py.check_string_dtype(dataset.dtype) == h5py.h5t.string_info("utf-8", None)
-    return f"{'text' if text else dataset.dtype} {dataset.shape}"
+def _attribute(file: h5py.File, name: str) -> str | None:
+    if name not in file.attrs:
+        return None
+    return str(file.attrs[name])[:100] if file.attrs.get_id(name).shape == () else "a list"  # of any size
 
 
 def _check_values(file: h5py.File, task: ShardTask, check: ShardCheck) -> None:
@@ -139,7 +118,8 @@ def _check_values(file: h5py.File, task: ShardTask, check: ShardCheck) -> None:
     check.found["clips"] = check.clips
     if check.clips != check.told["clips"]:
         check.tell(f"it holds {check.clips} clips, its JSON says {check.told['clips']}")
-    _check_labels(file["label"][:], names, task.num_classes, check)
+    for row, problem in wrong_labels(file["label"][:], task.num_classes):
+        check.tell(problem, names[row])
     _check_sound(file, names, task.config, check)
     _check_pictures(file, names, task, check)
 
@@ -155,23 +135,13 @@ def _check_ids(ids: Array, check: ShardCheck) -> list[str]:
     return names
 
 
-def _check_labels(labels: Array, names: Sequence[str], num_classes: int | None, check: ShardCheck) -> None:
-    if labels.ndim == 2:
-        for row in np.flatnonzero((labels > 1).any(axis=1)).tolist():
-            check.tell("a label of it is neither 0 nor 1", names[row])
-        for row in np.flatnonzero(~labels.any(axis=1)).tolist():
-            check.tell("it has no label", names[row])
-        return
-    for row in np.flatnonzero((labels < 0) | (labels >= (num_classes or math.inf))).tolist():
-        check.tell(f"its label is {labels[row]}, of {num_classes or 'some'} classes from 0", names[row])
-
-
 def _check_sound(file: h5py.File, names: Sequence[str], config: Mapping[str, Any], check: ShardCheck) -> None:
     """Spectrograms, clip by clip, and their sums as `write_shard` computes them."""
-    most, real = config["spectrogram_frames"], []
-    for row, num_frames in enumerate(file["audio/num_frames"][:].tolist()):
-        if not 0 <= num_frames <= most:
-            check.tell(f"its audio/num_frames is {num_frames}, not 0 to {most}", names[row])
+    lengths, real = file["audio/num_frames"][:], []
+    wrong = dict(wrong_sound(lengths, config["spectrogram_frames"]))
+    for row, num_frames in enumerate(lengths.tolist()):
+        if row in wrong:
+            check.tell(wrong[row], names[row])
             continue
         fbank = file["audio/fbank"][row]
         if not np.isfinite(fbank).all():
@@ -193,11 +163,12 @@ def _check_sound(file: h5py.File, names: Sequence[str], config: Mapping[str, Any
 
 def _check_pictures(file: h5py.File, names: Sequence[str], task: ShardTask, check: ShardCheck) -> None:
     """Offsets, then the frames, clip by clip."""
-    clips, edges = file["visual/clip_offset"][:].tolist(), file["visual/byte_offset"][:].tolist()
-    if not _check_offsets("visual/clip_offset", clips, check.frames, names, check):
+    clip_offset, byte_offset = file["visual/clip_offset"][:], file["visual/byte_offset"][:]
+    if not _check_offsets("visual/clip_offset", clip_offset, check.frames, names, check):
         return  # which frame is whose is not known
+    clips, edges = clip_offset.tolist(), byte_offset.tolist()
     owners = [name for name, (low, high) in zip(names, pairwise(clips), strict=True) for _ in range(low, high)]
-    if not _check_offsets("visual/byte_offset", edges, len(file["visual/bytes"]), owners, check):
+    if not _check_offsets("visual/byte_offset", byte_offset, len(file["visual/bytes"]), owners, check):
         return
     num_audio_frames = file["audio/num_frames"][:]
     with _overheard() as overheard:
@@ -215,15 +186,10 @@ def _check_pictures(file: h5py.File, names: Sequence[str], task: ShardTask, chec
                     check.tell(f"its frame {number} {wrong}", names[row])
 
 
-def _check_offsets(what: str, offsets: Sequence[int], end: int, names: Sequence[str], check: ShardCheck) -> bool:
+def _check_offsets(what: str, offsets: Array, end: int, names: Sequence[str], check: ShardCheck) -> bool:
     before = check.num_problems
-    if offsets[0] != 0:
-        check.tell(f"{what} starts at {offsets[0]}, not 0", *names[:1])
-    for i, (low, high) in enumerate(pairwise(offsets)):
-        if high < low:
-            check.tell(f"{what} goes back from {low} to {high}", names[i])
-    if offsets[-1] != end:
-        check.tell(f"{what} ends at {offsets[-1]}, not {end}", *names[-1:])
+    for row, problem in wrong_offsets(what, offsets, end):
+        check.tell(problem, *names[row:][:1])
     return check.num_problems == before
 
 
@@ -232,6 +198,8 @@ def _check_frame(frame: Array, height: int, width: int, task: ShardTask) -> str:
     largest = task.config["frame_size"]
     if not 0 < min(height, width) <= largest:
         return f"is {height} x {width}; its short side should be 1 to {largest}"
+    if height * width > MOST_PIXELS:
+        return f"is {height} x {width}, which is more than {MOST_PIXELS} pixels"
     if not len(frame):
         return "is empty"
     if task.config["frame_codec"] == "raw":
@@ -255,17 +223,6 @@ def _decode(frame: Array, height: int, width: int) -> str:
     except RuntimeError as error:
         return f"does not decode: {str(error).rpartition(', ')[2]}"
     return ""
-
-
-def jpeg_size(data: bytes) -> tuple[int, int]:
-    """Height and width in the frame header (ITU-T T.81, B.2.2); 0 x 0 without one."""
-    at = 2
-    while data[at : at + 1] == b"\xff" and at + 9 <= len(data):
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9])
-        at += 2 + length
-    return 0, 0
 
 
 @contextmanager

@@ -9,13 +9,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
-from avpt.data.store import SCHEMA, Failure, Store, open_shard, shard_name, store_record
-from avpt.data.verification.findings import Problem, Record, Remedy, ShardCheck, holds, read_object
-from avpt.errors import StoreError, listed
+from avpt.checking import RecordError
+from avpt.data.shard_layout import open_shard
+from avpt.data.store import Store, store_record
+from avpt.data.store_records import Failure, read_settings, read_store
+from avpt.data.verification.findings import Problem, Record, Remedy, ShardCheck
+from avpt.errors import listed
 from avpt.outputs import sha256_json
 from avpt.types import SPLITS
 
@@ -40,43 +43,20 @@ def read_contents(folder: Path) -> Contents:
     """
     if not (folder / "settings.json").exists():
         Store(folder)  # raises: it says what the path is instead
-    settings, record = read_object(folder / "settings.json"), read_object(folder / "store.json")
-    if any(isinstance(schema := values.get("schema"), int) and schema > SCHEMA for values in (settings, record)):
-        raise StoreError(f"{folder} was written by a newer avpt; update avpt")
-    if not holds(_settings_are_sound, settings):
-        return Contents(None, None, [], [Problem("settings.json", "", "is damaged", "all")])
+    try:
+        config = cast(Record, read_settings(folder)["config"])
+    except RecordError as error:
+        return Contents(None, None, [], [Problem("settings.json", "", f"is damaged ({error})", "all")])
     there = sorted({match[1] for path in folder.iterdir() if (match := SHARD_FILE.fullmatch(path.name))})
-    if not holds(_record_is_sound, record):
-        state = "is damaged" if (folder / "store.json").exists() else "is not there: the store is unfinished"
-        shards = [name for name in there if (folder / f"{name}.json").exists()]
-        return Contents(settings["config"], None, shards, [Problem("store.json", "", state, "store")])
+    try:
+        record = cast(Record, read_store(folder))
+    except (FileNotFoundError, RecordError) as error:
+        there = [name for name in there if (folder / f"{name}.json").exists()]
+        state = f"is damaged ({error})" if isinstance(error, RecordError) else "is not there: the store is unfinished"
+        return Contents(config, None, there, [Problem("store.json", "", state, "store")])
     shards = [name for split in SPLITS for name in record["splits"].get(split, {"shards": ()})["shards"]]
     strays = [Problem(name, "", "store.json does not name it", "stray") for name in there if name not in set(shards)]
-    return Contents(settings["config"], record, shards, strays)
-
-
-def _settings_are_sound(settings: Record) -> bool:
-    config = settings["config"]
-    return (
-        settings["schema"] == SCHEMA
-        and isinstance(settings["inputs"]["manifest"], str)
-        and all(type(config[name]) is int for name in ("mel_bins", "spectrogram_frames", "frame_size", "shard_size"))
-        and config["audio_dtype"] in ("float16", "float32")
-        and config["frame_codec"] in ("jpeg", "raw")
-        and config["pad"] in ("zero", "repeat")
-        and type(config["multi_label"]) is bool
-    )
-
-
-def _record_is_sound(record: Record) -> bool:
-    names = {split: part["shards"] for split, part in record["splits"].items()}
-    return (
-        names == {split: [shard_name(split, i) for i in range(len(shards))] for split, shards in names.items()}
-        and names.keys() <= set(SPLITS)
-        and len(record["classes"]) > 0
-        and all(type(name) is str and name for name in record["classes"])
-        and type(record["fingerprint"]) is str
-    )
+    return Contents(config, record, shards, strays)
 
 
 def check_store_files(folder: Path, contents: Contents, checks: Mapping[str, ShardCheck]) -> Iterator[Problem]:

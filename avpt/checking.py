@@ -1,0 +1,110 @@
+"""JSON that comes from a file: bounded, and checked field by field where it enters."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+DEEPEST = 32  # levels of lists and objects; what avpt writes has six
+LARGEST = 2**26  # bytes of a file of JSON; the largest that avpt writes have a few million
+MOST_BITS = 64  # of an integer; a float of a larger one is no number
+HALF = re.compile("[\ud800-\udfff]")  # of a pair of surrogates
+
+
+class RecordError(ValueError):
+    """A record is not what it should be; the message names the field."""
+
+
+def parse(text: str | bytes) -> Any:
+    """The value that JSON text stands for.
+
+    Raises:
+        RecordError: it stands for none, or for one that no record of avpt's could hold.
+    """
+    if len(text) > LARGEST:
+        raise RecordError(f"it has {len(text) >> 20} MiB, more than any record")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RecordError("it is nested too deeply" if isinstance(error, RecursionError) else "it is no JSON") from None
+    level = [value]
+    for _ in range(DEEPEST):
+        if not level:
+            return value
+        below: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                below += [*one.keys(), *one.values()]
+            elif isinstance(one, list):
+                below += one
+            elif isinstance(one, int) and one.bit_length() > MOST_BITS:
+                raise RecordError("it holds a number out of range")
+            elif isinstance(one, str) and not one.isascii() and HALF.search(one):
+                raise RecordError("it holds half a character")  # which can be neither shown nor hashed
+        level = below
+    raise RecordError("it is nested too deeply")
+
+
+def convert(value: Any, kind: type[T]) -> T:
+    """A parsed value as a dataclass or another typed record; what that does not know is left out.
+
+    Raises:
+        RecordError: with the field that is wrong.
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$")
+        field = where.strip("`").removeprefix(".") if where.startswith((".", "[")) else ""
+        what = (what[0].lower() + what[1:]).replace("`", "")[:200]
+        raise RecordError(f"{field[:100]}: {what}" if field else what) from None
+
+
+def check(value: Any, kind: type[T]) -> T:
+    """The value itself, all of it, once it is seen to be a record of a kind; `kind` is a TypedDict.
+
+    Raises:
+        RecordError: with the field that is wrong.
+    """
+    convert(value, kind)
+    checked: T = value
+    return checked
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that should hold a record.
+
+    Raises:
+        FileNotFoundError, OSError: there is none, or it can't be read.
+        RecordError: it is no plain file, far too large, or not UTF-8.
+    """
+    if path.exists() and not path.is_file():  # a pipe would never end, nor would a device
+        raise RecordError("it is no file")
+    if (size := path.stat().st_size) > LARGEST:
+        raise RecordError(f"it has {size >> 20} MiB, more than any record")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise RecordError("it is not UTF-8") from None
+
+
+def read(path: Path, kind: type[T]) -> T:
+    """A record out of a file, checked; what its kind does not name stays in it. Raises what `read_text` does."""
+    return check(parse(read_text(path)), kind)
+
+
+def read_lines(path: Path, kind: type[T]) -> list[T]:
+    """The records of a file with one a line. Raises what `read_text` does."""
+    found = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        try:
+            found.append(check(parse(line), kind))
+        except RecordError as error:
+            raise RecordError(f"line {number}: {error}") from None
+    return found

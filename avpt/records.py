@@ -1,0 +1,247 @@
+"""The records that files hold, typed: `checking` holds what it reads against them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NotRequired, Required, TypedDict
+
+import msgspec
+
+from avpt.types import Modality, Split
+
+LARGEST_INPUT = 2**25  # values of one clip; a ResNet needs about 50 bytes of memory for each
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+Finite = Annotated[float, msgspec.Meta(ge=-1e38, le=1e38)]
+AboveZero = Annotated[float, msgspec.Meta(gt=0, le=1e38)]
+Scores = dict[str, float | None]  # metrics of a split; None where one is not defined
+
+
+class Options(TypedDict, total=False):
+    """The recorded options that are read back. Of those that are only shown or compared any value will do."""
+
+    seed: int
+    epochs: Count
+    modality: Modality | None
+    mask: str
+    mask_rule: str
+    mask_threshold: Finite
+    balance: str
+    missing: str
+    bn: str
+    alpha: Finite
+    abnormal_threshold: Finite
+    drop: Modality | None
+    noise: Modality | None
+    snr: Finite | None
+
+
+class Provenance(TypedDict):
+    """How something came about, as every record tells it."""
+
+    config: Options
+    inputs: dict[str, str]  # name -> checksum or fingerprint
+
+
+class NamedProvenance(Provenance):
+    """That of a file which is no artifact: an evaluation, a page."""
+
+    kind: str
+
+
+class Fingerprinted(TypedDict):
+    """A store's `store.json`, of which others record no more."""
+
+    fingerprint: str
+
+
+class Loss(TypedDict):
+    """What an epoch's training pass came to."""
+
+    loss: float
+    accuracy: float
+
+
+class Epoch(TypedDict):
+    """A line of `metrics.jsonl`."""
+
+    epoch: Count
+    lr: float
+    train: Loss
+    val: Scores
+    gradient_norm: NotRequired[dict[str, float]]
+
+
+class Timing(TypedDict):
+    """A line of `timing.jsonl`."""
+
+    epoch: Count
+    seconds: float
+    training_seconds: float
+    evaluation_seconds: float
+    clips: Count
+    clips_per_second: float | None
+    waiting: float | None
+
+
+class RunSummary(TypedDict):
+    """`summary.json` of a run folder."""
+
+    best_epoch: Count
+    epochs: Count
+    val: Scores
+    test: Scores | None
+
+
+class ClassScores(TypedDict):
+    """What each class comes to, in their order: accuracy, or average precision where clips have several labels."""
+
+    count: list[Count]
+    confusion: NotRequired[list[list[Count]]]
+    accuracy: NotRequired[list[float | None]]
+    average_precision: NotRequired[list[float | None]]
+
+
+class Evaluation(TypedDict):
+    """What `evaluate` measured."""
+
+    val: Scores | None
+    test: Scores | None
+    clips: dict[str, Count]
+    classes: NotRequired[list[str]]
+    per_class: NotRequired[dict[Split, ClassScores]]
+
+
+class EvaluationRecord(NamedProvenance, Evaluation):
+    """The same as a file."""
+
+
+class Layer(TypedDict):
+    """Abnormal channels of a BatchNorm layer."""
+
+    name: str
+    channels: Positive
+    abnormal: Count
+
+
+class ManifestSummary(TypedDict):
+    """What `manifest` found."""
+
+    clips: Count
+    unlisted: Count
+    classes: Count
+    multi_label: bool
+    splits: dict[Split, dict[Literal["listed", "found", "missing"], Count]]
+
+
+class ManifestRecord(Provenance):
+    """The file that lies beside a manifest."""
+
+    files: dict[str, str]  # name -> checksum
+    summary: ManifestSummary
+
+
+class LoadedWeights(TypedDict):
+    """What became of each key of a checkpoint, by name or how it was changed."""
+
+    loaded: list[str]
+    adapted: dict[str, str]
+    dropped: list[str]
+    new: list[str]
+
+
+class Metrics(TypedDict, total=False):
+    """What an artifact's header says of its making, as far as it is read back."""
+
+    layers: list[Layer]
+    abnormal_share: float
+    weights: LoadedWeights
+
+
+class EncoderMetrics(TypedDict):
+    """The same of an encoder as `init` writes it."""
+
+    layers: list[Layer]
+    weights: NotRequired[LoadedWeights]
+
+
+class HeldOut(TypedDict):
+    """A metric of both splits that are held out."""
+
+    val: float | None
+    test: float | None
+
+
+class McNemar(TypedDict):
+    """The test between the probes of two encoders."""
+
+    joint_only: Count
+    stage1_only: Count
+    p: float
+
+
+class ProbedAlone(TypedDict, total=False):
+    """A linear probe: its accuracy, or mAP where clips have several labels."""
+
+    accuracy: HeldOut
+    map: HeldOut
+
+
+class ProbeMetrics(ProbedAlone, total=False):
+    """What `probe` found, and of the encoder that this one started from."""
+
+    modality: Required[Modality]
+    clips: Required[dict[str, Count]]
+    stage1: ProbedAlone
+    difference: HeldOut
+    mcnemar: McNemar
+
+
+# of an artifact that a command finds at its --out, by kind
+METRICS: dict[str, Any] = {"encoder": EncoderMetrics, "probe": ProbeMetrics, "predictions": Evaluation}
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How stored values become a model's input; part of every model's spec."""
+
+    sample_rate: Positive
+    mel_bins: Positive
+    spectrogram_frames: Positive
+    pad: Literal["zero", "repeat"]
+    fps: AboveZero
+    max_frames: Positive
+    frame_size: Positive
+    mean: Finite  # of the training split's log-mel
+    std: AboveZero
+    image_size: Positive
+    num_frames: Positive
+    audio_dtype: Literal["float16", "float32"] = (
+        "float16"  # these three make a clip file the same input as a store would
+    )
+    frame_codec: Literal["jpeg", "raw"] = "jpeg"
+    frame_accuracy: Literal["exact", "keyframe"] = "exact"
+
+    @property
+    def num_values(self) -> int:
+        """Of a clip, sound or pictures, the more of them; sound as if it had three channels, which costs as much."""
+        return 3 * max(self.spectrogram_frames * self.mel_bins, self.num_frames * self.image_size**2)
+
+
+class EncoderRecord(TypedDict):
+    """An encoder's spec."""
+
+    arch: str
+    modality: Modality
+    norm: str
+
+
+class ExportSpec(TypedDict):
+    """What an exported model says of itself."""
+
+    encoders: dict[Modality, EncoderRecord]
+    input: InputSpec | None
+    inputs: dict[Modality, list[int | str]]
+    output: Literal["logits", "features"]
+    num_classes: NotRequired[Count]

@@ -1,0 +1,36 @@
+"""What `torch.save` wrote, read without running code and without more memory than the file has bytes."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from avpt.errors import ArtifactError
+
+ZIP = b"PK\x03\x04"
+
+
+def load_torch(path: Path) -> Any:
+    """The value in a file.
+
+    Raises:
+        ArtifactError: it would unpack to more than it is; `torch.save` compresses nothing.
+        Exception: whatever torch raises of what it can't read.
+    """
+    import torch
+
+    with path.open("rb") as file:
+        zipped = file.read(len(ZIP)) == ZIP
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            whole, size = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
+        if whole > size:
+            raise ArtifactError(
+                f"{path} is compressed, {whole >> 20} MiB in a file of {size >> 20}, which torch.save writes no file; "
+                "save the state_dict() again"
+            )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of old pickle protocols
+        return torch.load(path, map_location="cpu", weights_only=True)
