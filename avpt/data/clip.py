@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -26,14 +26,52 @@ class ClipSettings:
     frame_accuracy: Literal["exact", "keyframe"] = "exact"
     allow_missing: Literal["none", "audio", "visual", "either"] = "none"  # of a clip that has it, but broken
     on_truncated: Literal["keep", "fail"] = "keep"
+    audio_stream: int | None = None  # of those with sound, from 0; None is FFmpeg's choice
+
+
+SHIFT = 0.01  # seconds from one frame of a spectrogram to the next
+LONGER = 1.1  # times what is stored of a clip; the length from which on it is told
+SHORTER = 0.25  # of the spectrogram; sound that fills less of it is told
+
+# what may be said of a clip that is kept, by the word that its line in partial.csv begins with
+KINDS = {
+    "missing": "sound or picture that is broken, left out",
+    "truncated": "ends before its file says",
+    "short": "ends before the clip does, or its header says less than the file holds",
+    "damaged": "could not be decoded in part",
+    "hole": "sound or pictures are missing in between: silence, a picture that stands still",
+    "joined": "put together from parts of another kind, or whose clocks differ",
+    "late": "begins after the clip: silence before it",
+    "silent": "no sound is heard in it",
+    "black": "all its pictures are black",
+    "blank": "all its pictures are of one colour",
+    "hdr": "of a wider range of brightness: pictures are stored as they are, not tone-mapped",
+    "interlaced": "pictures are stored as they are, not deinterlaced",
+    "tracks": "one of several streams was taken (--audio-stream)",
+    "ignored": "files in its folder are no images by their names",
+}
+LOSSES = frozenset({"missing", "truncated", "short", "damaged", "hole"})  # those of which something is lacking
+
+
+def kind_of(what: str) -> str:
+    """The word that a line of partial.csv begins with."""
+    return what.partition(":")[0]
+
+
+@dataclass
+class Found:
+    """What reading sound or pictures tells beside them."""
+
+    troubles: list[str] = field(default_factory=list)  # each begins with a word of KINDS
+    seconds: float | None = None  # that the clip lasts by its file, however much of it is read
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """Something that a clip was kept without."""
+    """Something that must be known of a clip that is kept."""
 
     modality: Modality
-    what: str  # begins with missing, short, truncated or damaged
+    what: str  # begins with a word of KINDS
 
 
 @dataclass(frozen=True)
@@ -46,3 +84,14 @@ class DecodedClip:
     sizes: np.ndarray  # (F, 2) int32, height and width
     frames: list[bytes]  # F pictures, JPEG files or raw RGB rows
     troubles: tuple[Trouble, ...] = ()
+    seconds: float | None = None  # that the clip lasts by its files, however much of it is stored
+
+    def is_longer(self, settings: ClipSettings) -> bool:
+        """Whether well more of its time is left out than stored."""
+        spans = [settings.spectrogram_frames * SHIFT] if self.num_audio_frames else []
+        spans += [settings.max_frames / settings.fps] if self.frames else []
+        return self.seconds is not None and self.seconds > LONGER * min(spans, default=0.0)
+
+    def is_short(self, settings: ClipSettings) -> bool:
+        """Whether most of its spectrogram is padding."""
+        return 0 < self.num_audio_frames < SHORTER * settings.spectrogram_frames
