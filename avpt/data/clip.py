@@ -86,11 +86,14 @@ class DecodedClip:
     troubles: tuple[Trouble, ...] = ()
     seconds: float | None = None  # that the clip lasts by its files, however much of it is stored
 
+    def spans(self, settings: ClipSettings) -> dict[Modality, float]:
+        """Seconds that are stored of each modality at most."""
+        spans: dict[Modality, float] = {"audio": settings.spectrogram_frames * SHIFT} if self.num_audio_frames else {}
+        return spans | ({"visual": settings.max_frames / settings.fps} if self.frames else {})
+
     def is_longer(self, settings: ClipSettings) -> bool:
-        """Whether well more of its time is left out than stored."""
-        spans = [settings.spectrogram_frames * SHIFT] if self.num_audio_frames else []
-        spans += [settings.max_frames / settings.fps] if self.frames else []
-        return self.seconds is not None and self.seconds > LONGER * min(spans, default=0.0)
+        """Whether it goes on well beyond what is stored of it."""
+        return self.seconds is not None and self.seconds > LONGER * min(self.spans(settings).values(), default=0.0)
 
     def is_short(self, settings: ClipSettings) -> bool:
         """Whether most of its spectrogram is padding."""

@@ -100,8 +100,9 @@ class Track:
 
     def seconds(self, start: float, end: float | None) -> float | None:
         """How long the clip from `start` to `end` is, None where the stream does not tell."""
-        ends = [float(each) for each in (self.end if self.end is not None else self.stated, end) if each is not None]
-        return max(min(ends) - start, 0.0) if ends else None
+        last = self.stated if self.end is None else self.end
+        ends = [float(each) for each in (last, end) if each is not None and each > start]
+        return min(ends) - start if ends else None
 
     def troubles(self, start: float, end: float | None) -> list[str]:
         """What went wrong with a stream that could be read all the same, from `start` to `end`."""
@@ -118,11 +119,9 @@ class Track:
             found.append(f"truncated: it ends at {float(self.end):.2f} s of {float(self.stated):.2f} s")
         elif self.end is not None and self.demuxer.broken:
             found.append(f"damaged: the file can't be read beyond {float(self.end):.2f} s: {self.demuxer.broken}")
-        if self.damaged:
-            found.append(f"damaged: {_counted(self.damaged, 'packet')} can't be decoded")
-        if self.corrupt:
-            found.append(f"damaged: {_counted(self.corrupt, 'frame')} decoded with errors")
-        return found
+        wrong = [f"{_counted(self.damaged, 'packet')} can't be decoded"] * (self.damaged > 0)
+        wrong += [f"{_counted(self.corrupt, 'frame')} decoded with errors"] * (self.corrupt > 0)
+        return found + [f"damaged: {', '.join(wrong)}"] * bool(wrong)
 
 
 def _counted(number: int, what: str) -> str:

@@ -57,7 +57,7 @@ def write_shard(
     failures: Sequence[Failure],
     partial: Sequence[Failure],
     settings: Mapping[str, Any],
-    lengths: Mapping[str, float],
+    lengths: Mapping[str, float] | None = None,
 ) -> None:
     """Write one shard (`path` without a suffix) and, last, the JSON beside it that declares it complete.
 
@@ -111,7 +111,7 @@ def write_shard(
         },
         "failures": [asdict(failure) for failure in failures],
         "partial": [asdict(trouble) for trouble in partial],
-        "lengths": dict(lengths),
+        "lengths": dict(lengths or {}),
     }
     write_json(path.with_name(f"{path.name}.json"), record, shared=True)
 
