@@ -183,13 +183,13 @@ def _cut(track: Track, start: float, end: float | None) -> Iterator[tuple[int, n
                 track.damaged = 0  # what was damaged lies before the clip
             if low < high:
                 planes = _planes(frame)
-                if not silent:
-                    yield rate, planes[:, low:high]
-                    track.corrupt += frame.is_corrupt
-                for at in range(low, high, rate) if silent else ():  # a second at a time: it may be hours
-                    yield rate, _silence(planes, min(rate, high - at))
                 if silent and not lead:
                     track.holes.append(Fraction(high - low, rate))
+                for at in range(low, high, rate) if silent else ():  # a second at a time: it may be hours
+                    yield rate, _silence(planes, min(rate, high - at))
+                if not silent:
+                    track.corrupt += frame.is_corrupt
+                    yield rate, planes[:, low:high]
             if high < size:
                 return
             seen += size

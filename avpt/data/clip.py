@@ -35,19 +35,19 @@ SHORTER = 0.25  # of the spectrogram; sound that fills less of it is told
 
 # what may be said of a clip that is kept, by the word that its line in partial.csv begins with
 KINDS = {
-    "missing": "sound or picture that is broken, left out",
+    "missing": "sound or picture is broken and left out",
     "truncated": "ends before its file says",
-    "short": "ends before the clip does, or its header says less than the file holds",
-    "damaged": "could not be decoded in part",
-    "hole": "sound or pictures are missing in between: silence, a picture that stands still",
-    "joined": "put together from parts of another kind, or whose clocks differ",
-    "late": "begins after the clip: silence before it",
-    "silent": "no sound is heard in it",
-    "black": "all its pictures are black",
-    "blank": "all its pictures are of one colour",
-    "hdr": "of a wider range of brightness: pictures are stored as they are, not tone-mapped",
-    "interlaced": "pictures are stored as they are, not deinterlaced",
-    "tracks": "one of several streams was taken (--audio-stream)",
+    "short": "ends before the clip, or holds more than its header says",
+    "damaged": "could not be read or decoded in part",
+    "hole": "lacks something in between",
+    "joined": "is made of parts of other kinds or clocks",
+    "late": "has silence before its sound begins",
+    "silent": "nothing is heard",
+    "black": "nothing is seen",
+    "blank": "one colour is seen",
+    "hdr": "is stored without tone-mapping",
+    "interlaced": "is stored without deinterlacing",
+    "tracks": "one of several streams is taken (--audio-stream)",
     "ignored": "files in its folder are no images by their names",
 }
 LOSSES = frozenset({"missing", "truncated", "short", "damaged", "hole"})  # those of which something is lacking

@@ -132,13 +132,11 @@ def read_images(
 
 def _seen(pictures: list[np.ndarray]) -> list[str]:
     """What is wrong with pictures on which nothing is seen."""
-    if any(int(rgb.max()) - int(rgb.min()) > FLAT for rgb in pictures):
+    if any(np.ptp(rgb[..., channel]) > FLAT for rgb in pictures for channel in (1, 0, 2)):
         return []
     if all(rgb.max() <= BLACK for rgb in pictures):
         return ["black: all its pictures are black"]
-    if all(np.ptp(rgb.reshape(-1, 3), axis=0).max() <= FLAT for rgb in pictures):
-        return ["blank: all its pictures are of one colour"]
-    return []
+    return ["blank: all its pictures are of one colour"]
 
 
 def encode_frame(rgb: np.ndarray, codec: Literal["jpeg", "raw"]) -> bytes:

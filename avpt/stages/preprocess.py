@@ -243,21 +243,15 @@ def tables_of(kinds: Mapping[str, int], lengths: Mapping[str, float], config: Ma
         for rows in [[(kind, KINDS[kind], str(count)) for kind, count in kinds.items()]]
         if rows
     ]
-    frames, pictures = config["spectrogram_frames"], config["max_frames"]
     rows = []
     if lengths["longer"]:
-        kept = f"{frames * SHIFT:g} s of sound, {pictures} pictures at {config['fps']:g} a second"
-        rows.append(
-            (
-                f"longer than what is kept ({kept}), up to {lengths['longest']:g} s",
-                "--spectrogram-frames, --max-frames; start and end in the manifest",
-                f"{lengths['longer']:g}",
-            )
-        )
+        until = f"longer, up to {lengths['longest']:g} s"
+        rows.append((until, "--spectrogram-frames, --max-frames", f"{lengths['longer']:g}"))
     if lengths["shorter"]:
-        what = f"far shorter: most of their {frames} spectrogram frames are padding"
-        rows.append((what, "--spectrogram-frames, --pad repeat", f"{lengths['shorter']:g}"))
-    return [*tables, Table("lengths of clips", ("", "to change it", "clips"), rows, left=2)] if rows else tables
+        rows.append(("far shorter", "--spectrogram-frames, --pad repeat", f"{lengths['shorter']:g}"))
+    seconds = config["spectrogram_frames"] * SHIFT
+    title = f"kept are {seconds:g} s of sound and {config['max_frames']} pictures, {config['fps']:g} a second"
+    return [*tables, Table(title, ("clips that are", "to change it", "clips"), rows, left=2)] if rows else tables
 
 
 def report(out: Path, config: Mapping[str, Any], records: Records) -> Report:
