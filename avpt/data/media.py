@@ -34,6 +34,7 @@ SEEK_BEYOND = 5.0  # seconds into a file; an earlier start is as cheap to reach 
 SEEK_MARGIN = 2.0  # seconds before the start that a seek aims at, since key frames are found by decoding time
 SEEKABLE = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "wav", "flac"})  # a seek lands on a known time
 TRUNCATED = 0.9  # of the length that its file states; a stream that ends before is reported
+SHORT_HOLES = 0.25  # seconds in all that packets which do not decode leave behind
 CLOCK_BACK = 0.1  # seconds; stamps that go back by more are another clock's (ffmpeg draws the line there too)
 UNREADABLE = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO})  # the disk's fault, not the file's
 RESETS = 0x200  # FFmpeg's AVFMT_TS_DISCONT: of transport and program streams, Ogg
@@ -58,6 +59,7 @@ class Track:
     length: Length = field(default_factory=Length)  # by the file's own word
     guessed: bool = False  # its stamps are made up from the bit rate
     resets: bool = False  # its clock may begin anew in the midst of it
+    restarted: bool = False  # it has
     damaged: int = 0  # packets that did not decode
     corrupt: int = 0  # frames of the clip that FFmpeg marks as damaged
     holes: list[Fraction] = field(default_factory=list)  # seconds that are missing in the midst of the clip
@@ -84,7 +86,7 @@ class Track:
                 if self.quick and back > 0:
                     raise ShortCutError  # a clock that goes back tells no time
                 if self.resets and back * self.stream.time_base > CLOCK_BACK:
-                    seconds = float(back * self.stream.time_base)
+                    seconds, self.restarted = float(back * self.stream.time_base), True
                     self.told.append(f"joined: its clock goes back by {seconds:.2f} s; what follows is put behind")
                 latest = packet.dts
             stamp = packet.dts if packet.pts is None else packet.pts
@@ -107,7 +109,7 @@ class Track:
     def troubles(self, start: float, end: float | None) -> list[str]:
         """What went wrong with a stream that could be read all the same, from `start` to `end`."""
         found = list(dict.fromkeys(self.told))
-        if self.holes:
+        if sum(self.holes) > (SHORT_HOLES if self.damaged else 0):
             filled = "silence instead" if self.stream.type == "audio" else "the picture before stands still"
             found.append(f"hole: {float(sum(self.holes)):.2f} s are missing in between; {filled}")
         if self.end is not None and end is not None and end - self.end > (1 - TRUNCATED) * (end - start):

@@ -194,7 +194,7 @@ def _timed(track: Track, frames: Iterator[VideoFrame], keyframes: bool) -> Itera
 
 def _holes(track: Track, start: Fraction, until: Fraction) -> list[Fraction]:
     """The seconds that pictures which come at a steady rate stay away, between two times."""
-    if track.stream.container.format.name in LASTING:
+    if track.restarted or track.stream.container.format.name in LASTING:
         return []
     first, last = track.stamp(start), track.stamp(until)
     gaps = [(after - stamp, stamp) for stamp, after in pairwise(sorted(track.stamps))]
