@@ -168,7 +168,7 @@ def _timed(track: Track, frames: Iterator[VideoFrame], keyframes: bool) -> Itera
     stream = track.stream
     time_base, codec = stream.time_base, stream.codec_context
     # where stamps only tell when a frame is decoded, they are those of the frames in the order in which they are shown
-    decoded = stream.container.format.name in UNSTAMPED and codec.has_b_frames
+    decoded = stream.container.format.name in UNSTAMPED and codec.has_b_frames and not keyframes
     latest: Fraction | None = None
     duration = shift = Fraction(0)  # of the frame before; of a clock that went back
     for frame in frames:
