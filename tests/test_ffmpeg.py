@@ -99,15 +99,16 @@ def sound_of(path: Path) -> np.ndarray:
     mono = torch.from_numpy(channels.mean(axis=1, dtype=np.float64).astype(np.float32))
     first = ("-read_intervals", "%+#5", "-show_entries", "frame=best_effort_timestamp_time:format=start_time")
     told = probe(path, "a:0", *first)
-    begins = [Fraction(each) for each in (told["format"].get("start_time"), *stamps_of(told)) if each]
-    late = round(max(begins[1] - max(begins[0], Fraction(0)), Fraction(0)) * 16000) if len(begins) > 1 else 0
+    begin, stamps = max(Fraction(told["format"].get("start_time", 0)), Fraction(0)), stamps_of(told)
+    late = round(max(stamps[0] - begin, Fraction(0)) * 16000) if stamps else 0
     sound = resample(mono, int(stream["sample_rate"]), 16000, lowpass_filter_width=32, rolloff=0.97)
     return np.pad(np.asarray(sound), (late, 0))
 
 
-def stamps_of(told: dict[str, Any]) -> list[str]:
+def stamps_of(told: dict[str, Any]) -> list[Fraction]:
     """The times of frames that have one, as ffprobe tells them."""
-    return [frame["best_effort_timestamp_time"] for frame in told["frames"] if "best_effort_timestamp_time" in frame]
+    stamps = (frame.get("best_effort_timestamp_time") for frame in told["frames"])
+    return [Fraction(stamp) for stamp in stamps if stamp is not None]
 
 
 def log_mel(waveform: np.ndarray) -> np.ndarray:
