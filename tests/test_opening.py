@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from av.format import ContainerFormat, formats_available
 from conftest import avpt, write_manifest
-from media import Clips, Sound, numbered, tones, write
+from media import Clips, Pictures, Sound, number_of, numbered, tones, write
 from PIL import Image
 
 from avpt.data import opening
@@ -124,6 +124,65 @@ def test_from_memory_no_file_is_reached(secret: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr(opening, "IMAGES", f"{opening.IMAGES},concat")
     with pytest.raises(MediaError), opening.open_image(path) as (container, _):
         raise AssertionError(container.format.name)
+
+
+OWN = (  # suffix, codec of the pictures, codec of the sound
+    *("3gp h263 aac", "asf wmv2 wmav2", "mxf mpeg2video pcm_s16le", "nut ffv1 flac", "vob mpeg2video mp2"),
+    *("aac - aac", "wtv mpeg2video mp2", "gif gif -", "apng apng -", "ivf libvpx -", "y4m wrapped_avframe -"),
+    *("h264 libx264 -", "m2v mpeg2video -", "mjpeg mjpeg -", "aiff - pcm_s16be", "au - pcm_s16be", "caf - pcm_s16le"),
+    *(
+        "ac3 - ac3",
+        "eac3 - eac3",
+        "dts - dca",
+        "tta - tta",
+        "wv - wavpack",
+        "mka - libvorbis",
+        "mp2 - mp2",
+        "aac - aac",
+    ),
+)
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_formats_that_hold_their_own_media_are_opened(tmp_path: Path, kind: str) -> None:
+    suffix, picture, sound = (None if word == "-" else word for word in kind.split())
+    for codec in filter(None, (picture, sound)):
+        if codec not in av.codec.codecs_available:
+            pytest.skip(f"FFmpeg has no {codec} here")
+    pixels = {"gif": "rgb8", "apng": "rgb24", "mjpeg": "yuvj420p", "ffv1": "bgr0"}.get(picture or "", "yuv420p")
+    size, rate = ((288, 352) if picture == "h263" else (96, 128)), 48000
+    shown = None
+    if picture is not None:
+        drawn = (numbered(number, *size) for number in range(9, 34))
+        shown = Pictures(drawn=drawn, codec=picture, pixels=pixels, rate=25, bit_rate=2_000_000)
+    samples = tones(1.0, rate, 2)
+    extra = {"strict": "-2"} if sound == "dca" else {}
+    heard = sound and Sound(samples=samples, codec=sound, rate=rate, layout="stereo", bit_rate=384_000, options=extra)
+    path = write(tmp_path / f"a.{suffix}", shown, heard or None)
+    if picture is not None:
+        pictures = read_frames(path, fps=5, max_frames=9, frame_size=96)
+        assert pictures is not None
+        assert len(pictures) >= 4
+    if sound is not None:
+        waveform = read_waveform(path, 16000)
+        assert waveform is not None
+        assert 0.9 < len(waveform) / 16000 < 1.2
+
+
+@pytest.mark.parametrize("suffix", opening.IMAGE_SUFFIXES)
+def test_every_image_is_opened(tmp_path: Path, suffix: str) -> None:
+    kind = {".jfif": "JPEG", ".jif": "JPEG", ".jpe": "JPEG", ".jpeg": "JPEG", ".jpg": "JPEG", ".tif": "TIFF"}
+    kind |= {".jp2": "JPEG2000", ".pnm": "PPM", ".pgm": "PPM", ".pbm": "PPM"}
+    name = kind.get(suffix, suffix[1:].upper())
+    Image.init()
+    if name not in Image.SAVE:
+        pytest.skip(f"Pillow can't write {name} here")
+    picture = Image.fromarray(numbered(9)).convert({".pgm": "L", ".pbm": "1"}.get(suffix, "RGB"))
+    picture.save(tmp_path / f"a{suffix}", format=name)
+    ((_, rgb),) = read_images(tmp_path, fps=1, max_frames=1, frame_size=48)
+    assert number_of(rgb) == 9
+    pictures = read_frames(tmp_path / f"a{suffix}", fps=1, max_frames=1, frame_size=48)
+    assert pictures is not None
 
 
 def test_a_numbered_name_is_one_file(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ KINDS = {
     "damaged": "could not be read or decoded in part",
     "hole": "lacks something in between",
     "joined": "is made of parts of other kinds or clocks",
-    "late": "has silence before its sound begins",
+    "late": "sound or pictures begin after the clip",
     "silent": "nothing is heard",
     "black": "nothing is seen",
     "blank": "one colour is seen",

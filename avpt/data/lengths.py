@@ -17,7 +17,7 @@ CONTAINER_TICK = Fraction(1, 1_000_000)  # seconds; the unit of a container's st
 GUESSED = frozenset({"aac", "ac3", "amr", "dts", "eac3", "loas", "mp3", "truehd"})  # durations, from the bit rate
 COUNTED = re.compile(rb"(?:Xing|Info)\0\0\0[\x01\x03\x05\x07\x09\x0b\x0d\x0f]|VBRI")  # an MP3 header with a length
 FRAME_HEADER = 200  # bytes of an MP3 frame; its header is somewhere in them
-UNKNOWN = frozenset({0, 0x7FFFF000, 0x7FFFFFFF, 0xFFFFFFFF, 2**64 - 1})  # sizes of who could not go back to write one
+UNKNOWN = 0x7FFF0000  # bytes; who can't go back to write a size leaves 0, or one about as large as fits
 NAME = re.compile(rb"[ -~]{4}")  # of a chunk
 MAX_CHUNKS = 1000  # looked at; a file may be made of millions of empty ones
 LEFT = 0.1  # of the bytes of a file that may follow its sound unexplained
@@ -103,7 +103,7 @@ def _of_samples(path: Path, name: str, stream: Any) -> Length | None:
             if found is None:
                 return None
             _, data, said = found
-        if said in UNKNOWN:
+        if said <= 0 or said >= UNKNOWN > size:
             return None
         end = data + said
         behind = size - end

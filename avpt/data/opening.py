@@ -14,7 +14,7 @@ from pathlib import Path
 
 import av
 from av.container import InputContainer
-from av.error import FFmpegError
+from av.error import ArgumentError, FFmpegError
 
 from avpt.data.pointers import POINTER, is_pointer
 from avpt.errors import MediaError
@@ -108,7 +108,9 @@ def _opened(path: Path, source: str | io.BytesIO, options: dict[str, str]) -> It
     except MemoryError:
         raise
     except (FFmpegError, OSError, ValueError, EOFError) as error:
-        told = _told_by_head(path) or f"the file can't be read as media: {reason(error)}"
+        refused = isinstance(error, ArgumentError)  # what FFmpeg says of a format that is not on the white list
+        why = "it is of a format that avpt does not open" if refused else reason(error)
+        told = _told_by_head(path) or f"the file can't be read as media: {why}"
         raise MediaError("open", told) from error
     with container:
         yield container

@@ -33,6 +33,7 @@ UNDECODABLE = f"no picture decodes (empty, damaged, encrypted, or over {MAX_PIXE
 
 BLACK = 16  # of 255: the darkest that a coder leaves of black
 FLAT = 4  # of 255; what differs less is of one colour
+LATE = 0.25  # seconds before the first picture from which on they are told
 CLUTTER = frozenset({"Thumbs.db", "desktop.ini", "__MACOSX"})  # that systems leave in folders
 STEADY = 0.9  # of the pictures come at the usual distance, where a long one is a hole
 LONG_GAP, LONG_GAPS = 0.5, 10  # seconds, and usual distances, from which on a distance is long
@@ -210,6 +211,10 @@ def _on_screen(track: Track, frames: Iterator[Shown], instants: list[Fraction]) 
     due = 0  # the instant whose frame is looked for
     latest: Shown | None = None
     for upcoming in frames:
+        if latest is None and upcoming[0] - instants[0] > LATE:
+            track.told.append(
+                f"late: its pictures begin at {float(upcoming[0]):.2f} s; the first stands in before that"
+            )
         while latest is not None and due < len(instants) and instants[due] + CONTAINER_TICK < upcoming[0]:
             yield latest[1]
             due += 1
