@@ -241,7 +241,7 @@ def test_raw_frames_float32_limit_and_shard_size(experiment: Experiment, tmp_pat
     store = tmp_path / "store"
     options = ("--frame-codec", "raw", "--audio-dtype", "float32", "--limit", "20", "--shard-size", "7")
     found = done("preprocess", experiment.manifest, *STORE_OPTIONS, *options, "--out", store, "--json").json()
-    assert found == {"store": str(store), "clips": 20, "failures": 0, "partial": 0}
+    assert found.items() >= {"store": str(store), "clips": 20, "failures": 0, "partial": 0}.items()
     splits = json_of(store / "store.json")["splits"]
     assert splits == {
         "train": {"shards": ["train-00000", "train-00001", "train-00002"], "clips": 18},

@@ -249,7 +249,8 @@ def test_each_stream_is_measured_by_its_own_length(tmp_path: Path) -> None:
         path = ordinary(tmp_path / f"b.{suffix}", 6.0, (48, 64), heard=2.0)
         assert (heard(path)[1], shown(path)[1]) == ([], []), suffix
         clip = decode_clip(path, None, None, None, None, SMALL)
-        assert clip.seconds == pytest.approx(6.0, abs=0.1)
+        assert clip.seconds["visual"] == pytest.approx(6.0, abs=0.1)
+        assert clip.seconds["audio"] == pytest.approx(2.0, abs=0.1)
 
 
 def wav(path: Path, said: int, samples: int = 3 * RATE, behind: bytes = b"") -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -84,7 +85,7 @@ class DecodedClip:
     sizes: np.ndarray  # (F, 2) int32, height and width
     frames: list[bytes]  # F pictures, JPEG files or raw RGB rows
     troubles: tuple[Trouble, ...] = ()
-    seconds: float | None = None  # that the clip lasts by its files, however much of it is stored
+    seconds: Mapping[Modality, float] = field(default_factory=dict)  # that each lasts, however much of it is stored
 
     def spans(self, settings: ClipSettings) -> dict[Modality, float]:
         """Seconds that are stored of each modality at most."""
@@ -92,8 +93,9 @@ class DecodedClip:
         return spans | ({"visual": settings.max_frames / settings.fps} if self.frames else {})
 
     def is_longer(self, settings: ClipSettings) -> bool:
-        """Whether it goes on well beyond what is stored of it."""
-        return self.seconds is not None and self.seconds > LONGER * min(self.spans(settings).values(), default=0.0)
+        """Whether its sound or its pictures go on well beyond what is stored of them."""
+        spans = self.spans(settings)
+        return any(self.seconds.get(modality, 0.0) > LONGER * span for modality, span in spans.items())
 
     def is_short(self, settings: ClipSettings) -> bool:
         """Whether most of its spectrogram is padding."""

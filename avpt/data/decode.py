@@ -38,7 +38,7 @@ def decode_clip(
     # from one file, opened once; but a stream that is asked for may not be there
     both = video is not None and audio is None and frames is None and settings.audio_stream is None
     troubles: list[Trouble] = []
-    seconds: list[float] = []
+    seconds: dict[Modality, float] = {}
     with open_tracks(cast(Path, video), ("audio", "video"), begin) if both else nullcontext() as opened:
         waveform = _tolerated(
             "audio",
@@ -66,7 +66,7 @@ def decode_clip(
         sizes=np.array([rgb.shape[:2] for _, rgb in pictures], dtype=np.int32).reshape(-1, 2),
         frames=_encode([rgb for _, rgb in pictures], settings),
         troubles=tuple(troubles),
-        seconds=max(seconds, default=None),
+        seconds=seconds,
     )
 
 
@@ -75,7 +75,7 @@ def _tolerated(
     read: Callable[[Found], Read | None],
     settings: ClipSettings,
     troubles: list[Trouble],
-    seconds: list[float],
+    seconds: dict[Modality, float],
 ) -> Read | None:
     """What is read of a modality; what is wrong with it goes to `troubles` or is raised, as the settings say."""
     found = Found()
@@ -89,7 +89,8 @@ def _tolerated(
             raise
         result, found = None, Found([f"missing: {error}"])
     troubles += [Trouble(modality, what) for what in found.troubles]
-    seconds += [] if found.seconds is None else [found.seconds]
+    if found.seconds is not None:
+        seconds[modality] = found.seconds
     return result
 
 

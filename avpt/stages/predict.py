@@ -215,10 +215,10 @@ def answer(
         pairs = zip(best.indices.tolist()[:top], best.values.tolist()[:top], strict=True)
         rankings[name.removesuffix("logits").rstrip("_") or "joint"] = [(trained.classes[i], p) for i, p in pairs]
     wrong = tuple(f"{trouble.modality} {trouble.what}" for trouble in decoded.troubles if trouble.modality in heard)
-    start, spans = clip.start or 0.0, decoded.spans(settings)
-    span = max(spans[modality] for modality in heard)
-    part = (start, round(start + min(span, span if decoded.seconds is None else decoded.seconds), 2))
-    return Answer(clip.id, tuple(heard), rankings, wrong, part, decoded.seconds, decoded.is_longer(settings))
+    start, span = clip.start or 0.0, max(decoded.spans(settings)[modality] for modality in heard)
+    seconds = max((decoded.seconds[modality] for modality in heard if modality in decoded.seconds), default=None)
+    part = (start, round(start + (span if seconds is None else min(span, seconds)), 2))
+    return Answer(clip.id, tuple(heard), rankings, wrong, part, seconds, decoded.is_longer(settings))
 
 
 def report(config: PredictConfig, answers: Sequence[Answer]) -> Report:
