@@ -44,8 +44,8 @@ class Answer:
     modalities: tuple[Modality, ...] = ()  # that the answer is from
     rankings: dict[str, Ranking] = field(default_factory=dict)  # `joint`; of a fused model also those it is from
     partial: tuple[str, ...] = ()  # what must be known of how the clip was decoded
-    looked_at: tuple[float, float] | None = None  # seconds of the file
-    seconds: float | None = None  # that the clip lasts, None where its file does not tell
+    looked_at: dict[Modality, tuple[float, float]] = field(default_factory=dict)  # seconds of its file
+    seconds: float | None = None  # that it lasts, None where its file does not tell
     longer: bool = False  # than what was looked at, by far
     error: str | None = None
 
@@ -167,11 +167,13 @@ def label(config: PredictConfig, clips: Sequence[Clip]) -> list[Answer]:
 
 def part_of(found: Answer) -> str:
     """Which part of its file a clip's answer is from, in words."""
-    if found.looked_at is None:
-        return ""
-    start, end = found.looked_at
-    of = "" if found.seconds is None else f" of {found.seconds:.2f} s"
-    return f"{start:g} to {end:.2f} s{of if start == 0 else ''}"
+    parts = {modality: f"{start:g} to {end:.2f} s" for modality, (start, end) in found.looked_at.items()}
+    if len(set(parts.values())) <= 1:
+        told = next(iter(parts.values()), "")
+    else:
+        told = ", ".join(f"{modality} {part}" for modality, part in parts.items())
+    begins_first = all(start == 0 for start, _ in found.looked_at.values())
+    return told + (f" of {found.seconds:.2f} s" if told and found.seconds is not None and begins_first else "")
 
 
 def only(clip: Clip, trained: Trained) -> Clip:
@@ -215,10 +217,11 @@ def answer(
         pairs = zip(best.indices.tolist()[:top], best.values.tolist()[:top], strict=True)
         rankings[name.removesuffix("logits").rstrip("_") or "joint"] = [(trained.classes[i], p) for i, p in pairs]
     wrong = tuple(f"{trouble.modality} {trouble.what}" for trouble in decoded.troubles if trouble.modality in heard)
-    start, span = clip.start or 0.0, max(decoded.spans(settings)[modality] for modality in heard)
-    seconds = max((decoded.seconds[modality] for modality in heard if modality in decoded.seconds), default=None)
-    part = (start, round(start + (span if seconds is None else min(span, seconds)), 2))
-    return Answer(clip.id, tuple(heard), rankings, wrong, part, seconds, decoded.is_longer(settings))
+    start, lengths = clip.start or 0.0, {name: decoded.seconds[name] for name in heard if name in decoded.seconds}
+    spans = {name: min(span, lengths.get(name, span)) for name, span in decoded.spans(settings).items()}
+    parts = {name: (start, round(start + spans[name], 2)) for name in heard}
+    longest = max(lengths.values(), default=None)
+    return Answer(clip.id, tuple(heard), rankings, wrong, parts, longest, decoded.is_longer(settings))
 
 
 def report(config: PredictConfig, answers: Sequence[Answer]) -> Report:
@@ -242,7 +245,10 @@ def report(config: PredictConfig, answers: Sequence[Answer]) -> Report:
 def record_of(found: Answer) -> dict[str, Any]:
     """A JSON line: `top` is the answer, `audio` and `visual` those of each modality's share of the logits."""
     record: dict[str, Any] = {"clip": found.clip, "error": found.error, "modalities": list(found.modalities)}
-    record |= {"partial": list(found.partial), "looked_at": found.looked_at and list(found.looked_at)}
+    record |= {
+        "partial": list(found.partial),
+        "looked_at": {name: list(part) for name, part in found.looked_at.items()},
+    }
     record |= {"seconds": None if found.seconds is None else round(found.seconds, 2)}
     for name, ranking in found.rankings.items():
         ranked = [{"label": label, "probability": probability} for label, probability in ranking]
