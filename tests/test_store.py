@@ -323,12 +323,16 @@ def test_failures_are_told_counted_and_mended(tmp_path: Path) -> None:
     assert (store / "train-00000.h5").exists()
 
     made = (store / "train-00000.h5").stat().st_mtime_ns
-    assert done(*command, "--max-failures", "0.34", "--json", "--out", store).json() == {
-        "store": str(store),
-        "clips": 4,
-        "failures": 2,
-        "partial": 0,
-    }
+    told = done(*command, "--max-failures", "0.34", "--json", "--out", store).json()
+    assert (
+        told.items()
+        >= {
+            "store": str(store),
+            "clips": 4,
+            "failures": 2,
+            "partial": 0,
+        }.items()
+    )
     assert (store / "train-00000.h5").stat().st_mtime_ns == made  # nothing was tried again
     with (store / "failures.csv").open(newline="", encoding="utf-8") as file:
         failures = list(csv.DictReader(file))

@@ -286,16 +286,16 @@ def table_of(config: PredictConfig, answers: Sequence[Answer]) -> Table:
     """A line a class, the clip's name on the first of its lines."""
     names = columns_of(answers) or ["joint"]
     rows: list[tuple[str, ...]] = []
-    parts = any(found.longer for found in answers)
     for found in answers:
         if found.error is not None:
-            rows.append((found.clip, *["no answer", ""] * len(names), *[""] * parts))
+            rows.append((found.clip, *["no answer", ""] * len(names)))
         for i in range(max((len(ranking) for ranking in found.rankings.values()), default=0)):
             cells = [found.clip if i == 0 else ""]
             for name in names:
                 ranking = found.rankings.get(name, [])
                 cells += [ranking[i][0], f"{ranking[i][1]:.3f}"] if i < len(ranking) else ["", ""]
-            cells += [part_of(found) if i == 0 else ""] * parts
             rows.append(tuple(cells))
-    heads = [head for name in names for head in (name if len(names) > 1 else "label", "")] + ["looked at"] * parts
-    return Table(f"{config.model} on {len(answers)} clips", ("clip", *heads), rows)
+    heads = [head for name in names for head in (name if len(names) > 1 else "label", "")]
+    longer = [found for found in answers if found.longer]
+    part = f", of {len(longer)} only a part: {part_of(longer[0])}" if longer else ""
+    return Table(f"{config.model} on {len(answers)} clips{part}", ("clip", *heads), rows)
