@@ -135,7 +135,7 @@ OWN = (  # suffix, codec of the pictures, codec of the sound
         "eac3 - eac3",
         "tta - tta",
         "wv - wavpack",
-        "mka - libvorbis",
+        "mka - libopus",
         "mp2 - mp2",
         "aac - aac",
     ),
