@@ -157,6 +157,11 @@ def _write(job: Job, shard: Shard, rows: list[DecodedClip | Failure]) -> None:
         failures=[row for row in rows if isinstance(row, Failure)],
         partial=partial,
         settings=job.attributes,
+        lengths={
+            "longer": sum(row.is_longer(job.settings) for _, row in kept),
+            "longest": round(max((max(row.seconds.values(), default=0.0) for _, row in kept), default=0.0), 2),
+            "shorter": sum(row.is_short(job.settings) for _, row in kept),
+        },
     )
 
 

@@ -213,13 +213,13 @@ def plainly(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], An
         except MediaError as error:
             return f"{error.stage}: {error}"
 
-    def plain(path: Path, kind: Any, read: Callable[[media.Track], Any], start: float, opened: Any) -> Any:
+    def plain(path: Path, kind: Any, read: Callable[[media.Track], Any], *rest: Any) -> Any:
         def barred(track: media.Track) -> Any:
             if track.quick:
                 raise media.ShortCutError
             return read(track)
 
-        return media.read_best(path, kind, barred, start, opened)
+        return media.read_best(path, kind, barred, *rest)
 
     def both(call: Callable[[], Any]) -> Any:
         quick = told(call)

@@ -19,6 +19,7 @@ from torchaudio.compliance import kaldi
 
 from avpt.data import audio, media
 from avpt.data.audio import log_mel, read_waveform, samples_needed, spectrogram
+from avpt.data.resampling import Levels, mono, resample
 from avpt.errors import MediaError
 
 SILENCE = float(np.log(np.finfo(np.float32).eps))  # -15.94: Kaldi's floor
@@ -85,7 +86,7 @@ def test_more_planes_than_pyav_hands_over() -> None:
     packed.sample_rate = 16000
     (planar,) = av.AudioResampler("fltp").resample(packed)
     assert planar.format.is_planar
-    np.testing.assert_allclose(audio._mono(audio._planes(planar)), samples.mean(axis=1) / 32768, atol=1e-6)
+    np.testing.assert_allclose(mono(audio._planes(planar)), samples.mean(axis=1) / 32768, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -185,14 +186,14 @@ def test_rate_and_layout_may_change_midway(monkeypatch: pytest.MonkeyPatch) -> N
         frames.append(frame)
     monkeypatch.setattr(audio, "decode", lambda track, packets: iter(frames))
     stream = SimpleNamespace(time_base=Fraction(1))
-    track = media.Track(stream, demuxer=Any, origin=Fraction(5), duration=None, quick=False)  # type: ignore[arg-type]
+    track = media.Track(stream, demuxer=Any, origin=Fraction(5), quick=False)  # type: ignore[arg-type]
     pieces = list(audio._cut(track, 0.75, 2.5))
     assert [(rate, samples.shape) for rate, samples in pieces] == [
         (8000, (1, 2000)),
         (16000, (2, 16000)),
         (16000, (2, 8000)),
     ]
-    waveform = np.concatenate(list(audio._resample(iter(pieces), 16000)))
+    waveform = np.concatenate(list(resample(iter(pieces), 16000, Levels())))
     assert len(waveform) == pytest.approx(28000, abs=2)
     expected = second[:24000].mean(axis=1) / 32768
     np.testing.assert_allclose(waveform[-24000:], expected, atol=1e-7)

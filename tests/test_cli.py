@@ -260,6 +260,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--frame-accuracy": "exact",
         "--allow-missing": "none",
         "--on-truncated": "keep",
+        "--audio-stream": None,
         "--shard-size": 128,
         "--multi-label": False,
         "--limit": None,
@@ -435,7 +436,7 @@ def test_quiet_is_quiet(experiment: Experiment, name: str) -> None:
 def test_json_is_one_line_with_the_promised_fields(experiment: Experiment, name: str) -> None:
     record = done(*step(experiment, name), "--json").json()
     if name == "store":
-        assert record == {"store": str(experiment.store), "clips": 36, "failures": 0, "partial": 0}
+        assert record.items() >= {"store": str(experiment.store), "clips": 36, "failures": 0, "partial": 0}.items()
     elif name.endswith("_init"):
         assert {"name", "channels", "abnormal"} <= set(record["layers"][0])
         assert len(record["layers"]) == 20
@@ -603,7 +604,7 @@ def test_a_clip_id_of_any_alphabet_goes_through(experiment: Experiment, tmp_path
     manifest = write_manifest(folder / "-manifest.csv", rows)
     store = folder / "store"
     result = done("preprocess", "--out", store, *STORE_OPTIONS, "--json", manifest)
-    assert result.json() == {"store": str(store), "clips": 1, "failures": 0, "partial": 0}
+    assert result.json().items() >= {"store": str(store), "clips": 1, "failures": 0, "partial": 0}.items()
     assert done("info", store, "--json").json()["classes"] == ["ключ"]
 
 

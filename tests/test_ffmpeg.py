@@ -92,12 +92,23 @@ def probe(path: Path, kind: str, *show: str) -> dict[str, Any]:
 
 
 def sound_of(path: Path) -> np.ndarray:
-    """(samples,) at 16 kHz: ffmpeg's samples, averaged by numpy, resampled by torchaudio."""
+    """(samples,) at 16 kHz: ffmpeg's samples, averaged by numpy, resampled by torchaudio, where their stamps say."""
     stream = probe(path, "a", "-show_entries", "stream=sample_rate,channels")["streams"][0]
     raw = run("ffmpeg", "-v", "fatal", "-i", f"file:{path}", "-map", "0:a:0", "-f", "f32le", "-c:a", "pcm_f32le", "-")
     channels = np.frombuffer(raw, "<f4").reshape(-1, stream["channels"])
     mono = torch.from_numpy(channels.mean(axis=1, dtype=np.float64).astype(np.float32))
-    return np.asarray(resample(mono, int(stream["sample_rate"]), 16000, lowpass_filter_width=32, rolloff=0.97))
+    first = ("-read_intervals", "%+#5", "-show_entries", "frame=best_effort_timestamp_time:format=start_time")
+    told = probe(path, "a:0", *first)
+    begin, stamps = max(Fraction(told["format"].get("start_time", 0)), Fraction(0)), stamps_of(told)
+    late = round(max(stamps[0] - begin, Fraction(0)) * 16000) if stamps else 0
+    sound = resample(mono, int(stream["sample_rate"]), 16000, lowpass_filter_width=32, rolloff=0.97)
+    return np.pad(np.asarray(sound), (late, 0))
+
+
+def stamps_of(told: dict[str, Any]) -> list[Fraction]:
+    """The times of frames that have one, as ffprobe tells them."""
+    stamps = (frame.get("best_effort_timestamp_time") for frame in told["frames"])
+    return [Fraction(stamp) for stamp in stamps if stamp is not None]
 
 
 def log_mel(waveform: np.ndarray) -> np.ndarray:

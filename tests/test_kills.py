@@ -363,7 +363,7 @@ def test_clips_that_hang_or_crash_are_lines_in_failures_csv_and_can_be_tried_aga
     with monkeypatch.context() as patched:
         patched.setattr(shards, "decode_task", decode_or_not)
         result = done(*command, "--clip-timeout", "3", "--json")
-    assert result.json() == {"store": str(store), "clips": 34, "failures": 2, "partial": 0}
+    assert result.json().items() >= {"store": str(store), "clips": 34, "failures": 2, "partial": 0}.items()
     assert "2 of 36 clips failed" in result.stderr
     rows = failures_of(store)
     assert [(row["stage"], row["error"]) for row in rows] == [

@@ -180,6 +180,34 @@ def test_a_bad_file_is_named_and_the_rest_is_done(
     assert len(list(csv.DictReader(out.open(newline="")))) == 5
 
 
+def test_which_part_was_looked_at(experiment: Experiment, films: tuple[Path, ...], tmp_path: Path) -> None:
+    """The model's clips had 0.48 s of sound and 10 pictures, one a second."""
+    rows = [{"id": "whole", "video": str(films[0])}, {"id": "part", "video": str(films[0]), "start": "2", "end": "2.4"}]
+    manifest = write_manifest(tmp_path / "clips.csv", rows)
+    result = done("predict", experiment.fused, "--manifest", manifest, *HERE, "--format", "jsonl")
+    whole, part = map(json.loads, result.stdout.splitlines())
+    assert whole["looked_at"] == {"audio": [0.0, 0.48], "visual": [0.0, pytest.approx(8.0, abs=0.05)]}
+    assert whole["seconds"] == pytest.approx(8.0, abs=0.05)
+    assert part["looked_at"] == {"audio": [2.0, 2.4], "visual": [2.0, 2.4]}
+    assert "warning: of 1 of 2 clips only the beginning was looked at" in result.stderr
+    assert "first whole: audio 0 to 0.48 s, visual 0 to 8." in result.stderr
+    shown = done("predict", experiment.audio, films[0], *HERE, "--quiet").stdout
+    assert "on 1 clips, of 1 only a part: 0 to 0.48 s of 8." in " ".join(shown.split())
+    text = done("predict", experiment.fused, "--manifest", manifest, *HERE, "--format", "csv").stdout
+    assert [row["looked_at"] for row in csv.DictReader(io.StringIO(text))][1] == "2 to 2.40 s"
+
+
+def test_a_list_of_other_files_has_no_answer(
+    experiment: Experiment, films: tuple[Path, ...], tmp_path: Path, clips: Clips
+) -> None:
+    listed = "#EXTM3U\n#EXT-X-TARGETDURATION:6\n#EXTINF:6,\n{0}\n#EXT-X-ENDLIST\n", "ffconcat version 1.0\nfile {0}\n"
+    for name, text in zip(("a.m3u8", "a.png"), listed, strict=True):
+        (tmp_path / name).write_text(text.format(clips["mono.wav"]))
+    result = avpt("predict", experiment.fused, tmp_path / "a.m3u8", tmp_path / "a.png", *HERE, "--format", "jsonl")
+    assert result.code == 1
+    assert all("a list of other files" in json.loads(line)["error"] for line in result.stdout.splitlines())
+
+
 def test_a_model_of_one_modality_needs_that_one(experiment: Experiment, clips: Clips) -> None:
     sound = clips["mono.wav"]
     result = avpt("predict", experiment.visual, sound, *HERE, "--format", "jsonl")

@@ -25,7 +25,7 @@ from media import CLIPS, Clips, Pictures, Sound, number_of, numbered, sound_fram
 
 from avpt.data import media
 from avpt.data.audio import read_waveform
-from avpt.data.clip import ClipSettings
+from avpt.data.clip import ClipSettings, Found
 from avpt.data.decode import decode_clip
 from avpt.data.skipping import LOOKAHEAD
 from avpt.data.video import read_frames
@@ -269,11 +269,11 @@ def test_the_last_key_frame_of_a_segment(film: Film, name: str) -> None:
     for start in STARTS:
         found = shown(path, start, start + 1.2, accuracy="keyframe")
         assert found == on_screen(times, numbers, [start + k / 10 for k in range(12)]), start
-    troubles: list[str] = []
-    last = shown(path, 0, None, 1.0, accuracy="keyframe", troubles=troubles)
+    told = Found()
+    last = shown(path, 0, None, 1.0, accuracy="keyframe", found=told)
     assert last == on_screen(times, numbers, [float(k) for k in range(len(last))])
     assert len(last) == len(shown(path, 0, None, 1.0))  # it stays until the pictures end
-    assert troubles == []
+    assert told.troubles == []
 
 
 # --- what it costs -------------------------------------------------------------------------------------------------
@@ -456,26 +456,26 @@ def test_errors_right_after_a_seek_are_no_damage(film: Film, name: str, monkeypa
         return decode_packet(track, packet)
 
     monkeypatch.setattr(media, "_decoded", failing)
-    troubles: list[str] = []
-    found = read_waveform(path, rate, start=15.3, end=16.3, troubles=troubles)
+    told = Found()
+    found = read_waveform(path, rate, start=15.3, end=16.3, found=told)
     assert found is not None
     assert abs(lag(found, expected, int(NEAR * rate))) <= (0 if FILMS[name].exact else NEAR * rate)
     if pictures:
-        assert shown(path, 15.3, 16.3, troubles=troubles) == pictures
+        assert shown(path, 15.3, 16.3, found=told) == pictures
     assert failed
-    assert troubles == []
+    assert told.troubles == []
 
 
 @pytest.mark.parametrize("kind", ["audio", "video"])
 def test_damage_is_told_where_it_is(film: Film, tmp_path: Path, kind: str) -> None:
     path = spoiled(film("mp4"), tmp_path / "a.mp4", kind, lambda number, time: 1.0 <= time < 1.2 or 10.5 <= time < 10.7)
     for start, hurt in ((0.0, True), (3.0, False), (10.0, True), (15.0, False), (19.0, False)):
-        troubles: list[str] = []
+        told = Found()
         if kind == "audio":
-            read_waveform(path, 16000, start=start, end=start + 2, troubles=troubles)
+            read_waveform(path, 16000, start=start, end=start + 2, found=told)
         else:
-            shown(path, start, start + 2, troubles=troubles)
-        assert [trouble.partition(":")[0] for trouble in troubles] == ["damaged"] * hurt, start
+            shown(path, start, start + 2, found=told)
+        assert [trouble.partition(":")[0] for trouble in told.troubles] == ["damaged"] * hurt, start
 
 
 @pytest.mark.parametrize("name", ["mp4", "mpg", "ogg of Vorbis"])
@@ -635,12 +635,12 @@ def shows_the_same(path: Path, plainly: Callable[[Callable[[], Any]], Any], accu
     """Segments of a clip are the same pictures, or the same error, by the quick way and by the plain way."""
 
     def pictures(start: float, end: float | None) -> Any:
-        troubles: list[str] = []
-        options: dict[str, Any] = {"start": start, "end": end, "accuracy": accuracy, "troubles": troubles}
+        told = Found()
+        options: dict[str, Any] = {"start": start, "end": end, "accuracy": accuracy, "found": told}
         found = read_frames(path, fps=3.7, max_frames=12, frame_size=64, **options)
         if start > 0 or accuracy == "keyframe":
-            troubles.clear()  # the quick way passes over packets that may be damaged
-        return [(time, rgb.tobytes()) for time, rgb in found or ()], troubles
+            told.troubles.clear()  # the quick way passes over packets that may be damaged
+        return [(time, rgb.tobytes()) for time, rgb in found or ()], told.troubles
 
     for start, end in ((0.0, None), (0.7, 1.7), (5.3, None)):
         quick, plain = plainly(partial(pictures, start, end))

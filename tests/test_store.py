@@ -241,7 +241,7 @@ def test_raw_frames_float32_limit_and_shard_size(experiment: Experiment, tmp_pat
     store = tmp_path / "store"
     options = ("--frame-codec", "raw", "--audio-dtype", "float32", "--limit", "20", "--shard-size", "7")
     found = done("preprocess", experiment.manifest, *STORE_OPTIONS, *options, "--out", store, "--json").json()
-    assert found == {"store": str(store), "clips": 20, "failures": 0, "partial": 0}
+    assert found.items() >= {"store": str(store), "clips": 20, "failures": 0, "partial": 0}.items()
     splits = json_of(store / "store.json")["splits"]
     assert splits == {
         "train": {"shards": ["train-00000", "train-00001", "train-00002"], "clips": 18},
@@ -323,12 +323,16 @@ def test_failures_are_told_counted_and_mended(tmp_path: Path) -> None:
     assert (store / "train-00000.h5").exists()
 
     made = (store / "train-00000.h5").stat().st_mtime_ns
-    assert done(*command, "--max-failures", "0.34", "--json", "--out", store).json() == {
-        "store": str(store),
-        "clips": 4,
-        "failures": 2,
-        "partial": 0,
-    }
+    told = done(*command, "--max-failures", "0.34", "--json", "--out", store).json()
+    assert (
+        told.items()
+        >= {
+            "store": str(store),
+            "clips": 4,
+            "failures": 2,
+            "partial": 0,
+        }.items()
+    )
     assert (store / "train-00000.h5").stat().st_mtime_ns == made  # nothing was tried again
     with (store / "failures.csv").open(newline="", encoding="utf-8") as file:
         failures = list(csv.DictReader(file))

@@ -110,8 +110,14 @@ class PreprocessConfig(OutputConfig):
     ] = "none"
     on_truncated: Annotated[
         Literal["keep", "fail"],
-        Option(help="Streams that end over 10 % before their container says: kept and reported, or failed."),
+        Option(help="Streams that end over 10 % before their file says: kept and reported, or failed."),
     ] = "keep"
+    audio_stream: Annotated[
+        int | None,
+        Option(
+            min=0, max=1000, help="Which sound stream of a file with several, from 0.", show_default="FFmpeg's choice"
+        ),
+    ] = None
     shard_size: Annotated[int, Option(min=1, help="Manifest rows per shard.")] = 128
     multi_label: Annotated[bool, Option("--multi-label", help="`label` holds several names joined by `;`.")] = False
     limit: Annotated[int | None, Option(min=1, help="Only the first rows of the manifest.", show_default="all")] = None

@@ -6,32 +6,26 @@ import math
 import sys
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from av import AudioFrame, AudioResampler
-from av.error import FFmpegError
 from torchaudio.compliance import kaldi
 
+from avpt.data.clip import Found
 from avpt.data.media import PREROLL, SEEK_BEYOND, Opened, ShortCutError, Track, decode, read_best
+from avpt.data.resampling import FULL_SCALE, Levels, resample
 from avpt.errors import MediaError
 
 WINDOW = 25.0  # milliseconds that one frame of the log-mel looks at
 SHIFT = 10.0  # milliseconds from one frame to the next
 PADDING = 0.0  # log-mel value of frames beyond the end of the sound, as in the authors' released code
 FORMATS = frozenset({"u8", "s16", "s32", "flt", "dbl"})  # FFmpeg's, packed
-FULL_SCALE = {  # the middle and the loudest sample of what they become
-    "uint8": (2.0**7, 2.0**7),
-    "int16": (0.0, 2.0**15),
-    "int32": (0.0, 2.0**31),
-    "float32": (0.0, 1.0),
-    "float64": (0.0, 1.0),
-}
 SHORTEST_HOLE = 0.05  # seconds; stamps are rounded, and a little off in many files
 LONGEST_HOLE = 60.0  # seconds; beyond it the clock was set, and nothing is missing
+LATE = 0.25  # seconds of silence before the sound of a clip from which on they are told
 MAX_PLANES = 8  # channels that PyAV can hand over one by one
 
 
@@ -43,12 +37,14 @@ def read_waveform(
     end: float | None = None,
     max_samples: int | None = None,
     opened: Opened | None = None,
-    troubles: list[str] | None = None,
+    audio_stream: int | None = None,
+    found: Found | None = None,
 ) -> np.ndarray | None:
     """The sound of a media file: (samples,) float32 in [-1, 1] at `sample_rate` Hz, the mean of its channels.
 
     `start` and `end` are seconds from the container's start, cut to the sample at the file's own rate,
-    before resampling. Decoding stops at `end`, or once `max_samples` are there.
+    before resampling. Until the sound begins there is silence. Decoding stops at `end`, or once `max_samples` are
+    there.
 
     Args:
         path: any file with sound.
@@ -57,16 +53,17 @@ def read_waveform(
         end: where it ends; None is the file's end.
         max_samples: the most that is needed.
         opened: the tracks of the file, where the caller has opened it for `start` already.
-        troubles: is given what went wrong with sound that could be read all the same.
+        audio_stream: which of the streams with sound, from 0; None is FFmpeg's choice.
+        found: is given what else there is to know of sound that could be read.
 
     None where the file has no sound stream; MediaError("open") where it is not media; MediaError("audio")
     where a declared stream gives no sample.
     """
 
     def read(track: Track) -> np.ndarray:
-        blocks, size = [], 0
+        blocks, size, levels = [], 0, Levels()
         pieces = _cut(track, start, end)
-        for block in _resample(pieces, sample_rate):
+        for block in resample(pieces, sample_rate, levels):
             blocks.append(block)
             size += len(block)
             if max_samples is not None and size >= max_samples:
@@ -74,11 +71,12 @@ def read_waveform(
                 break
         if size == 0:
             raise MediaError("audio", _no_sample(track.stream, start, end))
-        if troubles is not None:
-            troubles.extend(track.troubles(start, end))
+        if found is not None:
+            found.troubles += track.troubles(start, end) + levels.troubles()
+            found.seconds = track.seconds(start, end)
         return np.concatenate(blocks)[:max_samples]
 
-    return read_best(path, "audio", read, start, opened)
+    return read_best(path, "audio", read, start, opened, audio_stream)
 
 
 def samples_needed(frames: int, sample_rate: int) -> int:
@@ -152,36 +150,58 @@ def _cut(track: Track, start: float, end: float | None) -> Iterator[tuple[int, n
     skipping = track.quick and start > SEEK_BEYOND
     position: Fraction | None = None  # seconds, of the first sample at this rate
     rate = seen = first = last = 0  # samples, from there
+    kind: tuple[int, int] | None = None  # rate, channels
     time_base, origin = float(track.stream.time_base), float(track.origin)
     for frame in decode(track, _from(track, Fraction(start)) if skipping else None):
         if frame.sample_rate <= 0 or frame.samples == 0:
             continue
+        lead = 0
         if frame.sample_rate != rate:
             if position is None:
-                position = Fraction(0) if frame.pts is None else frame.pts * track.stream.time_base - track.origin
-                if skipping and (frame.pts is None or position > start):
+                begin = Fraction(0) if frame.pts is None else frame.pts * track.stream.time_base - track.origin
+                if skipping and (frame.pts is None or begin > start):
                     raise ShortCutError
+                position = begin
                 if skipping:
                     track.damaged = 0  # the first packets after a seek need those before them
+                elif begin > start:  # there is silence before it, unless its clock was set
+                    position = Fraction(start)
+                    believed = begin <= max(Fraction(LONGEST_HOLE), track.stated or 0)
+                    lead = _round((begin - position) * frame.sample_rate) if believed else 0
             else:  # counted, not read from a stamp: WebM rounds those to milliseconds
                 position += Fraction(seen, rate)
             rate, seen = frame.sample_rate, 0
             first = _round((Fraction(start) - position) * rate)
             last = sys.maxsize if end is None else _round((Fraction(end) - position) * rate)
         assert position is not None
-        time = math.nan if frame.pts is None else frame.pts * time_base - origin - float(position)
-        for silent, size in ((True, _hole(time, seen, rate)), (False, frame.samples)):
+        time = math.nan if frame.pts is None or track.guessed else frame.pts * time_base - origin - float(position)
+        if lead >= LATE * rate:
+            track.told.append(f"late: it begins at {float(position) + lead / rate:.2f} s; silence before that")
+        for silent, size in ((True, lead or _hole(time, seen, rate)), (False, frame.samples)):
             low, high = max(0, first - seen), min(size, last - seen)
             if low >= size > 0:
                 track.damaged = 0  # what was damaged lies before the clip
             if low < high:
                 planes = _planes(frame)
-                yield rate, _silence(planes, high - low) if silent else planes[:, low:high]
+                if silent and not lead:
+                    track.holes.append(Fraction(high - low, rate))
+                for at in range(low, high, rate) if silent else ():  # a second at a time: it may be hours
+                    yield rate, _silence(planes, min(rate, high - at))
+                if not silent:
+                    track.corrupt += frame.is_corrupt
+                    yield rate, planes[:, low:high]
             if high < size:
                 return
             seen += size
+        if kind is not None and kind != (rate, frame.layout.nb_channels) and seen > first:
+            track.told.append(f"joined: it changes from {_words(kind)} to {_words((rate, frame.layout.nb_channels))}")
+        kind = rate, frame.layout.nb_channels
     if position is not None:
         track.end = position + Fraction(seen, rate)
+
+
+def _words(kind: tuple[int, int]) -> str:
+    return f"{kind[1]} x {kind[0]} Hz"
 
 
 def _hole(time: float, seen: int, rate: int) -> int:
@@ -207,61 +227,6 @@ def _planes(frame: AudioFrame) -> np.ndarray:
         raise MediaError("audio", f"sound in FFmpeg's sample format {frame.format.name} is not supported")
     samples = frame.to_ndarray()
     return samples if frame.format.is_planar else samples.reshape(-1, channels).T
-
-
-def _mono(planes: np.ndarray) -> np.ndarray:
-    """(channels, samples) -> (samples,) float32, their mean. FFmpeg's own down-mix weighs the channels instead."""
-    middle, full = FULL_SCALE[planes.dtype.name]
-    mean = planes.sum(axis=0, dtype=np.float64) / len(planes)
-    return np.asarray((mean - middle) / full, dtype=np.float32)
-
-
-def _resample(pieces: Iterator[tuple[int, np.ndarray]], sample_rate: int) -> Iterator[np.ndarray]:
-    """Pieces of (rate, channels) -> mono blocks at `sample_rate` Hz; a new rate starts a new resampler.
-
-    The channels are averaged before, not after: resampling is linear, so the result is the same for less work,
-    and it never depends on a channel layout that FFmpeg may not know.
-    """
-    source, resampler = sample_rate, None
-    for rate, samples in _join(pieces):
-        if rate != source:
-            yield from _resampled(resampler, None)
-            source = rate
-            resampler = AudioResampler("fltp", "mono", sample_rate) if rate != sample_rate else None
-        if resampler is None:
-            yield samples
-            continue
-        frame = AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
-        frame.sample_rate = rate
-        yield from _resampled(resampler, frame)
-    yield from _resampled(resampler, None)
-
-
-def _join(pieces: Iterator[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
-    """Pieces of one kind put together until they last a second, and made mono: each call costs as much as a piece."""
-    for (rate, _, _), same in groupby(pieces, key=lambda piece: (piece[0], len(piece[1]), piece[1].dtype)):
-        held: list[np.ndarray] = []
-        size = 0
-        for _, samples in same:
-            held.append(samples)
-            size += samples.shape[1]
-            if size >= rate:
-                yield rate, _mono(np.concatenate(held, axis=1))
-                held, size = [], 0
-        if held:
-            yield rate, _mono(np.concatenate(held, axis=1))
-
-
-def _resampled(resampler: AudioResampler | None, frame: AudioFrame | None) -> Iterator[np.ndarray]:
-    if resampler is None:
-        return
-    try:
-        for block in resampler.resample(frame):
-            yield block.to_ndarray()[0]
-    except MemoryError:
-        raise
-    except FFmpegError as error:
-        raise MediaError("audio", f"the sound can't be resampled: {error.strerror}".lower()) from error
 
 
 def _no_sample(stream: Any, start: float, end: float | None) -> str:

@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 import numpy as np
 
 from avpt.data.audio import read_waveform, samples_needed, spectrogram
-from avpt.data.clip import ClipSettings, DecodedClip, Trouble
+from avpt.data.clip import ClipSettings, DecodedClip, Found, Trouble, kind_of
 from avpt.data.media import Opened, open_tracks
 from avpt.data.video import encode_frame, read_frames, read_images
 from avpt.errors import MediaError
@@ -35,14 +35,24 @@ def decode_clip(
     sound stream, or the clip has neither sound nor picture.
     """
     begin = start or 0.0
-    both = video is not None and audio is None and frames is None  # from one file, opened once
+    # from one file, opened once; but a stream that is asked for may not be there
+    both = video is not None and audio is None and frames is None and settings.audio_stream is None
     troubles: list[Trouble] = []
+    seconds: dict[Modality, float] = {}
     with open_tracks(cast(Path, video), ("audio", "video"), begin) if both else nullcontext() as opened:
         waveform = _tolerated(
-            "audio", lambda found: _sound(video, audio, begin, end, settings, opened, found), settings, troubles
+            "audio",
+            lambda found: _sound(video, audio, begin, end, settings, opened, found),
+            settings,
+            troubles,
+            seconds,
         )
         pictures = _tolerated(
-            "visual", lambda found: _pictures(video, frames, begin, end, settings, opened, found), settings, troubles
+            "visual",
+            lambda found: _pictures(video, frames, begin, end, settings, opened, found),
+            settings,
+            troubles,
+            seconds,
         )
     if waveform is None and not pictures:
         missing = [MediaError(trouble.modality, trouble.what.removeprefix("missing: ")) for trouble in troubles]
@@ -56,24 +66,31 @@ def decode_clip(
         sizes=np.array([rgb.shape[:2] for _, rgb in pictures], dtype=np.int32).reshape(-1, 2),
         frames=_encode([rgb for _, rgb in pictures], settings),
         troubles=tuple(troubles),
+        seconds=seconds,
     )
 
 
 def _tolerated(
-    modality: Modality, read: Callable[[list[str]], Read | None], settings: ClipSettings, troubles: list[Trouble]
+    modality: Modality,
+    read: Callable[[Found], Read | None],
+    settings: ClipSettings,
+    troubles: list[Trouble],
+    seconds: dict[Modality, float],
 ) -> Read | None:
     """What is read of a modality; what is wrong with it goes to `troubles` or is raised, as the settings say."""
-    found: list[str] = []
+    found = Found()
     try:
         result = read(found)
-        for what in found:
-            if what.startswith("truncated") and settings.on_truncated == "fail":
+        for what in found.troubles:
+            if kind_of(what) == "truncated" and settings.on_truncated == "fail":
                 raise MediaError(modality, what)
     except MediaError as error:
         if settings.allow_missing not in (modality, "either"):
             raise
-        result, found = None, [f"missing: {error}"]
-    troubles += [Trouble(modality, what) for what in found]
+        result, found = None, Found([f"missing: {error}"])
+    troubles += [Trouble(modality, what) for what in found.troubles]
+    if found.seconds is not None:
+        seconds[modality] = found.seconds
     return result
 
 
@@ -84,14 +101,22 @@ def _sound(
     end: float | None,
     settings: ClipSettings,
     opened: Opened | None,
-    troubles: list[str],
+    found: Found,
 ) -> np.ndarray | None:
     source = audio or video
     if source is None:
         return None
     needed = samples_needed(settings.spectrogram_frames, settings.sample_rate)
-    rate = settings.sample_rate
-    waveform = read_waveform(source, rate, start=start, end=end, max_samples=needed, opened=opened, troubles=troubles)
+    waveform = read_waveform(
+        source,
+        settings.sample_rate,
+        start=start,
+        end=end,
+        max_samples=needed,
+        opened=opened,
+        audio_stream=settings.audio_stream,
+        found=found,
+    )
     if waveform is None and audio is not None:
         raise MediaError("audio", "the audio file has no sound stream")
     return waveform
@@ -104,11 +129,11 @@ def _pictures(
     end: float | None,
     settings: ClipSettings,
     opened: Opened | None,
-    troubles: list[str],
+    found: Found,
 ) -> list[tuple[float, np.ndarray]] | None:
     fps, max_frames, frame_size = settings.fps, settings.max_frames, settings.frame_size
     if frames is not None:
-        return read_images(frames, fps=fps, max_frames=max_frames, frame_size=frame_size)
+        return read_images(frames, fps=fps, max_frames=max_frames, frame_size=frame_size, found=found)
     if video is None:
         return None
     return read_frames(
@@ -120,7 +145,7 @@ def _pictures(
         end=end,
         accuracy=settings.frame_accuracy,
         opened=opened,
-        troubles=troubles,
+        found=found,
     )
 
 

@@ -1,7 +1,6 @@
-"""Opening media safely, and reading what can be read: shared by sound and picture.
+"""Reading what can be read of a media file: shared by sound and picture.
 
-FFmpeg (through PyAV) reads files that strangers made: a file may name no network address, a frame has a
-largest size, and damage is skipped packet by packet instead of ending the clip.
+Damage is skipped packet by packet instead of ending the clip.
 
 A clip is read twice at most. The quick way opens a file once for both of its streams, seeks to the clip, and
 decodes only what the clip shows; it raises ShortCutError wherever it might not see what the plain way sees. The
@@ -11,35 +10,34 @@ plain way opens the file for one stream and decodes all of it, from the beginnin
 from __future__ import annotations
 
 import errno
-import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-import av
 from av.container import InputContainer
+from av.error import EOFError as EndOfFile
 from av.error import FFmpegError
 from av.stream import Discard, Disposition, Stream
 
+from avpt.data.lengths import GUESSED, Length, length_of, start_of
+from avpt.data.opening import MAX_PIXELS, open_media, reason
 from avpt.errors import MediaError
 
-MAX_PIXELS = 64_000_000  # pixels of one decoded frame; a larger one is refused before it is allocated
 MAX_WAITING = 100_000_000  # bytes of one stream's packets that are kept while the other is read
-CONTAINER_TICK = Fraction(1, 1_000_000)  # seconds; the unit of a container's start time (AV_TIME_BASE)
 PREROLL = Fraction(1, 2)  # seconds of sound before a clip from which its decoder settles
 SEEK_BEYOND = 5.0  # seconds into a file; an earlier start is as cheap to reach by reading on
 SEEK_MARGIN = 2.0  # seconds before the start that a seek aims at, since key frames are found by decoding time
 SEEKABLE = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "wav", "flac"})  # a seek lands on a known time
-TRUNCATED = 0.9  # of its container's duration; a stream that ends before is reported
-GUESSED = frozenset({"aac", "ac3", "amr", "dts", "eac3", "loas", "mp3", "truehd"})  # durations, from the bit rate
+TRUNCATED = 0.9  # of the length that its file states; a stream that ends before is reported
+SHORT_HOLES = 0.25  # seconds in all that packets which do not decode leave behind
+CLOCK_BACK = 0.1  # seconds; stamps that go back by more are another clock's (ffmpeg draws the line there too)
 UNREADABLE = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO})  # the disk's fault, not the file's
-
-NOT_MEDIA = frozenset({"tty"})  # the demuxer that draws any .txt file as pictures of a terminal
+RESETS = 0x200  # FFmpeg's AVFMT_TS_DISCONT: of transport and program streams, Ogg
 
 Kind = Literal["audio", "video"]
 Read = TypeVar("Read")
@@ -56,12 +54,24 @@ class Track:
     stream: Any
     demuxer: _Demuxer
     origin: Fraction  # seconds on the stream's clock at which the container starts: the zero of every time in avpt
-    duration: Fraction | None  # seconds that the container says it lasts
     quick: bool  # what the clip does not show may be passed over
     sought: bool = False  # the packets do not begin where the stream does
+    length: Length = field(default_factory=Length)  # by the file's own word
+    guessed: bool = False  # its stamps are made up from the bit rate
+    resets: bool = False  # its clock may begin anew in the midst of it
+    restarted: bool = False  # it has
     damaged: int = 0  # packets that did not decode
+    corrupt: int = 0  # frames of the clip that FFmpeg marks as damaged
+    holes: list[Fraction] = field(default_factory=list)  # seconds that are missing in the midst of the clip
     end: Fraction | None = None  # seconds; where what decodes comes to its end, None where reading stopped before
     reach: int = 0  # stamp; where the packets read so far come to their end, whether they decode or not
+    stamps: list[int] = field(default_factory=list)  # of the pictures read so far
+    told: list[str] = field(default_factory=list)  # what else there is to say of it
+
+    @property
+    def stated(self) -> Fraction | None:
+        """Seconds at which the stream ends by its file's own word."""
+        return None if self.length.end is None else self.length.end - self.origin
 
     def stamp(self, seconds: Fraction) -> int:
         """The last instant of the stream's clock at or before a time in seconds."""
@@ -72,88 +82,98 @@ class Track:
         latest: int | None = None
         while (packet := self.demuxer.next(self.stream.index)) is not None:
             if packet.dts is not None:
-                if self.quick and latest is not None and packet.dts < latest:
+                back = 0 if latest is None else latest - packet.dts
+                if self.quick and back > 0:
                     raise ShortCutError  # a clock that goes back tells no time
+                if self.resets and back * self.stream.time_base > CLOCK_BACK:
+                    seconds, self.restarted = float(back * self.stream.time_base), True
+                    self.told.append(f"joined: its clock goes back by {seconds:.2f} s; what follows is put behind")
                 latest = packet.dts
             stamp = packet.dts if packet.pts is None else packet.pts
             if stamp is not None and not packet.is_discard:
                 self.reach = max(self.reach, stamp + (packet.duration or 0))
+                if self.stream.type == "video":
+                    self.stamps.append(stamp)
             yield packet
 
     def drop(self) -> None:
         """Read no more of it."""
         self.demuxer.drop(self.stream.index)
 
+    def seconds(self, start: float, end: float | None) -> float | None:
+        """How long the clip from `start` to `end` is, None where the stream does not tell."""
+        last = self.stated if self.end is None else self.end
+        ends = [float(each) for each in (last, end) if each is not None and each > start]
+        return min(ends) - start if ends else None
+
     def troubles(self, start: float, end: float | None) -> list[str]:
         """What went wrong with a stream that could be read all the same, from `start` to `end`."""
-        found = []
+        found = list(dict.fromkeys(self.told))
+        if sum(self.holes) > (SHORT_HOLES if self.damaged else 0):
+            filled = "silence instead" if self.stream.type == "audio" else "the picture before stands still"
+            found.append(f"hole: {float(sum(self.holes)):.2f} s are missing in between; {filled}")
         if self.end is not None and end is not None and end - self.end > (1 - TRUNCATED) * (end - start):
             found.append(f"short: it ends at {float(self.end):.2f} s, and the clip at {end:.2f} s")
-        elif self.end is not None and self.duration and self.end < Fraction(TRUNCATED) * self.duration:
-            found.append(f"truncated: it ends at {float(self.end):.2f} s of {float(self.duration):.2f} s")
-        if self.damaged:
-            found.append(f"damaged: {self.damaged} packet{'s' * (self.damaged > 1)} can't be decoded")
-        return found
+        elif self.end is not None and self.length.more > (1 - TRUNCATED) * self.end:
+            more = float(self.length.more)
+            found.append(f"short: its header says {float(self.end):.2f} s, and {more:.2f} s more lie behind that")
+        elif self.end is not None and self.stated and self.end < Fraction(TRUNCATED) * self.stated:
+            found.append(f"truncated: it ends at {float(self.end):.2f} s of {float(self.stated):.2f} s")
+        elif self.end is not None and self.demuxer.broken:
+            found.append(f"damaged: the file can't be read beyond {float(self.end):.2f} s: {self.demuxer.broken}")
+        wrong = [f"{_counted(self.damaged, 'packet')} can't be decoded"] * (self.damaged > 0)
+        wrong += [f"{_counted(self.corrupt, 'frame')} decoded with errors"] * (self.corrupt > 0)
+        return found + [f"damaged: {', '.join(wrong)}"] * bool(wrong)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number > 1)}"
 
 
 Opened = Mapping[Kind, Track | None]  # of one file; None where it has no such stream
 
 
 @contextmanager
-def open_media(path: Path) -> Iterator[InputContainer]:
-    """A media file, open for reading; MediaError("open") where it is missing, empty, or not media."""
-    with _readable():
-        size = path.stat().st_size
-    if path.is_dir():
-        raise MediaError("open", "this is a folder, not a media file")
-    if size == 0:
-        raise MediaError("open", "the file is empty (zero bytes)")
-    # "file:" keeps a name that looks like an address or an option from being read as one
-    with _opened(f"file:{path}") as container:
-        yield container
-
-
-@contextmanager
-def open_image(path: Path) -> Iterator[tuple[InputContainer, bytes]]:
-    """An image file and its bytes, read from memory: FFmpeg takes '%' in a name for a numbered pattern."""
-    with _readable():
-        content = path.read_bytes()
-    if not content:
-        raise MediaError("open", "the file is empty (zero bytes)")
-    with _opened(io.BytesIO(content)) as container:
-        yield container, content
-
-
-@contextmanager
-def open_tracks(path: Path, kinds: Iterable[Kind], start: float = 0.0) -> Iterator[dict[Kind, Track | None]]:
+def open_tracks(
+    path: Path, kinds: Iterable[Kind], start: float = 0.0, audio_stream: int | None = None
+) -> Iterator[dict[Kind, Track | None]]:
     """FFmpeg's choice of each kind of stream, or None, for a quick look at what is there from `start` on.
 
-    The file is read once: a packet that comes before its stream is asked for it waits.
+    The file is read once: a packet that comes before its stream is asked for it waits. With `audio_stream` the sound
+    is the stream of that number among those with sound, from 0.
     """
     with open_media(path) as container:
-        found = {kind: next(iter(streams_of(container, kind)), None) for kind in kinds}
+        choices = {kind: streams_of(container, kind, audio_stream if kind == "audio" else None) for kind in kinds}
+        found = {kind: next(iter(streams), None) for kind, streams in choices.items()}
         streams = [stream for stream in found.values() if stream is not None]
         quick = all(_is_timed(container, stream) for stream in streams)
         sought = quick and bool(streams) and start > SEEK_BEYOND and container.format.name in SEEKABLE
         if sought:
             guide = found.get("video") or streams[0]
-            at = Fraction(start) - Fraction(SEEK_MARGIN) + _start_of(container)
+            at = Fraction(start) - Fraction(SEEK_MARGIN) + start_of(container)
             with suppress(FFmpegError):
                 container.seek(int(at / cast(Fraction, guide.time_base)), stream=guide)
-        tracks = _tracks(container, streams, quick=quick, sought=sought)
+        tracks = _tracks(container, path, streams, quick=quick, sought=sought)
+        for several in choices.values():
+            _tell_choice(tracks, several, 0)
         yield {kind: None if stream is None else tracks[stream.index] for kind, stream in found.items()}
 
 
 def read_best(
-    path: Path, kind: Kind, read: Callable[[Track], Read], start: float, opened: Opened | None
+    path: Path,
+    kind: Kind,
+    read: Callable[[Track], Read],
+    start: float,
+    opened: Opened | None,
+    audio_stream: int | None = None,
 ) -> Read | None:
     """What `read` makes of the best stream of one kind that it can read; None where the file has none.
 
     The quick way is tried first, on `opened` where the caller has the file open; then the plain way, on FFmpeg's
     choice and on the other streams in order. Where `read` raises MediaError on every one, the first error stands.
-    Cover pictures are not a picture stream.
+    Cover pictures are not a picture stream. `audio_stream` leaves no choice.
     """
-    with open_tracks(path, [kind], start) if opened is None else nullcontext(opened) as tracks:
+    with open_tracks(path, [kind], start, audio_stream) if opened is None else nullcontext(opened) as tracks:
         track = tracks[kind]
         if track is None:
             return None
@@ -165,29 +185,47 @@ def read_best(
     problem: MediaError | None = None
     for position in count():
         with open_media(path) as container:  # afresh for each stream: the one before has used up the packets
-            streams = streams_of(container, kind)
+            streams = streams_of(container, kind, audio_stream if kind == "audio" else None)
             if position == len(streams):
                 break
-            stream = streams[position]
+            track = plain_track(container, path, streams[position])
+            _tell_choice({track.stream.index: track}, streams, position)
             try:
-                return read(plain_track(container, stream))
+                return read(track)
             except MediaError as error:
                 problem = problem or error
     assert problem is not None
     raise problem
 
 
-def streams_of(container: InputContainer, kind: Kind) -> list[Stream]:
-    """The streams of one kind, FFmpeg's choice first, without cover pictures."""
-    best = container.streams.best(kind)
+def streams_of(container: InputContainer, kind: Kind, wanted: int | None = None) -> list[Stream]:
+    """The streams of one kind, FFmpeg's choice first, without cover pictures; or only the one that is wanted.
+
+    MediaError where there are some, but not that one.
+    """
     cover = Disposition.attached_pic
     streams = [stream for stream in container.streams if stream.type == kind and not stream.disposition & cover]
+    if wanted is not None and streams:
+        if wanted >= len(streams):
+            has = _counted(len(streams), "sound stream")
+            raise MediaError("audio", f"it has {has}, and no number {wanted} (they count from 0)")
+        return [streams[wanted]]
+    best = container.streams.best(kind)
     return sorted(streams, key=lambda stream: best is None or stream.index != best.index)
 
 
-def plain_track(container: InputContainer, stream: Stream) -> Track:
+def _tell_choice(tracks: Mapping[int, Track], streams: list[Stream], position: int) -> None:
+    """Note with a track that its file has others."""
+    if len(streams) > 1:
+        track = tracks[streams[position].index]
+        number = sorted(stream.index for stream in streams).index(track.stream.index)
+        what, fails = ("sound" if track.stream.type == "audio" else "picture"), ", as others do not decode"
+        track.told.append(f"tracks: number {number} of {len(streams)} {what} streams is taken{fails * (position > 0)}")
+
+
+def plain_track(container: InputContainer, path: Path, stream: Stream) -> Track:
     """One stream of a file, to be read from the beginning."""
-    return _tracks(container, [stream], quick=False)[stream.index]
+    return _tracks(container, path, [stream], quick=False)[stream.index]
 
 
 def decode(track: Track, packets: Iterable[Any] | None = None) -> Iterator[Any]:
@@ -214,12 +252,13 @@ def _decoded(track: Track, packet: Any) -> list[Any]:
         return []
 
 
-def _tracks(container: InputContainer, streams: list[Stream], *, quick: bool, sought: bool = False) -> dict[int, Track]:
+def _tracks(
+    container: InputContainer, path: Path, streams: list[Stream], *, quick: bool, sought: bool = False
+) -> dict[int, Track]:
     """A track for each of the streams, by its index; the others are not read at all."""
     for stream in container.streams:
         if stream not in streams:
             stream.discard = Discard.all
-    duration = _duration(container)
     demuxer = _Demuxer(container, streams)
     tracks = {}
     for stream in streams:
@@ -227,7 +266,16 @@ def _tracks(container: InputContainer, streams: list[Stream], *, quick: bool, so
         if codec is not None:
             codec.thread_count = 1  # clips are decoded side by side, one core each
             codec.options = {"max_pixels": str(MAX_PIXELS)}
-        tracks[stream.index] = Track(stream, demuxer, _start_of(container), duration, quick, sought)
+        tracks[stream.index] = Track(
+            stream=stream,
+            demuxer=demuxer,
+            origin=start_of(container),
+            quick=quick,
+            sought=sought,
+            length=length_of(container, stream, path),
+            guessed=container.format.name in GUESSED,
+            resets=bool(container.format.flags & RESETS),
+        )
     return tracks
 
 
@@ -239,6 +287,7 @@ class _Demuxer:
         self.waiting: dict[int, deque[Any]] = {stream.index: deque() for stream in streams}
         self.held = 0  # bytes that wait
         self.exhausted = False
+        self.broken = ""  # why the file could not be read to its end
 
     def next(self, index: int) -> Any:
         """The next packet of a stream, None where there is none."""
@@ -262,7 +311,9 @@ class _Demuxer:
             raise
         except (StopIteration, FFmpegError) as error:
             if getattr(error, "errno", None) in UNREADABLE:
-                raise MediaError("open", f"the file can't be read to its end: {_reason(error)}") from error
+                raise MediaError("open", f"the file can't be read to its end: {reason(error)}") from error
+            if isinstance(error, FFmpegError) and not isinstance(error, EndOfFile):
+                self.broken = reason(error)
             self.exhausted = True
             return
         queue = self.waiting.get(packet.stream_index)
@@ -276,45 +327,3 @@ class _Demuxer:
 def _is_timed(container: InputContainer, stream: Stream) -> bool:
     """Whether stamps can be believed: those of sound that is not PCM in a WAV file come from the bit rate."""
     return container.format.name != "wav" or str(stream.codec_context and stream.codec_context.name).startswith("pcm_")
-
-
-def _duration(container: InputContainer) -> Fraction | None:
-    """Seconds that a container says it lasts, None where it does not."""
-    if not container.duration or container.duration < 0 or container.format.name in GUESSED:
-        return None
-    duration = container.duration * CONTAINER_TICK
-    # Matroska's is the time of its end, not counted from its start
-    return duration - max(_start_of(container), Fraction(0)) if "matroska" in container.format.name else duration
-
-
-def _start_of(container: InputContainer) -> Fraction:
-    """Seconds on the streams' clock at which the container starts."""
-    return (container.start_time or 0) * CONTAINER_TICK
-
-
-@contextmanager
-def _readable() -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise MediaError("open", f"the file can't be read: {_reason(error)}") from error
-
-
-@contextmanager
-def _opened(source: str | io.BytesIO) -> Iterator[InputContainer]:
-    options = {"protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
-    try:
-        container = av.open(source, mode="r", options=options, metadata_errors="replace")
-    except MemoryError:
-        raise
-    except (FFmpegError, OSError, ValueError, EOFError) as error:
-        raise MediaError("open", f"the file can't be read as media: {_reason(error)}") from error
-    with container:
-        if container.format.name in NOT_MEDIA:
-            raise MediaError("open", "the file can't be read as media: it is text")
-        yield container
-
-
-def _reason(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error)
-    return text.splitlines()[0].lower() if text else type(error).__name__

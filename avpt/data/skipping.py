@@ -17,7 +17,8 @@ from typing import Any
 
 from av import VideoFrame
 
-from avpt.data.media import CONTAINER_TICK, ShortCutError, Track, decode
+from avpt.data.lengths import CONTAINER_TICK
+from avpt.data.media import ShortCutError, Track, decode
 
 LOOKAHEAD = 64  # packets; more than any codec may put between a frame's decoding and its showing
 SKIPPING = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vp8"})  # decoders that can pass frames over
@@ -37,6 +38,12 @@ def shown_frames(track: Track, instants: Sequence[Fraction], keyframes: bool) ->
     plan = _Plan(track, [track.stamp(instant + CONTAINER_TICK) for instant in instants], keyframes)
     latest: int | None = None
     for frame in decode(track, plan.packets()):
+        if plan.begun and frame.pts is not None and frame.pts >= plan.begun[0]:
+            if not frame.key_frame:
+                raise ShortCutError  # only the container calls it a key frame
+            plan.begun = [stamp for stamp in plan.begun if stamp > frame.pts]
+        if keyframes and not frame.key_frame:
+            raise ShortCutError
         if frame.pts not in plan.expected:
             continue
         late = latest is not None and frame.pts <= latest
@@ -60,13 +67,14 @@ class _Plan:
         self.keyframes = keyframes
         self.expected: set[int] = set()  # stamps of frames that must come out of the decoder
         self.stamps: list[int] = []  # of all packets seen, in order
+        self.begun: list[int] = []  # stamps of the packets at which the decoder starts, whose frames are to come
         self.believed = False  # the stamps
         self.window: deque[Any] = deque()  # packets that wait until the stamps around theirs are known
 
     def packets(self) -> Iterator[Any]:
         """The packets to decode; None where the decoder must start afresh, since some were left out."""
         codec = self.track.stream.codec_context
-        left_out = False
+        left_out, first = False, True
         tail: bool | None = None  # whether nothing up to the next key frame is seen; None where it must be looked at
         for packet in self._from_key_frame():
             needed = not packet.is_discard and self._is_shown(packet.pts)
@@ -79,13 +87,16 @@ class _Plan:
                 continue
             if left_out:
                 yield None
-                left_out = False
+            if (left_out or first) and not packet.is_discard:
+                self.begun.append(packet.pts)
+            left_out = first = False
             if needed:
                 self.expected.add(packet.pts)
             skip = "DEFAULT" if needed or codec.name not in SKIPPING else "NONREF"
             if codec.skip_frame != skip:
                 codec.skip_frame = skip
             yield packet
+            left_out = self.keyframes  # each on its own: of open groups HEVC shows the second before the first
 
     def _from_key_frame(self) -> Iterator[Any]:
         """The packets from the last key frame before the first instant up to the one after the last instant."""

@@ -44,6 +44,7 @@ def write_shard(
     failures: Sequence[Failure],
     partial: Sequence[Failure],
     settings: Mapping[str, Any],
+    lengths: Mapping[str, float] | None = None,
 ) -> None:
     """Write one shard (`path` without a suffix) and, last, the JSON beside it that declares it complete.
 
@@ -52,8 +53,9 @@ def write_shard(
         labels: (N,) int64 class indices, or (N, classes) uint8 when multi-label.
         clips: what was decoded.
         failures: the rows left out.
-        partial: what is missing of clips that are kept.
+        partial: what must be known of clips that are kept.
         settings: attributes of the file. The bytes depend on these arguments alone.
+        lengths: how many clips are longer or far shorter than what is stored of one.
     """
     fields = ClipSettings.__dataclass_fields__
     clip_settings = ClipSettings(**{name: value for name, value in settings.items() if name in fields})
@@ -96,6 +98,7 @@ def write_shard(
         },
         "failures": [asdict(failure) for failure in failures],
         "partial": [asdict(trouble) for trouble in partial],
+        "lengths": dict(lengths or {}),
     }
     write_json(path.with_name(f"{path.name}.json"), record, shared=True)
 

@@ -93,6 +93,14 @@ class Sums(TypedDict):
     sum_of_squares: float
 
 
+class Lengths(TypedDict):
+    """How many clips are longer or far shorter than what is stored of one, and the longest's seconds."""
+
+    longer: Count
+    longest: Finite
+    shorter: Count
+
+
 class ShardRecord(TypedDict):
     """The JSON that declares a shard complete."""
 
@@ -103,6 +111,7 @@ class ShardRecord(TypedDict):
     sums: Sums
     failures: list[Failure]
     partial: NotRequired[list[Failure]]  # not in those of an older avpt
+    lengths: NotRequired[Lengths]
 
 
 def shard_name(split: str, number: int) -> str:

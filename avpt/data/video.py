@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-import struct
 from collections.abc import Iterator
-from contextlib import suppress
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,66 +14,35 @@ import numpy as np
 import torch
 from av import VideoFrame
 from av.error import FFmpegError
-from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import Interpolation, VideoReformatter
 from torchvision.io import encode_jpeg
 
-from avpt.data.media import (
-    CONTAINER_TICK,
-    MAX_PIXELS,
-    Opened,
-    Track,
-    decode,
-    open_image,
-    plain_track,
-    read_best,
-    streams_of,
-)
-from avpt.data.skipping import shown_frames
-from avpt.errors import MediaError
+from avpt.data.clip import Found
+from avpt.data.lengths import CONTAINER_TICK
+from avpt.data.media import CLOCK_BACK, Opened, Track, decode, plain_track, read_best, streams_of
+from avpt.data.opening import IMAGE_SUFFIXES, MAX_PIXELS, open_image
+from avpt.data.orientation import Matrix, turn_of
+from avpt.data.skipping import UNSTAMPED, shown_frames
+from avpt.errors import MediaError, listed
 
 JPEG_QUALITY = 95  # of 100
 MAX_SIDE = 65_500  # pixels, libjpeg's limit; only absurdly long pictures reach it
-IMAGE_SUFFIXES = (
-    ".avif",
-    ".bmp",
-    ".gif",
-    ".jp2",
-    ".jpeg",
-    ".jpg",
-    ".png",
-    ".pgm",
-    ".ppm",
-    ".tif",
-    ".tiff",
-    ".webp",
-)
 # torchvision's and PIL's default filter too; without the last two a grey is off by 1 or 2 levels, and colours blur
 SCALING = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 UNDECODABLE = f"no picture decodes (empty, damaged, encrypted, or over {MAX_PIXELS // 1_000_000} megapixels)"
 
+BLACK = 16  # of 255: the darkest that a coder leaves of black
+FLAT = 4  # of 255; what differs less is of one colour
+LATE = 0.25  # seconds before the first picture from which on they are told
+CLUTTER = frozenset({"Thumbs.db", "desktop.ini", "__MACOSX"})  # that systems leave in folders
+STEADY = 0.9  # of the pictures come at the usual distance, where a long one is a hole
+LONG_GAP, LONG_GAPS = 0.5, 10  # seconds, and usual distances, from which on a distance is long
+LASTING = UNSTAMPED | {
+    "mov,mp4,m4a,3gp,3g2,mj2"
+}  # containers in which a picture may last, by a length or by repetition
+RANGES = {16: "PQ", 18: "HLG"}  # transfer functions of HDR, by number (ITU-T H.273)
+
 Shown = tuple[Fraction, VideoFrame]  # from when, in seconds from the container's start
-Matrix = tuple[int, int, int, int]  # a, b, c, d: pixel (x, y) is shown at (a x + c y, b x + d y), y pointing down
-UPRIGHT: Matrix = (1, 0, 0, 1)
-# where EXIF begins in a JPEG, PNG, WebP or TIFF file
-EXIF = re.compile(rb"(?:Exif\0\0|eXIf|EXIF.{4}|\A)(II\*\0|MM\0\*)", re.DOTALL)
-ORIENTATION_TAG = 0x0112  # EXIF's; its values 1 to 8 are the keys below
-ORIENTATIONS: dict[int, Matrix] = {
-    1: UPRIGHT,
-    2: (-1, 0, 0, 1),
-    3: (-1, 0, 0, -1),
-    4: (1, 0, 0, -1),
-    5: (0, 1, 1, 0),
-    6: (0, 1, -1, 0),
-    7: (0, -1, -1, 0),
-    8: (0, -1, 1, 0),
-}
-QUARTER_TURNS: tuple[Matrix, ...] = (
-    UPRIGHT,
-    (0, -1, 1, 0),
-    (-1, 0, 0, -1),
-    (0, 1, -1, 0),
-)  # counter-clockwise
 
 
 def read_frames(
@@ -87,7 +55,7 @@ def read_frames(
     end: float | None = None,
     accuracy: Literal["exact", "keyframe"] = "exact",
     opened: Opened | None = None,
-    troubles: list[str] | None = None,
+    found: Found | None = None,
 ) -> list[tuple[float, np.ndarray]] | None:
     """The frames on screen at start + k / fps seconds: pairs of k / fps and (height, width, 3) uint8 RGB.
 
@@ -105,7 +73,7 @@ def read_frames(
         end: where it ends; None is the file's end.
         accuracy: "keyframe" looks at key frames only, as if there were no others: several times faster.
         opened: the tracks of the file, where the caller has opened it for `start` already.
-        troubles: is given what went wrong with pictures that could be read all the same.
+        found: is given what else there is to know of pictures that could be read.
 
     None where the file has no picture stream; MediaError("open") where it is not media;
     MediaError("visual") where nothing decodes, a frame is too large, or `start` lies beyond the last
@@ -123,34 +91,53 @@ def read_frames(
         _check_size(codec.width, codec.height)
         frames = (shown_frames if track.quick else _all)(track, instants, accuracy == "keyframe")
         frames = _on_screen(track, _timed(track, frames, accuracy == "keyframe"), instants)
-        painted = _paint(frames, fps, track.stream.sample_aspect_ratio, frame_size)
-        if troubles is not None:
-            troubles.extend(track.troubles(start, end))
+        painted = _paint(track, frames, fps, frame_size)
+        if found is not None:
+            track.holes = _holes(track, instants[0], instants[-1])
+            found.troubles += track.troubles(start, end) + _seen([rgb for _, rgb in painted])
+            found.seconds = track.seconds(start, end)
         return painted
 
     return read_best(path, "video", read, start, opened)
 
 
-def read_images(path: Path, *, fps: float, max_frames: int, frame_size: int) -> list[tuple[float, np.ndarray]]:
+def read_images(
+    path: Path, *, fps: float, max_frames: int, frame_size: int, found: Found | None = None
+) -> list[tuple[float, np.ndarray]]:
     """An image file, or a folder of them in natural order: pairs of i / fps and (height, width, 3) uint8 RGB.
 
-    At most `max_frames` images, scaled as `read_frames` does, EXIF orientation applied. Hidden files and
-    files without an image's suffix are passed over in a folder. MediaError("open") where there is nothing
-    to read, MediaError("visual") where an image does not decode: none is left out.
+    At most `max_frames` images, scaled as `read_frames` does, EXIF orientation applied. Hidden files are passed over
+    in a folder, and so are files without an image's suffix, which `found` is told of. MediaError("open") where there
+    is nothing to read, MediaError("visual") where an image does not decode: none is left out.
     """
     files = [path]
+    troubles: list[str] = []
     if path.is_dir():
-        images = (file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-        files = sorted((file for file in images if not file.name.startswith(".")), key=_natural)
+        inside = sorted((file for file in path.iterdir() if not file.name.startswith(".")), key=_natural)
+        files = [file for file in inside if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
         if not files:
             raise MediaError("open", "the folder holds no image")
+        if others := [file.name for file in inside if file not in set(files) and file.name not in CLUTTER]:
+            troubles = [f"ignored: {len(others)} in its folder are no images by their names ({listed(others, 3)})"]
     shown = []
     for i, file in enumerate(files[:max_frames]):
         try:
             shown.append((i / fps, _read_image(file, frame_size)))
         except MediaError as error:
             raise MediaError(error.stage, f"image {file.name!r}: {error}") from error
+    if found is not None:
+        found.troubles += troubles + _seen([rgb for _, rgb in shown])
+        found.seconds = len(files) / fps
     return shown
+
+
+def _seen(pictures: list[np.ndarray]) -> list[str]:
+    """What is wrong with pictures on which nothing is seen."""
+    if any(np.ptp(rgb[..., channel]) > FLAT for rgb in pictures for channel in (1, 0, 2)):
+        return []
+    if all(rgb.max() <= BLACK for rgb in pictures):
+        return ["black: all its pictures are black"]
+    return ["blank: all its pictures are of one colour"]
 
 
 def encode_frame(rgb: np.ndarray, codec: Literal["jpeg", "raw"]) -> bytes:
@@ -163,22 +150,37 @@ def encode_frame(rgb: np.ndarray, codec: Literal["jpeg", "raw"]) -> bytes:
 
 def _all(track: Track, instants: list[Fraction], keyframes: bool) -> Iterator[VideoFrame]:
     """Every frame of a stream, or every key frame."""
-    if keyframes:
-        track.stream.codec_context.skip_frame = "NONKEY"
-    return (frame for frame in decode(track) if frame.key_frame or not keyframes)
+    if not keyframes:
+        return decode(track)
+    track.stream.codec_context.skip_frame = "NONKEY"
+    return (frame for frame in decode(track, _apart(track)) if frame.key_frame)
+
+
+def _apart(track: Track) -> Iterator[Any]:
+    """The packets of a stream, each key frame on its own: of open groups HEVC shows the second before the first."""
+    for packet in track.packets():
+        yield packet
+        if packet.is_keyframe:
+            yield None
 
 
 def _timed(track: Track, frames: Iterator[VideoFrame], keyframes: bool) -> Iterator[Shown]:
     """The frames of a stream with times that never go back, then the end of the track."""
-    time_base = track.stream.time_base
+    stream = track.stream
+    time_base, codec = stream.time_base, stream.codec_context
+    # where stamps only tell when a frame is decoded, they are those of the frames in the order in which they are shown
+    decoded = stream.container.format.name in UNSTAMPED and codec.has_b_frames and not keyframes
     latest: Fraction | None = None
-    duration = Fraction(0)
+    duration = shift = Fraction(0)  # of the frame before; of a clock that went back
     for frame in frames:
         _check_size(frame.width, frame.height)
-        stamp = frame.dts if frame.pts is None else frame.pts
+        stamp = frame.dts if frame.pts is None or decoded else frame.pts
         expected = Fraction(0) if latest is None else latest + duration
-        time = expected if stamp is None else stamp * time_base - track.origin
+        time = expected if stamp is None else stamp * time_base - track.origin + shift
         if latest is not None:
+            if track.resets and latest - time > CLOCK_BACK:
+                shift += expected - time
+                time = expected
             time = max(time, latest)
             duration = time - latest  # stands in where the file states none
         if frame.duration:
@@ -191,11 +193,28 @@ def _timed(track: Track, frames: Iterator[VideoFrame], keyframes: bool) -> Itera
             track.end = max(track.end, track.reach * time_base - track.origin)
 
 
+def _holes(track: Track, start: Fraction, until: Fraction) -> list[Fraction]:
+    """The seconds that pictures which come at a steady rate stay away, between two times."""
+    if track.restarted or track.stream.container.format.name in LASTING:
+        return []
+    first, last = track.stamp(start), track.stamp(until)
+    gaps = [(after - stamp, stamp) for stamp, after in pairwise(sorted(track.stamps))]
+    usual = sorted(gap for gap, _ in gaps)[len(gaps) // 2] if gaps else 0
+    steady = usual > 0 and sum(gap <= 2 * usual for gap, _ in gaps) >= STEADY * len(gaps)
+    long = max(LONG_GAP / track.stream.time_base, LONG_GAPS * usual)
+    found = [gap - usual for gap, stamp in gaps if gap > long and first - gap < stamp < last] if steady else []
+    return [gap * track.stream.time_base for gap in found]
+
+
 def _on_screen(track: Track, frames: Iterator[Shown], instants: list[Fraction]) -> Iterator[VideoFrame]:
     """The frame on screen at each instant that the pictures reach; at least one, or MediaError."""
     due = 0  # the instant whose frame is looked for
     latest: Shown | None = None
     for upcoming in frames:
+        if latest is None and upcoming[0] - instants[0] > LATE:
+            track.told.append(
+                f"late: its pictures begin at {float(upcoming[0]):.2f} s; the first stands in before that"
+            )
         while latest is not None and due < len(instants) and instants[due] + CONTAINER_TICK < upcoming[0]:
             yield latest[1]
             due += 1
@@ -214,25 +233,39 @@ def _on_screen(track: Track, frames: Iterator[Shown], instants: list[Fraction]) 
         raise MediaError("visual", f"there is no picture at {float(instants[0]):g} s, where the clip starts")
 
 
-def _paint(
-    frames: Iterator[VideoFrame], fps: float, aspect: Fraction | None, frame_size: int
-) -> list[tuple[float, np.ndarray]]:
+def _paint(track: Track, frames: Iterator[VideoFrame], fps: float, frame_size: int) -> list[tuple[float, np.ndarray]]:
     scaler = VideoReformatter()
     painted: list[tuple[float, np.ndarray]] = []
     latest: VideoFrame | None = None
     for k, frame in enumerate(frames):
-        rgb = painted[-1][1] if frame is latest else _rgb(frame, _turn(frame), aspect, frame_size, scaler)
+        if frame is latest:
+            rgb = painted[-1][1]
+        else:
+            rgb = _rgb(frame, turn_of(frame), track.stream.sample_aspect_ratio, frame_size, scaler)
+            _tell(track, frame, latest)
         painted.append((k / fps, rgb))
         latest = frame
     return painted
 
 
+def _tell(track: Track, frame: VideoFrame, before: VideoFrame | None) -> None:
+    """Note what a frame is stored in spite of."""
+    track.corrupt += frame.is_corrupt
+    if frame.color_trc in RANGES:
+        track.told.append(f"hdr: its pictures are {RANGES[frame.color_trc]}, and are stored without tone-mapping")
+    if frame.interlaced_frame:
+        track.told.append("interlaced: its pictures are stored without deinterlacing")
+    if before is not None and (frame.width, frame.height) != (before.width, before.height):
+        sizes = f"{before.width} x {before.height} to {frame.width} x {frame.height}"
+        track.told.append(f"joined: its pictures change from {sizes}")
+
+
 def _read_image(path: Path, frame_size: int) -> np.ndarray:
     with open_image(path) as (container, content):
         for stream in streams_of(container, "video"):
-            for frame in decode(plain_track(container, stream)):
+            for frame in decode(plain_track(container, path, stream)):
                 _check_size(frame.width, frame.height)
-                return _rgb(frame, _turn(frame, content), None, frame_size, VideoReformatter())
+                return _rgb(frame, turn_of(frame, content), None, frame_size, VideoReformatter())
     raise MediaError("visual", UNDECODABLE)
 
 
@@ -255,40 +288,6 @@ def _rgb(
     if abs(b) + abs(c) > abs(a) + abs(d):
         rgb, a, d = rgb.transpose(1, 0, 2), c, b
     return np.ascontiguousarray(rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
-
-
-def _turn(frame: VideoFrame, content: bytes = b"") -> Matrix:
-    """How metadata turn a frame, as ffmpeg's autorotate does; a damaged display matrix says nothing."""
-    try:
-        side_data: Any = frame.side_data
-        matrices = [bytes(data) for data in side_data if data.type is SideData.DISPLAYMATRIX]
-    except ValueError:  # PyAV stops at kinds of side data that it does not know, EXIF among them
-        orientation = _exif_orientation(content)
-        if orientation is not None:
-            return orientation
-        angle = frame.rotation
-        return QUARTER_TURNS[round(angle / 90) % 4] if abs(angle) <= 360 else UPRIGHT
-    if not matrices:
-        return UPRIGHT
-    a, b, _, c, d, *_ = struct.unpack("=9i", matrices[0])
-    return (a, b, c, d) if a * d != b * c else UPRIGHT
-
-
-def _exif_orientation(content: bytes) -> Matrix | None:
-    """The orientation in an image's EXIF block, which is a small TIFF file (CIPA DC-008, section 4.6)."""
-    found = EXIF.search(content)
-    if found is None:
-        return None
-    tiff = content[found.start(1) :]
-    order = "<" if tiff[:2] == b"II" else ">"
-    with suppress(struct.error):
-        (at,) = struct.unpack_from(f"{order}I", tiff, 4)
-        (entries,) = struct.unpack_from(f"{order}H", tiff, at)
-        for i in range(entries):
-            tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, at + 2 + 12 * i)
-            if tag == ORIENTATION_TAG:
-                return ORIENTATIONS.get(value)
-    return None
 
 
 def _check_size(width: int, height: int) -> None:

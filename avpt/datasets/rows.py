@@ -39,7 +39,7 @@ SUFFIXES = {  # of media, by manifest column; of two files with one name, the su
         "m2ts",
     ),
     "audio": ("wav", "flac", "aif", "aiff", "ogg", "oga", "opus", "m4a", "mp3", "aac", "wma", "ac3", "amr"),
-    "frames": ("jpg", "jpeg", "png", "avif", "bmp", "gif", "jp2", "pgm", "ppm", "tif", "tiff", "webp"),
+    "frames": ("jpg", "jpeg", "jfif", "png", "avif", "bmp", "gif", "jp2", "pgm", "ppm", "tif", "tiff", "webp"),
 }
 KINDS = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
 RANKS = {suffix: rank for rank, suffix in enumerate(KINDS)}

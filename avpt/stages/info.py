@@ -109,7 +109,7 @@ def describe_store(store: Store) -> Report:
     }
     facts = [
         ("failures", str(store.failures)),
-        ("kept in part", str(store.partial)),
+        ("in partial.csv", str(store.partial)),
         ("log-mel mean, std", f"{store.mean:.6f}, {store.std:.6f}"),
         ("fingerprint", store.fingerprint),
         *_flat("config", store.settings),

@@ -26,7 +26,7 @@ from avpt.types import MODALITIES, Modality, Report, Table
 if TYPE_CHECKING:
     import torch
 
-    from avpt.data.clip import DecodedClip
+    from avpt.data.clip import ClipSettings, DecodedClip
     from avpt.data.store import Failure
     from avpt.trained import Trained
 
@@ -43,7 +43,10 @@ class Answer:
     clip: str  # the file as it was given, or the manifest's id
     modalities: tuple[Modality, ...] = ()  # that the answer is from
     rankings: dict[str, Ranking] = field(default_factory=dict)  # `joint`; of a fused model also those it is from
-    partial: tuple[str, ...] = ()  # what the clip was decoded without
+    partial: tuple[str, ...] = ()  # what must be known of how the clip was decoded
+    looked_at: dict[Modality, tuple[float, float]] = field(default_factory=dict)  # seconds of its file
+    seconds: float | None = None  # that it lasts, None where its file does not tell
+    longer: bool = False  # than what was looked at, by far
     error: str | None = None
 
 
@@ -142,7 +145,7 @@ def label(config: PredictConfig, clips: Sequence[Clip]) -> list[Answer]:
         show(0, 0)
         for task, result in results:
             clip = clips[task.row]
-            found = answer(clip, told(task, result, "raise --worker-memory"), trained, config.top, device)
+            found = answer(clip, told(task, result, "raise --worker-memory"), settings, trained, config.top, device)
             answers[task.row] = found
             if found.error is not None:
                 failed += 1
@@ -150,7 +153,27 @@ def label(config: PredictConfig, clips: Sequence[Clip]) -> list[Answer]:
             for what in found.partial:
                 log.warning("%s: %s", found.clip, what)
             show(len(answers), failed)
+    if longer := [answers[row] for row in range(len(clips)) if answers[row].longer]:
+        first = f"{longer[0].clip}: {part_of(longer[0])}"
+        log.warning(
+            "of %d of %d clips only the beginning was looked at, as long as the model's training clips (first %s); "
+            "start and end in a --manifest choose another part",
+            len(longer),
+            len(clips),
+            first,
+        )
     return [answers[row] for row in range(len(clips))]
+
+
+def part_of(found: Answer) -> str:
+    """Which part of its file a clip's answer is from, in words."""
+    parts = {modality: f"{start:g} to {end:.2f} s" for modality, (start, end) in found.looked_at.items()}
+    if len(set(parts.values())) <= 1:
+        told = next(iter(parts.values()), "")
+    else:
+        told = ", ".join(f"{modality} {part}" for modality, part in parts.items())
+    begins_first = all(start == 0 for start, _ in found.looked_at.values())
+    return told + (f" of {found.seconds:.2f} s" if told and found.seconds is not None and begins_first else "")
 
 
 def only(clip: Clip, trained: Trained) -> Clip:
@@ -160,7 +183,14 @@ def only(clip: Clip, trained: Trained) -> Clip:
     return replace(clip, written=("", clip.written[1] or clip.written[0], ""))
 
 
-def answer(clip: Clip, decoded: DecodedClip | Failure, trained: Trained, top: int, device: torch.device) -> Answer:
+def answer(
+    clip: Clip,
+    decoded: DecodedClip | Failure,
+    settings: ClipSettings,
+    trained: Trained,
+    top: int,
+    device: torch.device,
+) -> Answer:
     """Give one clip to the model; what it lacks of a fused model's modalities counts as zero features."""
     import torch
 
@@ -187,7 +217,11 @@ def answer(clip: Clip, decoded: DecodedClip | Failure, trained: Trained, top: in
         pairs = zip(best.indices.tolist()[:top], best.values.tolist()[:top], strict=True)
         rankings[name.removesuffix("logits").rstrip("_") or "joint"] = [(trained.classes[i], p) for i, p in pairs]
     wrong = tuple(f"{trouble.modality} {trouble.what}" for trouble in decoded.troubles if trouble.modality in heard)
-    return Answer(clip.id, tuple(heard), rankings, wrong)
+    start, lengths = clip.start or 0.0, {name: decoded.seconds[name] for name in heard if name in decoded.seconds}
+    spans = {name: min(span, lengths.get(name, span)) for name, span in decoded.spans(settings).items()}
+    parts = {name: (start, round(start + spans[name], 2)) for name in heard}
+    longest = max(lengths.values(), default=None)
+    return Answer(clip.id, tuple(heard), rankings, wrong, parts, longest, decoded.is_longer(settings))
 
 
 def report(config: PredictConfig, answers: Sequence[Answer]) -> Report:
@@ -211,7 +245,11 @@ def report(config: PredictConfig, answers: Sequence[Answer]) -> Report:
 def record_of(found: Answer) -> dict[str, Any]:
     """A JSON line: `top` is the answer, `audio` and `visual` those of each modality's share of the logits."""
     record: dict[str, Any] = {"clip": found.clip, "error": found.error, "modalities": list(found.modalities)}
-    record |= {"partial": list(found.partial)}
+    record |= {
+        "partial": list(found.partial),
+        "looked_at": {name: list(part) for name, part in found.looked_at.items()},
+    }
+    record |= {"seconds": None if found.seconds is None else round(found.seconds, 2)}
     for name, ranking in found.rankings.items():
         ranked = [{"label": label, "probability": probability} for label, probability in ranking]
         record["top" if name == "joint" else name] = ranked
@@ -233,9 +271,9 @@ def csv_of(answers: Sequence[Answer], top: int) -> str:
     ]
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["clip", "modalities", "error", "partial", *ranked])
+    writer.writerow(["clip", "modalities", "error", "partial", "looked_at", *ranked])
     for found in answers:
-        cells = [found.clip, " ".join(found.modalities), found.error or "", "; ".join(found.partial)]
+        cells = [found.clip, " ".join(found.modalities), found.error or "", "; ".join(found.partial), part_of(found)]
         for name in names:
             ranking = found.rankings.get(name, [])
             cells += [cell for label, probability in ranking for cell in (label, f"{probability:.6g}")]
@@ -258,4 +296,6 @@ def table_of(config: PredictConfig, answers: Sequence[Answer]) -> Table:
                 cells += [ranking[i][0], f"{ranking[i][1]:.3f}"] if i < len(ranking) else ["", ""]
             rows.append(tuple(cells))
     heads = [head for name in names for head in (name if len(names) > 1 else "label", "")]
-    return Table(f"{config.model} on {len(answers)} clips", ("clip", *heads), rows)
+    longer = [found for found in answers if found.longer]
+    part = f", of {len(longer)} only a part: {part_of(longer[0])}" if longer else ""
+    return Table(f"{config.model} on {len(answers)} clips{part}", ("clip", *heads), rows)

@@ -8,18 +8,19 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from avpt.config import PreprocessConfig
-from avpt.data.clip import ClipSettings
-from avpt.data.manifest import LABEL_SEPARATOR, Manifest, read_manifest
+from avpt.data.clip import KINDS, LOSSES, SHIFT, ClipSettings, kind_of
+from avpt.data.manifest import LABEL_SEPARATOR, Clip, Manifest, read_manifest
+from avpt.data.pointers import is_pointer
 from avpt.data.store import Failure, read_shard_record, store_record
 from avpt.data.store_records import StoreRecord
-from avpt.errors import StoreError, listed
+from avpt.errors import ManifestError, StoreError, listed
 from avpt.outputs import (
     begin,
     claim,
@@ -52,6 +53,7 @@ def run(config: PreprocessConfig) -> Report:
     manifest = read_manifest(config.manifest, root=config.root, multi_label=config.multi_label)
     if not config.multi_label and any(LABEL_SEPARATOR in name for name in manifest.classes):
         log.warning("some labels hold %r; --multi-label takes them for several each", LABEL_SEPARATOR)
+    check_pointers(config, manifest.clips[: config.limit])
     shards = plan_shards(manifest.clips[: config.limit], config.shard_size)
     mine = shards[config.shards]
     out = config.out
@@ -80,7 +82,7 @@ def run(config: PreprocessConfig) -> Report:
         with turn():
             lacking = [shard.name for shard in shards if not (out / f"{shard.name}.json").exists()]
             whole = all((out / name).exists() for name in ("store.json", "failures.csv", "partial.csv"))
-            if not lacking and not whole:
+            if not lacking:
                 records = read_records(out, shards)
                 lacking = [shard.name for shard in shards if shard.name not in records]
             sweep(left_in(out, mine if lacking else None))
@@ -91,7 +93,21 @@ def run(config: PreprocessConfig) -> Report:
                 write_table(out / "partial.csv", shards, records, "partial")
                 check_failures(config, shards, records)
                 write_json(out / "store.json", store_record(settings, manifest.classes, by_split(shards, records)))
-        return report(out)
+        return report(out, settings["config"], records)
+
+
+def check_pointers(config: PreprocessConfig, clips: Sequence[Clip]) -> None:
+    """See that the files of the manifest are there, and not what Git leaves of those that Git LFS keeps elsewhere.
+
+    Raises:
+        ManifestError: with how many are not.
+    """
+    paths = {path for clip in clips for path in (clip.video, clip.audio, clip.frames) if path is not None}
+    if pointers := sorted(str(path) for path in paths if is_pointer(path)):
+        raise ManifestError(
+            f"{config.manifest}: {len(pointers)} of its {len(paths)} files are Git LFS pointers in place of the files "
+            f"({listed(pointers, 1)}); run `git lfs pull` there"
+        )
 
 
 def left_in(out: Path, shards: list[Shard] | None) -> list[Path]:
@@ -146,7 +162,9 @@ def outcomes(
         out=config.out.absolute(),
         classes=manifest.classes,
         settings=ClipSettings(**clip_settings),
-        attributes=clip_settings | {"multi_label": config.multi_label},
+        # HDF5 has no None; what is left out is the default
+        attributes={name: value for name, value in clip_settings.items() if value is not None}
+        | {"multi_label": config.multi_label},
         workers=config.workers or num_cores(),
         timeout=config.clip_timeout,
         memory=int(config.worker_memory * GIB),
@@ -181,14 +199,24 @@ def write_table(path: Path, shards: list[Shard], records: Records, name: str) ->
 def check_failures(config: PreprocessConfig, shards: list[Shard], records: Records) -> None:
     """Warn of clips that failed or lack something; stop where more failed than --max-failures."""
     num_rows = sum(len(shard.clips) for shard in shards)
-    for name, what in (("partial", "kept in part"), ("failures", "failed")):
-        rows = [Failure(**row) for shard in shards for row in records[shard.name][name]]
+    tables = {
+        name: [Failure(**row) for shard in shards for row in records[shard.name][name]]
+        for name in ("partial", "failures")
+    }
+    lacking = [row for row in tables["partial"] if kind_of(row.error) in LOSSES]
+    others = [row for row in tables["partial"] if kind_of(row.error) not in LOSSES]
+    for name, rows, what in (
+        ("partial", others, "to be looked at"),
+        ("partial", lacking, "kept in part"),
+        ("failures", tables["failures"], "failed"),
+    ):
         if not rows:
             continue
-        stages = ", ".join(f"{count} {stage}" for stage, count in Counter(row.stage for row in rows).most_common())
+        kinds = Counter(kind_of(row.error) if rows is others else row.stage for row in rows)
         first = rows[0]
         told = (
-            f"{len({row.id for row in rows})} of {num_rows} clips {what} ({stages}), first {first.id} "
+            f"{len({row.id for row in rows})} of {num_rows} clips {what} "
+            f"({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}), first {first.id} "
             f"({first.source}): {first.error}; all are in {config.out / name}.csv"
         )
         if name == "failures" and len(rows) > config.max_failures * num_rows:
@@ -199,18 +227,48 @@ def check_failures(config: PreprocessConfig, shards: list[Shard], records: Recor
         log.warning("%s", told)
 
 
-def report(out: Path) -> Report:
+def told_of(records: Records) -> tuple[dict[str, int], dict[str, float]]:
+    """How many clips there is something to say of, by kind, and how their lengths compare with what is stored."""
+    clips = {(kind_of(row["error"]), row["id"]) for record in records.values() for row in record["partial"]}
+    found = Counter(kind for kind, _ in clips)
+    known = [record.get("lengths", {}) for record in records.values()]  # an older avpt does not write them
+    lengths = {name: sum(each.get(name, 0) for each in known) for name in ("longer", "shorter")}
+    lengths["longest"] = max((each.get("longest", 0.0) for each in known), default=0.0)
+    return {kind: found[kind] for kind in KINDS if found[kind]}, lengths
+
+
+def tables_of(kinds: Mapping[str, int], lengths: Mapping[str, float], config: Mapping[str, Any]) -> list[Table]:
+    """What there is to say of clips that are kept, with the option that changes it."""
+    tables = [
+        Table("clips in partial.csv, by what is told of them", ("", "meaning", "clips"), rows, left=2)
+        for rows in [[(kind, KINDS[kind], str(count)) for kind, count in kinds.items()]]
+        if rows
+    ]
+    rows = []
+    if lengths["longer"]:
+        until = f"longer, up to {lengths['longest']:g} s"
+        rows.append((until, "--spectrogram-frames, --max-frames", f"{lengths['longer']:g}"))
+    if lengths["shorter"]:
+        rows.append(("far shorter", "--spectrogram-frames, --pad repeat", f"{lengths['shorter']:g}"))
+    seconds = config["spectrogram_frames"] * SHIFT
+    title = f"kept are {seconds:g} s of sound and {config['max_frames']} pictures, {config['fps']:g} a second"
+    return [*tables, Table(title, ("clips that are", "to change it", "clips"), rows, left=2)] if rows else tables
+
+
+def report(out: Path, config: Mapping[str, Any], records: Records) -> Report:
     """The record of a finished store."""
     step = "remove it and run the same command again, which makes it anew"
     record = {"partial": 0} | read_record(out / "store.json", step, StoreRecord)
     clips = sum(split["clips"] for split in record["splits"].values())
     splits = [(name, record["splits"][name]) for name in SPLITS if name in record["splits"]]
     rows = [(name, str(split["clips"]), str(len(split["shards"]))) for name, split in splits]
-    title = f"{clips} clips, {record['failures']} failed, {record['partial']} kept in part"
+    kinds, lengths = told_of(records)
+    title = f"{clips} clips, {record['failures']} failed, {record['partial']} told of in partial.csv"
+    summary = {"store": str(out), "clips": clips, "failures": record["failures"], "partial": record["partial"]}
     return Report(
-        summary={"store": str(out), "clips": clips, "failures": record["failures"], "partial": record["partial"]},
+        summary=summary | {"partial_kinds": kinds} | lengths,
         outputs=(out,),
-        tables=[Table(title, ("split", "clips", "shards"), rows)],
+        tables=[Table(title, ("split", "clips", "shards"), rows), *tables_of(kinds, lengths, config)],
     )
 
 
@@ -224,7 +282,7 @@ def report_part(config: PreprocessConfig, num_shards: int, made: Records, lackin
         "failures": sum(len(record["failures"]) for record in made.values()),
         "partial": sum(len({row["id"] for row in record["partial"]}) for record in made.values()),
     }
-    title = "shards {} of 0:{}: {clips} clips, {failures} failed, {partial} kept in part"
+    title = "shards {} of 0:{}: {clips} clips, {failures} failed, {partial} told of in partial.csv"
     rows = [("to be made by other ranges", str(len(lacking))), ("these are", listed(lacking, 3))]
     return Report(
         summary | {"missing_shards": len(lacking)},
