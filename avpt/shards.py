@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -157,7 +158,15 @@ def _write(job: Job, shard: Shard, rows: list[DecodedClip | Failure]) -> None:
         failures=[row for row in rows if isinstance(row, Failure)],
         partial=partial,
         settings=job.attributes,
+        sources=[source_of(clip) for clip, _ in kept],
     )
+
+
+def source_of(clip: Clip) -> str:
+    """The file that a segment is cut from, as the manifest has it; empty for a clip that is no segment."""
+    if clip.start is None and clip.end is None:
+        return ""
+    return os.path.normpath(next(filter(None, clip.written)))
 
 
 def encode_labels(labels: list[tuple[str, ...]], classes: tuple[str, ...], multi_label: bool) -> np.ndarray:

@@ -23,6 +23,7 @@ LAYERS = {
     "avpt.errors": WORDS,
     "avpt.types": WORDS,
     "avpt.seeds": WORDS,
+    "avpt.strata": WORDS,
     "avpt.processes": WORDS,
     "avpt.progress": WORDS,
     "avpt.text": WORDS,

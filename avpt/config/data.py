@@ -35,7 +35,11 @@ class ManifestConfig(OutputConfig):
     test_fold: Annotated[int | None, Option(min=1, max=5, help="ESC-50: the fold to test on.", show_default="5")] = None
     val_fraction: Annotated[
         float,
-        Option(min=0, max=0.9, help="Carved from train by a hash of the YouTube id, ESC-50's src_file, else the id."),
+        Option(
+            min=0,
+            max=0.9,
+            help="Carved from train by a hash of the YouTube id, ESC-50's src_file, else the id; folders by class.",
+        ),
     ] = 0.0
     test_fraction: Annotated[
         float | None,

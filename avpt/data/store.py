@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -57,6 +58,7 @@ def write_shard(
     failures: Sequence[Failure],
     partial: Sequence[Failure],
     settings: Mapping[str, Any],
+    sources: Sequence[str] = (),
 ) -> None:
     """Write one shard (`path` without a suffix) and, last, the JSON beside it that declares it complete.
 
@@ -67,6 +69,7 @@ def write_shard(
         failures: the rows left out.
         partial: what is missing of clips that are kept.
         settings: attributes of the file. The bytes depend on these arguments alone.
+        sources: of segments, what they were cut from; empty where no clip is one.
     """
     fields = ClipSettings.__dataclass_fields__
     clip_settings = ClipSettings(**{name: value for name, value in settings.items() if name in fields})
@@ -84,6 +87,8 @@ def write_shard(
             file.attrs[name] = value
         file.create_dataset("id", data=list(ids), shape=(len(ids),), dtype=h5py.string_dtype())
         file["label"] = labels
+        if any(sources):
+            file.create_dataset("source", data=list(sources), shape=(len(ids),), dtype=h5py.string_dtype())
         file["audio/fbank"] = fbank
         file["audio/num_frames"] = num_frames
         file["visual/clip_offset"] = _offsets(len(clip.frames) for clip in clips)
@@ -189,6 +194,7 @@ class SplitIndex:
     num_audio_frames: np.ndarray[Any, Any]  # (clips,) int32
     num_visual_frames: np.ndarray[Any, Any]  # (clips,) int64
     shards: ShardFiles
+    sources: tuple[str, ...] = ()  # of each clip, what it is a segment of, or ""; none at all where no clip is one
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -203,6 +209,7 @@ class SplitIndex:
             self.num_audio_frames[keep],
             self.num_visual_frames[keep],
             self.shards,
+            tuple(self.sources[i] for i in keep) if self.sources else (),
         )
 
 
@@ -246,6 +253,7 @@ class Store:
 
     def _index(self, split: Split) -> SplitIndex:
         ids: list[str] = []
+        sources: list[str] = []
         paths = [self.path / f"{name}.h5" for name in self.splits[split]["shards"]]
         label_shape = (0, len(self.classes)) if self.multi_label else (0,)
         empty: dict[str, np.ndarray[Any, Any]] = {
@@ -270,6 +278,7 @@ class Store:
                 columns["label"].append(file["label"][:])
                 columns["audio"].append(file["audio/num_frames"][:])
                 columns["visual"].append(np.diff(file["visual/clip_offset"][:]))
+                sources += map(sys.intern, file["source"].asstr()[:]) if "source" in file else [""] * len(rows)
             columns["shard"].append(np.full(len(rows), number))
             columns["row"].append(np.arange(len(rows)))
             ids += rows
@@ -282,6 +291,7 @@ class Store:
             num_audio_frames=joined["audio"],
             num_visual_frames=joined["visual"],
             shards=files,
+            sources=tuple(sources) if any(sources) else (),
         )
 
 
