@@ -27,7 +27,8 @@ def stratify(rows: Sequence[Row], test_share: float, val_fraction: float) -> dic
     hold_out("test", [row for row in rows if row.split is None], test_share)
     rest = [row for row in rows if row.split in (None, "train") and row.id not in chosen]
     hold_out("val", rest, val_fraction / (1 - test_share))
-    return {row.id: "train" for row in rest} | chosen
+    train: Split = "train"
+    return dict.fromkeys((row.id for row in rest), train) | chosen
 
 
 def split_by_hash(row: Row, test_share: float, val_fraction: float) -> Split:

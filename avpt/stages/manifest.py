@@ -299,4 +299,6 @@ def report(out: Path, summary: dict[str, Any]) -> Report:
     title = f"{summary['clips']} clips of {summary['classes']} classes; {summary['unlisted']} unlisted on disk"
     if summary["multi_label"]:
         title += "; several labels a clip: preprocess them with --multi-label"
-    return Report({"manifest": str(out), **summary}, (out,), [Table(title, ("split", *columns), rows), *class_table(summary)])
+    return Report(
+        {"manifest": str(out), **summary}, (out,), [Table(title, ("split", *columns), rows), *class_table(summary)]
+    )
