@@ -133,7 +133,7 @@ def place_in_job() -> tuple[int, int, int | None, int | None]:
     """
     if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         return 0, 1, 0, 1
-    place = [_number_of(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
+    place = [number_of(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
     rank, size, local_rank, local_size = place
     assert rank is not None
     assert size is not None
@@ -142,7 +142,7 @@ def place_in_job() -> tuple[int, int, int | None, int | None]:
     return (rank, size, local_rank, local_size) if size > 1 else (0, 1, 0, 1)
 
 
-def _number_of(name: str) -> int | None:
+def number_of(name: str) -> int | None:
     """A number that a launcher left in the environment."""
     text = os.environ.get(name)
     if text is not None and not (text.isascii() and text.isdecimal()):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from avpt.errors import AvptError, ConfigError, OtherProcessError
-from avpt.processes import place_in_job, signal_when_parent_dies
+from avpt.processes import number_of, place_in_job, signal_when_parent_dies
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -161,7 +161,8 @@ def join_world() -> Iterator[World]:
         raise ConfigError(
             f"WORLD_SIZE is {size}, but {' and '.join(lacking)}, where the processes meet, not set; torchrun does that"
         )
-    world = World(rank, size, 0, 1)
+    number_of("MASTER_PORT")
+    world = World(rank, size)
     signal_when_parent_dies(signal.SIGTERM)  # torchrun starts its processes in sessions of their own
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
@@ -198,10 +199,10 @@ def join_world() -> Iterator[World]:
 def _cause(error: Exception) -> str:
     """What a backend says, in a line, without where in its source and the stack that it may add."""
     text = str(error).partition("\nException raised from")[0]
-    head, last, cause = text.partition("Last error:")  # NCCL's own word for it, which is otherwise a number
-    lines = [line.strip() for line in PLACE_IN_SOURCE.sub("", cause if last and cause.strip() else head).splitlines()]
-    told = ". ".join(filter(None, lines))
-    return ("NCCL: " if last else "") + (told if len(told) <= MOST_TOLD else told[:MOST_TOLD] + " ...")
+    head, _, last = text.partition("Last error:")  # NCCL's own word for it, which is otherwise a number
+    told = f"NCCL: {last.strip()}" if last.strip() else head
+    told = ". ".join(filter(None, map(str.strip, PLACE_IN_SOURCE.sub("", told).splitlines())))
+    return told if len(told) <= MOST_TOLD else f"{told[:MOST_TOLD]} ..."
 
 
 def this_machine() -> str:
