@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import math
 import os
 import resource
@@ -22,13 +23,24 @@ MANY_FILES = 1 << 16  # open at a time: as many shards hold 8 million clips
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies, and leave Ctrl-C to the parent. Linux only."""
+    """Ask the kernel to kill this process when its parent dies, and leave Ctrl-C to the parent. Linux only.
+
+    Under forkserver the parent by the kernel's reckoning is the server, which lives as long as anything that it forked.
+    What ends with the process that asked for this one is its end of a pipe.
+    """
+    from multiprocessing import parent_process
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # inherited by fork: the parent's handler raises
     parent = os.getppid()
     signal_when_parent_dies(signal.SIGKILL)
-    if sys.platform == "linux" and os.getppid() != parent:
-        os._exit(1)
+    asked = parent_process()
+    if sys.platform == "linux" and asked is not None:
+        fcntl.fcntl(asked.sentinel, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(asked.sentinel, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(asked.sentinel, fcntl.F_SETFL, fcntl.fcntl(asked.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
+    if (sys.platform == "linux" and os.getppid() != parent) or (asked is not None and not asked.is_alive()):
+        os._exit(1)  # it died before that was asked for
 
 
 def signal_when_parent_dies(number: signal.Signals) -> None:

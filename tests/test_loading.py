@@ -7,12 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from loading import loader, sums
-from test_processes import alive, wait_for
+from test_processes import alive, descendants, wait_for
 
 from avpt.data.clip import ClipSettings, DecodedClip
 from avpt.data.loader import deaths_told
@@ -67,6 +68,22 @@ def test_any_start_method_gives_the_same_batches_and_ends_with_its_parent(store:
         wait_for(lambda: not any(map(alive, workers)), "the loading processes to end")
 
 
+def test_a_worker_that_hangs_ends_with_its_parent() -> None:
+    """The server that it was forked from does not: it lives as long as the worker."""
+    hang = "import time; from avpt.engines.local import run_isolated as run; "
+    hang += "list(run(time.sleep, [60], workers=1, timeout=60, preload='avpt.processes'))"
+    with subprocess.Popen(
+        [sys.executable, "-c", hang], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ) as it:
+        try:
+            wait_for(lambda: len(descendants(it.pid)) >= 3, "the server, its worker, and a tracker")
+            time.sleep(0.5)  # until the worker is at its task
+            processes = descendants(it.pid)
+        finally:
+            it.kill()
+    wait_for(lambda: not any(map(alive, processes)), "the worker and its server to end")
+
+
 def test_two_loaders_never_have_their_processes_together(store: Path) -> None:
     train, val = loader(store, 2, seed=1), loader(store, 2)
     seen = []
@@ -117,15 +134,16 @@ def test_our_own_faults_keep_their_traceback(said: str) -> None:
     reason="needs the right to mount",
 )
 def test_a_full_dev_shm_is_named(store: Path) -> None:
-    small = 'mount -t tmpfs -o size=16k tmpfs /dev/shm && exec "$@"'
+    small = 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"'
     result = subprocess.run(
         ["unshare", "-m", "sh", "-c", small, "sh", *script(store, "fork", "")],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
+        timeout=120,  # what fails where no one looks makes the main process wait for ever
     )
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith("avpt.errors.AvptError: /dev/shm (0 MiB, 0 free) is full"), result.stderr
+    assert last.startswith("avpt.errors.AvptError: /dev/shm (0.1 MiB, 0.0 free) is full"), result.stderr
     assert "docker run --shm-size" in last
 
 

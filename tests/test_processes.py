@@ -388,4 +388,4 @@ def test_a_stopped_job_saves_its_step_and_names_its_command(experiment: Experime
     assert line.endswith(f"-m avpt {' '.join(map(str, command))}")
     assert (run / "checkpoint" / "last.pt").stat().st_mtime_ns > before
     state: dict[str, Tensor] = torch.load(run / "checkpoint" / "last.pt", weights_only=True)
-    assert state["job"] == {"processes": 2, "steps": 4, "device": "cpu", "threads": 1, "torch": torch.__version__}
+    assert state["job"] == {"processes": 2, "steps": 4, "device": "cpu", "threads": 1, "torch": str(torch.__version__)}

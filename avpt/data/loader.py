@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import multiprocessing
-import os
 import re
 import shutil
 import signal
@@ -63,7 +63,12 @@ class Loader:
         self.sampler.epoch, self.sampler.start = number, start
         if self.loader.num_workers and multiprocessing.get_start_method() == "forkserver":
             start_forkserver(__name__)
-        batches = iter(self.loader)
+        try:
+            batches = iter(self.loader)
+        except OSError as error:  # also locks between processes lie there
+            if error.errno != errno.ENOSPC or not self.loader.num_workers:
+                raise
+            raise AvptError(_full_memory()) from error
         for first, last in list(pairwise(self.sampler.edges))[start:]:
             item = _next(batches)
             assert item is not None
@@ -135,14 +140,7 @@ def _told(error: str) -> str | None:
     if "Too many open files" in error or "ancdata" in error:
         return "too many files are open; raise `ulimit -n`, or try fewer --workers"
     if "shared memory" in error:  # also where a process found it full as it wrote: a bus error
-        memory = "/dev/shm"
-        with suppress(OSError):
-            usage = shutil.disk_usage(memory)
-            memory += f" ({usage.total / 2**20:.0f} MiB, {usage.free / 2**20:.0f} free)"
-        return (
-            f"{memory} is full: loading processes hand batches over in it; give it more, as with "
-            "`docker run --shm-size`, or try fewer --workers or a smaller --batch-size"
-        )
+        return _full_memory()
     last = error.strip().splitlines()[-1]
     if "Caught " in error:  # it lives, and tells what it could not do
         memory_lacks = "allocate memory" in error or "MemoryError" in error
@@ -150,6 +148,17 @@ def _told(error: str) -> str | None:
     died = re.search(r"is killed by signal: ([^.]*)|exited unexpectedly", error)
     how = (died and (died[1] or died[0])) or last
     return f"a loading process died ({how}; out of memory?); try again with fewer --workers"
+
+
+def _full_memory() -> str:
+    memory = "/dev/shm"
+    with suppress(OSError):
+        usage = shutil.disk_usage(memory)
+        memory += f" ({usage.total / 2**20:.1f} MiB, {usage.free / 2**20:.1f} free)"
+    return (
+        f"{memory} is full: loading processes hand batches over in it; give it more, as with "
+        "`docker run --shm-size`, or try fewer --workers or a smaller --batch-size"
+    )
 
 
 def _end_workers() -> None:
@@ -160,8 +169,5 @@ def _end_workers() -> None:
 
 
 def _start_worker(number: int) -> None:
-    die_with_parent()  # under forkserver that is the server, which ends with the main process
-    main = multiprocessing.parent_process()
-    if main is None or not main.is_alive():  # it died before that was asked for
-        os._exit(1)
+    die_with_parent()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to the whole group: the parent ends its workers itself

@@ -79,4 +79,4 @@ def resolve_device(name: str) -> torch.device:
 def environment(device: torch.device) -> dict[str, Any]:
     """What the bytes of a result hang on besides options and inputs."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {"device": name, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
