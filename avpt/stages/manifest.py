@@ -180,7 +180,7 @@ def fits(cell: str) -> bool:
 
 
 def summarize(dataset: Dataset, media: Media, gathered: Gathered) -> dict[str, Any]:
-    """What --json prints, but for the path."""
+    """What --json prints, but for the path; and the clips of each class, by split."""
     by_class: dict[str, Counter[str]] = {}
     for _, label, split, *_ in gathered.clips:
         for name in label.split(audioset.SEPARATOR) if dataset.multi_label else [label]:
@@ -278,7 +278,7 @@ def warn_of_gaps(config: ManifestConfig, summary: dict[str, Any]) -> None:
                 log.warning(told, split, len(lacking), summary["classes"], listed(lacking, 3))
 
 
-def class_table(summary: dict[str, Any]) -> list[Table]:
+def class_table(out: Path, summary: dict[str, Any]) -> list[Table]:
     """Clips of each class by split; of many classes only those of which some split has none."""
     by_class: dict[str, dict[str, int]] = summary.get("by_class", {})  # which an older avpt did not count
     splits = [split for split in SPLITS if any(counts[split] for counts in by_class.values())]
@@ -286,7 +286,7 @@ def class_table(summary: dict[str, Any]) -> list[Table]:
     if len(by_class) > MOST_CLASSES:
         shown = {name: counts for name, counts in by_class.items() if not all(counts[split] for split in splits)}
         shown = dict(list(shown.items())[:MOST_CLASSES])
-        title = f"classes that a split has no clip of ({len(shown)} shown; --json counts all)"
+        title = f"classes that a split has no clip of ({len(shown)} shown; {record_of(out).name} counts all)"
     rows = [(name, *(str(counts[split] or "-") for split in splits)) for name, counts in shown.items()]
     return [Table(title, ("", *splits), rows)] if rows else []
 
@@ -299,6 +299,6 @@ def report(out: Path, summary: dict[str, Any]) -> Report:
     title = f"{summary['clips']} clips of {summary['classes']} classes; {summary['unlisted']} unlisted on disk"
     if summary["multi_label"]:
         title += "; several labels a clip: preprocess them with --multi-label"
-    return Report(
-        {"manifest": str(out), **summary}, (out,), [Table(title, ("split", *columns), rows), *class_table(summary)]
-    )
+    tables = [Table(title, ("split", *columns), rows), *class_table(out, summary)]
+    told = {name: value for name, value in summary.items() if name != "by_class"}  # which the record has
+    return Report({"manifest": str(out), **told}, (out,), tables)
