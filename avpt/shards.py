@@ -163,9 +163,9 @@ def _write(job: Job, shard: Shard, rows: list[DecodedClip | Failure]) -> None:
 
 
 def source_of(clip: Clip) -> str:
-    """The file that a segment is cut from, as the manifest has it; empty for a clip that is no segment."""
-    if clip.start is None and clip.end is None:
-        return ""
+    """What a clip is cut from: its recording by name, else the file of a segment; empty where it is none."""
+    if clip.recording or (clip.start is None and clip.end is None):
+        return clip.recording
     return os.path.normpath(next(filter(None, clip.written)))
 
 

@@ -15,9 +15,11 @@ from conftest import STORE_OPTIONS, Result, avpt, done, write_manifest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from avpt.data.manifest import read_manifest
 from avpt.data.splits import _strata, balancing_weights, training_splits
 from avpt.data.store import Store
-from avpt.errors import StoreError
+from avpt.errors import ManifestError, StoreError
+from avpt.shards import source_of
 from avpt.strata import hashes, set_aside
 
 CLASSES = ("ant", "bee", "cow")
@@ -163,6 +165,23 @@ def test_a_class_from_one_recording_is_told_how_to_divide(tmp_path: Path) -> Non
     done("preprocess", manifest, "--out", tmp_path / "store", *STORE_OPTIONS, "--workers", "1")
     with pytest.raises(StoreError, match="clips of one recording stay together; add clips, or give rows"):
         training_splits(Store(tmp_path / "store"), ["audio"], 0.5)
+
+
+def test_the_recording_is_the_file_unless_the_manifest_names_it(tmp_path: Path) -> None:
+    path = recording(tmp_path / "a.wav", 0.1).name
+    rows = [
+        {"id": "1", "audio": path, "recording": "tape 7"},
+        {"id": "2", "audio": path, "start": "0", "recording": "tape 7"},
+        {"id": "3", "audio": f"./{path}", "start": "1"},
+        {"id": "4", "video": path, "end": "1"},
+        {"id": "5", "audio": path},
+    ]
+    named = [row | {"label": "x", "split": "train"} for row in rows]
+    clips = read_manifest(write_manifest(tmp_path / "manifest.csv", named)).clips
+    assert [source_of(clip) for clip in clips] == ["tape 7", "tape 7", "a.wav", "a.wav", ""]
+    named[0]["recording"] = "tape\0"
+    with pytest.raises(ManifestError, match=r"recording 'tape\\x00' has control characters"):
+        read_manifest(write_manifest(tmp_path / "manifest.csv", named))
 
 
 # --- class folders -------------------------------------------------------------------------------------------------

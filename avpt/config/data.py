@@ -86,7 +86,7 @@ class ManifestConfig(OutputConfig):
 class PreprocessConfig(OutputConfig):
     """`avpt preprocess`."""
 
-    manifest: Annotated[Path, Argument(help="CSV of clips: id, label, split, video / audio / frames, start, end.")]
+    manifest: Annotated[Path, Argument(help="CSV: id, label, split, video / audio / frames, start, end, recording.")]
     out: Annotated[Path, Option(help="Folder of the store.")]
     root: Annotated[
         Path | None,
