@@ -125,6 +125,16 @@ def test_a_device_of_two_is_refused(device: str, world: World, says: str) -> Non
         runtime.start(0, device, world=world)
 
 
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="has what the others have not")
+@pytest.mark.parametrize("name", ["mps", "hpu", "xla", "foo", "", "cpu ", "cuda:-1", "meta", "privateuseone"])
+def test_a_device_that_is_not_there_is_a_line(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"--device {name} can't be used here") as caught:
+        runtime.resolve_device(name)
+    assert str(caught.value).endswith("; try auto or cpu")
+    assert len(str(caught.value)) < 220
+    assert "\n" not in str(caught.value)
+
+
 def test_predict_asks_a_device_for_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as mps, which has none: what is on it is fetched first."""
     from avpt.data.clip import ClipSettings, DecodedClip

@@ -11,6 +11,7 @@ from avpt.errors import ConfigError
 from avpt.training.world import World, this_machine
 
 ALONE = World()
+MOST_TOLD = 120  # characters of torch's words
 
 
 def start(seed: int, device: str, precision: str = "fp32", world: World = ALONE) -> torch.device:
@@ -69,10 +70,12 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(
-            f"--device {name} can't be used here ({next(iter(str(error).splitlines()), '')}); try auto or cpu"
-        ) from None
+    except (NotImplementedError, ImportError):  # of which torch writes a page
+        raise ConfigError(f"--device {name} can't be used here (not in this build of torch); try auto or cpu") from None
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).partition("\n")[0].partition(". ")[0]
+        why = why if len(why) <= MOST_TOLD else why[:MOST_TOLD] + " ..."
+        raise ConfigError(f"--device {name} can't be used here ({why}); try auto or cpu") from None
     return device
 
 
