@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from loading import loader, sums
 from test_processes import alive, descendants, wait_for
 
@@ -129,6 +130,23 @@ def test_our_own_faults_keep_their_traceback(said: str) -> None:
         raise RuntimeError(said)
 
 
+def test_memory_that_is_lacking_where_no_one_looks_is_told(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that hands a batch over would drop it, and the main process wait for ever."""
+    share = torch.Tensor.share_memory_
+
+    def full(values: torch.Tensor) -> torch.Tensor:
+        if values.ndim == 1:  # labels and positions
+            raise RuntimeError(
+                "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"
+            )
+        return share(values)  # type: ignore[no-untyped-call, no-any-return]
+
+    monkeypatch.setattr("torch.Tensor.share_memory_", full)
+    with pytest.raises(AvptError, match=r"/dev/shm .*is full"), deaths_told():
+        sums(loader(store, 1))
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which("unshare") is None or subprocess.run(["unshare", "-m", "true"], stderr=-1).returncode != 0,
     reason="needs the right to mount",
