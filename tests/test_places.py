@@ -51,7 +51,7 @@ def test_places_in_a_job(environment: Callable[..., None]) -> None:
         ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK is 'x' in the environment; it must be a number"),
         ({"RANK": "0", "WORLD_SIZE": "-2"}, "WORLD_SIZE is '-2' in the environment"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2 where WORLD_SIZE is 2"),
-        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1"}, "WORLD_SIZE is 2, but MASTER_ADDR, where"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1"}, "WORLD_SIZE is 2 without MASTER_ADDR, where"),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "p"}, "MASTER_PORT is 'p' in the"),
     ],
 )

@@ -159,7 +159,7 @@ def join_world() -> Iterator[World]:
 
     if lacking := [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
         raise ConfigError(
-            f"WORLD_SIZE is {size}, but {' and '.join(lacking)}, where the processes meet, not set; torchrun does that"
+            f"WORLD_SIZE is {size} without {' and '.join(lacking)}, where the processes meet; torchrun sets that"
         )
     number_of("MASTER_PORT")
     world = World(rank, size)
