@@ -136,7 +136,9 @@ def _how_to_go_on() -> str:
     """The command that was given, for another time."""
     _, size, _, here = place_in_job()
     program = ["python", "-m", "avpt"] if Path(sys.argv[0]).name == "__main__.py" else ["avpt"]
-    if size > 1:  # what torchrun was told of other machines is not known here
+    if here is None:  # some launcher, which is not known here
+        program = ["...", *program]
+    elif size > 1:  # what torchrun was told of other machines is not known here
         program = ["torchrun", *(["..."] if size > here else []), "--nproc-per-node", str(here), "-m", "avpt"]
     arguments = [argument for argument in sys.argv[1:] if argument != "--overwrite"]  # which would start over
     return f"; the same command again goes on from here: {shlex.join([*program, *arguments])}"

@@ -14,10 +14,14 @@ from torch import Tensor
 from avpt import artifacts
 from avpt.checking import RecordError, convert
 from avpt.errors import ArtifactError, ConfigError, listed
+from avpt.outputs import sha256
 from avpt.records import InputSpec
 from avpt.types import MODALITIES, Modality
 
 log = logging.getLogger(__name__)
+
+# options that keep a model from becoming sure, and what they are where a header does not tell
+SOFTENING = {"label_smoothing": 0.0, "mixup": None}
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Dynamics:
     probability: Tensor  # (epochs, clips) float32 of the true class
     correct: Tensor  # (epochs, clips) bool
     input: InputSpec  # the run's input pipeline
+    header: artifacts.Header
 
     def of(self, ids: Sequence[str], skip_epochs: int) -> tuple[Tensor, Tensor]:
         """(epochs, clips) probability and correctness of the given clips, without the first epochs.
@@ -65,7 +70,68 @@ def read_dynamics(path: Path, modality: Modality) -> Dynamics:
         raise ArtifactError(f"{file} has a damaged spec ({error}); train it again") from None
     if spec.modality != modality:
         raise ArtifactError(f"{path} is a run on {spec.modality}; --{modality} needs a stage-1 run on {modality}")
-    return Dynamics(path, artifacts.unpack_ids(tensors), tensors["probability"], tensors["correct"], spec.input)
+    ids, probability, correct = artifacts.unpack_ids(tensors), tensors["probability"], tensors["correct"]
+    return Dynamics(path, ids, probability, correct, spec.input, artifact.header)
+
+
+def check_comparable(dynamics: dict[Modality, Dynamics]) -> None:
+    """See that one run's confidence means what the other's does; what only makes one of them surer is warned of.
+
+    Raises:
+        ArtifactError: the runs learnt other classes, or recorded in another way.
+    """
+    audio, visual = dynamics["audio"], dynamics["visual"]
+    if set(audio.header.classes) != set(visual.header.classes):
+        only = sorted(set(audio.header.classes) ^ set(visual.header.classes))
+        raise ArtifactError(
+            f"{audio.path} and {visual.path} learnt different classes (only one knows {listed(only)}), so their "
+            "confidences can't be compared; train both on one store"
+        )
+    several = {recorded.path: bool(recorded.header.spec.get("multi_label")) for recorded in (audio, visual)}
+    if len(set(several.values())) > 1:
+        one = next(path for path, multi_label in several.items() if not multi_label)
+        raise ArtifactError(
+            f"{audio.path} and {visual.path} can't be compared: only {one} has one label a clip; "
+            "train both on one store"
+        )
+    ways = [recorded.header.config.get("dynamics", "train") for recorded in (audio, visual)]
+    if ways[0] != ways[1]:
+        raise ArtifactError(
+            f"{audio.path} recorded with --dynamics {ways[0]}, {visual.path} with --dynamics {ways[1]}, so their "
+            "confidences can't be compared; train both with the same"
+        )
+    if audio.header.inputs.get("store") != visual.header.inputs.get("store"):
+        log.warning("%s and %s were trained on different stores; clips are joined by id", audio.path, visual.path)
+    epochs = len(audio.probability), len(visual.probability)
+    if epochs[0] != epochs[1]:
+        told = "%s recorded over %d epochs, %s over %d: a run is surer the longer it learns, so that epochs decide"
+        log.warning(f"{told} which modality dominates", audio.path, epochs[0], visual.path, epochs[1])
+    for name, default in SOFTENING.items():
+        there, here = (recorded.header.config.get(name, default) for recorded in (audio, visual))
+        if there != here:
+            told = "%s was trained with --%s %s, %s with %s, which makes one of them less sure than the other"
+            log.warning(told, audio.path, name.replace("_", "-"), there or "none", visual.path, here or "none")
+
+
+def check_scored_from(path: Path, runs: dict[Modality, Path]) -> None:
+    """See that a confidence artifact was scored from the runs whose encoders it is to guide.
+
+    An encoder of no stage-1 run, as `init` writes it, has recorded nothing: that is warned of.
+
+    Raises:
+        ArtifactError: a run is another than the one it was scored from, or has gone on since.
+    """
+    header, _ = artifacts.read_header(path)
+    for modality, run in runs.items():
+        dynamics = (run if run.is_dir() else run.parent) / "dynamics.safetensors"
+        belongs = run.is_dir() or run.name in ("model.safetensors", "last.safetensors")
+        if not belongs or not dynamics.is_file():
+            log.warning("%s was scored from another %s run than %s, which recorded nothing", path, modality, run)
+        elif header.inputs.get(modality) != sha256(dynamics):
+            raise ArtifactError(
+                f"{path} was not scored from --{modality} {run} as it is now; "
+                f"score it from the runs given, with `avpt score-confidence`"
+            )
 
 
 def join_ids(dynamics: dict[Modality, Dynamics], skip: bool) -> list[str]:
@@ -109,7 +175,7 @@ def statistics(probability: Tensor, correct: Tensor) -> dict[str, Tensor]:
 
 def no_ratios(num_clips: int) -> dict[Modality, Tensor]:
     """Nothing is masked."""
-    return {modality: torch.zeros(num_clips) for modality in MODALITIES}
+    return {modality: torch.zeros(num_clips, dtype=torch.float64) for modality in MODALITIES}
 
 
 def mask_ratios(
@@ -121,7 +187,7 @@ def mask_ratios(
     eta: float,
     threshold: float,
 ) -> dict[Modality, Tensor]:
-    """How much of each clip's input is masked, (clips,) float32 per modality.
+    """How much of each clip's input is masked, (clips,) float64 per modality: float32 would make 0.7 less than 0.7.
 
     dominant: r_m = rho_m * tanh(eta * d_m) if d_m = c_m - c_other > 0 and c_m >= tau, else 0.
     released: if c_v >= tau, r_a = rho_a * tanh(eta * (c_a - c_v)); else if c_a >= tau,
@@ -151,7 +217,7 @@ def mask_ratios(
     ratios = {modality: torch.where(applies[modality], raw[modality], 0.0) for modality in raw}
     if mask == "uniform":
         ratios = {modality: values.mean().expand(len(values)) for modality, values in ratios.items()}
-    return {modality: values.clamp(min=0).float() for modality, values in ratios.items()}
+    return {modality: values.clamp(min=0) for modality, values in ratios.items()}
 
 
 def read_confidence(path: Path, ids: Sequence[str]) -> tuple[dict[Modality, Tensor], Tensor]:
@@ -182,11 +248,11 @@ def read_confidence(path: Path, ids: Sequence[str]) -> tuple[dict[Modality, Tens
 
 def spread(ratios: dict[Modality, Tensor], known: Tensor, num_clips: int) -> dict[Modality, Tensor]:
     """Ratios of the known clips among all clips, (clips,); the others are not masked."""
-    return {m: torch.zeros(num_clips).index_copy(0, known, values) for m, values in ratios.items()}
+    return {m: zeros.index_copy(0, known, ratios[m]) for m, zeros in no_ratios(num_clips).items()}
 
 
 def save_ratios(path: Path, header: artifacts.Header, ratios: dict[Modality, Tensor], ids: Sequence[str]) -> None:
     """`mask.safetensors`: the ratio of every training clip; `header` is that of the run's model."""
-    tensors = {f"{modality}_ratio": values for modality, values in ratios.items()}
+    tensors = {f"{modality}_ratio": values.float() for modality, values in ratios.items()}
     own = artifacts.Header(kind="mask", config=header.config, inputs=header.inputs, classes=header.classes)
     artifacts.save(path, own, tensors | artifacts.pack_ids(ids))

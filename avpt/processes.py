@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import math
 import os
 import resource
 import signal
@@ -14,18 +16,31 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from avpt.errors import ConfigError
+
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MANY_FILES = 1 << 16  # open at a time: as many shards hold 8 million clips
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies, and leave Ctrl-C to the parent. Linux only."""
+    """Ask the kernel to kill this process when its parent dies, and leave Ctrl-C to the parent. Linux only.
+
+    Under forkserver the parent by the kernel's reckoning is the server, which lives as long as anything that it forked.
+    What ends with the process that asked for this one is its end of a pipe.
+    """
+    from multiprocessing import parent_process
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # inherited by fork: the parent's handler raises
     parent = os.getppid()
     signal_when_parent_dies(signal.SIGKILL)
-    if sys.platform == "linux" and os.getppid() != parent:
-        os._exit(1)
+    asked = parent_process()
+    if sys.platform == "linux" and asked is not None:
+        fcntl.fcntl(asked.sentinel, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(asked.sentinel, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(asked.sentinel, fcntl.F_SETFL, fcntl.fcntl(asked.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
+    if (sys.platform == "linux" and os.getppid() != parent) or (asked is not None and not asked.is_alive()):
+        os._exit(1)  # it died before that was asked for
 
 
 def signal_when_parent_dies(number: signal.Signals) -> None:
@@ -46,8 +61,59 @@ def open_file_limit() -> int:
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: those that it may run on, and no more than its container is granted."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, *_granted_cores())))
+
+
+def loading_workers(asked: int | None, processes: int = 1) -> int:
+    """Loading processes: as many as asked for, or, for each of several processes on a machine, its cores but one."""
+    return max(0, num_cores() // processes - 1) if asked is None else asked
+
+
+def _granted_cores(cgroups: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> list[float]:
+    """The quotas of this process's control groups and of those around them, in cores; cgroups(7). Linux only."""
+    found = [math.inf]
+    try:
+        lines = cgroups.read_text().splitlines()
+    except OSError:
+        return found
+    for line in lines:
+        _, controllers, inside = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # version 2 has no controllers; where a container sees only its own group, that is the mount itself
+        root = mount / "cpu" if controllers else mount
+        innermost = root / inside.strip("/")
+        for group in (innermost, *innermost.parents):
+            if not group.is_relative_to(root):
+                break
+            with suppress(OSError, ValueError, ZeroDivisionError):
+                if controllers:
+                    quota, period = ((group / f"cpu.cfs_{what}_us").read_text() for what in ("quota", "period"))
+                else:
+                    quota, period = (group / "cpu.max").read_text().split()
+                if quota != "max" and int(quota) > 0:
+                    found.append(int(quota) / int(period))
+    return found
+
+
+def start_forkserver(*preload: str) -> None:
+    """Start the process that others are forked from, with these modules loaded, where it does not run yet.
+
+    It is deaf to Ctrl-C and SIGTERM, which are its parent's to handle: it ends with its parent.
+    """
+    from multiprocessing import forkserver, set_forkserver_preload  # not where a command only starts up
+
+    set_forkserver_preload(list(preload))
+    handlers: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        forkserver.ensure_running()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def begin_peak() -> int:
@@ -69,13 +135,31 @@ def _peak() -> int:
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
-def place_in_job() -> tuple[int, int, int, int]:
-    """(rank, size, rank on this machine, size on this machine) as torchrun's environment says; alone (0, 1, 0, 1)."""
-    names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
-    if not names.keys() <= os.environ.keys():
+def place_in_job() -> tuple[int, int, int | None, int | None]:
+    """(rank, size, rank on this machine, size on this machine) as torchrun's environment says; alone (0, 1, 0, 1).
+
+    The latter two are None where the environment does not tell, as under srun.
+
+    Raises:
+        ConfigError: the environment makes no sense.
+    """
+    if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         return 0, 1, 0, 1
-    rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)
-    return rank, size, local_rank, local_size
+    place = [number_of(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
+    rank, size, local_rank, local_size = place
+    assert rank is not None
+    assert size is not None
+    if rank >= size:
+        raise ConfigError(f"RANK is {rank} where WORLD_SIZE is {size}; ranks count from 0, as torchrun sets them")
+    return (rank, size, local_rank, local_size) if size > 1 else (0, 1, 0, 1)
+
+
+def number_of(name: str) -> int | None:
+    """A number that a launcher left in the environment."""
+    text = os.environ.get(name)
+    if text is not None and not (text.isascii() and text.isdecimal()):
+        raise ConfigError(f"{name} is {text[:100]!r} in the environment; it must be a number, as torchrun sets it")
+    return None if text is None else int(text)
 
 
 class InterruptedWork(Exception):  # noqa: N818, no error

@@ -25,7 +25,7 @@ from avpt.data.store import SplitIndex, Store
 from avpt.errors import ConfigError
 from avpt.models.encoder import freeze, norm_parameters
 from avpt.models.fusion import shares
-from avpt.processes import num_cores
+from avpt.processes import loading_workers
 from avpt.records import LARGEST_INPUT
 from avpt.training import objective, optim, record, runtime
 from avpt.training.balance import OgmGe
@@ -51,7 +51,7 @@ def start(config: TrainConfig, world: World) -> torch.device:
     """Make ready what does not depend on the data; nothing is written yet."""
     if config.tensorboard:
         world.first(need_tensorboard)
-    return runtime.start(config.seed, config.device, config.precision, world.local_rank)
+    return runtime.start(config.seed, config.device, config.precision, world)
 
 
 def input_spec(store: Store, config: TrainConfig) -> InputSpec:
@@ -97,7 +97,7 @@ def train(
     """
     device = next(model.parameters()).device
     spec = input_spec(store, config)
-    workers = max(0, num_cores() // world.local_size - 1) if config.workers is None else config.workers
+    workers = loading_workers(config.workers, world.local_size)
 
     def loader(split: Split, augmented: Augmentation | None = None, masking: Masking | None = None) -> Loader:
         codec = store.settings["frame_codec"]

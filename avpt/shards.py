@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -162,7 +163,15 @@ def _write(job: Job, shard: Shard, rows: list[DecodedClip | Failure]) -> None:
             "longest": round(max((max(row.seconds.values(), default=0.0) for _, row in kept), default=0.0), 2),
             "shorter": sum(row.is_short(job.settings) for _, row in kept),
         },
+        sources=[source_of(clip) for clip, _ in kept],
     )
+
+
+def source_of(clip: Clip) -> str:
+    """What a clip is cut from: its recording by name, else the file of a segment; empty where it is none."""
+    if clip.recording or (clip.start is None and clip.end is None):
+        return clip.recording
+    return os.path.normpath(next(filter(None, clip.written)))
 
 
 def encode_labels(labels: list[tuple[str, ...]], classes: tuple[str, ...], multi_label: bool) -> np.ndarray:

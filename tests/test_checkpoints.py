@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from avpt.errors import AvptError
 from avpt.models.encoder import Classifier, EncoderSpec, build_encoder
+from avpt.training import runtime
 from avpt.training.checkpoint import load_checkpoint, previous_of, save_checkpoint
 from avpt.training.loop import fit
 from avpt.training.passes import Stepping, train_epoch
@@ -275,6 +276,23 @@ def test_another_number_of_processes_is_a_warning_or_an_error(tmp_path: Path, ca
     torch.save(state | {"job": {"processes": 4, "steps": STEPS - 1}}, tmp_path / "last.pt")
     with pytest.raises(AvptError, match=r"4 process\(es\) that took 2 steps an epoch, 1 take 3; start 4, or"):
         trained(tmp_path, epochs=3)
+
+
+def test_another_device_or_thread_count_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trained(tmp_path, epochs=1)
+    state = checkpoint(tmp_path)
+    assert state["job"] == {"processes": 1, "steps": STEPS} | runtime.environment(torch.device("cpu"))
+    with caplog.at_level("WARNING", logger="avpt"):
+        trained(tmp_path, epochs=2)
+        assert not caplog.messages
+        state["job"] |= {"threads": 7, "device": "NVIDIA H100"}
+        torch.save(state, tmp_path / "last.pt")
+        trained(tmp_path, epochs=3)
+    told = f"{tmp_path / 'last.pt'} was made with"
+    assert [message.partition(":")[0] for message in caplog.messages] == [
+        f"{told} device NVIDIA H100, going on with cpu",
+        f"{told} threads 7, going on with {torch.get_num_threads()}",
+    ]
 
 
 # --- how a step is taken -----------------------------------------------------------------------------------------

@@ -18,7 +18,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from avpt.confidence import mask_ratios, read_confidence, spread, statistics
+from avpt import artifacts
+from avpt.artifacts import Header
+from avpt.confidence import check_scored_from, mask_ratios, read_confidence, spread, statistics
+from avpt.data.masking import patches_to_mask
+from avpt.errors import ArtifactError
 from avpt.types import MODALITIES, Modality
 
 STATISTICS = ("confidence", "variability", "correctness")
@@ -127,11 +131,11 @@ def test_ratios_are_the_methods(
     expected = by_hand(audio, visual, mask, rule, ratio, eta, tau)
     assert found.keys() == expected.keys()
     for modality, values in found.items():
-        assert values.dtype == torch.float32
+        assert values.dtype == torch.float64
         assert values.tolist() == pytest.approx(expected[modality], abs=TINY)
         if mask == "adaptive":
             for value, exact in zip(values.tolist(), expected[modality], strict=True):
-                assert (value > 0) == (exact > 0) or exact < 1e-44  # below float32's smallest
+                assert (value > 0) == (exact > 0)
     if rule == "released" and mask == "adaptive":
         assert not found["visual"].any()
     if eta <= 1:
@@ -170,6 +174,107 @@ def test_a_clip_easy_by_sound_has_its_sound_masked() -> None:
     expected = [0.5 * math.tanh(0.8), 0, 0.5 * math.tanh(0.25), 0, 0]
     assert ratios["audio"].tolist() == pytest.approx(expected, abs=TINY)
     assert ratios["visual"].tolist() == pytest.approx([0, math.tanh(0.8), 0, 0, 0], abs=TINY)
+
+
+@pytest.mark.parametrize(("rho", "patches", "masked"), [(0.7, 100, 70), (0.29, 100, 29), (0.57, 100, 57), (0.3, 10, 3)])
+def test_a_ratio_is_the_number_that_was_given(rho: float, patches: int, masked: int) -> None:
+    """Not the one next to it in float32 (0.7 of 100 was 69), nor the product that float64 rounds down."""
+    sure: dict[Modality, torch.Tensor] = {"audio": torch.ones(3), "visual": torch.zeros(3)}
+    both: dict[Modality, float] = {"audio": rho, "visual": rho}
+    masks: tuple[Literal["adaptive", "uniform"], ...] = ("adaptive", "uniform")
+    for mask in masks:
+        ratios = mask_ratios(sure, mask=mask, rule="dominant", ratio=both, eta=100.0, threshold=0.5)
+        assert patches_to_mask(ratios["audio"], patches).tolist() == [masked] * 3
+        assert patches_to_mask(ratios["audio"].float(), patches).tolist() == [masked] * 3  # as mask.safetensors has it
+    below = torch.tensor([math.nextafter(rho - 1e-9, 0)], dtype=torch.float64)
+    assert patches_to_mask(below, patches).tolist() == [masked - 1]
+
+
+# --- two runs that can't be compared, or are not the right ones ----------------------------------------------------
+
+
+def run(path: Path, modality: Modality, epochs: int = 3, **differing: object) -> Path:
+    """A finished stage-1 run as far as `score-confidence` looks at it."""
+    spec = {"modality": modality, "multi_label": differing.pop("multi_label", False)}
+    spec["input"] = {
+        **{"sample_rate": 16000, "mel_bins": 32, "spectrogram_frames": 48, "pad": "zero", "fps": 1.0, "max_frames": 1},
+        **{"frame_size": 28, "mean": 0.0, "std": 1.0, "image_size": 32, "num_frames": 1},
+    }
+    header = Header(
+        kind="dynamics",
+        spec=spec,
+        classes=list(differing.pop("classes", ("a", "b"))),  # type: ignore[call-overload]
+        inputs={"store": str(differing.pop("store", "one")), "init": modality},
+        config={"modality": modality, "dynamics": "train", **differing},
+    )
+    (path / "checkpoint").mkdir(parents=True)
+    (path / "summary.json").write_text("{}")
+    probability = torch.full((epochs, 2), 0.25 if modality == "audio" else 0.5)
+    rows = {"probability": probability, "correct": probability > 0.3}
+    artifacts.save(path / "dynamics.safetensors", header, rows | artifacts.pack_ids(["x", "y"]))
+    return path
+
+
+def scoring(folder: Path, **differing: object) -> tuple[str | Path, ...]:
+    return (
+        *("score-confidence", "--audio", run(folder / "audio", "audio")),
+        *("--visual", run(folder / "visual", "visual", **differing)),  # type: ignore[arg-type]
+        *(*PATCHES, "--out", folder / "confidence.safetensors"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("differing", "says"),
+    [
+        ({"dynamics": "eval"}, "audio recorded with --dynamics train, "),
+        ({"classes": ("a", "c", "d")}, "learnt different classes (only one knows b, c, d)"),
+        ({"multi_label": True}, "audio has one label a clip"),
+    ],
+)
+def test_runs_whose_confidence_means_another_thing_are_refused(
+    tmp_path: Path, differing: dict[str, object], says: str
+) -> None:
+    refused = avpt(*scoring(tmp_path, **differing))
+    assert refused.code == 1
+    assert says in refused.error
+    assert f"{tmp_path / 'visual'} " in refused.error
+    assert not (tmp_path / "confidence.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("differing", "says"),
+    [
+        ({"epochs": 5}, "audio recorded over 3 epochs, "),
+        ({"store": "two"}, "were trained on different stores"),
+        ({"label_smoothing": 0.1}, "audio was trained with --label-smoothing none, "),
+        ({"mixup": 0.4}, "audio was trained with --mixup none, "),
+    ],
+)
+def test_runs_of_which_one_may_be_surer_for_another_reason_are_told(
+    tmp_path: Path, differing: dict[str, object], says: str
+) -> None:
+    told = done(*scoring(tmp_path, **differing)).stderr
+    (line,) = [line for line in told.splitlines() if line.startswith("warning: ") and "patch" not in line]
+    assert says in line
+    assert str(tmp_path / "visual") in line
+
+
+def test_runs_alike_are_scored_without_a_word(tmp_path: Path) -> None:
+    told = done(*scoring(tmp_path, classes=("b", "a"), label_smoothing=0.0)).stderr
+    assert not [line for line in told.splitlines() if line.startswith("warning: ") and "patch" not in line]
+
+
+def test_confidence_belongs_to_its_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    done(*scoring(tmp_path))
+    confidence, audio, visual = (tmp_path / name for name in ("confidence.safetensors", "audio", "visual"))
+    check_scored_from(confidence, {"audio": audio, "visual": visual / "model.safetensors"})
+    assert not caplog.messages
+    check_scored_from(confidence, {"audio": tmp_path / "init.safetensors", "visual": visual})
+    assert "another audio run than" in caplog.text
+    other = run(tmp_path / "longer", "visual", epochs=4)
+    for wrong in (other, other / "last.safetensors"):
+        with pytest.raises(ArtifactError, match=r"was not scored from --visual .*longer.* as it is now"):
+            check_scored_from(confidence, {"audio": audio, "visual": wrong})
 
 
 def joined(audio: Path, visual: Path, skip: int = 0) -> tuple[list[str], dict[str, np.ndarray]]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,19 @@ def test_clips_without_confidence(experiment: Experiment, tmp_path: Path, monkey
         ratio = plain[f"{modality}_ratio"].clone()
         ratio[:2] = 0
         assert torch.equal(found[f"{modality}_ratio"], ratio)
+
+
+def test_confidence_of_another_run_is_refused(experiment: Experiment, tmp_path: Path) -> None:
+    other = shutil.copytree(experiment.visual, tmp_path / "other", ignore=shutil.ignore_patterns("*.pt"))
+    recorded = load_file(other / "dynamics.safetensors")
+    with safe_open(other / "dynamics.safetensors", "pt") as file:
+        metadata = file.metadata()
+    save_file(recorded | {"probability": recorded["probability"] / 2}, other / "dynamics.safetensors", metadata)
+    command = (*fuse(experiment), "--confidence", experiment.confidence, "--visual", other, "--out", tmp_path / "run")
+    refused = avpt(*command)
+    assert refused.code == 1
+    assert f"was not scored from --visual {other} as it is now; score it from the runs given" in refused.error
+    assert not (tmp_path / "run").exists()
 
 
 def test_masking_needs_confidence(experiment: Experiment, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "avpt"
@@ -23,6 +24,7 @@ LAYERS = {
     "avpt.errors": WORDS,
     "avpt.types": WORDS,
     "avpt.seeds": WORDS,
+    "avpt.strata": WORDS,
     "avpt.processes": WORDS,
     "avpt.progress": WORDS,
     "avpt.text": WORDS,
@@ -70,6 +72,11 @@ def layer_of(module: str) -> str:
     return LAYERS[best]
 
 
+@cache
+def modules() -> frozenset[str]:
+    return frozenset(map(module_of, PACKAGE.rglob("*.py")))
+
+
 def imports_of(path: Path, *, top_level_only: bool = False) -> list[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     nodes = tree.body if top_level_only else list(ast.walk(tree))
@@ -79,8 +86,7 @@ def imports_of(path: Path, *, top_level_only: bool = False) -> list[str]:
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             submodules = [f"{node.module}.{alias.name}" for alias in node.names]
-            known = {module_of(file) for file in PACKAGE.rglob("*.py")}
-            found += [name if name in known else node.module for name in submodules]
+            found += [name if name in modules() else node.module for name in submodules]
     return found
 
 

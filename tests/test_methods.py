@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from avpt.data.loader import Loader
 from avpt.data.sampling import EpochSampler, share_of
 from avpt.data.splits import balancing_weights
 from avpt.data.store import Store
+from avpt.errors import AvptError
 from avpt.models.encoder import EncoderSpec, build_encoder, freeze
 from avpt.models.fusion import FusedModel, FusionName, shares
 from avpt.processes import InterruptedWork
@@ -323,6 +325,7 @@ def fitted(
     watcher: Watcher | None = None,
     train: Two | None = None,
     lr: float = 0.1,
+    momentum: float = 0.0,
     seen: list[State] | None = None,
     **stepping: Any,
 ) -> Progress:
@@ -332,7 +335,7 @@ def fitted(
         set(model.encoder.parameters()),
         name="sgd",
         lr=lr,
-        momentum=0.0,
+        momentum=momentum,
         weight_decay=0.0,
         encoder_lr_scale=scale,
     )
@@ -369,7 +372,7 @@ def copied(model: nn.Module) -> State:
 
 def test_the_average_is_its_recursion_and_is_judged(tmp_path: Path) -> None:
     model, steps, seen = small(), list[State](), list[State]()
-    average = averaged(model, 0.7)
+    average = averaged(model, 0.4)  # less than the warm-up's from the sixth step on
     accuracies = [0.2, 0.6, 0.4]
     progress = fitted(
         tmp_path,
@@ -382,9 +385,10 @@ def test_the_average_is_its_recursion_and_is_judged(tmp_path: Path) -> None:
     assert len(steps) == 6
     expected, after_epoch = dict(steps[0]), []
     for number, now in enumerate(steps[1:], start=2):
+        decay = min(0.4, number / (9 + number))
         for name, value in now.items():
             floats = value.is_floating_point()
-            expected[name] = 0.7 * expected[name] + (1 - 0.7) * value if floats else value
+            expected[name] = decay * expected[name] + (1 - decay) * value if floats else value
         if number % 2 == 0:
             after_epoch.append(dict(expected))
     judge = small().eval()
@@ -398,6 +402,17 @@ def test_the_average_is_its_recursion_and_is_judged(tmp_path: Path) -> None:
     torch.testing.assert_close(progress.best_model, after_epoch[1])
 
 
+@pytest.mark.parametrize(("decay", "steps", "least", "most"), [(0.999, 104, 92, 95), (0.99, 3000, 2890, 2910)])
+def test_an_average_is_not_left_where_it_began(decay: float, steps: int, least: float, most: float) -> None:
+    """Of a weight that is t after t steps: 0.999 from the first step on would be at 5 after 104 of them."""
+    model = nn.Linear(1, 1, bias=False).double()
+    average = averaged(model, decay)
+    for step in range(1, steps + 1):
+        nn.init.constant_(model.weight, step)
+        average.update_parameters(model)
+    assert least < float(average.module.state_dict()["weight"]) < most
+
+
 def test_an_average_of_what_does_not_move_is_that(tmp_path: Path) -> None:
     model = small()
     model.encoder[1].num_batches_tracked.fill_(1000)  # type: ignore[operator]
@@ -408,6 +423,46 @@ def test_an_average_of_what_does_not_move_is_that(tmp_path: Path) -> None:
     for state in (copied(model), copied(average.module)):
         for name, value in state.items():
             assert torch.equal(value, before[name]) is name.startswith("encoder."), name
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        ("running_var", "BatchNorm's running statistics are no longer numbers after step 1 of epoch 2"),
+        ("average", "the averaged weights are no longer numbers after step 1 of epoch 2"),
+        ("momentum", "the optimiser's sums are no longer numbers after step 1 of epoch 2"),
+    ],
+)
+def test_what_is_not_a_number_is_never_saved(tmp_path: Path, value: float, where: str, says: str) -> None:
+    """Weights and losses may look sound beside it: a variance of infinity makes every output 0."""
+    model, steps = small(), list[int]()
+    average = averaged(model, 0.5)
+
+    def spoil() -> None:
+        steps.append(len(steps))
+        if len(steps) != 3:
+            return
+        if where == "running_var":
+            model.get_buffer("encoder.1.running_var")[2] = value
+        elif where == "average":
+            average.get_parameter("module.head.bias").data[0] = value
+        else:
+            optimizers[0].state[model.head.bias]["momentum_buffer"] = torch.tensor([value, 0.0])
+
+    optimizers, sgd = list[torch.optim.Optimizer](), torch.optim.SGD
+
+    def seen(*arguments: Any, **options: Any) -> torch.optim.Optimizer:
+        optimizers.append(sgd(*arguments, **options))
+        return optimizers[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.optim.SGD", seen)
+        with pytest.raises(AvptError, match=re.escape(says)):
+            fitted(tmp_path, model, after=spoil, average=average, checkpoint_every=1, momentum=0.5)
+    saved = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert saved["epoch"]["step"] == 0
+    assert all(values.isfinite().all() for part in ("model", "average") for values in saved[part].values())
 
 
 def test_encoders_learn_at_their_own_rate(tmp_path: Path) -> None:

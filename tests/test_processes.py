@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -122,11 +122,11 @@ def test_every_clip_is_evaluated_once(num_clips: int, batch_size: int, processes
 # --- one step ----------------------------------------------------------------------------------------------------
 
 
-def in_processes(size: int, folder: Path, body: Callable[[World], Any]) -> list[Any]:
-    """What a function gives in each of several copies of this process."""
+def in_processes(size: int, folder: Path, body: Callable[[World], Any], without: Sequence[str] = ()) -> list[Any]:
+    """What a function gives in each of several copies of this process, some of torchrun's variables left out."""
 
     def run(rank: int, place: dict[str, str]) -> int:
-        os.environ.update(place)
+        os.environ.update({name: value for name, value in place.items() if name not in without})
         with join_world() as world:
             torch.save(body(world), folder / f"{rank}.pt")
         return 0
@@ -384,4 +384,4 @@ def test_a_stopped_job_saves_its_step_and_names_its_command(experiment: Experime
     assert line.endswith(f"-m avpt {' '.join(map(str, command))}")
     assert (run / "checkpoint" / "last.pt").stat().st_mtime_ns > before
     state: dict[str, Tensor] = torch.load(run / "checkpoint" / "last.pt", weights_only=True)
-    assert state["job"] == {"processes": 2, "steps": 4}
+    assert state["job"] == {"processes": 2, "steps": 4, "device": "cpu", "threads": 1, "torch": str(torch.__version__)}

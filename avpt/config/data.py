@@ -35,7 +35,11 @@ class ManifestConfig(OutputConfig):
     test_fold: Annotated[int | None, Option(min=1, max=5, help="ESC-50: the fold to test on.", show_default="5")] = None
     val_fraction: Annotated[
         float,
-        Option(min=0, max=0.9, help="Carved from train by a hash of the YouTube id, ESC-50's src_file, else the id."),
+        Option(
+            min=0,
+            max=0.9,
+            help="Carved from train by a hash of the YouTube id, ESC-50's src_file, else the id; folders by class.",
+        ),
     ] = 0.0
     test_fraction: Annotated[
         float | None,
@@ -82,7 +86,7 @@ class ManifestConfig(OutputConfig):
 class PreprocessConfig(OutputConfig):
     """`avpt preprocess`."""
 
-    manifest: Annotated[Path, Argument(help="CSV of clips: id, label, split, video / audio / frames, start, end.")]
+    manifest: Annotated[Path, Argument(help="CSV: id, label, split, video / audio / frames, start, end, recording.")]
     out: Annotated[Path, Option(help="Folder of the store.")]
     root: Annotated[
         Path | None,

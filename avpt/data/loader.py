@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import multiprocessing
-import os
+import re
+import shutil
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 
 import torch
@@ -20,7 +21,7 @@ from avpt.data.dataset import ClipDataset
 from avpt.data.memory import PREFETCHED, Collation, Memory
 from avpt.data.sampling import EpochSampler
 from avpt.errors import AvptError, StoreError
-from avpt.processes import die_with_parent
+from avpt.processes import die_with_parent, start_forkserver
 from avpt.types import Batch, Modality
 
 
@@ -49,10 +50,9 @@ class Loader:
             batch_sampler=self.sampler,
             collate_fn=Collation(),
             num_workers=workers,
-            persistent_workers=workers > 0 and shuffle_seed is not None,  # others hold their memory for a pass only
             prefetch_factor=PREFETCHED if workers else None,
             pin_memory=device.type == "cuda",
-            worker_init_fn=partial(_start_worker, os.getpid()),
+            worker_init_fn=_start_worker,  # for a pass: two loaders never have their processes at the same time
         )
 
     def __len__(self) -> int:
@@ -61,7 +61,14 @@ class Loader:
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """One pass, from batch `start` on; what is random about it depends on `number` and the seed alone."""
         self.sampler.epoch, self.sampler.start = number, start
-        batches = iter(self.loader)
+        if self.loader.num_workers and multiprocessing.get_start_method() == "forkserver":
+            start_forkserver(__name__)
+        try:
+            batches = iter(self.loader)
+        except OSError as error:  # also locks between processes lie there
+            if error.errno != errno.ENOSPC or not self.loader.num_workers:
+                raise
+            raise AvptError(_full_memory()) from error
         for first, last in list(pairwise(self.sampler.edges))[start:]:
             item = _next(batches)
             assert item is not None
@@ -116,14 +123,42 @@ def deaths_told() -> Iterator[None]:
     """Tell the death of a loading process in one line; torch raises it wherever the main process stands.
 
     Raises:
-        AvptError: one died.
+        AvptError: one died, or found no more memory or files.
     """
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise AvptError("a loading process died (out of memory?); try again with fewer --workers") from error
+    except (RuntimeError, OSError, MemoryError) as error:
+        if told := _told(str(error)):
+            raise AvptError(told) from error
+        raise
+
+
+def _told(error: str) -> str | None:
+    """What an error of torch's loader comes to; None where that is not known."""
+    if not any(word in error for word in ("DataLoader worker", "shared memory", "ancdata")):
+        return None
+    if "Too many open files" in error or "ancdata" in error:
+        return "too many files are open; raise `ulimit -n`, or try fewer --workers"
+    if "shared memory" in error:  # also where a process found it full as it wrote: a bus error
+        return _full_memory()
+    last = error.strip().splitlines()[-1]
+    if "Caught " in error:  # it lives, and tells what it could not do
+        memory_lacks = "allocate memory" in error or "MemoryError" in error
+        return f"a loading process has too little memory ({last}); try fewer --workers" if memory_lacks else None
+    died = re.search(r"is killed by signal: ([^.]*)|exited unexpectedly", error)
+    how = (died and (died[1] or died[0])) or last
+    return f"a loading process died ({how}; out of memory?); try again with fewer --workers"
+
+
+def _full_memory() -> str:
+    memory = "/dev/shm"
+    with suppress(OSError):
+        usage = shutil.disk_usage(memory)
+        memory += f" ({usage.total / 2**20:.1f} MiB, {usage.free / 2**20:.1f} free)"
+    return (
+        f"{memory} is full: loading processes hand batches over in it; give it more, as with "
+        "`docker run --shm-size`, or try fewer --workers or a smaller --batch-size"
+    )
 
 
 def _end_workers() -> None:
@@ -133,8 +168,6 @@ def _end_workers() -> None:
         process.kill()
 
 
-def _start_worker(parent: int, number: int) -> None:
+def _start_worker(number: int) -> None:
     die_with_parent()
-    if os.getppid() != parent:  # it died before that was asked for
-        os._exit(1)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to the whole group: the parent ends its workers itself

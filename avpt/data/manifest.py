@@ -18,7 +18,7 @@ from avpt.errors import ManifestError
 from avpt.types import SPLITS, Split
 
 MEDIA_COLUMNS = ("video", "audio", "frames")  # in the order in which a default id is sought
-COLUMNS = ("id", "label", "split", *MEDIA_COLUMNS, "start", "end")
+COLUMNS = ("id", "label", "split", *MEDIA_COLUMNS, "start", "end", "recording")
 LABEL_SEPARATOR = ";"
 UNLABELLED = {"label": "-", "split": "test"}  # stand in where neither matters
 MAX_LISTED = 20  # bad rows told one by one; the rest are counted
@@ -38,6 +38,7 @@ class Clip:
     written: tuple[str, ...]  # paths in the order of MEDIA_COLUMNS as they stand in the manifest, empty where none
     start: float | None  # seconds
     end: float | None  # seconds
+    recording: str = ""  # what the clip was cut from, where its files do not tell: no split parts its clips
 
     @property
     def video(self) -> Path | None:
@@ -198,8 +199,10 @@ def _clip(row: dict[str, str], base: Path, multi_label: bool, *, there: bool) ->
         clip_id = "_".join([path.name if column in folders else path.stem, *times.values()])
         if not clip_id:
             problems.append(f"{column} {_show(written[column])} gives no id; fill in column id")
-    if any(unicodedata.category(character) == "Cc" for character in clip_id):  # HDF5 strings end at NUL
-        problems.append(f"id {_show(clip_id)} has control characters; give another in column id")
+    recording = row.get("recording", "")
+    for name, value in (("id", clip_id), ("recording", recording)):
+        if any(unicodedata.category(character) == "Cc" for character in value):  # HDF5 strings end at NUL
+            problems.append(f"{name} {_show(value)} has control characters; give another in column {name}")
     clip = Clip(
         id=clip_id,
         labels=tuple(map(sys.intern, labels)),
@@ -208,6 +211,7 @@ def _clip(row: dict[str, str], base: Path, multi_label: bool, *, there: bool) ->
         written=tuple(written.get(column, "") for column in MEDIA_COLUMNS),
         start=start,
         end=end,
+        recording=sys.intern(recording),
     )
     return clip, problems
 

@@ -18,8 +18,9 @@ FEW_PATCHES = 64  # with fewer, small ratios floor to nothing
 
 
 def patches_to_mask(ratios: Tensor, patches: int) -> Tensor:
-    """floor(ratio * patches), (clips,) int64."""
-    return torch.floor(ratios.double() * patches).long()
+    """floor(ratio * patches), (clips,) int64; what only rounding keeps below a whole number is that number."""
+    rounding = 16 * torch.finfo(ratios.dtype).eps  # 0.29 of 100 is 28.999999999999996 in float64
+    return torch.floor(ratios.double() * patches * (1 + rounding)).long()
 
 
 def count_patches(modality: Modality, plane: tuple[int, int], patch: tuple[int, int], *, warn: bool = True) -> int:

@@ -34,8 +34,11 @@ class Collation:
         return {name: self._stack(name, [clip[name] for clip in clips]) for name in clips[0]}
 
     def _stack(self, name: str, values: list[Tensor]) -> Tensor:
-        if get_worker_info() is None or name not in self.LARGE:
+        if get_worker_info() is None:
             return torch.stack(values)
+        if name not in self.LARGE:
+            # else the thread that hands it over would do that: where it fails, the main process waits for ever
+            return torch.stack(values).share_memory_()  # type: ignore[no-untyped-call, no-any-return]
         memory = self._memory.get((name, self._turn))
         if memory is None or len(memory) < len(values):
             memory = torch.empty(len(values), *values[0].shape, dtype=values[0].dtype)

@@ -65,6 +65,7 @@ def contract(config: Mapping[str, Any], clips: int, frames: int, size: int, num_
         "visual/byte_offset": f"int64 {(frames + 1,)}",
         "visual/bytes": f"uint8 {(size,)}",
         "visual/size": f"int32 {(frames, 2)}",
+        "source": f"text {(clips,)}",  # not in a shard without segments
     }
 
 
@@ -83,6 +84,8 @@ def look_at(
     for name in contract(config, 0, 0, 0, 0):
         group, _, last = name.rpartition("/")
         found[name] = _dataset(_open(groups[group] if group else file.id, last.encode()))
+    if found["source"] == "missing":
+        del found["source"]
     datasets = {name: one for name, one in found.items() if isinstance(one, h5py.Dataset)}
     shapes = {name: dataset.shape or (0,) for name, dataset in datasets.items()}
     clips, edges, size = (shapes.get(name, (0,))[0] for name in ("id", "visual/byte_offset", "visual/bytes"))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from avpt.data.store import SplitIndex, Store
 from avpt.errors import StoreError, listed
+from avpt.strata import hashes, set_aside
 from avpt.types import Modality, Split
 
 log = logging.getLogger(__name__)
@@ -46,12 +45,16 @@ def training_splits(
     if "val" not in splits:
         splits["train"], splits["val"] = carve(splits["train"], val_fraction)
         log.warning(
-            "%s has no val split: %d of %d training clips are set aside to %s",
+            "%s has no val split: %d of %d training clips are set aside to %s%s",
             store.path,
             len(splits["val"]),
             len(splits["val"]) + len(splits["train"]),
             purpose,
+            "; clips of one recording stay together" if splits["train"].sources else "",
         )
+        if lost := sorted(classes["train"] - _classes(splits["val"].labels)):
+            names = listed([store.classes[i] for i in lost])
+            log.warning("none of these clips is of %s: that val split can't tell how well they are learnt", names)
     return splits
 
 
@@ -59,32 +62,41 @@ def carve(train: SplitIndex, fraction: float) -> tuple[SplitIndex, SplitIndex]:
     """Cut (train, val) from the training split: the clips with the lowest hashes of their ids, class by class.
 
     The same clips in every command and for every seed. Each class gives its share as nearly as whole clips allow,
-    and keeps at least one on the training side. A multi-label clip counts under the rarest of its labels.
+    and keeps at least one on the training side. A multi-label clip counts under the rarest of its labels. Segments of
+    one source stay together: they are taken or left by the hash of its name.
     """
-    members = defaultdict(list)
-    for position, stratum in enumerate(_strata(train.labels)):
-        members[int(stratum)].append((hashlib.sha256(train.ids[position].encode()).digest(), position))
-    strata = [sorted(members[stratum]) for stratum in sorted(members)]
-    shares = [fraction * len(clips) for clips in strata]
-    counts = [min(int(share), len(clips) - 1) for share, clips in zip(shares, strata, strict=True)]
-    # what rounding down left over goes to the largest remainders, then to the lowest hash
-    for i in sorted(range(len(strata)), key=lambda i: (counts[i] - shares[i], strata[i][0])):
-        if sum(counts) < max(1, round(fraction * len(train))) and counts[i] < len(strata[i]) - 1:
-            counts[i] += 1
-    val = [position for clips, count in zip(strata, counts, strict=True) for _, position in clips[:count]]
-    if not val:
-        raise StoreError("the store has no val split and too few training clips to set some aside; add clips")
-    held = np.array(sorted(val))
+    held = set_aside(_strata(train.labels), hashes(_sources(train)), fraction)
+    if not len(held):
+        raise StoreError(
+            "the store has no val split and too few training clips to set some aside"
+            + (", as clips of one recording stay together; " if train.sources else "; ")
+            + "add clips, or give rows of the manifest the split `val`"
+        )
     return train.take(np.setdiff1d(np.arange(len(train)), held)), train.take(held)
 
 
+def _sources(index: SplitIndex) -> Iterator[bytes]:
+    """What each clip was cut from: its source, or itself."""
+    if not index.sources:
+        return (clip_id.encode() for clip_id in index.ids)
+    pairs = zip(index.sources, index.ids, strict=True)
+    return (b"source\0" + source.encode() if source else clip_id.encode() for source, clip_id in pairs)
+
+
 def _strata(labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """(clips,) the class that each clip counts under."""
+    """(clips,) the class that each clip counts under: of several the rarest, the first of equals.
+
+    Memory is taken for the labels that are set, not for clips times classes.
+    """
     if labels.ndim == 1:
         return labels
-    occurs = np.where(labels > 0, labels.sum(axis=0, dtype=np.int64), len(labels) + 1)
-    rarest: np.ndarray[Any, Any] = occurs.argmin(axis=1)
-    return rarest
+    rows, columns = np.nonzero(labels)
+    occurs = np.bincount(columns, minlength=labels.shape[1])
+    first = np.flatnonzero(np.diff(rows, prepend=-1))  # of each row that has a label
+    rarest = np.minimum.reduceat(occurs[columns] * labels.shape[1] + columns, first) if len(first) else first
+    strata = np.zeros(len(labels), np.int64)
+    strata[rows[first]] = rarest % labels.shape[1]
+    return strata
 
 
 def balancing_weights(labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

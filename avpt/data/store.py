@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -45,6 +46,7 @@ def write_shard(
     partial: Sequence[Failure],
     settings: Mapping[str, Any],
     lengths: Mapping[str, float] | None = None,
+    sources: Sequence[str] = (),
 ) -> None:
     """Write one shard (`path` without a suffix) and, last, the JSON beside it that declares it complete.
 
@@ -56,6 +58,7 @@ def write_shard(
         partial: what must be known of clips that are kept.
         settings: attributes of the file. The bytes depend on these arguments alone.
         lengths: how many clips are longer or far shorter than what is stored of one.
+        sources: of segments, what they were cut from; empty where no clip is one.
     """
     fields = ClipSettings.__dataclass_fields__
     clip_settings = ClipSettings(**{name: value for name, value in settings.items() if name in fields})
@@ -73,6 +76,8 @@ def write_shard(
             file.attrs[name] = value
         file.create_dataset("id", data=list(ids), shape=(len(ids),), dtype=h5py.string_dtype())
         file["label"] = labels
+        if any(sources):
+            file.create_dataset("source", data=list(sources), shape=(len(ids),), dtype=h5py.string_dtype())
         file["audio/fbank"] = fbank
         file["audio/num_frames"] = num_frames
         file["visual/clip_offset"] = _offsets(len(clip.frames) for clip in clips)
@@ -177,6 +182,7 @@ class SplitIndex:
     num_audio_frames: np.ndarray[Any, Any]  # (clips,) int32
     num_visual_frames: np.ndarray[Any, Any]  # (clips,) int64
     shards: ShardFiles
+    sources: tuple[str, ...] = ()  # of each clip, what it is a segment of, or ""; none at all where no clip is one
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -191,6 +197,7 @@ class SplitIndex:
             self.num_audio_frames[keep],
             self.num_visual_frames[keep],
             self.shards,
+            tuple(self.sources[i] for i in keep) if self.sources else (),
         )
 
 
@@ -239,6 +246,7 @@ class Store:
 
     def _index(self, split: Split) -> SplitIndex:
         ids: list[str] = []
+        sources: list[str] = []
         paths = [self.path / f"{name}.h5" for name in self.splits[split]["shards"]]
         label_shape = (0, len(self.classes)) if self.multi_label else (0,)
         empty: dict[str, Array] = {
@@ -257,9 +265,10 @@ class Store:
         for number, path in enumerate(paths):
             if read_shard_record(path.with_suffix("")) is None:
                 raise StoreError(f"{path} is missing or truncated; run its `avpt preprocess` again")
-            rows, parts = self._read_shard(path, number, files)
+            rows, shard_sources, parts = self._read_shard(path, number, files)
             for name, values in parts.items():
                 columns[name].append(values)
+            sources += shard_sources
             columns["shard"].append(np.full(len(rows), number))
             columns["row"].append(np.arange(len(rows)))
             ids += rows
@@ -275,10 +284,11 @@ class Store:
             num_audio_frames=joined["audio"],
             num_visual_frames=joined["visual"],
             shards=files,
+            sources=tuple(sources) if any(sources) else (),
         )
 
-    def _read_shard(self, path: Path, number: int, files: ShardFiles) -> tuple[list[str], dict[str, Array]]:
-        """Ids, and what there is of each clip, once it is seen that all of it lies in the shard itself.
+    def _read_shard(self, path: Path, number: int, files: ShardFiles) -> tuple[list[str], list[str], dict[str, Array]]:
+        """Ids, sources, and what there is of each clip, once it is seen that all of it lies in the shard itself.
 
         Raises:
             StoreError: it does not, or can't be.
@@ -290,6 +300,9 @@ class Store:
                     raise StoreError(f"{path}: {wrong[0]}; look at it with `avpt verify`")
                 files.locate(number, found)
                 ids = [str(clip_id) for clip_id in found["id"].asstr()[:]]
+                sources = (
+                    [sys.intern(name) for name in found["source"].asstr()[:]] if "source" in found else [""] * len(ids)
+                )
                 labels, num_frames = found["label"][:], found["audio/num_frames"][:]
                 offsets, frames = found["visual/clip_offset"][:], len(found["visual/time"])
             except (StoreError, MemoryError):
@@ -305,4 +318,4 @@ class Store:
         for row, problem in problems:
             clip = f", clip {ids[row]}" if ids else ""
             raise StoreError(f"{path}{clip}: {problem}; look at it with `avpt verify`")
-        return ids, {"label": labels, "audio": num_frames, "visual": np.diff(offsets)}
+        return ids, sources or [""] * len(ids), {"label": labels, "audio": num_frames, "visual": np.diff(offsets)}

@@ -12,7 +12,7 @@ def rows(source: Source) -> Iterator[Row]:
     """A clip for every name in a class folder: its video, its sound or both, or a folder of its images.
 
     `train`, `val` and `test` (also `valid`, `validation`) are splits where nothing else lies beside them. The id is
-    the path below the data set's folder, and the hash is over it.
+    the path below the data set's folder, and the hash is over it, class by class.
     """
     clips = sorted(key for key in source.media.names if "/" in key)
     tops = {key.partition("/")[0] for key in clips}
@@ -29,4 +29,4 @@ def rows(source: Source) -> Iterator[Row]:
             yield Row(clip, label, SPLIT_WORDS.get(split.lower()), clip, (clip,))
 
 
-DATASET = Dataset(rows, key="path")
+DATASET = Dataset(rows, key="path", stratified=True)

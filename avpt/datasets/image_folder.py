@@ -5,4 +5,4 @@ from __future__ import annotations
 from avpt.datasets.folder import rows
 from avpt.datasets.rows import Dataset
 
-DATASET = Dataset(rows, key="image")  # the rows of `folder`, each image a clip
+DATASET = Dataset(rows, key="image", stratified=True)  # the rows of `folder`, each image a clip

@@ -183,6 +183,7 @@ class Dataset:
     lists: tuple[str, ...] = ()  # patterns of its lists' names; those of the first that fits any are read
     key: Key = "name"
     multi_label: bool = False
+    stratified: bool = False  # where the hash divides its clips, it divides each class by itself
 
 
 def find_media(folder: Path, key: Key) -> Media:

@@ -37,7 +37,7 @@ class Activity:
 
     def dead(self, share: float) -> dict[str, Tensor]:
         """By layer, (channels,) bool on the CPU: zero at that share of positions or more."""
-        return {layer: zeros.cpu() >= share * self.positions[layer] for layer, zeros in self.zeros.items()}
+        return {layer: zeros.cpu().double() / self.positions[layer] >= share for layer, zeros in self.zeros.items()}
 
 
 def rectified_by(encoder: ResNet) -> dict[str, nn.Module | None]:

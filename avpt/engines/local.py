@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -26,7 +25,7 @@ from threading import Lock, Thread
 from typing import Any, Generic, TypeVar
 
 from avpt.errors import AvptError
-from avpt.processes import die_with_parent
+from avpt.processes import die_with_parent, start_forkserver
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -80,8 +79,8 @@ def run_isolated(
     """
     context = multiprocessing.get_context("forkserver")
     ray = ["ray"] if "ray" in sys.modules else []  # which every child of a Ray worker imports, as its main module does
-    context.set_forkserver_preload([preload, *ray])
-    _start_server(context)
+    start_forkserver(preload, *ray)
+    _see_it_ready(context)
     pool = _Pool(context, function, workers, timeout, memory)
     source = iter(tasks)
     under_way = 0
@@ -181,6 +180,7 @@ class _Keeper(Thread, Generic[Task, Result]):
 
     def _hand_over(self, task: Task) -> Connection:
         """Give the task to the worker and see it taken; one that was killed before that is no fault of the task."""
+        how = ""
         for breakdown in range(BREAKDOWNS):
             try:
                 pipe = self._start()
@@ -192,10 +192,11 @@ class _Keeper(Thread, Generic[Task, Result]):
                     return pipe
             except (EOFError, OSError):
                 pass
-            self._end()
+            how = self._end() or how
             time.sleep(0.1 * 2**breakdown)  # the server of workers may be on its way out too, and takes a moment
         raise AvptError(
-            "the workers die before they begin (out of memory?); run the same command again, with fewer --workers"
+            f"the workers die before they begin ({how or 'they do not start'}; out of memory?); "
+            "run the same command again, with fewer --workers"
         )
 
     def _hand_over_next(self, pipe: Connection) -> None:
@@ -251,23 +252,20 @@ def _death(exitcode: int) -> str:
         return f"exit code {exitcode}"
 
 
-def _start_server(context: ForkServerContext) -> None:
-    """Start the process that workers are forked from, and wait until it has imported what they need.
+def _see_it_ready(context: ForkServerContext) -> None:
+    """Wait until the process that workers are forked from has imported what they need.
 
-    It is deaf to Ctrl-C, which is its parent's to handle; and no worker may be on its way while the parent gives up,
-    or it would complain of what its parent took down.
+    No worker may be on its way while the parent gives up, or it would complain of what its parent took down.
     """
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.signal(signal.SIGINT, handler)
     try:
         ready = context.Process(target=_do_nothing)
         ready.start()
         ready.join()
     except (EOFError, OSError) as error:
-        raise AvptError("the process that workers are started from was killed; run the same command again") from error
+        how = str(error) or type(error).__name__
+        raise AvptError(
+            f"the process that workers are started from was killed ({how}); run the same command again"
+        ) from error
 
 
 def _do_nothing() -> None:

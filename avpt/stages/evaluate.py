@@ -13,7 +13,7 @@ from avpt.config import EvaluateConfig
 from avpt.data.store import Store
 from avpt.errors import ConfigError, StoreError, listed
 from avpt.outputs import claim, reuse_record, write_json
-from avpt.processes import num_cores
+from avpt.processes import loading_workers
 from avpt.records import EvaluationRecord
 from avpt.text import decimals
 from avpt.types import MODALITIES, SPLITS, Modality, Report, Split, Table
@@ -76,7 +76,7 @@ def evaluate(config: EvaluateConfig, store: Store, header: Header) -> dict[str, 
         model = model.to(memory_format=torch.channels_last)
     if isinstance(trained.model, FusedModel) and len(fed) == 1:
         model = OneModality(trained.model, fed[0])
-    workers = max(0, num_cores() - 1) if config.workers is None else config.workers
+    workers = loading_workers(config.workers)
     batch_size = config.batch_size or trained.option("batch_size")
     record: dict[str, Any] = {"val": None, "test": None, "clips": {}, "left_out": left_out}
     tensors: dict[str, Tensor] = {}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from avpt.config import InspectConfig, TrainConfig
 from avpt.diagnosis.channel_tables import channel_tables, foretold
 from avpt.errors import ArtifactError, OutputError, StoreError, listed
-from avpt.processes import num_cores
+from avpt.processes import loading_workers
 from avpt.progress import track
 from avpt.types import Report
 
@@ -125,7 +125,7 @@ def measure(config: InspectConfig, path: Path, before: Side, after: Side | None)
     device = runtime.start(config.seed, config.device)
     encoders = [side.found.encoder.to(device) for side in (before, after) if side is not None]
     dataset = EvaluationDataset(index, [before.modality], spec, store.settings["frame_codec"], seed=config.seed)
-    workers = max(0, num_cores() - 1) if config.workers is None else config.workers
+    workers = loading_workers(config.workers)
     # shuffled: batches of the same make, and none of one clip
     loader = Loader(dataset, config.batch_size, device=device, workers=workers, shuffle_seed=config.seed)
     first: list[Batch] = []

@@ -18,7 +18,8 @@ from typing import Any, cast
 from avpt.checking import RecordError, read
 from avpt.config import ManifestConfig
 from avpt.datasets import audioset, crema_d, esc50, folder, image_folder, kinetics_sounds, vggsound
-from avpt.datasets.rows import SUFFIXES, Dataset, Media, Row, Source, find_media, hash_split
+from avpt.datasets.dividing import split_by_hash, stratify
+from avpt.datasets.rows import SUFFIXES, Dataset, Media, Row, Source, find_media
 from avpt.errors import ConfigError, ManifestError, OutputError, listed
 from avpt.outputs import claim, differences, refuse, sha256, write_json, write_text
 from avpt.records import ManifestRecord
@@ -38,6 +39,7 @@ DATASETS: dict[str, Dataset] = {
 COLUMNS = ("id", "label", "split", *SUFFIXES, "start", "end")
 MISSING = ".missing.csv"  # ends the name of the list of clips whose media are not there
 MISSING_COLUMNS = ("id", "split", "label", "list", "line")
+MOST_CLASSES = 50  # that a table shows
 
 
 @dataclass
@@ -73,6 +75,7 @@ def run(config: ManifestConfig) -> Report:
         summary = summarize(dataset, media, gathered)
         write(out, gathered, settings | {"summary": summary}, found["files"] if found else {})
         warn(config, media, gathered)
+        warn_of_gaps(config, summary)
         return report(out, summary)
 
 
@@ -114,13 +117,15 @@ def way(start: Path, folder: Path) -> str:
 def gather(config: ManifestConfig, dataset: Dataset, source: Source, base: str) -> Gathered:
     """Every clip once, in the order of the lists, with its split and its media."""
     gathered, shares = Gathered(), (config.test_share, config.val_fraction)
+    rows = list(dataset.rows(source))
+    chosen = stratify(rows, *shares) if dataset.stratified else {}
     prefix = "" if base == "." else f"{base}/"
     first: dict[str, tuple[str, Split | None, tuple[str, int]]] = {}
-    for row in dataset.rows(source):
+    for row in rows:
         label, split, (path, line) = first.get(row.id, (None, None, row.place))
         if label is None:
             first[row.id] = row.label, row.split, row.place
-            add(gathered, source.media, row, prefix, shares)
+            add(gathered, source.media, row, prefix, chosen.get(row.id) or split_by_hash(row, *shares))
         elif (label, split) != (row.label, row.split):
             here = f"{row.id} is {row.label} of {row.split}"
             source.bad(*row.place, f"{here}, but {label} of {split} in line {line} of {path}; take one out")
@@ -129,13 +134,11 @@ def gather(config: ManifestConfig, dataset: Dataset, source: Source, base: str) 
     return gathered
 
 
-def add(gathered: Gathered, media: Media, row: Row, prefix: str, shares: tuple[float, float]) -> None:
-    """Find a clip's split and its media."""
-    split, times = row.split or hash_split(row.group, *shares), ("", "")
+def add(gathered: Gathered, media: Media, row: Row, prefix: str, split: Split) -> None:
+    """Find a clip's media, and note it with its split."""
+    times = ("", "")
     if row.split:
         gathered.official.add(row.split)
-    if row.split == "train" and shares[1]:
-        split = hash_split(row.group, 0.0, shares[1])
     found = media.find(row.names)
     if not found and row.whole:
         found, times = media.find((row.whole,)), row.times
@@ -178,22 +181,24 @@ def fits(cell: str) -> bool:
 
 
 def summarize(dataset: Dataset, media: Media, gathered: Gathered) -> dict[str, Any]:
-    """What --json prints, but for the path."""
-    labels = {clip[1] for clip in gathered.clips}
-    if dataset.multi_label:
-        labels = {name for label in labels for name in label.split(audioset.SEPARATOR)}
+    """What --json prints, but for the path; and the clips of each class, by split."""
+    by_class: dict[str, Counter[str]] = {}
+    for _, label, split, *_ in gathered.clips:
+        for name in label.split(audioset.SEPARATOR) if dataset.multi_label else [label]:
+            by_class.setdefault(name, Counter())[split] += 1
     found, missing = Counter(clip[2] for clip in gathered.clips), Counter(row[1] for row in gathered.missing)
     return {
         "clips": len(gathered.clips),
         "missing": len(gathered.missing),
         "unlisted": len(media.names - gathered.used),
-        "classes": len(labels),
+        "classes": len(by_class),
         "multi_label": dataset.multi_label,
         "splits": {
             split: {"listed": found[split] + missing[split], "found": found[split], "missing": missing[split]}
             for split in SPLITS
             if found[split] + missing[split]
         },
+        "by_class": {name: {split: by_class[name][split] for split in SPLITS} for name in sorted(by_class)},
     }
 
 
@@ -261,12 +266,38 @@ def warn(config: ManifestConfig, media: Media, gathered: Gathered) -> None:
         log.warning("%d clips lie there more than once; of %s and %s the first is taken", len(twice), *twice[0])
 
 
+def warn_of_gaps(config: ManifestConfig, summary: dict[str, Any]) -> None:
+    """Tell which classes a split has no clip of: what train lacks can't be learnt, what others lack not measured."""
+    asked = {"train"} | ({"val"} if config.val_fraction else set()) | ({"test"} if config.test_share else set())
+    for split in SPLITS:
+        if split in asked or split in summary["splits"]:
+            lacking = [name for name, counts in summary["by_class"].items() if not counts[split]]
+            if lacking:
+                told = "%s has no clip of %d of %d classes (%s)"
+                log.warning(told, split, len(lacking), summary["classes"], listed(lacking, 3))
+
+
+def class_table(out: Path, summary: dict[str, Any]) -> list[Table]:
+    """Clips of each class by split; of many classes only those of which some split has none."""
+    by_class: dict[str, dict[str, int]] = summary.get("by_class", {})  # which an older avpt did not count
+    splits = [split for split in SPLITS if any(counts[split] for counts in by_class.values())]
+    shown, title = by_class, "clips by class"
+    if len(by_class) > MOST_CLASSES:
+        shown = {name: counts for name, counts in by_class.items() if not all(counts[split] for split in splits)}
+        shown = dict(list(shown.items())[:MOST_CLASSES])
+        title = f"classes that a split has no clip of ({len(shown)} shown; {record_of(out).name} counts all)"
+    rows = [(name, *(str(counts[split] or "-") for split in splits)) for name, counts in shown.items()]
+    return [Table(title, ("", *splits), rows)] if rows else []
+
+
 def report(out: Path, summary: dict[str, Any]) -> Report:
-    """Clips per split, and what was left over on either side."""
+    """Clips per split, what was left over on either side, and clips per class."""
     columns = ("listed", "found", "missing")
     splits = [(split, summary["splits"][split]) for split in SPLITS if split in summary["splits"]]
     rows = [(split, *(str(counts[column]) for column in columns)) for split, counts in splits]
     title = f"{summary['clips']} clips of {summary['classes']} classes; {summary['unlisted']} unlisted on disk"
     if summary["multi_label"]:
         title += "; several labels a clip: preprocess them with --multi-label"
-    return Report({"manifest": str(out), **summary}, (out,), [Table(title, ("split", *columns), rows)])
+    tables = [Table(title, ("split", *columns), rows), *class_table(out, summary)]
+    told = {name: value for name, value in summary.items() if name != "by_class"}  # which the record has
+    return Report({"manifest": str(out), **told}, (out,), tables)

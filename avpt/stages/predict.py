@@ -211,7 +211,7 @@ def answer(
             outputs = trained.model.outputs(inputs[heard[0]])
     rankings = {}
     for name, logits in outputs.items():
-        scores = logits[0].double()
+        scores = logits[0].cpu().double()  # some devices (mps) have no float64
         probabilities = scores.sigmoid() if trained.multi_label else scores.softmax(dim=0)
         best = probabilities.sort(descending=True, stable=True)
         pairs = zip(best.indices.tolist()[:top], best.values.tolist()[:top], strict=True)

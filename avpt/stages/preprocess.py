@@ -219,7 +219,7 @@ def check_failures(config: PreprocessConfig, shards: list[Shard], records: Recor
             f"({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}), first {first.id} "
             f"({first.source}): {first.error}; all are in {config.out / name}.csv"
         )
-        if name == "failures" and len(rows) > config.max_failures * num_rows:
+        if name == "failures" and len(rows) / num_rows > config.max_failures:
             raise StoreError(
                 f"{told}. That is more than --max-failures {config.max_failures:g}: "
                 "mend the clips and --retry-failures, or raise it"

@@ -15,7 +15,7 @@ from avpt.data.store import Store
 from avpt.errors import ArtifactError, ConfigError
 from avpt.lineage import Lineage
 from avpt.outputs import claim
-from avpt.processes import num_cores
+from avpt.processes import loading_workers
 from avpt.types import Modality, Report, Split, Table
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def encode_splits(
     from avpt.training.passes import evaluate
     from avpt.training.world import World
 
-    workers = max(0, num_cores() - 1) if config.workers is None else config.workers
+    workers = loading_workers(config.workers)
     model, features = Features(probed.encoder).to(device), {}
     with deaths_told():
         for split, index in splits.items():

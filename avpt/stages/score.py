@@ -40,9 +40,10 @@ def run(config: ScoreConfig) -> Report:
 
 def score(config: ScoreConfig, header: Header, found: Header | None = None) -> Report:
     """Average each clip's dynamics over epochs, join both modalities by clip id, show what masking would do."""
-    from avpt.confidence import join_ids, read_dynamics, statistics
+    from avpt.confidence import check_comparable, join_ids, read_dynamics, statistics
 
     dynamics = {modality: read_dynamics(getattr(config, modality), modality) for modality in MODALITIES}
+    check_comparable(dynamics)
     ids = join_ids(dynamics, skip=config.missing == "skip")
     columns: dict[str, Tensor] = {}
     for modality, recorded in dynamics.items():

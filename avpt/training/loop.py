@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from avpt.errors import AvptError, OtherProcessError, listed
 from avpt.processes import InterruptedWork, held_back
-from avpt.training import objective
+from avpt.training import objective, runtime
 from avpt.training.checkpoint import load_checkpoint, save_checkpoint
 from avpt.training.passes import NotFiniteError, Stepping, evaluate, measure_dynamics, train_epoch
 from avpt.training.state import Batches, Clock, EpochState, Progress, new_epoch
@@ -30,6 +30,7 @@ from avpt.types import Batch
 log = logging.getLogger(__name__)
 
 STOPPED = "another process of this job was stopped; the same command goes on from here"
+LOSABLE = ("the weights", "BatchNorm's running statistics", "the averaged weights", "the optimiser's sums")
 
 
 def fit(
@@ -81,7 +82,8 @@ def fit(
         patience: epochs without a better one after which to stop; None never does.
     """
     progress, state = Progress(), new_epoch(len(clip_ids))
-    job = begun_by = {"processes": world.size, "steps": len(train)}
+    here = runtime.environment(next(model.parameters()).device)
+    job = begun_by = {"processes": world.size, "steps": len(train), **here}
     scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=stepping.precision == "fp16")
 
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scaler": scaler}
@@ -102,10 +104,11 @@ def fit(
     def save() -> None:
         watcher.busy("saving")
         merged = state.merged(world)
-        if not all(parameter.isfinite().all() for parameter in model.parameters()):
-            raise lost(
-                f"the weights are no longer numbers after step {state.step} of epoch {len(progress.records) + 1}"
-            )
+        epoch = len(progress.records)
+        after = f"step {state.step} of epoch {epoch + 1}" if state.step else f"epoch {epoch}"
+        first_bad = world.least(_first_not_finite(model, stepping.average, optimizer))
+        if first_bad < len(LOSABLE):
+            raise lost(f"{LOSABLE[first_bad]} are no longer numbers after {after}")
         if world.is_first:
             states = {name: part.state_dict() for name, part in parts.items()}
             save_checkpoint(checkpoint, {"progress": vars(progress), "epoch": vars(merged), "job": job, **states})
@@ -190,6 +193,8 @@ def fit(
             if clean_train is not None:
                 clean = stoppable(clean_train, epoch, "measuring confidence")
                 dynamics = measure_dynamics(model, clean, len(clip_ids), world)
+                if not dynamics.probability.isfinite().all():
+                    raise lost(f"the confidences are no longer numbers after epoch {epoch + 1}")
             outputs = evaluate(judged, stoppable(val, epoch, "validating"), num_val_clips, world)
             if not outputs["logits"].isfinite().all():
                 raise lost(f"the logits of val are no longer numbers after epoch {epoch + 1}")
@@ -217,12 +222,29 @@ def fit(
     return progress
 
 
+def _first_not_finite(model: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer) -> int:
+    """Which of LOSABLE, by number, is the first to hold an infinite value or none; their count where all are sound."""
+    sums = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    averages = [] if average is None else average.state_dict().values()
+    for number, tensors in enumerate((model.parameters(), model.buffers(), averages, sums)):
+        if not all(bool(values.isfinite().all()) for values in tensors):
+            return number
+    return len(LOSABLE)
+
+
 def _check_resumed(
-    checkpoint: Path, place: tuple[int, int], begun_by: dict[str, int], job: dict[str, int], world: World
+    checkpoint: Path, place: tuple[int, int], begun_by: dict[str, Any], job: dict[str, Any], world: World
 ) -> None:
-    """See that all processes go on from one place, (epochs, steps) done, and that its steps still mean the same."""
+    """See that all processes go on from one place, (epochs, steps) done, and that its steps still mean the same.
+
+    Another device, number of threads or torch is told: their kernels round differently.
+    """
     if place != world.first(lambda: place):
         raise AvptError(f"{checkpoint} is not the same everywhere; --out must be where all machines see it")
+    for name in ("device", "threads", "torch"):
+        if begun_by.get(name, job[name]) != job[name]:  # older checkpoints do not tell
+            told = "%s was made with %s %s, going on with %s: the result is not that of an undisturbed run to the bit"
+            log.warning(told, checkpoint, name, begun_by[name], job[name])
     if begun_by["processes"] == job["processes"]:
         return
     was, now = begun_by["processes"], job["processes"]

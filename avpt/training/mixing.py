@@ -38,15 +38,17 @@ def mix_clips(batch: Batch, step: int, *, alpha: float, num_classes: int, seed: 
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """A copy of a model that follows it, w <- decay w + (1 - decay) w_model after each step, running statistics too.
+    """A copy of a model that follows it, w <- d w + (1 - d) w_model after each step, running statistics too.
 
-    It starts at the model after the first step. What BatchNorm counts is taken over as it is.
+    It starts at the model after the first step. d is `decay`, or (1 + n) / (10 + n) after n steps as long as that is
+    less (the warm-up of tf.train.ExponentialMovingAverage): else a short run's average would be where it began. What
+    BatchNorm counts is taken over as it is.
     """
-    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
 
     def follow(averages: PARAM_LIST, values: PARAM_LIST, steps: Tensor | int) -> None:
         if averages[0].is_floating_point():
-            average(averages, values, steps)
+            warm = (1 + int(steps)) / (10 + int(steps))
+            get_ema_multi_avg_fn(min(decay, warm))(averages, values, steps)  # type: ignore[no-untyped-call]
         else:  # torch would round the average of two counts down, even of two that are equal
             torch._foreach_copy_(averages, values)
 

@@ -8,15 +8,19 @@ from typing import Any
 import torch
 
 from avpt.errors import ConfigError
+from avpt.training.world import World, this_machine
+
+ALONE = World()
+MOST_TOLD = 120  # characters of torch's words
 
 
-def start(seed: int, device: str, precision: str = "fp32", local_rank: int = 0) -> torch.device:
+def start(seed: int, device: str, precision: str = "fp32", world: World = ALONE) -> torch.device:
     """Fix the global generators, ask for deterministic kernels, and resolve the device.
 
-    Each of several processes on a machine takes the CUDA device of its `local_rank`, unless one is named.
+    Each of several processes takes a CUDA device of its own.
 
     Raises:
-        ConfigError: the device does not exist here, or can't calculate in that precision.
+        ConfigError: the device does not exist here, can't calculate in that precision, or is another process's too.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -25,13 +29,34 @@ def start(seed: int, device: str, precision: str = "fp32", local_rank: int = 0) 
     torch.backends.cudnn.benchmark = False
     torch.manual_seed(seed)
     resolved = resolve_device(device)
+    if resolved.type == "cuda" and resolved.index is None:
+        # a launcher may show each process one device only
+        resolved = torch.device("cuda", world.local_rank % torch.cuda.device_count())
+    if world.size > 1:
+        _check_apart(resolved, device, world)
     if resolved.type == "cuda":
-        if resolved.index is None:
-            resolved = torch.device("cuda", local_rank)
         torch.cuda.set_device(resolved)
     if precision == "fp16" and resolved.type != "cuda":
         raise ConfigError(f"--precision fp16 needs a CUDA device, not {resolved.type}; use bf16 or fp32")
     return resolved
+
+
+def _check_apart(device: torch.device, asked: str, world: World) -> None:
+    """See that the processes have devices of one type, and no CUDA device twice."""
+    mine = device.type
+    if device.type == "cuda":
+        mine += f" {this_machine()} {torch.cuda.get_device_properties(device).uuid}"
+    all_of_them = world.everyones(mine)
+    if len(types := sorted({one.partition(" ")[0] for one in all_of_them})) > 1:
+        raise ConfigError(f"--device {asked} is {' here and '.join(types)} there; name one that all processes have")
+    if device.type != "cuda" or len(set(all_of_them)) == world.size:
+        return
+    if asked not in ("auto", "cuda"):
+        raise ConfigError(f"--device {asked} is one device for several processes; with --device cuda each has its own")
+    raise ConfigError(
+        f"{world.size} processes have {len(set(all_of_them))} CUDA device(s) between them; "
+        "start one for each device, or give --device cpu"
+    )
 
 
 def resolve_device(name: str) -> torch.device:
@@ -45,14 +70,16 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(
-            f"--device {name} can't be used here ({next(iter(str(error).splitlines()), '')}); try auto or cpu"
-        ) from None
+    except (NotImplementedError, ImportError):  # of which torch writes a page
+        raise ConfigError(f"--device {name} can't be used here (not in this build of torch); try auto or cpu") from None
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).partition("\n")[0].partition(". ")[0]
+        why = why if len(why) <= MOST_TOLD else why[:MOST_TOLD] + " ..."
+        raise ConfigError(f"--device {name} can't be used here ({why}); try auto or cpu") from None
     return device
 
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What the bytes of a result hang on besides options and inputs."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {"device": name, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from avpt.errors import AvptError, OtherProcessError
-from avpt.processes import place_in_job, signal_when_parent_dies
+from avpt.errors import AvptError, ConfigError, OtherProcessError
+from avpt.processes import number_of, place_in_job, signal_when_parent_dies
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,7 +24,12 @@ Value = TypeVar("Value")
 
 TIMEOUT = timedelta(minutes=30)  # longer than any process may make the others wait, as the first does when it writes
 NEWS = timedelta(seconds=20)  # that others wait to learn whether the first process had the same error, and it for them
-LOST = "another process of this job died or can't be reached; the same command goes on from the last checkpoint"
+LOST = "another process of this job died or can't be reached ({}); the same command goes on from the last checkpoint"
+APART = "this process can't work with the others ({}); mend that, and the same command goes on from the last checkpoint"
+# what backends say of a connection; what else they say is this process's own trouble
+OF_OTHERS = re.compile(r"peer|remote|time[d -]*out|connect|socket|broken pipe|heartbeat", re.IGNORECASE)
+PLACE_IN_SOURCE = re.compile(r"\[[^\]]*\.(?:cc|cpp|h|hpp):\d+\] *")
+MOST_TOLD = 300  # characters of a backend's error
 
 
 @dataclass(frozen=True)
@@ -65,15 +74,19 @@ class World:
             dist.all_reduce(total)
         return total
 
-    def all_of(self, numbers: Tensor) -> list[int]:
-        """Every process's numbers, sorted."""
+    def everyones(self, value: Value) -> list[Value]:
+        """What each process has, in their order."""
         if self.size == 1:
-            return sorted(numbers.tolist())
+            return [value]
         import torch.distributed as dist
 
-        parts: list[list[int]] = [[] for _ in range(self.size)]
-        dist.all_gather_object(parts, numbers.tolist())
-        return sorted(number for part in parts for number in part)
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def all_of(self, numbers: Tensor) -> list[int]:
+        """Every process's numbers, sorted."""
+        return sorted(number for part in self.everyones(numbers.tolist()) for number in part)
 
     def least(self, number: int) -> int:
         """The smallest of all processes' numbers."""
@@ -137,17 +150,28 @@ def join_world() -> Iterator[World]:
     Raises:
         OtherProcessError: one of them died, or can't be met; without a message where the first process tells more.
     """
-    world = World(*place_in_job())
-    if world.size == 1:
-        yield world
+    rank, size, local_rank, local_size = place_in_job()
+    if size == 1:
+        yield World()
         return
     import torch
     import torch.distributed as dist
 
+    if lacking := [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+        raise ConfigError(
+            f"WORLD_SIZE is {size} without {' and '.join(lacking)}, where the processes meet; torchrun sets that"
+        )
+    number_of("MASTER_PORT")
+    world = World(rank, size)
     signal_when_parent_dies(signal.SIGTERM)  # torchrun starts its processes in sessions of their own
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        dist.init_process_group(backend, timeout=TIMEOUT, rank=rank, world_size=size)
+        if local_rank is None or local_size is None:
+            machines = world.everyones(this_machine())
+            local_rank = machines[:rank].count(machines[rank]) if local_rank is None else local_rank
+            local_size = machines.count(machines[rank])
+        world = World(rank, size, local_rank, local_size)
         yield world
     except OtherProcessError:
         with suppress(RuntimeError):
@@ -158,13 +182,33 @@ def join_world() -> Iterator[World]:
             raise OtherProcessError from error
         raise
     except RuntimeError as error:
-        lost = isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "peer", "NCCL"))
-        if not lost:
+        of_the_job = isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "peer", "NCCL"))
+        if not of_the_job:
             raise
-        raise OtherProcessError(LOST) from error
+        cause = _cause(error)
+        if OF_OTHERS.search(cause):
+            raise OtherProcessError(LOST.format(cause)) from error
+        if dist.is_initialized() and _first_tells(world, cause):
+            raise OtherProcessError from error
+        raise AvptError(APART.format(cause)) from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _cause(error: Exception) -> str:
+    """What a backend says, in a line, without where in its source and the stack that it may add."""
+    text = str(error).partition("\nException raised from")[0]
+    head, _, last = text.partition("Last error:")  # NCCL's own word for it, which is otherwise a number
+    told = f"NCCL: {last.strip()}" if last.strip() else head
+    told = ". ".join(filter(None, map(str.strip, PLACE_IN_SOURCE.sub("", told).splitlines())))
+    return told if len(told) <= MOST_TOLD else f"{told[:MOST_TOLD]} ..."
+
+
+def this_machine() -> str:
+    """A name that no other machine has, nor another container on it."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{socket.gethostname()} {boot.read_text().strip() if boot.exists() else ''}"
 
 
 def _first_tells(world: World, message: str) -> bool:

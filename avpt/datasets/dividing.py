@@ -1,0 +1,38 @@
+"""Into which split a clip goes whose data set does not say."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from avpt.datasets.rows import Row, hash_split
+from avpt.strata import hashes, set_aside
+from avpt.types import Split
+
+
+def stratify(rows: Sequence[Row], test_share: float, val_fraction: float) -> dict[str, Split]:
+    """The split of each row by its id: of every class its share is set aside, the lowest hashes first."""
+    import numpy as np
+
+    chosen: dict[str, Split] = {row.id: row.split for row in rows if row.split in ("val", "test")}
+
+    def hold_out(split: Split, rows: Sequence[Row], share: float) -> None:
+        if not share or not rows:
+            return
+        number = {label: k for k, label in enumerate(dict.fromkeys(row.label for row in rows))}
+        strata = np.array([number[row.label] for row in rows])
+        groups = hashes(os.fsencode(row.group) for row in rows)
+        chosen.update((rows[i].id, split) for i in set_aside(strata, groups, share))
+
+    hold_out("test", [row for row in rows if row.split is None], test_share)
+    rest = [row for row in rows if row.split in (None, "train") and row.id not in chosen]
+    hold_out("val", rest, val_fraction / (1 - test_share))
+    train: Split = "train"
+    return dict.fromkeys((row.id for row in rest), train) | chosen
+
+
+def split_by_hash(row: Row, test_share: float, val_fraction: float) -> Split:
+    """The split that the list tells, or the hash; of a list's train the hash may make val."""
+    if row.split == "train" and val_fraction:
+        return hash_split(row.group, 0.0, val_fraction)
+    return row.split or hash_split(row.group, test_share, val_fraction)
