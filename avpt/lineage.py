@@ -13,7 +13,7 @@ from typing import Any
 
 from avpt.artifacts import read_header
 from avpt.errors import AvptError
-from avpt.outputs import sha256
+from avpt.outputs import sha256_if_there
 from avpt.run_folder import is_run, read_run
 
 log = logging.getLogger(__name__)
@@ -78,12 +78,12 @@ class Lineage:
         """The names under which others may record a node."""
         if node.kind == "store":
             return {node.config["fingerprint"]}
-        return {self.checksum(file) for file in node.files}
+        return {checksum for file in node.files if (checksum := self.checksum(file))}
 
     def checksum(self, file: Path) -> str:
-        """The checksum of one of a node's files."""
+        """The checksum of one of a node's files; empty where it has been removed since it was seen."""
         if file not in self._checksums:
-            self._checksums[file] = sha256(file)
+            self._checksums[file] = sha256_if_there(file)
         return self._checksums[file]
 
     def nodes(self) -> Iterator[Node]:
@@ -153,21 +153,22 @@ def read_node(path: Path) -> Node | None:
 
 def _around(paths: Sequence[Path]) -> Iterator[Path]:
     """The folders above each path, the nearest first; neither a home nor the root of a file system is walked."""
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 - Path's own fails where nobody knows it
     for path in paths:
         for folder in path.absolute().parents[:LEVELS_UP]:
-            if folder != Path.home() and not folder.is_mount():
+            if folder != home and not folder.is_mount():
                 yield folder
 
 
 def _walk(roots: Iterable[Path]) -> Iterator[Path]:
     """Stores, run folders, safetensors and JSON files in some folders, breadth first; not what lies inside of these."""
-    level, seen, entries = list(dict.fromkeys(roots)), set[Path](), 0
+    level, seen, entries = list(dict.fromkeys(roots)), set[str](), 0
     for _ in range(LEVELS_DOWN):
         below: list[Path] = []
         for folder in level:
-            if folder.resolve() in seen:
+            if (real := os.path.realpath(folder)) in seen:
                 continue
-            seen.add(folder.resolve())
+            seen.add(real)
             try:
                 found = sorted(os.scandir(folder), key=lambda entry: entry.name)
             except OSError:
@@ -180,20 +181,22 @@ def _walk(roots: Iterable[Path]) -> Iterator[Path]:
                 path = Path(entry.path)
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
-                    if is_run(path) or (path / "store.json").exists():
-                        yield path
-                    else:
-                        below.append(path)
-                elif path.suffix in (".safetensors", ".json"):
+                try:
+                    is_folder, is_file = path.is_dir(), path.is_file()
+                    is_ours = is_folder and (is_run(path) or (path / "store.json").exists())
+                except OSError:  # what may not be looked into, or is gone by now
+                    continue
+                if is_ours or (is_file and path.suffix in (".safetensors", ".json")):
                     yield path
+                elif is_folder:
+                    below.append(path)
         level = below
 
 
 def _unique(paths: Iterable[Path]) -> Iterator[Path]:
     """Each file or folder once, under the first of its names: a link leads to what may have been seen already."""
-    seen = set[Path]()
+    seen = set[str]()
     for path in paths:
-        if (real := path.resolve()) not in seen:
+        if (real := os.path.realpath(path)) not in seen:  # Path's own fails where links go round in a ring
             seen.add(real)
             yield path

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from avpt.errors import AvptError
+
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MANY_FILES = 1 << 16  # open at a time: as many shards hold 8 million clips
 
@@ -74,7 +76,15 @@ def place_in_job() -> tuple[int, int, int, int]:
     names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
     if not names.keys() <= os.environ.keys():
         return 0, 1, 0, 1
-    rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)
+    texts = {name: os.environ[name] for name in names}
+    if wrong := [name for name, text in texts.items() if not (text.isascii() and text.isdecimal() and len(text) < 10)]:
+        raise AvptError(
+            f"{wrong[0]} is {texts[wrong[0]]!r} in the environment, and not a number as torchrun sets it; unset it"
+        )
+    rank, size, local_rank, local_size = map(int, texts.values())
+    if rank >= size or local_rank >= local_size or local_size > size:
+        told = " ".join(f"{name}={text}" for name, text in texts.items())
+        raise AvptError(f"the environment says {told}, which no process of a job can have; unset them")
     return rank, size, local_rank, local_size
 
 

@@ -25,6 +25,7 @@ LAYERS = {
     "avpt.seeds": WORDS,
     "avpt.processes": WORDS,
     "avpt.progress": WORDS,
+    "avpt.terminal": WORDS,
     "avpt.text": WORDS,
     "avpt.outputs": FILES,
     "avpt.artifacts": FILES,

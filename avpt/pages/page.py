@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from avpt.pages.blocks import Page
+from avpt.text import as_json, printable
 
 GENERATOR = "avpt report"
 START = 1 << 20  # bytes of a page in which its provenance stands
@@ -25,15 +26,16 @@ ROW, COLUMN, BOX = 44, 186, (152, 34)  # of a graph, pixels
 def render(page: Page, ink: str) -> str:
     """The page as HTML; `ink` is the colour in drawings that becomes the page's own."""
     numbers = count(1)
-    return _template().render(
+    text = _template().render(
         page=page,
-        record=json.dumps(page.provenance, sort_keys=True, ensure_ascii=False),
+        record=as_json(page.provenance),
         drawing=lambda svg, alt: inline(svg, alt, f"f{next(numbers)}", ink),
         generator=GENERATOR,
         row=ROW,
         column=COLUMN,
         box=BOX,
     )
+    return printable(text, keep="\n")
 
 
 @cache

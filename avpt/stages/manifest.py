@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from avpt.config import ManifestConfig
+from avpt.data.manifest import CONTROL, warn_of_lookalikes
 from avpt.datasets import audioset, crema_d, esc50, folder, image_folder, kinetics_sounds, vggsound
 from avpt.datasets.rows import SUFFIXES, Dataset, Media, Row, Source, find_media, hash_split
 from avpt.errors import ConfigError, ManifestError, OutputError, listed
@@ -37,6 +37,8 @@ DATASETS: dict[str, Dataset] = {
 COLUMNS = ("id", "label", "split", *SUFFIXES, "start", "end")
 MISSING = ".missing.csv"  # ends the name of the list of clips whose media are not there
 MISSING_COLUMNS = ("id", "split", "label", "list", "line")
+SURROGATES = re.compile(r"[\ud800-\udfff]")  # what stands for bytes that are not UTF-8
+UNFIT = "white space at an end, control characters or bytes that are not UTF-8"
 
 
 @dataclass
@@ -44,6 +46,7 @@ class Gathered:
     """What became of the rows of a data set."""
 
     clips: list[tuple[str, ...]] = field(default_factory=list)  # cells of the manifest
+    unfit: list[str] = field(default_factory=list)  # names of clips that are there and can't be in a manifest
     missing: list[tuple[str, ...]] = field(default_factory=list)  # cells of the list of missing clips
     sought: tuple[str, ...] = ()  # keys of the first missing clip
     used: set[str] = field(default_factory=set)  # keys of the media that clips took
@@ -142,7 +145,11 @@ def add(gathered: Gathered, media: Media, row: Row, prefix: str, shares: tuple[f
     if found:
         gathered.used.update(key for key, _ in found.values())
         paths = (prefix + found[kind][1] if kind in found else "" for kind in SUFFIXES)
-        gathered.clips.append((row.id, row.label, split, *paths, *times))
+        clip = (row.id, row.label, split, *paths, *times)
+        if unfit := next((cell for cell in clip if not fits(cell)), None):
+            gathered.unfit.append(unfit)
+        else:
+            gathered.clips.append(clip)
     else:
         gathered.sought = gathered.sought or tuple(filter(None, (*row.names, row.whole)))
         gathered.missing.append((row.id, split, row.label, Path(row.place[0]).name, str(row.place[1])))
@@ -154,7 +161,9 @@ def check(config: ManifestConfig, gathered: Gathered) -> None:
         what = "no media that are named like those of " + config.name
         if DATASETS[config.name].key != "name":
             what = "no folder for each class with clips in it"
-        if gathered.missing:
+        if gathered.unfit:
+            what = f"only names that can't be in a manifest ({UNFIT}; {shown_of(gathered.unfit)})"
+        elif gathered.missing:
             what = f"none of {len(gathered.missing)} clips; the first would be {', '.join(gathered.sought)}"
         endings = "; ".join(f"{kind} .{', .'.join(suffixes)}" for kind, suffixes in SUFFIXES.items())
         raise ManifestError(f"{config.folder} and the folders below hold {what} (looked for {endings})")
@@ -162,30 +171,33 @@ def check(config: ManifestConfig, gathered: Gathered) -> None:
         raise ConfigError("--test-fraction does not go with folders that are splits already; leave it out")
     if config.val_fraction and "val" in gathered.official:
         raise ConfigError("--val-fraction does not go with a val split that is there already; leave it out")
-    if unfit := [cell for clip in gathered.clips for cell in clip if not fits(cell)]:
-        raise ManifestError(
-            f"{len(unfit)} names can't stand in a manifest, for white space at an end, control characters or bytes "
-            f"that are not UTF-8: {listed(list(map(repr, unfit)), 3)}; rename them"
-        )
 
 
 def fits(cell: str) -> bool:
     """Whether a manifest gives the cell back as it was."""
-    return cell == cell.strip() and (
-        cell.isprintable() or not any(unicodedata.category(character) in ("Cc", "Cs") for character in cell)
-    )
+    return cell == cell.strip() and (cell.isprintable() or not (CONTROL.search(cell) or SURROGATES.search(cell)))
+
+
+def shown_of(unfit: Sequence[str]) -> str:
+    """The first of some names, what is odd in them spelled out."""
+    return listed(list(map(repr, unfit)), 3)
+
+
+def labels_of(gathered: Gathered, multi_label: bool) -> set[str]:
+    """The classes."""
+    labels = {clip[1] for clip in gathered.clips}
+    return {name for label in labels for name in label.split(audioset.SEPARATOR)} if multi_label else labels
 
 
 def summarize(dataset: Dataset, media: Media, gathered: Gathered) -> dict[str, Any]:
     """What --json prints, but for the path."""
-    labels = {clip[1] for clip in gathered.clips}
-    if dataset.multi_label:
-        labels = {name for label in labels for name in label.split(audioset.SEPARATOR)}
+    labels = labels_of(gathered, dataset.multi_label)
     found, missing = Counter(clip[2] for clip in gathered.clips), Counter(row[1] for row in gathered.missing)
     return {
         "clips": len(gathered.clips),
         "missing": len(gathered.missing),
         "unlisted": len(media.names - gathered.used),
+        "unfit": len(gathered.unfit),
         "classes": len(labels),
         "multi_label": dataset.multi_label,
         "splits": {
@@ -258,6 +270,10 @@ def warn(config: ManifestConfig, media: Media, gathered: Gathered) -> None:
         few = listed([row[0] for row in missing], 3)
         share = f"{len(missing)} of {len(missing) + len(gathered.clips)} clips"
         log.warning("%s are not below %s (%s); see %s", share, config.folder, few, missing_of(config.out))
+    if unfit := gathered.unfit:
+        told = f"{len(unfit)} of {len(unfit) + len(gathered.clips)} clips"
+        log.warning("%s are left out for their names (%s): %s; rename them", told, UNFIT, shown_of(unfit))
+    warn_of_lookalikes(sorted(labels_of(gathered, DATASETS[config.name].multi_label)))
     if twice := [(taken, other) for key, taken, other in media.twice if key in gathered.used]:
         log.warning("%d clips lie there more than once; of %s and %s the first is taken", len(twice), *twice[0])
 
