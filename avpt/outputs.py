@@ -128,7 +128,7 @@ def claim(path: Path, part: str | None = None, beside: Iterable[Path] = ()) -> I
     path, beside = path.absolute(), tuple(beside)
     if not path.name:
         raise OutputError(f"{path} is a folder of the machine's own; choose another --out")
-    for file in (path, *beside):
+    for file in (path, *path.parents, *beside):
         if file.is_symlink() and not file.exists():
             raise OutputError(f"{file} is a link that leads nowhere; remove it or choose another --out")
         if file.exists() and not (file.is_file() or file.is_dir()):

@@ -54,6 +54,9 @@ def open_streams() -> None:
         encoding = sys.stderr.encoding if sys.stderr else "utf-8"
         raw = open(2, "wb", closefd=False)  # noqa: SIM115
         sys.stderr = _Enduring(raw, encoding=encoding, line_buffering=True)
+    if isinstance(getattr(sys.stdout, "buffer", None), io.RawIOBase):  # PYTHONUNBUFFERED loses what is written in part
+        buffer = io.BufferedWriter(sys.stdout.buffer)  # type: ignore[arg-type]
+        sys.stdout = io.TextIOWrapper(buffer, encoding=sys.stdout.encoding, line_buffering=True)
     codecs.register_error("escape", _escape)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -107,7 +110,11 @@ def words_of(error: AvptError) -> list[str]:
 
 def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """What nobody expected, on stderr: a sys.excepthook."""
-    print(printable("".join(traceback.format_exception(kind, error, trace)), keep="\n"), end="", file=sys.stderr)
+    text, cause = "".join(traceback.format_exception(kind, error, trace)), error
+    while cause is not None:
+        text = text.replace(str(cause), printable(str(cause))) if str(cause) else text
+        cause = cause.__cause__ or cause.__context__
+    print(printable(text, keep="\n"), end="", file=sys.stderr)
 
 
 class Formatter(logging.Formatter):
@@ -123,7 +130,8 @@ def show(report: Report, *, json: bool, quiet: bool) -> None:
     """Results to stdout: the record, or the paths, or the tables where they are the result."""
     with results():
         if json:
-            print(as_json(report.summary))
+            line = as_json(report.summary)  # in UTF-8 or ASCII, as readers of JSON expect
+            print(line if sys.stdout.encoding == "utf-8" else line.encode("ascii", "escape").decode())
             return
         if not (quiet and report.outputs):
             for table in report.tables:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import Experiment
 
+from avpt import artifacts
 from avpt.errors import AvptError
 from avpt.lineage import Lineage, Node, read_node
+from avpt.outputs import sha256
 
 
 def node_of(path: Path) -> Node:
@@ -127,3 +132,20 @@ def test_other_peoples_files_do_not_disturb_a_search(experiment: Experiment, tmp
 def test_a_folder_to_search_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(AvptError, match=r"nowhere is not a folder; --search"):
         Lineage([], [tmp_path / "nowhere"])
+
+
+def test_a_file_that_goes_away_while_it_is_looked_for_is_passed_over(tmp_path: Path) -> None:
+    for name in ("kept.json", "gone.json"):
+        record = {"kind": "evaluation", "config": {"name": name}, "inputs": {"model": name}}
+        (tmp_path / name).write_text(json.dumps(record), encoding="utf-8")
+    header = artifacts.Header(kind="encoder", config={}, inputs={})
+    artifacts.save(tmp_path / "gone.safetensors", header, {"x": np.zeros(1, np.float32)})
+    (tmp_path / "ring").symlink_to("ring")
+    (tmp_path / "ring.json").symlink_to("ring.json")
+    os.mkfifo(tmp_path / "pipe.json")
+    lineage = Lineage([], [tmp_path])
+    assert {node.path.name for node in lineage.nodes()} == {"kept.json", "gone.json", "gone.safetensors"}
+    checksum = sha256(tmp_path / "gone.safetensors")
+    (tmp_path / "gone.safetensors").unlink()
+    assert lineage.find("0" * 64) is None
+    assert lineage.find(checksum) is None
