@@ -6,16 +6,15 @@ from avpt.text import shortened
 
 LONGEST_NAME = 100  # characters of a name in a message
 TOO_LITTLE_MEMORY = (
-    "there is too little memory for this; free some or raise its limit (ulimit -v), "
-    "or make --batch-size, --image-size, --num-frames or --workers smaller"
+    "there is too little memory for this; free some, raise its limit (ulimit -v), "
+    "or make --batch-size or --workers smaller"
 )
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
     """Names for a message: all of a few, the first of many with a count of the rest."""
-    return ", ".join(shortened(name, LONGEST_NAME) for name in names[:most]) + (
-        f", and {len(names) - most} more" if len(names) > most else ""
-    )
+    shown = [shortened(name, LONGEST_NAME) for name in names[:most]]
+    return ", ".join(shown) + (f", and {len(names) - most} more" if len(names) > most else "")
 
 
 def wants_memory(error: BaseException) -> bool:

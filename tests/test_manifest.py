@@ -91,10 +91,10 @@ def test_line_ends_and_byte_order_mark(media: Path, encoding: str, newline: str)
 
 
 def test_quoted_commas_quotes_and_newlines(media: Path) -> None:
-    path = write(media, f'{HEADER}\n"a, ""b""","multi\nline",train,"a.wav"\n')
+    path = write(media, f'{HEADER}\n"a, ""b""","c, d ""e""",train,"\na.wav"\n')
     (clip,) = read_manifest(path).clips
     assert clip.id == 'a, "b"'
-    assert clip.labels == ("multi\nline",)
+    assert (clip.labels, clip.written[1]) == (('c, d "e"',), "a.wav")
 
 
 def test_white_space_and_blank_lines_are_skipped(media: Path) -> None:
