@@ -55,7 +55,7 @@ def open_streams() -> None:
         raw = open(2, "wb", closefd=False)  # noqa: SIM115
         sys.stderr = _Enduring(raw, encoding=encoding, line_buffering=True)
     if isinstance(getattr(sys.stdout, "buffer", None), io.RawIOBase):  # PYTHONUNBUFFERED loses what is written in part
-        buffer = io.BufferedWriter(sys.stdout.buffer)  # type: ignore[arg-type]
+        buffer = io.BufferedWriter(sys.stdout.buffer)
         sys.stdout = io.TextIOWrapper(buffer, encoding=sys.stdout.encoding, line_buffering=True)
     codecs.register_error("escape", _escape)
     for stream in (sys.stdout, sys.stderr):
@@ -110,7 +110,8 @@ def words_of(error: AvptError) -> list[str]:
 
 def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """What nobody expected, on stderr: a sys.excepthook."""
-    text, cause = "".join(traceback.format_exception(kind, error, trace)), error
+    text = "".join(traceback.format_exception(kind, error, trace))
+    cause: BaseException | None = error
     while cause is not None:
         text = text.replace(str(cause), printable(str(cause))) if str(cause) else text
         cause = cause.__cause__ or cause.__context__

@@ -8,8 +8,8 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
+import torch
 from conftest import Experiment
 
 from avpt import artifacts
@@ -139,7 +139,7 @@ def test_a_file_that_goes_away_while_it_is_looked_for_is_passed_over(tmp_path: P
         record = {"kind": "evaluation", "config": {"name": name}, "inputs": {"model": name}}
         (tmp_path / name).write_text(json.dumps(record), encoding="utf-8")
     header = artifacts.Header(kind="encoder", config={}, inputs={})
-    artifacts.save(tmp_path / "gone.safetensors", header, {"x": np.zeros(1, np.float32)})
+    artifacts.save(tmp_path / "gone.safetensors", header, {"x": torch.zeros(1)})
     (tmp_path / "ring").symlink_to("ring")
     (tmp_path / "ring.json").symlink_to("ring.json")
     os.mkfifo(tmp_path / "pipe.json")

@@ -26,7 +26,7 @@ from avpt.cli import CONFIGS
 from avpt.config import CompareConfig, FinetuneConfig, InitConfig, PredictConfig, PreprocessConfig
 from avpt.errors import AvptError, ConfigError, ManifestError, listed, wants_memory
 from avpt.outputs import claim, sha256, write_json
-from avpt.pages.blocks import Card, Cards, Grid, Page, Section, Text
+from avpt.pages.blocks import Block, Card, Cards, Grid, Page, Section, Text
 from avpt.pages.page import read_provenance, render
 from avpt.processes import place_in_job
 from avpt.terminal import LONGEST, Formatter, words_of
@@ -128,7 +128,11 @@ def test_words_of_the_command_line_are_told_spelled_out(words: tuple[str, ...]) 
 
 def test_a_page_holds_words_as_text_and_nothing_that_can_not_be_seen() -> None:
     nasty = f"<script>{EVIL}</script>"
-    blocks = [Text(nasty), Grid(Table(nasty, (nasty,), [(nasty,)])), Cards(nasty, [Card(nasty, [], [nasty])])]
+    blocks: list[Block] = [
+        Text(nasty),
+        Grid(Table(nasty, (nasty,), [(nasty,)])),
+        Cards(nasty, [Card(nasty, [], [nasty])]),
+    ]
     provenance = {"config": {"title": EVIL}, "inputs": {EVIL: "x"}}
     html = render(Page(nasty, [nasty], [], [Section("s", nasty, blocks)], provenance), "#000000")
     assert html.count("&lt;script&gt;" + SHOWN.replace(r"\n", "\n")) >= 10

@@ -235,7 +235,7 @@ def _suffix(name: str) -> str:
 
 def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
     """("", "a/", "a/b/", ...) with the file names there, in order; links are followed, hidden names passed over."""
-    waiting = [("", (os.path.realpath(folder),))]
+    waiting: list[tuple[str, tuple[str, ...]]] = [("", (os.path.realpath(folder),))]
     while waiting:
         inside, above = waiting.pop()  # and where the folder and all those on the way to it really are
         files, folders = [], []
