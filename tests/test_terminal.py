@@ -23,7 +23,7 @@ from test_datasets import touch
 from avpt import artifacts, config
 from avpt.artifacts import Header
 from avpt.cli import CONFIGS
-from avpt.config import CompareConfig, FinetuneConfig, InitConfig, PredictConfig, PreprocessConfig
+from avpt.config import CompareConfig, FinetuneConfig, InitConfig, PredictConfig, PreprocessConfig, ScoreConfig
 from avpt.errors import AvptError, ConfigError, ManifestError, listed, wants_memory
 from avpt.outputs import claim, sha256, write_json
 from avpt.pages.blocks import Block, Card, Cards, Grid, Page, Section, Text
@@ -265,6 +265,21 @@ def test_numbers_beyond_reason_are_refused(given: dict[str, Any]) -> None:
     assert all(len(line) <= LONGEST for line in words_of(caught.value))
 
 
+@pytest.mark.parametrize(
+    ("patch", "sides"),
+    [("32x8", (32, 8)), ("6x4", (6, 4)), *((text, None) for text in ("6", "6x", "x4", "6x4x", "0x4"))],
+)
+def test_a_patch_is_two_numbers(patch: str, sides: tuple[int, int] | None) -> None:
+    def made() -> ScoreConfig:
+        return ScoreConfig(audio=Path("a"), visual=Path("v"), audio_patch=patch)
+
+    if sides is not None:
+        assert made().patch["audio"] == sides
+    else:
+        with pytest.raises(ConfigError, match="it must be FRAMESxBINS"):
+            made()
+
+
 @pytest.mark.parametrize("given", [{"shard_range": "0:" + "9" * 5000}, {"clip_timeout": 1e300}, {"max_frames": 10**9}])
 def test_numbers_beyond_reason_are_refused_for_stores_too(given: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="--"):
@@ -306,6 +321,11 @@ def test_only_files_are_read_as_files(tmp_path: Path) -> None:
             result = avpt(*words)
             assert result.code == 1
             assert len(result.stderr.splitlines()) == 1
+        result = avpt("inspect", name)
+        assert (result.code, result.stderr) == (
+            1,
+            f"avpt: {name} does not exist; inspect takes imagenet, a file with weights or a run folder\n",
+        )
         with pytest.raises(AvptError, match="a device or a pipe"):
             sha256(name)
     assert "is a device or a pipe; name the manifest" in avpt("preprocess", "/dev/zero", "--out", "s").stderr

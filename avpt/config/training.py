@@ -66,7 +66,8 @@ class MaskConfig(OutputConfig):
     @property
     def patch(self) -> dict[Modality, tuple[int, int]]:
         """(height, width) of a masked patch: (frames, mel bins) and (pixels, pixels)."""
-        frames, bins = (whole_number(side) for side in (self.audio_patch + "x").split("x", 1))
+        height, _, width = self.audio_patch.partition("x")
+        frames, bins = whole_number(height), whole_number(width)
         if min(frames, bins) < 1:
             raise ConfigError(f"--audio-patch is {self.audio_patch!r}; it must be FRAMESxBINS, such as 32x8")
         return {"audio": (frames, bins), "visual": (self.visual_patch, self.visual_patch)}
