@@ -10,6 +10,7 @@ import logging
 import os
 import subprocess
 import sys
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,6 +25,7 @@ from avpt import artifacts, config
 from avpt.artifacts import Header
 from avpt.cli import CONFIGS
 from avpt.config import CompareConfig, FinetuneConfig, InitConfig, PredictConfig, PreprocessConfig, ScoreConfig
+from avpt.engines import local
 from avpt.errors import AvptError, ConfigError, ManifestError, listed, wants_memory
 from avpt.outputs import claim, sha256, write_json
 from avpt.pages.blocks import Block, Card, Cards, Grid, Page, Section, Text
@@ -149,13 +151,16 @@ def test_the_provenance_of_a_page_comes_back(tmp_path: Path) -> None:
 # --- streams -----------------------------------------------------------------------------------------------------
 
 
-def shell(folder: Path, redirected: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+def shell(folder: Path, redirected: str, *arguments: str, **changed: str) -> subprocess.CompletedProcess[bytes]:
     """A command in a shell of its own, in a folder, with streams led elsewhere."""
     line = f'"$@" {redirected}'
     command = ["sh", "-c", line, "sh", sys.executable, "-m", "avpt", *arguments]
-    root = str(Path(config.__file__).parents[2])
-    variables = os.environ | {"PYTHONPATH": root} | environment
-    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, timeout=60, check=False)
+    return subprocess.run(command, cwd=folder, env=environment(**changed), capture_output=True, timeout=60, check=False)
+
+
+def environment(**changed: str) -> dict[str, str]:
+    """The one that there is, in which any folder finds the package."""
+    return os.environ | {"PYTHONPATH": str(Path(config.__file__).parents[2])} | changed
 
 
 @pytest.fixture
@@ -201,7 +206,7 @@ def test_a_reader_who_goes_away_is_one_line(clips: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "environment",
+    "changed",
     [
         {"PYTHONIOENCODING": "ascii"},
         {"LC_ALL": "C"},
@@ -210,11 +215,11 @@ def test_a_reader_who_goes_away_is_one_line(clips: Path) -> None:
     ],
     ids=str,
 )
-def test_any_encoding_of_the_streams_will_do(clips: Path, environment: dict[str, str]) -> None:
-    process = shell(clips, "", *MANIFEST, **environment)
+def test_any_encoding_of_the_streams_will_do(clips: Path, changed: dict[str, str]) -> None:
+    process = shell(clips, "", *MANIFEST, **changed)
     assert (process.returncode, process.stdout) == (0, "é.csv\n".encode()), process.stderr
     assert b" of 4 clips are left out" in process.stderr
-    process = shell(clips, "", *MANIFEST, "--json", **environment)
+    process = shell(clips, "", *MANIFEST, "--json", **changed)
     assert os.fsencode(json.loads(process.stdout)["manifest"]) == "é.csv".encode()
 
 
@@ -386,3 +391,28 @@ def test_sheets_are_read_back_as_they_are_shown() -> None:
     text = io.StringIO()
     csv.writer(text).writerow(map(for_sheet, ["=1", -2.5, EVIL]))
     assert next(csv.reader(io.StringIO(text.getvalue()))) == ["'=1", "-2.5", SHOWN]
+
+
+def test_clips_are_not_blamed_for_a_machine_without_memory(clips: Path) -> None:
+    (clips / "m.csv").write_text("label,split,audio\na,train,clips/dog/1.wav\n", encoding="utf-8")
+    line = 'ulimit -v 800000; exec "$@"'  # KiB, less than torch takes
+    command = [sys.executable, "-m", "avpt", "preprocess", "m.csv", "--out", "store", "--quiet"]
+    process = subprocess.run(
+        ["sh", "-c", line, "sh", *command], cwd=clips, env=environment(), capture_output=True, timeout=60, check=False
+    )
+    assert (process.returncode, process.stdout) == (1, b"")
+    assert process.stderr.startswith(b"avpt: a worker can't begin: there is too little memory for this")
+    assert process.stderr.count(b"\n") == 1
+    assert [path.name for path in (clips / "store").iterdir()] == ["settings.json"]  # no shard with failures
+
+
+def test_a_worker_that_can_not_have_its_memory_is_told_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = Pipe()
+    limit = local._status("VmSize") + 2**29
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (limit, limit))
+    local._try_out(theirs, "json", 2**32)
+    assert "under --worker-memory 4; raise that limit" in ours.recv()
+    local._try_out(theirs, "json", 2**20)
+    local._try_out(theirs, "no_module_of_this_name", None)
+    assert ours.recv() == ""
+    assert ours.recv() == "ModuleNotFoundError: No module named 'no_module_of_this_name'"
