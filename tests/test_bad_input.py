@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import (
     PATCHES,
+    RUNAWAY,
     STORE_OPTIONS,
     TRAIN_OPTIONS,
     Experiment,
@@ -418,8 +419,8 @@ WRONG_INPUTS: dict[str, Case] = {
         ),
         "bare.safetensors is damaged",
     ),
-    "lr not a number": (lambda e, t: tuned(e, t, e.audio_init, "--lr", "nan"), "--lr is nan; it must be 0 or more"),
-    "no epochs": (lambda e, t: tuned(e, t, e.audio_init, "--epochs", "0"), "--epochs is 0; it must be 1 or more"),
+    "lr not a number": (lambda e, t: tuned(e, t, e.audio_init, "--lr", "nan"), "--lr is nan; it must be 0 to 1000"),
+    "no epochs": (lambda e, t: tuned(e, t, e.audio_init, "--epochs", "0"), "--epochs is 0; it must be 1 to 100000"),
     "milestones": (lambda e, t: tuned(e, t, e.audio_init, "--milestones", "a,b"), "--milestones is 'a,b'"),
     "crop scale": (
         lambda e, t: tuned(e, t, e.audio_init, "--crop-scale", "1", "0.5"),
@@ -539,7 +540,7 @@ def test_imagenet_weights_without_network_say_where_to_put_them(
 
 
 def test_a_loss_that_is_no_number_is_told(experiment: Experiment, tmp_path: Path) -> None:
-    command = tuned(experiment, tmp_path, experiment.audio_init, "--lr", "1e30")
+    command = tuned(experiment, tmp_path, experiment.audio_init, *RUNAWAY)
     one_line(avpt(*command, "--quiet"), "lower --lr")
     assert not (tmp_path / "out" / "summary.json").exists()
 
