@@ -269,7 +269,7 @@ def _start_server(context: ForkServerContext, preload: str, memory: int | None) 
         with pipe, theirs:
             ready.start()
             ready.join()
-            problem = pipe.recv() if pipe.poll() else "it was killed"
+            problem = pipe.recv() if pipe.poll() else ""  # whoever killed it, the workers may do better
     except (EOFError, OSError) as error:
         raise AvptError("the process that workers are started from was killed; run the same command again") from error
     if problem:
