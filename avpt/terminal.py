@@ -138,7 +138,7 @@ def show(report: Report, *, json: bool, quiet: bool) -> None:
             for table in report.tables:
                 _print_table(table, to_stderr=bool(report.outputs))
             if report.text:
-                text = printable(report.text, keep="\n")
+                text = "\r\n".join(printable(part, keep="\n") for part in report.text.split("\r\n"))  # of CSV
                 print(text, end="", file=sys.stderr if report.outputs else sys.stdout)
         for path in report.outputs:
             _print_path(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -86,6 +87,7 @@ def test_folders_come_before_what_is_around_and_do_not_replace_it(experiment: Ex
 def test_a_crowded_place_does_not_stop_a_search_in_folders(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.WARNING, "avpt")  # which a command with --quiet has raised
     monkeypatch.setattr("avpt.lineage.MOST_ENTRIES", 5)
     run, named = tmp_path / "one" / "two" / "fused", tmp_path / "named"
     shutil.copytree(experiment.fused, run)

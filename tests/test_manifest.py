@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import logging
 import os
 import re
 import tempfile
@@ -429,6 +430,7 @@ def test_labels_that_steer_a_terminal_are_refused_by_line(media: Path, odd: str)
 
 
 def test_classes_that_look_alike_are_told(media: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "avpt")  # which a command with --quiet has raised
     labels = ["Dog", "dog", "dog\u200b", "caf\u00e9", "cafe\u0301", "ca fe", "cafe", "hot dog", "bird"]
     rows = [f"{number},{label},train,a.wav" for number, label in enumerate(labels)]
     manifest = read_manifest(write(media, "\n".join([HEADER, *rows, ""])))
@@ -442,6 +444,7 @@ def test_classes_that_look_alike_are_told(media: Path, caplog: pytest.LogCapture
 
 
 def test_no_word_where_classes_are_well_apart(media: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "avpt")
     read_manifest(write(media, f"{HEADER}\n1,cat,train,a.wav\n2,cats,train,a.wav\n"))
     assert not caplog.records
 
