@@ -61,6 +61,9 @@ def module_of(path: Path) -> str:
     return name.removesuffix(".__init__")
 
 
+MODULES = {module_of(file) for file in PACKAGE.rglob("*.py")}
+
+
 def layer_of(module: str) -> str:
     best = max((name for name in LAYERS if module == name or module.startswith(f"{name}.")), key=len)
     assert best != "avpt" or module == "avpt", f"{module} is in no layer"
@@ -76,8 +79,7 @@ def imports_of(path: Path, *, top_level_only: bool = False) -> list[str]:
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             submodules = [f"{node.module}.{alias.name}" for alias in node.names]
-            known = {module_of(file) for file in PACKAGE.rglob("*.py")}
-            found += [name if name in known else node.module for name in submodules]
+            found += [name if name in MODULES else node.module for name in submodules]
     return found
 
 
