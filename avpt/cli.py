@@ -5,26 +5,52 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect as signatures
-import json
 import logging
 import shlex
 import signal
 import sys
-import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
+from typer.core import TyperGroup
 
 from avpt import __version__, config
-from avpt.errors import AvptError, OtherProcessError
+from avpt.errors import TOO_LITTLE_MEMORY, AvptError, OtherProcessError, OutputError, wants_memory
 from avpt.processes import place_in_job
-from avpt.types import Report, Table
+from avpt.terminal import Formatter, open_streams, results, say, show, show_traceback, words_of
+from avpt.text import printable
+from avpt.types import Report
+
+
+class _Program(TyperGroup):
+    """The command line as a whole."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it, with streams that can be written to from the first word to the last."""
+        open_streams()
+        try:
+            with results():  # of help and --version too
+                return super().main(*args, **kwargs)
+        except OutputError as error:
+            say(f"avpt: {error}")
+            sys.exit(1)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; one that does not parse is told without what its words would do to a terminal."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if isinstance(message := getattr(error, "message", None), str):
+                error.message = printable(message)  # type: ignore[attr-defined]
+            raise
+
 
 app = typer.Typer(
     name="avpt",
+    cls=_Program,
     help="Adapt pre-trained encoders to sound and picture, and train them together.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -48,27 +74,33 @@ def command(config_type: type[ConfigT]) -> Callable[[Callable[[ConfigT], Report]
         def callback(**options: Any) -> None:
             with_debug = bool(options["debug"])
             try:
-                _start(quiet=options["quiet"] or place_in_job()[0] > 0)
+                speaks = place_in_job()[0] == 0
+                _start(quiet=options["quiet"] or not speaks)
                 settings = config_type(**options)
                 with warnings.catch_warnings():
-                    if settings.quiet or place_in_job()[0] > 0:
+                    if settings.quiet or not speaks:
                         warnings.simplefilter("ignore")
                     report = body(settings)
-                    _show(report, settings)
+                    if speaks:
+                        show(report, json=settings.json, quiet=settings.quiet)
                 if report.problem is not None:
-                    _fail(report.problem, 1, with_debug=False)
+                    _fail(*words_of(AvptError(report.problem)), code=1, with_debug=False)
             except OtherProcessError as error:  # told by two, of which one may be dead, not by all of a large job
-                _fail(str(error), 1, with_debug, tellers=2)
+                _fail(*words_of(error), code=1, with_debug=with_debug, tellers=2)
             except AvptError as error:
-                _fail(str(error), 1, with_debug)
-            except OSError as error:  # full disk, permissions: the machine's word, with the file's name
-                if error.errno is None:
+                _fail(*words_of(error), code=1, with_debug=with_debug)
+            except Exception as error:
+                if isinstance(error, OSError) and error.errno is not None:  # full disk, permissions: the machine's word
+                    told = AvptError(f"{error.filename or 'input/output'}: {error.strerror}")
+                elif wants_memory(error):
+                    told = AvptError(TOO_LITTLE_MEMORY)
+                else:
                     raise
-                _fail(f"{error.filename or 'input/output'}: {error.strerror}", 1, with_debug)
+                _fail(*words_of(told), code=1, with_debug=with_debug)
             except KeyboardInterrupt:
-                _fail(f"interrupted{_how_to_go_on() if goes_on else ''}", 130, with_debug, tellers=1)
+                _fail(f"interrupted{_how_to_go_on() if goes_on else ''}", code=130, with_debug=with_debug, tellers=1)
             except Terminated:
-                _fail(f"terminated{_how_to_go_on() if goes_on else ''}", 143, with_debug, tellers=1)
+                _fail(f"terminated{_how_to_go_on() if goes_on else ''}", code=143, with_debug=with_debug, tellers=1)
 
         hints = config.type_hints(config_type)
         parameters = [
@@ -108,6 +140,7 @@ def _without_range(config_type: type[config.Config], name: str) -> Any:
 
 def _start(quiet: bool) -> None:
     """Logs to stderr, and SIGTERM as an exception so that locks and workers are let go."""
+    sys.excepthook = show_traceback
     signal.signal(signal.SIGTERM, _terminate)
     log = logging.getLogger("avpt")
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
@@ -117,15 +150,9 @@ def _start(quiet: bool) -> None:
         from avpt.progress import console
 
         handler = RichHandler(console=console(), show_time=False, show_path=False, show_level=False)
-    handler.setFormatter(_Formatter())
+    handler.setFormatter(Formatter())
     log.handlers = [handler]
     log.setLevel(logging.ERROR if quiet else logging.INFO)
-
-
-class _Formatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        message = record.getMessage()
-        return f"warning: {message}" if record.levelno == logging.WARNING else message
 
 
 def _terminate(signum: int, frame: object) -> NoReturn:
@@ -144,45 +171,13 @@ def _how_to_go_on() -> str:
     return f"; the same command again goes on from here: {shlex.join([*program, *arguments])}"
 
 
-def _fail(message: str, code: int, with_debug: bool, tellers: int | None = None) -> NoReturn:
-    """End with a line on stderr; of a job's processes the first `tellers` say it, or all."""
+def _fail(*lines: str, code: int, with_debug: bool, tellers: int | None = None) -> NoReturn:
+    """End with a message on stderr; of a job's processes the first `tellers` say it, or all."""
     if with_debug:
-        traceback.print_exc()
-    if message and (tellers is None or place_in_job()[0] < tellers):
-        print(f"avpt: {message}", file=sys.stderr)
+        show_traceback(*sys.exc_info())
+    if any(lines) and (tellers is None or place_in_job()[0] < tellers):
+        say(f"avpt: {lines[0]}", *lines[1:])
     raise typer.Exit(code)
-
-
-def _show(report: Report, settings: config.Config) -> None:
-    """Results to stdout: the record, or the paths, or the tables where they are the result."""
-    if place_in_job()[0] > 0:
-        return
-    if settings.json:
-        print(json.dumps(report.summary, sort_keys=True, ensure_ascii=False))
-        return
-    if not (settings.quiet and report.outputs):
-        for table in report.tables:
-            _print_table(table, to_stderr=bool(report.outputs))
-        if report.text:
-            print(report.text, end="", file=sys.stderr if report.outputs else sys.stdout)
-    for path in report.outputs:
-        print(path)
-
-
-def _print_table(table: Table, to_stderr: bool) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as Grid
-    from rich.text import Text
-
-    grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, column in enumerate(table.columns):
-        grid.add_column(column, justify="left" if i < table.left else "right", overflow="fold")
-    for row in table.rows:
-        grid.add_row(*(Text(cell) for cell in row))
-    console = Console(stderr=to_stderr, highlight=False)
-    console.print(Text(table.title, style="bold"))  # a title of the grid would be folded to its width
-    console.print(grid)
 
 
 def _version(value: bool) -> None:

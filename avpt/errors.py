@@ -2,14 +2,35 @@
 
 from collections.abc import Sequence
 
+from avpt.text import shortened
+
+LONGEST_NAME = 100  # characters of a name in a message
+TOO_LITTLE_MEMORY = (
+    "there is too little memory for this; free some, raise its limit (ulimit -v), "
+    "or make --batch-size or --workers smaller"
+)
+
 
 def listed(names: Sequence[str], most: int = 5) -> str:
     """Names for a message: all of a few, the first of many with a count of the rest."""
-    return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")
+    shown = [shortened(name, LONGEST_NAME) for name in names[:most]]
+    return ", ".join(shown) + (f", and {len(names) - most} more" if len(names) > most else "")
+
+
+def wants_memory(error: BaseException) -> bool:
+    """Whether it was raised for want of memory, for which torch, CUDA and the loader each have a word of their own."""
+    words = ("allocate memory", "out of memory", "failed to map segment")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 class AvptError(Exception):
-    """A problem with a file or a value that the user can fix; told in one line, exit code 1."""
+    """A problem with a file or a value that the user can fix; told in one line, exit code 1.
+
+    Further arguments are lines of their own below the first, such as the bad rows of a manifest.
+    """
+
+    def __str__(self) -> str:
+        return "\n  ".join(map(str, self.args))
 
 
 class ConfigError(AvptError):

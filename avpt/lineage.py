@@ -13,7 +13,7 @@ from typing import Any
 from avpt.artifacts import read_header
 from avpt.checking import RecordError, read
 from avpt.errors import AvptError
-from avpt.outputs import sha256
+from avpt.outputs import sha256_if_there
 from avpt.records import Fingerprinted, NamedProvenance, Provenance
 from avpt.run_folder import is_run, read_run
 
@@ -82,12 +82,9 @@ class Lineage:
         return {checksum for file in node.files if (checksum := self.checksum(file))}
 
     def checksum(self, file: Path) -> str:
-        """The checksum of one of a node's files; empty where another process has removed it."""
+        """The checksum of one of a node's files; empty where it has been removed since it was seen."""
         if file not in self._checksums:
-            try:
-                self._checksums[file] = sha256(file)
-            except OSError:
-                self._checksums[file] = ""
+            self._checksums[file] = sha256_if_there(file)
         return self._checksums[file]
 
     def nodes(self) -> Iterator[Node]:
@@ -156,9 +153,10 @@ def read_node(path: Path) -> Node | None:
 
 def _around(paths: Sequence[Path]) -> Iterator[Path]:
     """The folders above each path, the nearest first; neither a home nor the root of a file system is walked."""
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 - Path's own fails where nobody knows it
     for path in paths:
         for folder in path.absolute().parents[:LEVELS_UP]:
-            if folder != Path.home() and not folder.is_mount():
+            if folder != home and not folder.is_mount():
                 yield folder
 
 
@@ -184,11 +182,11 @@ def _walk(roots: Iterable[Path]) -> Iterator[Path]:
                 if entry.name.startswith("."):
                     continue
                 try:
-                    is_folder = entry.is_dir()
-                    is_whole = is_folder and (is_run(path) or (path / "store.json").exists())
-                except OSError:  # it may not be looked into
+                    is_folder, is_file = path.is_dir(), path.is_file()
+                    is_ours = is_folder and (is_run(path) or (path / "store.json").exists())
+                except OSError:  # what may not be looked into, or is gone by now
                     continue
-                if is_whole or (not is_folder and path.suffix in (".safetensors", ".json")):
+                if is_ours or (is_file and path.suffix in (".safetensors", ".json")):
                     yield path
                 elif is_folder:
                     below.append(path)

@@ -71,8 +71,9 @@ def write_text(path: Path, text: str, *, shared: bool = False) -> None:
 
 
 def write_json(path: Path, value: object, *, shared: bool = False) -> None:
-    """Write sorted, indented JSON."""
-    write_text(path, json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n", shared=shared)
+    """Write sorted, indented JSON; what UTF-8 lacks, a byte of some file's name, is escaped."""
+    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+    write_text(path, re.sub("[\ud800-\udfff]", lambda found: json.dumps(found[0])[1:-1], text), shared=shared)
 
 
 def read_record(path: Path, next_step: str, kind: Any = dict[str, Any]) -> dict[str, Any]:
@@ -92,8 +93,18 @@ def read_record(path: Path, next_step: str, kind: Any = dict[str, Any]) -> dict[
 
 def sha256(path: Path) -> str:
     """The file's checksum in hexadecimal."""
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path} is not a file, but a folder, a device or a pipe; name a file")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_if_there(path: Path) -> str:
+    """The checksum of a file that another process may remove at any moment; empty where it can't be read."""
+    try:
+        return sha256(path)
+    except OSError:
+        return ""
 
 
 def sha256_json(value: object) -> str:
@@ -116,9 +127,14 @@ def claim(path: Path, part: str | None = None, beside: Iterable[Path] = ()) -> I
     Raises:
         OutputError: another process writes it, or its folder can't be written.
     """
-    path = path.absolute()
+    path, beside = path.absolute(), tuple(beside)
     if not path.name:
         raise OutputError(f"{path} is a folder of the machine's own; choose another --out")
+    for file in (path, *path.parents, *beside):
+        if file.is_symlink() and not file.exists():
+            raise OutputError(f"{file} is a link that leads nowhere; remove it or choose another --out")
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise OutputError(f"{file} is a device or a pipe; choose another --out")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as locks:
@@ -150,7 +166,7 @@ def apart(out: Path, *inputs: Path) -> None:
         OutputError: it is.
     """
     for path in inputs:
-        if path.resolve() == out.resolve():
+        if os.path.realpath(path) == os.path.realpath(out):  # Path's own fails where links go round in a ring
             raise OutputError(f"{out} is what this command reads; choose another --out")
 
 

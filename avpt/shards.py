@@ -16,7 +16,7 @@ from avpt.data.clip import ClipSettings, DecodedClip
 from avpt.data.manifest import Clip
 from avpt.data.store import Failure, shard_name, write_shard
 from avpt.engines.local import Crashed, Hung, run_isolated
-from avpt.errors import MediaError
+from avpt.errors import MediaError, wants_memory
 from avpt.processes import begin_peak, peak_since
 from avpt.types import SPLITS
 
@@ -120,7 +120,7 @@ def decode_task(task: Task) -> DecodedClip | Failure:
             raise MemoryError from error
         return Failure(clip.id, clip.split, clip.source, error.stage, str(error))
     except Exception as error:  # whatever a decoder throws costs one clip, and is told
-        if "allocate memory" in str(error):  # torch's own word for it
+        if wants_memory(error):
             raise MemoryError from error
         return Failure(clip.id, clip.split, clip.source, "crash", f"{type(error).__name__}: {error}")
     if decoded.troubles and peak_since(before) > task.memory / 2:

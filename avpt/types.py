@@ -41,6 +41,12 @@ class Batch:
         return Batch(inputs, self.labels[clips], self.positions[clips], targets=targets, draws=draws)
 
 
+class Folded(str):
+    """A cell with line breaks of our own, which are shown; in any other one they are escaped."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Table:
     """A titled grid of cells for people to read; the command line decides how it looks."""

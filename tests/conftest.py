@@ -45,6 +45,8 @@ TRAIN_OPTIONS = (
     *("--epochs", "2", "--batch-size", "8", "--lr", "0.02", "--schedule", "constant", "--workers", "0"),
     *("--image-size", "32", "--num-frames", "1", "--crop-scale", "1", "1", "--no-flip", "--device", "cpu"),
 )
+# decay that makes each weight a thousand million times larger at each step
+RUNAWAY = ("--lr", "1000", "--weight-decay", "1000", "--encoder-lr-scale", "1000", "--batch-size", "2")
 PATCHES = ("--audio-patch", "6x4", "--visual-patch", "4")
 
 

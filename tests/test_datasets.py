@@ -230,7 +230,14 @@ def test_audioset(tmp_path: Path) -> None:
     assert "--multi-label" in result.stderr
     result = done("manifest", "audioset", folder, "--out", tmp_path / "manifest.csv", "--json")
     assert result.json() == {
-        **{"manifest": str(tmp_path / "manifest.csv"), "clips": 4, "missing": 0, "unlisted": 0, "classes": 2},
+        **{
+            "manifest": str(tmp_path / "manifest.csv"),
+            "clips": 4,
+            "missing": 0,
+            "unlisted": 0,
+            "unfit": 0,
+            "classes": 2,
+        },
         "multi_label": True,
         "splits": {
             "train": {"listed": 3, "found": 3, "missing": 0},
@@ -518,12 +525,42 @@ def test_bad_lists(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc").exists(), reason="needs names of any bytes")
 def test_names_that_a_manifest_can_not_hold(tmp_path: Path) -> None:
-    folder = touch(tmp_path / "clips", "a/b\nc.wav", "a/ok.wav", "d /x.wav")
+    folder = touch(tmp_path / "clips", "a/b\nc.wav", "a/ok.wav", "d /x.wav", "e/\u202ef.wav")
     with open(os.fsencode(folder / "a") + b"/\xff.wav", "wb") as file:  # noqa: PTH123
         file.write(b"x")
-    told = refused("folder", folder, "--out", tmp_path / "m.csv")
-    assert "names can't stand in a manifest" in told
-    assert "'a/b\\nc'" in told
+    result = done("manifest", "folder", folder, "--out", tmp_path / "m.csv", "--json")
+    assert column(rows_of(tmp_path / "m.csv"), "id") == ["a/ok"]
+    assert (result.json()["clips"], result.json()["unfit"]) == (1, 4)
+    told = "4 of 5 clips are left out for their names"
+    assert told in result.stderr
+    assert r"'a/b\nc', 'a/\udcff'" in result.stderr
+    (folder / "a" / "ok.wav").unlink()
+    assert r"only names that can't be in a manifest" in refused("folder", folder, "--out", tmp_path / "n.csv")
+
+
+def test_links_that_go_round_end(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "clips", "a/1.wav", "b/2.wav", "c/deep/3.wav")
+    (folder / "loop").symlink_to("loop")
+    (folder / "a" / "loop.wav").symlink_to("loop.wav")
+    (folder / "a" / "gone.wav").symlink_to("nowhere")
+    (folder / "c" / "deep" / "up").symlink_to("../..")
+    (folder / "a" / "other").symlink_to("../b")
+    (folder / "b" / "other").symlink_to("../a")
+    rows = make("folder", folder)
+    assert column(rows, "id") == ["a/1", "a/other/2", "b/2", "b/other/1", "c/deep/3"]
+
+
+def test_class_folders_that_look_alike_are_told(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "clips", "Dog/1.wav", "dog/2.wav", "cafe\u0301/3.wav", "caf\u00e9/4.wav")
+    result = done("manifest", "folder", folder, "--out", tmp_path / "m.csv")
+    assert r"'Dog' and 'dog', 'cafe\u0301' and 'caf\xe9' look alike and are classes of their own" in result.stderr
+
+
+def test_media_are_found_under_the_other_spelling_of_accents(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "clips", "cafe\u0301.wav", "plain.wav")
+    listed = write(tmp_path / "esc50.csv", ESC50_HEADER, "caf\u00e9.wav,1,0,dog,True,1,A", "plain.wav,1,0,cat,True,2,A")
+    rows = make("esc50", folder, "--list", listed)
+    assert column(rows, "audio") == ["clips/cafe\u0301.wav", "clips/plain.wav"]
 
 
 @pytest.mark.parametrize(

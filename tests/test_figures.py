@@ -17,7 +17,7 @@ from avpt.errors import OutputError
 from avpt.figures import style
 from avpt.figures.confusion import draw_confusion
 from avpt.figures.curves import draw_curves
-from avpt.text import EIGHTHS, LEVELS, bar, sparkline
+from avpt.text import EIGHTHS, LEVELS, bar, shortened, sparkline
 
 
 def luminance(colour: str) -> float:
@@ -79,7 +79,7 @@ def test_names_that_are_no_words() -> None:
 
 @given(st.text(), st.integers(3, 50))
 def test_shortened_names_keep_both_ends(text: str, most: int) -> None:
-    short = style.shortened(text, most)
+    short = shortened(text, most)
     if len(text) <= most:
         assert short == text
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "avpt"
@@ -27,6 +26,7 @@ LAYERS = {
     "avpt.strata": WORDS,
     "avpt.processes": WORDS,
     "avpt.progress": WORDS,
+    "avpt.terminal": WORDS,
     "avpt.text": WORDS,
     "avpt.outputs": FILES,
     "avpt.checking": FILES,
@@ -66,15 +66,13 @@ def module_of(path: Path) -> str:
     return name.removesuffix(".__init__")
 
 
+MODULES = {module_of(file) for file in PACKAGE.rglob("*.py")}
+
+
 def layer_of(module: str) -> str:
     best = max((name for name in LAYERS if module == name or module.startswith(f"{name}.")), key=len)
     assert best != "avpt" or module == "avpt", f"{module} is in no layer"
     return LAYERS[best]
-
-
-@cache
-def modules() -> frozenset[str]:
-    return frozenset(map(module_of, PACKAGE.rglob("*.py")))
 
 
 def imports_of(path: Path, *, top_level_only: bool = False) -> list[str]:
@@ -86,7 +84,7 @@ def imports_of(path: Path, *, top_level_only: bool = False) -> list[str]:
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             submodules = [f"{node.module}.{alias.name}" for alias in node.names]
-            found += [name if name in modules() else node.module for name in submodules]
+            found += [name if name in MODULES else node.module for name in submodules]
     return found
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Experiment
 
+from avpt import artifacts
 from avpt.errors import AvptError
 from avpt.lineage import Lineage, Node, read_node
+from avpt.outputs import sha256
 
 
 def node_of(path: Path) -> Node:
@@ -81,6 +87,7 @@ def test_folders_come_before_what_is_around_and_do_not_replace_it(experiment: Ex
 def test_a_crowded_place_does_not_stop_a_search_in_folders(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.WARNING, "avpt")  # which a command with --quiet has raised
     monkeypatch.setattr("avpt.lineage.MOST_ENTRIES", 5)
     run, named = tmp_path / "one" / "two" / "fused", tmp_path / "named"
     shutil.copytree(experiment.fused, run)
@@ -127,3 +134,20 @@ def test_other_peoples_files_do_not_disturb_a_search(experiment: Experiment, tmp
 def test_a_folder_to_search_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(AvptError, match=r"nowhere is not a folder; --search"):
         Lineage([], [tmp_path / "nowhere"])
+
+
+def test_a_file_that_goes_away_while_it_is_looked_for_is_passed_over(tmp_path: Path) -> None:
+    for name in ("kept.json", "gone.json"):
+        record = {"kind": "evaluation", "config": {"name": name}, "inputs": {"model": name}}
+        (tmp_path / name).write_text(json.dumps(record), encoding="utf-8")
+    header = artifacts.Header(kind="encoder", config={}, inputs={})
+    artifacts.save(tmp_path / "gone.safetensors", header, {"x": torch.zeros(1)})
+    (tmp_path / "ring").symlink_to("ring")
+    (tmp_path / "ring.json").symlink_to("ring.json")
+    os.mkfifo(tmp_path / "pipe.json")
+    lineage = Lineage([], [tmp_path])
+    assert {node.path.name for node in lineage.nodes()} == {"kept.json", "gone.json", "gone.safetensors"}
+    checksum = sha256(tmp_path / "gone.safetensors")
+    (tmp_path / "gone.safetensors").unlink()
+    assert lineage.find("0" * 64) is None
+    assert lineage.find(checksum) is None

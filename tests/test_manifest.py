@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import logging
 import os
 import re
 import tempfile
@@ -10,12 +11,13 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avpt.data.manifest import MAX_LISTED, Clip, Manifest, read_manifest
+from avpt.data.manifest import CONTROL, MAX_LISTED, Clip, Manifest, lookalikes, read_manifest
 from avpt.errors import ManifestError
 
 HEADER = "id,label,split,audio"
@@ -90,10 +92,10 @@ def test_line_ends_and_byte_order_mark(media: Path, encoding: str, newline: str)
 
 
 def test_quoted_commas_quotes_and_newlines(media: Path) -> None:
-    path = write(media, f'{HEADER}\n"a, ""b""","multi\nline",train,"a.wav"\n')
+    path = write(media, f'{HEADER}\n"a, ""b""","c, d ""e""",train,"\na.wav"\n')
     (clip,) = read_manifest(path).clips
     assert clip.id == 'a, "b"'
-    assert clip.labels == ("multi\nline",)
+    assert (clip.labels, clip.written[1]) == (('c, d "e"',), "a.wav")
 
 
 def test_white_space_and_blank_lines_are_skipped(media: Path) -> None:
@@ -304,7 +306,8 @@ def test_a_long_list_is_capped(media: Path, count: int, more: str) -> None:
 
 # Properties
 
-printable = st.text(st.characters(exclude_categories=["Cs", "Cc"])).map(str.strip).filter(bool)
+printable = st.text(st.characters(exclude_categories=["Cs", "Cc"])).map(str.strip)
+printable = printable.filter(lambda text: text and not CONTROL.search(text))
 cell = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(',"\r\n;'))).map(str.strip)
 
 
@@ -337,7 +340,7 @@ def read_bytes(data: bytes, *, multi_label: bool = False) -> Manifest:
 
 @settings(deadline=None)
 @given(
-    rows=st.lists(st.tuples(printable, cell.filter(bool)), min_size=1, unique_by=lambda row: row[0]),
+    rows=st.lists(st.tuples(printable, printable), min_size=1, unique_by=lambda row: row[0]),
     ends=st.sampled_from(["\n", "\r\n"]),
 )
 def test_ids_and_labels_come_back(rows: list[tuple[str, str]], ends: str) -> None:
@@ -408,10 +411,60 @@ def test_exactly_the_bad_rows_are_told(rows: list[tuple[str, ...] | None], ends:
 
 @settings(deadline=None)
 @given(name=st.text(st.characters(exclude_categories=["Cs"]), min_size=1).map(str.strip).filter(bool))
-def test_only_control_characters_make_an_id_bad(name: str) -> None:
-    row = [name, "x", "train", "a.wav"]
-    if any(unicodedata.category(character) == "Cc" for character in name):
-        with pytest.raises(ManifestError, match="control characters"):
-            read_rows([row])
-    else:
-        assert read_rows([row]).clips[0].id == name
+def test_only_control_characters_make_an_id_or_a_label_bad(name: str) -> None:
+    odd = {"\u2028", "\u2029", *"\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"}
+    for row, what in (([name, "x", "train", "a.wav"], "id"), (["1", name, "train", "a.wav"], "label")):
+        if any(unicodedata.category(character) == "Cc" or character in odd for character in name):
+            with pytest.raises(ManifestError, match=f"line 2: {what} .* has control characters"):
+                read_rows([row])
+        else:
+            clip = read_rows([row]).clips[0]
+            assert name in (clip.id, *clip.labels)
+
+
+@pytest.mark.parametrize("odd", ["dog\nbark", "\x1b[2J", "a\0b", "cat\u202etac", "a\u2028b", "\x9b31m"])
+def test_labels_that_steer_a_terminal_are_refused_by_line(media: Path, odd: str) -> None:
+    for multi_label in (False, True):
+        text = message(write(media, f'{HEADER}\n1,x,train,a.wav\n2,"{odd}",train,b.wav\n'), multi_label=multi_label)
+        assert text == f"line 3: label {odd!r} has control characters; rename it"
+
+
+def test_classes_that_look_alike_are_told(media: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "avpt")  # which a command with --quiet has raised
+    labels = ["Dog", "dog", "dog\u200b", "caf\u00e9", "cafe\u0301", "ca fe", "cafe", "hot dog", "bird"]
+    rows = [f"{number},{label},train,a.wav" for number, label in enumerate(labels)]
+    manifest = read_manifest(write(media, "\n".join([HEADER, *rows, ""])))
+    assert len(manifest.classes) == len(labels)
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert told == (
+        "'Dog' and 'dog' and 'dog\\u200b', 'ca fe' and 'cafe', 'cafe\\u0301' and 'caf\\xe9' look alike and are classes "
+        "of their own; spell them alike if they are one"
+    )
+    assert lookalikes(["straße", "STRASSE", "\uff21", "a", "b"]) == [["straße", "STRASSE"], ["\uff21", "a"]]
+
+
+def test_no_word_where_classes_are_well_apart(media: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "avpt")
+    read_manifest(write(media, f"{HEADER}\n1,cat,train,a.wav\n2,cats,train,a.wav\n"))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_files_are_found_under_the_other_spelling_of_accents(media: Path, form: Literal["NFC", "NFD"]) -> None:
+    other: Literal["NFC", "NFD"] = "NFD" if form == "NFC" else "NFC"
+    name = unicodedata.normalize(form, "é/한국어 ü.wav")
+    written_name = unicodedata.normalize(other, name)
+    (media / name).parent.mkdir()
+    (media / name).touch()
+    assert not (media / written_name).exists()
+    (clip,) = read_manifest(write(media, f"label,split,audio\nx,train,{written_name}\n")).clips
+    assert clip.audio == media / name
+    assert (clip.source, clip.id) == (written_name, Path(written_name).stem)  # the same on every machine
+    assert "does not exist" in message(write(media, f"label,split,audio\nx,train,{written_name}x\n"))
+
+
+def test_of_two_spellings_the_one_that_is_written_is_taken(media: Path) -> None:
+    for name in ("\u00e9.wav", "e\u0301.wav"):
+        (media / name).touch()
+        (clip,) = read_manifest(write(media, f"id,label,split,audio\n1,x,train,{name}\n")).clips
+        assert clip.audio == media / name

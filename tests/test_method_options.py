@@ -248,9 +248,9 @@ def test_several_processes_balance_and_withhold(experiment: Experiment, tmp_path
         (("--mixup", "nan", *EVAL), "--mixup is nan"),
         (("--ema", "1"), "--ema is 1; the average would never move"),
         (("--ema", "-0.1"), "--ema is -0.1; it must be 0 to 1"),
-        (("--patience", "0"), "--patience is 0; it must be 1 or more"),
+        (("--patience", "0"), "--patience is 0; it must be 1 to 100000"),
         (("--label-smoothing", "1"), "--label-smoothing is 1; it must be 0 to 0.99"),
-        (("--encoder-lr-scale", "-1"), "--encoder-lr-scale is -1; it must be 0 or more"),
+        (("--encoder-lr-scale", "-1"), "--encoder-lr-scale is -1; it must be 0 to 1000"),
     ],
 )
 def test_nonsense_is_refused_in_a_line(experiment: Experiment, tmp_path: Path, options: Options, says: str) -> None:
@@ -268,8 +268,8 @@ def test_nonsense_is_refused_in_a_line(experiment: Experiment, tmp_path: Path, o
     [
         (("--balance", "ogm-ge", "--freeze-encoders"), "with --freeze-encoders there are none"),
         (("--balance", "ogm-ge", "--ogm-window", "5", "2"), "--ogm-window is 5 2; the first epoch comes first"),
-        (("--balance", "ogm-ge", "--ogm-window", "-1", "2"), "--ogm-window is -1; it must be 0 or more"),
-        (("--balance", "ogm-ge", "--ogm-alpha", "-1"), "--ogm-alpha is -1; it must be 0 or more"),
+        (("--balance", "ogm-ge", "--ogm-window", "-1", "2"), "--ogm-window is -1; it must be 0 to 100000"),
+        (("--balance", "ogm-ge", "--ogm-alpha", "-1"), "--ogm-alpha is -1; it must be 0 to 1000"),
         (("--modality-dropout", "1.5"), "--modality-dropout is 1.5; it must be 0 to 1"),
         (("--freeze-encoders", "--encoder-lr-scale", "0.1"), "--encoder-lr-scale does nothing beside"),
         (("--balanced-sampling",), "add --dynamics eval"),

@@ -3,7 +3,8 @@
 from avpt.config.base import Config, OutputConfig, Transient, allows, bounds, flag, parameter, type_hints
 from avpt.config.data import ManifestConfig, PreprocessConfig, VerifyConfig
 from avpt.config.diagnosis import CompareConfig, InspectConfig, ProbeConfig, ReportConfig
-from avpt.config.training import FinetuneConfig, FuseConfig, InitConfig, MaskConfig, ScoreConfig, TrainConfig
+from avpt.config.initialisation import InitConfig
+from avpt.config.training import FinetuneConfig, FuseConfig, MaskConfig, ScoreConfig, TrainConfig
 from avpt.config.use import EvaluateConfig, ExportConfig, InfoConfig, PredictConfig
 
 __all__ = [

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +13,7 @@ from typer import Option
 from typer.models import ParameterInfo
 
 from avpt.errors import ConfigError
+from avpt.text import shortened
 
 
 class Transient:
@@ -42,8 +44,30 @@ def flag(name: str) -> str:
 def bounds(info: ParameterInfo) -> str:
     """The range of a numeric option in words; empty where it has none."""
     if info.min is not None and info.max is not None:
-        return f"{info.min:g} to {info.max:g}"
-    return f"{info.min:g} or more" if info.min is not None else ""
+        return f"{_in_full(info.min)} to {_in_full(info.max)}"
+    return f"{_in_full(info.min)} or more" if info.min is not None else ""
+
+
+def _in_full(number: float) -> str:
+    """1000000, not 1e+06; of a number that nobody reads to its end both ends."""
+    return shortened(str(number), 40) if isinstance(number, int) else f"{number:g}"
+
+
+def whole_number(text: str) -> int:
+    """The number that an option's part spells; -1 where it is none, or none that any option takes."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else -1
+
+
+def at_home(path: str) -> str:
+    """A path with its home for `~`, which a shell leaves alone in --out=~/store; an unknown one stays a name."""
+    return os.path.expanduser(path)  # noqa: PTH111 - Path's own raises
+
+
+def _expanded(value: Any) -> Any:
+    """A path or several with `~` expanded; anything else as it is."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_expanded, value))
+    return Path(at_home(str(value))) if isinstance(value, Path) else value
 
 
 def allows(config_type: "type[Config]", name: str, value: Any) -> bool:
@@ -56,7 +80,7 @@ def allows(config_type: "type[Config]", name: str, value: Any) -> bool:
     if isinstance(value, str):
         return True
     low = -math.inf if info.min is None else info.min
-    return bool(math.isfinite(value) and low <= value <= (math.inf if info.max is None else info.max))
+    return bool(low <= value <= (math.inf if info.max is None else info.max) and math.isfinite(value))
 
 
 def _names_path(kind: Any) -> bool:
@@ -74,15 +98,18 @@ class Config:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value, info = getattr(self, field.name), parameter(type(self), field.name)
+            value, info = _expanded(getattr(self, field.name)), parameter(type(self), field.name)
+            object.__setattr__(self, field.name, value)
             numbers = value if isinstance(value, tuple | list) else (value,)
             for number in numbers:
                 if isinstance(number, bool) or not isinstance(number, int | float):
                     continue
                 low = -math.inf if info.min is None else info.min
                 high = math.inf if info.max is None else info.max
-                if not (math.isfinite(number) and low <= number <= high):
-                    raise ConfigError(f"{flag(field.name)} is {number:g}; it must be {bounds(info) or 'finite'}")
+                if not (low <= number <= high and math.isfinite(number)):
+                    raise ConfigError(
+                        f"{flag(field.name)} is {_in_full(number)}; it must be {bounds(info) or 'finite'}"
+                    )
 
     def record(self) -> dict[str, Any]:
         """The options that can change the result. Paths are left out: the stage records what they held."""
@@ -115,17 +142,25 @@ class OutputConfig(Config):
     ] = False
 
 
+# The upper ends of ranges are far beyond what anyone means, and low enough that nothing overflows, hangs or swaps
+MOST_WORKERS = 1024
+MOST_CLIPS = 1_000_000_000
+MOST_EPOCHS = 100_000
+LARGEST_BATCH = 65_536
+LARGEST_IMAGE = 4096
+MOST_FRAMES = 100_000
+
 # options that several commands take alike
 LoadingWorkers = Annotated[
     int | None,
-    Option(min=0, help="Loading processes; 0 loads in the main one.", show_default="cores - 1"),
+    Option(min=0, max=MOST_WORKERS, help="Loading processes; 0 loads in the main one.", show_default="cores - 1"),
     Transient,
 ]
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps, ..."), Transient]
-ClipTimeout = Annotated[float, Option(min=0.1, help="Seconds before a clip counts as hung."), Transient]
+ClipTimeout = Annotated[float, Option(min=0.1, max=1_000_000, help="Seconds before a clip counts as hung."), Transient]
 WorkerMemory = Annotated[
     float,
-    Option(min=0.05, help="GiB that a worker may take for a clip, before the clip counts as failed."),
+    Option(min=0.05, max=65_536, help="GiB that a worker may take for a clip, before the clip counts as failed."),
     Transient,
 ]
 UnusedSeed = Annotated[

@@ -6,7 +6,18 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from avpt.config.base import ClipTimeout, Config, OutputConfig, Transient, UnusedSeed, WorkerMemory
+from avpt.config.base import (
+    MOST_CLIPS,
+    MOST_FRAMES,
+    MOST_WORKERS,
+    ClipTimeout,
+    Config,
+    OutputConfig,
+    Transient,
+    UnusedSeed,
+    WorkerMemory,
+    whole_number,
+)
 from avpt.errors import ConfigError
 
 
@@ -95,14 +106,18 @@ class PreprocessConfig(OutputConfig):
     seed: UnusedSeed = 0
     sample_rate: Annotated[int, Option(min=1000, max=384000, help="Hz of the resampled sound.")] = 16000
     mel_bins: Annotated[int, Option(min=4, max=1024, help="Mel filters of the spectrogram.")] = 128
-    spectrogram_frames: Annotated[int, Option(min=1, help="10 ms frames a clip is padded or cut to.")] = 1024
+    spectrogram_frames: Annotated[int, Option(min=1, max=360_000, help="10 ms frames a clip is padded or cut to.")] = (
+        1024
+    )
     pad: Annotated[
         Literal["zero", "repeat"], Option(help="Short clips: log-mel 0.0 behind, or the sound repeated.")
     ] = "zero"
     audio_dtype: Annotated[Literal["float16", "float32"], Option(help="Type of the stored log-mel.")] = "float16"
     fps: Annotated[float, Option(min=0.001, max=1000, help="Frames kept per second.")] = 1.0
-    max_frames: Annotated[int, Option(min=1, help="Frames kept per clip at most.")] = 10
-    frame_size: Annotated[int, Option(min=1, help="Short side of a stored frame is scaled down to this.")] = 256
+    max_frames: Annotated[int, Option(min=1, max=MOST_FRAMES, help="Frames kept per clip at most.")] = 10
+    frame_size: Annotated[int, Option(min=1, max=8192, help="Short side of a stored frame is scaled down to this.")] = (
+        256
+    )
     frame_codec: Annotated[Literal["jpeg", "raw"], Option(help="How frames are stored.")] = "jpeg"
     frame_accuracy: Annotated[
         Literal["exact", "keyframe"],
@@ -122,10 +137,14 @@ class PreprocessConfig(OutputConfig):
             min=0, max=1000, help="Which sound stream of a file with several, from 0.", show_default="FFmpeg's choice"
         ),
     ] = None
-    shard_size: Annotated[int, Option(min=1, help="Manifest rows per shard.")] = 128
+    shard_size: Annotated[int, Option(min=1, max=1_000_000, help="Manifest rows per shard.")] = 128
     multi_label: Annotated[bool, Option("--multi-label", help="`label` holds several names joined by `;`.")] = False
-    limit: Annotated[int | None, Option(min=1, help="Only the first rows of the manifest.", show_default="all")] = None
-    workers: Annotated[int | None, Option(min=1, help="Decoding processes.", show_default="cores"), Transient] = None
+    limit: Annotated[
+        int | None, Option(min=1, max=MOST_CLIPS, help="Only the first rows of the manifest.", show_default="all")
+    ] = None
+    workers: Annotated[
+        int | None, Option(min=1, max=MOST_WORKERS, help="Decoding processes.", show_default="cores"), Transient
+    ] = None
     clip_timeout: ClipTimeout = 60.0
     worker_memory: WorkerMemory = 4.0
     max_failures: Annotated[
@@ -166,7 +185,7 @@ class PreprocessConfig(OutputConfig):
     def shards(self) -> slice:
         """`2:5` -> shards 2, 3 and 4."""
         first, colon, last = (":" if self.shard_range is None else self.shard_range).partition(":")
-        if not colon or not all(end.isdecimal() or not end for end in (first, last)):
+        if not colon or not all(whole_number(end) >= 0 or not end for end in (first, last)):
             raise ConfigError(f"--shard-range is {self.shard_range!r}; it must be A:B, such as 0:10, 10:20 or 20:")
         shards = slice(int(first or 0), int(last) if last else None)
         if shards.stop is not None and shards.stop <= shards.start:
@@ -180,4 +199,6 @@ class VerifyConfig(Config):
 
     store: Annotated[Path, Argument(help="Store written by `avpt preprocess`.")]
     deep: Annotated[bool, Option("--deep", help="Decode each JPEG too.")] = False
-    workers: Annotated[int | None, Option(min=1, help="Checking processes.", show_default="cores"), Transient] = None
+    workers: Annotated[
+        int | None, Option(min=1, max=MOST_WORKERS, help="Checking processes.", show_default="cores"), Transient
+    ] = None

@@ -6,7 +6,19 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
-from avpt.config.base import Config, Device, LoadingWorkers, OutputConfig, Transient, UnusedSeed, flag
+from avpt.config.base import (
+    LARGEST_BATCH,
+    LARGEST_IMAGE,
+    MOST_CLIPS,
+    MOST_FRAMES,
+    Config,
+    Device,
+    LoadingWorkers,
+    OutputConfig,
+    Transient,
+    UnusedSeed,
+    flag,
+)
 from avpt.errors import ConfigError
 from avpt.types import Modality
 
@@ -43,27 +55,37 @@ class InspectConfig(Config):
     )
     threshold: Annotated[
         list[float] | None,
-        Option(min=0, help="Of abnormal channels, for the table; repeatable.", show_default="1e-10 1e-6 2e-5 1e-3"),
+        Option(
+            min=0,
+            max=1000,
+            help="Of abnormal channels, for the table; repeatable.",
+            show_default="1e-10 1e-6 2e-5 1e-3",
+        ),
     ] = None
     abnormal_threshold: Annotated[
-        float, Option(min=0, help="The one that dead channels and the record's `abnormal` go by.")
+        float, Option(min=0, max=1000, help="The one that dead channels and the record's `abnormal` go by.")
     ] = 1e-6
     store: Annotated[
         Path | None, Option(help="Store whose clips are fed, to find dead channels.", show_default="none")
     ] = None
     split: Annotated[Literal["train", "val", "test"], Option(help="Which clips.")] = "train"
-    clips: Annotated[int, Option(min=2, help="How many, at most.")] = 512
+    clips: Annotated[int, Option(min=2, max=MOST_CLIPS, help="How many, at most.")] = 512
     dead_share: Annotated[
         float, Option(min=0.5, max=1, help="A channel is dead where so much of its activation is zero.")
     ] = 0.999
     zero: Annotated[
-        float, Option(min=0, help="An activation up to this counts as zero: tiny gammas may leave tiny values.")
+        float,
+        Option(min=0, max=1000, help="An activation up to this counts as zero: tiny gammas may leave tiny values."),
     ] = 0.0
-    batch_size: Annotated[int, Option(min=2, help="Clips at a time, whose own statistics BatchNorm takes.")] = 64
+    batch_size: Annotated[
+        int, Option(min=2, max=LARGEST_BATCH, help="Clips at a time, whose own statistics BatchNorm takes.")
+    ] = 64
     image_size: Annotated[
-        int | None, Option(min=8, help="Side of frames, pixels.", show_default="as trained, or 224")
+        int | None, Option(min=8, max=LARGEST_IMAGE, help="Side of frames, pixels.", show_default="as trained, or 224")
     ] = None
-    num_frames: Annotated[int | None, Option(min=1, help="Frames per clip.", show_default="as trained, or 3")] = None
+    num_frames: Annotated[
+        int | None, Option(min=1, max=MOST_FRAMES, help="Frames per clip.", show_default="as trained, or 3")
+    ] = None
     plot: Annotated[Path | None, Option(help="Folder for figures, PNG and PDF.", show_default="none")] = None
     overwrite: Annotated[bool, Option("--overwrite", help="Replace the figures in --plot."), Transient] = False
     seed: Annotated[int, Option(min=0, max=2**63 - 1, help="Chooses the clips.")] = 0
@@ -100,11 +122,15 @@ class ProbeConfig(OutputConfig):
     out: Annotated[
         Path | None, Option(help="Probe artifact to write, features kept (.safetensors).", show_default="only show")
     ] = None
-    batch_size: Annotated[int | None, Option(min=1, help="Clips at a time.", show_default="as in training")] = None
-    image_size: Annotated[
-        int | None, Option(min=8, help="Side of frames, pixels.", show_default="as trained, or 224")
+    batch_size: Annotated[
+        int | None, Option(min=1, max=LARGEST_BATCH, help="Clips at a time.", show_default="as in training")
     ] = None
-    num_frames: Annotated[int | None, Option(min=1, help="Frames per clip.", show_default="as trained, or 3")] = None
+    image_size: Annotated[
+        int | None, Option(min=8, max=LARGEST_IMAGE, help="Side of frames, pixels.", show_default="as trained, or 224")
+    ] = None
+    num_frames: Annotated[
+        int | None, Option(min=1, max=MOST_FRAMES, help="Frames per clip.", show_default="as trained, or 3")
+    ] = None
     search: Search = None
     seed: UnusedSeed = 0
     workers: LoadingWorkers = None

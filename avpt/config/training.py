@@ -1,4 +1,4 @@
-"""What the commands take that make models."""
+"""What the commands take that train models, and that turn confidence into masks."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -7,38 +7,21 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from avpt.config.base import LoadingWorkers, OutputConfig, Transient
+from avpt.config.base import (
+    LARGEST_BATCH,
+    LARGEST_IMAGE,
+    MOST_EPOCHS,
+    MOST_FRAMES,
+    LoadingWorkers,
+    OutputConfig,
+    Transient,
+    whole_number,
+)
 from avpt.errors import ConfigError
 from avpt.types import Modality
 
+MOST_VALUES = 1 << 33  # of the pictures of a step: no device has the memory for what comes of them
 AUGMENTATION = "Augmentation"  # a heading in help; also so that --no-flip takes no room beside the other options
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class InitConfig(OutputConfig):
-    """`avpt init`."""
-
-    modality: Annotated[Modality, Option(help="What the encoder will be fed.")]
-    out: Annotated[Path, Option(help="Encoder artifact to write (.safetensors).")]
-    arch: Annotated[Literal["resnet18", "resnet34", "resnet50"], Option(help="torchvision architecture.")] = "resnet18"
-    weights: Annotated[
-        str,
-        Option(help="imagenet, random, or a file: safetensors, PyTorch checkpoint, avpt artifact or run folder."),
-    ] = "imagenet"
-    bn: Annotated[
-        Literal["keep", "reset", "reset-abnormal", "abri"],
-        Option(help="What happens to pre-trained BatchNorm."),
-    ] = "keep"
-    abri: Annotated[Literal["channel", "layer"], Option(help="One ABRi alpha per channel or per layer.")] = "channel"
-    alpha: Annotated[float, Option(help="ABRi: initial share of the pre-trained branch.")] = 0.5
-    abnormal_threshold: Annotated[float, Option(min=0, help="A BatchNorm channel below this is abnormal.")] = 1e-6
-    conv1: Annotated[
-        Literal["sum", "mean", "random"], Option(help="First convolution across 1 and 3 input channels.")
-    ] = "sum"
-
-    def idle(self) -> set[str]:
-        """ABRi's own options without ABRi."""
-        return super().idle() | (set() if self.bn == "abri" else {"abri", "alpha"})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,12 +43,16 @@ class MaskConfig(OutputConfig):
     mask_ratio_visual: Annotated[
         float | None, Option(min=0, max=1, help="rho of pictures.", show_default="--mask-ratio")
     ] = None
-    mask_eta: Annotated[float, Option(min=0, help="eta, how fast the ratio grows with the difference.")] = 1.0
+    mask_eta: Annotated[
+        float, Option(min=0, max=1_000_000, help="eta, how fast the ratio grows with the difference.")
+    ] = 1.0
     mask_threshold: Annotated[
         float, Option(min=0, max=1, help="tau, the confidence from which a modality may be masked.")
     ] = 0.5
     audio_patch: Annotated[str, Option(help="Masked patch of the spectrogram, frames x mel bins.")] = "32x8"
-    visual_patch: Annotated[int, Option(min=1, help="Side of a masked patch of a frame, pixels.")] = 10
+    visual_patch: Annotated[
+        int, Option(min=1, max=LARGEST_IMAGE, help="Side of a masked patch of a frame, pixels.")
+    ] = 10
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,10 +66,11 @@ class MaskConfig(OutputConfig):
     @property
     def patch(self) -> dict[Modality, tuple[int, int]]:
         """(height, width) of a masked patch: (frames, mel bins) and (pixels, pixels)."""
-        frames, _, bins = self.audio_patch.partition("x")
-        if not (frames.isdecimal() and bins.isdecimal() and int(frames) and int(bins)):
+        height, _, width = self.audio_patch.partition("x")
+        frames, bins = whole_number(height), whole_number(width)
+        if min(frames, bins) < 1:
             raise ConfigError(f"--audio-patch is {self.audio_patch!r}; it must be FRAMESxBINS, such as 32x8")
-        return {"audio": (int(frames), int(bins)), "visual": (self.visual_patch, self.visual_patch)}
+        return {"audio": (frames, bins), "visual": (self.visual_patch, self.visual_patch)}
 
     @property
     def ratio(self) -> dict[Modality, float]:
@@ -100,14 +88,14 @@ class TrainConfig(OutputConfig):
 
     store: Annotated[Path, Argument(help="Store written by `avpt preprocess`.")]
     out: Annotated[Path, Option(help="Run folder to write.")]
-    epochs: Annotated[int, Option(min=1, help="Passes over the training split.")] = 80
-    batch_size: Annotated[int, Option(min=2, help="Clips per step.")] = 64
-    lr: Annotated[float, Option(min=0, help="Peak learning rate.")] = 1e-3
+    epochs: Annotated[int, Option(min=1, max=MOST_EPOCHS, help="Passes over the training split.")] = 80
+    batch_size: Annotated[int, Option(min=2, max=LARGEST_BATCH, help="Clips per step.")] = 64
+    lr: Annotated[float, Option(min=0, max=1000, help="Peak learning rate.")] = 1e-3
     optimizer: Annotated[Literal["sgd", "adam", "adamw"], Option(help="torch.optim's.")] = "sgd"
     momentum: Annotated[float, Option(min=0, max=1, help="Of sgd.")] = 0.9
-    weight_decay: Annotated[float, Option(min=0, help="Not on BatchNorm and alpha.")] = 1e-4
+    weight_decay: Annotated[float, Option(min=0, max=1000, help="Not on BatchNorm and alpha.")] = 1e-4
     decay_norm: Annotated[bool, Option("--decay-norm", help="Weight decay on BatchNorm and alpha too.")] = False
-    encoder_lr_scale: Annotated[float, Option(min=0, help="What the encoders' rate is multiplied by.")] = 1.0
+    encoder_lr_scale: Annotated[float, Option(min=0, max=1000, help="What the encoders' rate is multiplied by.")] = 1.0
     freeze_encoders: Annotated[
         bool, Option("--freeze-encoders", help="Leave the encoders as they are; train what is behind them.")
     ] = False
@@ -116,7 +104,8 @@ class TrainConfig(OutputConfig):
         Option(min=0, max=1, help="Keep a moving average of the weights, of this decay.", show_default="none"),
     ] = None
     patience: Annotated[
-        int | None, Option(min=1, help="Stop after so many epochs without a better one.", show_default="never")
+        int | None,
+        Option(min=1, max=MOST_EPOCHS, help="Stop after so many epochs without a better one.", show_default="never"),
     ] = None
     label_smoothing: Annotated[float, Option(min=0, max=0.99, help="Share of each label that all classes get.")] = 0.0
     balanced_sampling: Annotated[
@@ -125,9 +114,11 @@ class TrainConfig(OutputConfig):
     schedule: Annotated[Literal["step", "cosine", "constant"], Option(help="Learning rate over epochs.")] = "step"
     milestones: Annotated[str, Option(help="Epochs after which a step schedule drops, joined by commas.")] = "60"
     lr_factor: Annotated[float, Option(min=0, max=1, help="What a step schedule multiplies by.")] = 0.1
-    warmup_epochs: Annotated[int, Option(min=0, help="Epochs of linear warm-up, step by step.")] = 0
-    image_size: Annotated[int, Option(min=8, help="Side of the frames fed to the encoder, pixels.")] = 224
-    num_frames: Annotated[int, Option(min=1, help="Frames per clip, one from each equal segment.")] = 3
+    warmup_epochs: Annotated[int, Option(min=0, max=MOST_EPOCHS, help="Epochs of linear warm-up, step by step.")] = 0
+    image_size: Annotated[
+        int, Option(min=8, max=LARGEST_IMAGE, help="Side of the frames fed to the encoder, pixels.")
+    ] = 224
+    num_frames: Annotated[int, Option(min=1, max=MOST_FRAMES, help="Frames per clip, one from each equal segment.")] = 3
     crop_scale: Annotated[
         tuple[float, float],
         Option(min=0.01, max=1, help="Area of random crops; `1 1` is the whole frame.", rich_help_panel=AUGMENTATION),
@@ -137,6 +128,7 @@ class TrainConfig(OutputConfig):
         tuple[int, int],
         Option(
             min=0,
+            max=1_000_000,
             help="Widest masks: mel bins, frames. `0 0` is none.",
             metavar="FREQ TIME",
             rich_help_panel=AUGMENTATION,
@@ -151,16 +143,24 @@ class TrainConfig(OutputConfig):
     ] = 0.1
     workers: LoadingWorkers = None
     checkpoint_every: Annotated[
-        int | None, Option(min=1, help="Steps from one checkpoint to the next.", show_default="an epoch"), Transient
+        int | None,
+        Option(min=1, max=1_000_000_000, help="Steps from one checkpoint to the next.", show_default="an epoch"),
+        Transient,
     ] = None
     precision: Annotated[Literal["fp32", "bf16", "fp16"], Option(help="Of the training pass; fp16 on CUDA only.")] = (
         "fp32"
     )
     accumulate: Annotated[
-        int, Option(min=1, help="Parts that a batch is taken in, where memory is short; BatchNorm sees one at a time.")
+        int,
+        Option(
+            min=1,
+            max=LARGEST_BATCH,
+            help="Parts that a batch is taken in, where memory is short; BatchNorm sees one at a time.",
+        ),
     ] = 1
     clip_grad: Annotated[
-        float | None, Option(help="Largest norm of the gradient, over 0.", show_default="not clipped")
+        float | None,
+        Option(max=1_000_000_000, help="Largest norm of the gradient, over 0.", show_default="not clipped"),
     ] = None
     channels_last: Annotated[bool, Option("--channels-last", help="Memory layout that is faster on some devices.")] = (
         False
@@ -184,6 +184,12 @@ class TrainConfig(OutputConfig):
                 f"--accumulate {self.accumulate} leaves parts of less than two clips at --batch-size "
                 f"{self.batch_size}, and BatchNorm needs two"
             )
+        values = self.batch_size // self.accumulate * self.num_frames * 3 * self.image_size**2
+        if values > MOST_VALUES:
+            raise ConfigError(
+                f"--batch-size {self.batch_size}, --num-frames {self.num_frames}, --image-size {self.image_size} "
+                f"make up {values >> 28} GiB of pictures a step, over {MOST_VALUES >> 28}; make one of them smaller"
+            )
         if self.warmup_epochs > self.epochs:
             raise ConfigError(f"--warmup-epochs {self.warmup_epochs} is more than --epochs {self.epochs}")
         if self.balanced_sampling and self.dynamics == "train":
@@ -204,10 +210,10 @@ class TrainConfig(OutputConfig):
     @property
     def milestone_epochs(self) -> tuple[int, ...]:
         """`60,70` -> (60, 70)."""
-        parts = [part.strip() for part in self.milestones.split(",")]
-        if not all(part.isdecimal() for part in parts):
+        epochs = [whole_number(part.strip()) for part in self.milestones.split(",")]
+        if min(epochs) < 0:
             raise ConfigError(f"--milestones is {self.milestones!r}; it must be epochs joined by commas, such as 60,70")
-        return tuple(int(part) for part in parts)
+        return tuple(epochs)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -219,6 +225,7 @@ class FinetuneConfig(TrainConfig):
     mixup: Annotated[
         float | None,
         Option(
+            max=1000,
             help="Mix clips with one another; alpha of the Beta distribution.",
             show_default="none",
             rich_help_panel=AUGMENTATION,
@@ -250,7 +257,7 @@ class ScoreConfig(MaskConfig):
     out: Annotated[
         Path | None, Option(help="Confidence artifact to write (.safetensors).", show_default="only show")
     ] = None
-    skip_epochs: Annotated[int, Option(min=0, help="Epochs at the start that do not count.")] = 0
+    skip_epochs: Annotated[int, Option(min=0, max=MOST_EPOCHS, help="Epochs at the start that do not count.")] = 0
     missing: Annotated[Literal["error", "skip"], Option(help="Clips that one side lacks.")] = "error"
     csv: Annotated[Path | None, Option(help="Also write the statistics as CSV.", show_default="none")] = None
 
@@ -272,9 +279,10 @@ class FuseConfig(MaskConfig, TrainConfig):
     balance: Annotated[Literal["none", "ogm-ge"], Option(help="Hold back the encoder that is ahead (baseline).")] = (
         "none"
     )
-    ogm_alpha: Annotated[float, Option(min=0, help="OGM-GE: how hard.")] = 0.1
+    ogm_alpha: Annotated[float, Option(min=0, max=1000, help="OGM-GE: how hard.")] = 0.1
     ogm_window: Annotated[
-        tuple[int, int], Option(min=0, help="OGM-GE: first and last epoch, from 0.", metavar="FIRST LAST")
+        tuple[int, int],
+        Option(min=0, max=MOST_EPOCHS, help="OGM-GE: first and last epoch, from 0.", metavar="FIRST LAST"),
     ] = (0, 50)
     modality_dropout: Annotated[
         float,

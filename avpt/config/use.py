@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from typer import Argument, Option
 
 from avpt.config.base import (
+    LARGEST_BATCH,
+    MOST_WORKERS,
     ClipTimeout,
     Config,
     Device,
@@ -51,7 +53,9 @@ class EvaluateConfig(OutputConfig):
     per_class: Annotated[
         bool, Option("--per-class", help="Also each class's count and accuracy; in the record the confusion matrix.")
     ] = False
-    batch_size: Annotated[int | None, Option(min=1, help="Clips at a time.", show_default="as in training")] = None
+    batch_size: Annotated[
+        int | None, Option(min=1, max=LARGEST_BATCH, help="Clips at a time.", show_default="as in training")
+    ] = None
     out: Annotated[Path | None, Option(help="Record to write (.json).", show_default="only show")] = None
     predictions: Annotated[
         Path | None, Option(help="Also write each clip's logits (.safetensors).", show_default="none")
@@ -97,14 +101,16 @@ class PredictConfig(OutputConfig):
     root: Annotated[
         Path | None, Option(help="Folder that paths in --manifest start from.", show_default="the manifest's")
     ] = None
-    top: Annotated[int, Option(min=1, help="Classes shown of each clip.")] = 5
+    top: Annotated[int, Option(min=1, max=1_000_000, help="Classes shown of each clip.")] = 5
     format: Annotated[
         Literal["table", "csv", "jsonl"] | None,
         Option(help="A table to look at, or a line a clip.", show_default="what --out ends in, else table"),
     ] = None
     out: Annotated[Path | None, Option(help="File to write (.csv, .jsonl).", show_default="stdout")] = None
     seed: UnusedSeed = 0
-    workers: Annotated[int | None, Option(min=1, help="Decoding processes.", show_default="cores"), Transient] = None
+    workers: Annotated[
+        int | None, Option(min=1, max=MOST_WORKERS, help="Decoding processes.", show_default="cores"), Transient
+    ] = None
     clip_timeout: ClipTimeout = 60.0
     worker_memory: WorkerMemory = 4.0
     device: Device = "auto"

@@ -5,17 +5,22 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import logging
 import math
+import os
+import re
 import stat
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from avpt.errors import ManifestError
+from avpt.errors import ManifestError, listed
 from avpt.types import SPLITS, Split
+
+log = logging.getLogger(__name__)
 
 MEDIA_COLUMNS = ("video", "audio", "frames")  # in the order in which a default id is sought
 COLUMNS = ("id", "label", "split", *MEDIA_COLUMNS, "start", "end", "recording")
@@ -23,6 +28,9 @@ LABEL_SEPARATOR = ";"
 UNLABELLED = {"label": "-", "split": "test"}  # stand in where neither matters
 MAX_LISTED = 20  # bad rows told one by one; the rest are counted
 MAX_SHOWN = 100  # characters of a cell quoted in a message
+
+# What no id and no label may have: it ends strings (NUL) and lines, steers terminals, or turns the reading direction
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 Row = tuple[int, list[str] | str]  # the line it starts on; its cells, or why it does not parse
 
@@ -62,7 +70,7 @@ class Clip:
 
     def _path(self, column: str) -> Path | None:
         cell = self.written[MEDIA_COLUMNS.index(column)]
-        return self.base / cell if cell else None
+        return find_spelling(self.base, cell) if cell else None
 
 
 @dataclass(frozen=True)
@@ -111,15 +119,54 @@ def read_manifest(
         if problems:
             bad.append(f"line {line}: {'; '.join(problems)}")
     if bad:
-        raise ManifestError(_tell(path, bad))
+        raise ManifestError(*_tell(path, bad))
     if not clips:
         raise ManifestError(f"{path}: has no rows, only a header; add a row for each clip")
     classes = tuple(sorted({label for clip in clips for label in clip.labels}))
+    warn_of_lookalikes(classes)
     return Manifest(tuple(clips), classes, hashlib.sha256(data).hexdigest())
+
+
+def lookalikes(names: Iterable[str]) -> list[list[str]]:
+    """Names that differ in nothing but capitals, white space, invisible characters or how accents are written."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        bare = "".join(character for character in name if unicodedata.category(character) not in ("Cf", "Zs"))
+        key = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", bare).casefold())
+        groups.setdefault(key, []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def warn_of_lookalikes(classes: Iterable[str]) -> None:
+    """Tell of classes that may be meant to be one, spelled so that each difference is seen."""
+    if groups := lookalikes(classes):
+        told = [" and ".join(ascii(name[:MAX_SHOWN]) for name in group) for group in groups]
+        log.warning("%s look alike and are classes of their own; spell them alike if they are one", listed(told, 3))
+
+
+def find_spelling(base: Path, cell: str) -> Path:
+    """The path of a cell; where there is none, the one whose accents are written in the other way that Unicode has.
+
+    macOS takes them apart (NFD), nearly all else keeps them together (NFC), and copies of files keep their names.
+    """
+    path = base / cell
+    if cell.isascii() or _is_there(path):
+        return path
+    found = base
+    for part in Path(cell).parts:
+        ways = [found / part, *(found / unicodedata.normalize(form, part) for form in ("NFC", "NFD"))]
+        found = next((way for way in ways if _is_there(way)), ways[0])
+    return found if _is_there(found) else path
+
+
+def _is_there(path: Path) -> bool:
+    return os.path.exists(path)  # noqa: PTH110 - Path's own raises where a name is too long
 
 
 def _read(path: Path) -> tuple[bytes, str]:
     try:
+        if not (stat.S_ISREG(mode := path.stat().st_mode) or stat.S_ISDIR(mode)):
+            raise ManifestError(f"{path}: is a device or a pipe; name the manifest, a CSV file")
         data = path.read_bytes()
         return data, data.decode("utf-8-sig")
     except FileNotFoundError:
@@ -180,7 +227,7 @@ def _clip(row: dict[str, str], base: Path, multi_label: bool, *, there: bool) ->
         problems.append(f"split {_show(row['split'])} is not one of {', '.join(SPLITS)}")
 
     written = {column: row[column] for column in MEDIA_COLUMNS if row.get(column)}
-    paths = {column: base / cell for column, cell in written.items()}
+    paths = {column: find_spelling(base, cell) for column, cell in written.items()}
     if not paths:
         problems.append("names no media; fill in video, audio or frames")
     folders = [name for name, path in paths.items() if _is_folder(name, path, written[name], problems, there=there)]
@@ -195,13 +242,14 @@ def _clip(row: dict[str, str], base: Path, multi_label: bool, *, there: bool) ->
 
     clip_id = row.get("id", "")
     if paths and not clip_id:
-        column, path = next(iter(paths.items()))
+        column = next(iter(paths))
+        path = base / written[column]  # not as the file spells it: the id is the same on every machine
         clip_id = "_".join([path.name if column in folders else path.stem, *times.values()])
         if not clip_id:
             problems.append(f"{column} {_show(written[column])} gives no id; fill in column id")
     recording = row.get("recording", "")
     for name, value in (("id", clip_id), ("recording", recording)):
-        if any(unicodedata.category(character) == "Cc" for character in value):  # HDF5 strings end at NUL
+        if CONTROL.search(value):
             problems.append(f"{name} {_show(value)} has control characters; give another in column {name}")
     clip = Clip(
         id=clip_id,
@@ -222,6 +270,7 @@ def _labels(cell: str, multi_label: bool, problems: list[str]) -> tuple[str, ...
         problems.append("label is empty")
     elif "" in labels:
         problems.append(f"label {_show(cell)} has an empty part; write a{LABEL_SEPARATOR}b")
+    problems += [f"label {_show(label)} has control characters; rename it" for label in labels if CONTROL.search(label)]
     repeated = [label for label in dict.fromkeys(labels) if label and labels.count(label) > 1]
     problems += [f"label {_show(label)} is there twice" for label in repeated]
     return labels
@@ -262,8 +311,8 @@ def _show(text: str) -> str:
     return repr(text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "...")
 
 
-def _tell(path: Path, bad: list[str]) -> str:
+def _tell(path: Path, bad: list[str]) -> list[str]:
     if len(bad) == 1:
-        return f"{path}: {bad[0]}"
+        return [f"{path}: {bad[0]}"]
     more = [f"and {len(bad) - MAX_LISTED} more"] if len(bad) > MAX_LISTED else []
-    return "\n  ".join([f"{path}: {len(bad)} bad rows", *bad[:MAX_LISTED], *more])
+    return [f"{path}: {len(bad)} bad rows", *bad[:MAX_LISTED], *more]

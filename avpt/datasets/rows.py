@@ -8,6 +8,7 @@ import io
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,8 +100,8 @@ class Media:
         found: dict[str, tuple[str, str]] = {}
         for kind, paths in self.files.items():
             for name in names if paths and not (kind == "frames" and "video" in found) else ():
-                if name in paths:
-                    found[kind] = name, paths[name]
+                if key := next((way for way in _spellings(name) if way in paths), None):
+                    found[kind] = key, paths[key]
                     break
         return found
 
@@ -129,7 +130,7 @@ class Source:
             raise ManifestError(self.told[0])
         if self.num_bad:
             more = [f"and {self.num_bad - MAX_LISTED} more"] if self.num_bad > MAX_LISTED else []
-            raise ManifestError("\n  ".join([f"the lists have {self.num_bad} bad lines", *self.told, *more]))
+            raise ManifestError(f"the lists have {self.num_bad} bad lines", *self.told, *more)
 
     def parse(self, path: Path, parse: Callable[[Line], T | None], columns: tuple[str, ...] = ()) -> Iterator[T]:
         """What `parse` makes of each line: None for one to pass over, BadLineError for a bad one.
@@ -155,6 +156,8 @@ class Source:
 
     def _lines(self, path: Path) -> Iterator[Line]:
         try:
+            if not path.is_file():
+                raise ManifestError(f"{path}: is not a file, but a folder, a device or a pipe; name a list")
             data = path.read_bytes()
             reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True, skipinitialspace=True)
         except UnicodeDecodeError as error:
@@ -222,30 +225,34 @@ def find_media(folder: Path, key: Key) -> Media:
     return Media(media.files, media.tables, media.twice, listing.hexdigest())
 
 
+def _spellings(name: str) -> tuple[str, ...]:
+    """A name, and with its accents written in either way that Unicode has: a copy of a folder may have the other."""
+    return (name,) if name.isascii() else (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
+
+
 def _suffix(name: str) -> str:
     return name.rpartition(".")[2].lower()
 
 
 def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
     """("", "a/", "a/b/", ...) with the file names there, in order; links are followed, hidden names passed over."""
-    waiting = [""]
+    waiting: list[tuple[str, tuple[str, ...]]] = [("", (os.path.realpath(folder),))]
     while waiting:
-        inside = waiting.pop()
+        inside, above = waiting.pop()  # and where the folder and all those on the way to it really are
         files, folders = [], []
         with os.scandir(f"{folder}/{inside}") as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_file():  # nor is a link that leads nowhere
+                path = Path(entry.path)  # whose words for links that lead nowhere, or round in a ring, are not errors
+                if path.is_file():
                     files.append(entry.name)
-                elif entry.is_dir() and not (entry.is_symlink() and _encloses(Path(entry.path))):
-                    folders.append(entry.name)
+                elif path.is_dir():
+                    real = os.path.realpath(path) if entry.is_symlink() else f"{above[-1]}/{entry.name}"
+                    if not any(Path(one).is_relative_to(real) for one in above):  # it would be followed for ever
+                        folders.append((entry.name, real))
         yield inside, sorted(files)
-        waiting += [f"{inside}{name}/" for name in sorted(folders, reverse=True)]
-
-
-def _encloses(link: Path) -> bool:
-    return link.parent.resolve().is_relative_to(link.resolve())  # it would be followed for ever
+        waiting += [(f"{inside}{name}/", (*above, real)) for name, real in sorted(folders, reverse=True)]
 
 
 def exactly(line: Line, count: int) -> list[str]:

@@ -7,6 +7,7 @@ whose workers share a queue (the standard library's, pebble) lose it with a work
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import pickle
@@ -24,7 +25,7 @@ from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 from typing import Any, Generic, TypeVar
 
-from avpt.errors import AvptError
+from avpt.errors import TOO_LITTLE_MEMORY, AvptError, wants_memory
 from avpt.processes import die_with_parent, start_forkserver
 
 Task = TypeVar("Task")
@@ -75,12 +76,12 @@ def run_isolated(
         memory: bytes that a worker may allocate beyond what it starts with; more is a MemoryError inside of it.
 
     Raises:
-        AvptError: the workers die before they take a task.
+        AvptError: the workers can't load what they need, may not have the memory, or die before they take a task.
     """
     context = multiprocessing.get_context("forkserver")
     ray = ["ray"] if "ray" in sys.modules else []  # which every child of a Ray worker imports, as its main module does
     start_forkserver(preload, *ray)
-    _see_it_ready(context)
+    _see_it_ready(context, preload, memory)
     pool = _Pool(context, function, workers, timeout, memory)
     source = iter(tasks)
     under_way = 0
@@ -252,24 +253,50 @@ def _death(exitcode: int) -> str:
         return f"exit code {exitcode}"
 
 
-def _see_it_ready(context: ForkServerContext) -> None:
+def _see_it_ready(context: ForkServerContext, preload: str, memory: int | None) -> None:
     """Wait until the process that workers are forked from has imported what they need.
 
     No worker may be on its way while the parent gives up, or it would complain of what its parent took down.
     """
     try:
-        ready = context.Process(target=_do_nothing)
-        ready.start()
-        ready.join()
+        pipe, theirs = context.Pipe()
+        ready = context.Process(target=_try_out, args=(theirs, preload, memory))
+        with pipe, theirs:
+            ready.start()
+            ready.join()
+            problem = pipe.recv() if pipe.poll() else ""  # whoever killed it, the workers may do better
     except (EOFError, OSError) as error:
         how = str(error) or type(error).__name__
         raise AvptError(
             f"the process that workers are started from was killed ({how}); run the same command again"
         ) from error
+    if problem:
+        raise AvptError(f"a worker can't begin: {problem}")
 
 
-def _do_nothing() -> None:
-    return
+def _try_out(pipe: Connection, preload: str, memory: int | None) -> None:
+    """Say what would be wrong with every task, so that none is blamed for it."""
+    try:
+        importlib.import_module(preload)
+    except Exception as error:
+        pipe.send(TOO_LITTLE_MEMORY if wants_memory(error) else f"{type(error).__name__}: {error}")
+        return
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    room = limit - _status("VmSize")
+    if memory is not None and limit != resource.RLIM_INFINITY and room < memory:
+        pipe.send(
+            f"ulimit -v leaves it {max(0, room) / 2**30:.2g} GiB, under --worker-memory {memory / 2**30:g}; "
+            "raise that limit, or make --worker-memory smaller"
+        )
+        return
+    pipe.send("")
+
+
+def _status(name: str) -> int:
+    """Bytes of one of the kinds of memory that Linux counts for this process; 0 elsewhere."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def _work(pipe: Connection, function: Callable[[Any], Any], memory: int | None) -> None:
@@ -293,8 +320,6 @@ def _start_worker(memory: int | None) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # the workers are the parallelism
     if "torch" in sys.modules:  # it has read that already
         sys.modules["torch"].set_num_threads(1)
-    status = Path("/proc/self/status")
-    if memory is not None and status.exists():  # Linux only, as its limit is on what a process has allocated
-        data = next(line for line in status.read_text().splitlines() if line.startswith("VmData:"))
-        limit = int(data.split()[1]) * 1024 + memory
+    if memory is not None and (data := _status("VmData")):  # Linux only: its limit is on what a process has allocated
+        limit = data + memory
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from avpt.figures.style import CYCLE, TWO_COLUMNS, applied
+from avpt.text import printable
 
 MOST_LABELS = 60
 HATCHES = ("", "////", "....", "xxxx")  # kinds are told apart without colour too
@@ -78,8 +79,8 @@ def draw_ranges(
 
 
 def plain(text: str) -> str:
-    """Words that matplotlib does not take for mathematics."""
-    return text.replace("$", r"\$")
+    """Words in one line that matplotlib does not take for mathematics."""
+    return printable(text).replace("$", r"\$")
 
 
 def _below(axes, names: Sequence[str]) -> None:  # type: ignore[no-untyped-def]

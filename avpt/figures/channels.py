@@ -15,7 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
-from avpt.figures.style import ABNORMAL, AFTER, BEFORE, DEAD, INK, ONE_COLUMN, TWO_COLUMNS, applied, shortened
+from avpt.figures.bars import plain
+from avpt.figures.style import ABNORMAL, AFTER, BEFORE, DEAD, INK, ONE_COLUMN, TWO_COLUMNS, applied
+from avpt.text import shortened
 
 Array = np.ndarray[Any, Any]
 
@@ -166,7 +168,7 @@ def draw_feature_maps(
         span = picture.max() - picture.min()
         _show(first, _upright((picture - picture.min()) / (span or 1.0)), cmap="gray", extent=(0, 1, 1, 0))
         first.set(xlim=(-MARGIN, 1 + MARGIN), ylim=(1 + MARGIN, -MARGIN))  # as high as a grid
-        first.set_title(f"input: {shortened(clip, 24)}")
+        first.set_title(plain(f"input: {shortened(clip, 24)}"))
         for axes, (name, (channels, dead, abnormal)) in zip(others, maps.items(), strict=True):
             peaks = channels.max(axis=(1, 2))
             top = np.quantile(peaks[peaks > 0], BRIGHTEST) if (peaks > 0).any() else 1.0
@@ -225,7 +227,7 @@ def _titled(name: str, dead: Array | None, abnormal: Array) -> str:
     counts = [] if dead is None else [f"{int(dead.sum())} dead"]
     counts.append(f"{int(abnormal.sum())} abnormal")
     told = f"{', '.join(counts)} of {len(abnormal)}"
-    return f"{name}: {told}" if name else told
+    return plain(f"{name}: {told}" if name else told)
 
 
 FRAMES: dict[str, dict[str, Any]] = {

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from avpt.figures.bars import plain
-from avpt.figures.style import ONE_COLUMN, applied, shortened
+from avpt.figures.style import ONE_COLUMN, applied
+from avpt.text import shortened
 
 MOST_NAMES, MOST_NUMBERS = 50, 12  # classes up to which they are named, and clips written into the cells
 LARGE, SMALL, MANY = 7, 6, 15  # points: of names, and of those of so many classes

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from avpt.figures.bars import plain
-from avpt.figures.style import ONE_COLUMN, applied, line_style, shortened
+from avpt.figures.style import ONE_COLUMN, applied, line_style
+from avpt.text import shortened
 
 LEGENDS = ((4, 40), (3, 40), (2, 40), (1, 40), (1, 20))  # columns, and characters of a name: the first that fits
 
@@ -36,7 +37,7 @@ def draw_curves(
         axes = figure.add_subplot()
         plot_curves(axes, curves, colours)
         axes.set_xlabel("epoch")
-        axes.set_ylabel(label)
+        axes.set_ylabel(plain(label))
         if len(curves) > 1:
             _legend_below(figure, axes)
     return figure

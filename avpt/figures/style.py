@@ -75,13 +75,6 @@ def line_style(number: int) -> tuple[str, str]:
     return CYCLE[number % len(CYCLE)], DASHES[(number + number // len(CYCLE)) % len(DASHES)]
 
 
-def shortened(text: str, most: int) -> str:
-    """A name of at most so many characters, an ellipsis in its middle where it had more: both ends tell names apart."""
-    if len(text) <= most:
-        return text
-    return f"{text[: most // 2]}…{text[len(text) - (most - 1) // 2 :]}"
-
-
 def save(figure: Figure, folder: Path, name: str, *, overwrite: bool = False) -> list[Path]:
     """Write NAME.png and NAME.pdf, each complete or not at all; the same figure gives the same bytes.
 

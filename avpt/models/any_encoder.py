@@ -43,7 +43,7 @@ def load_any_encoder(name: Path, modality: Modality | None, arch: str | None) ->
         ConfigError: it holds two encoders and `modality` does not say which.
     """
     imagenet = str(name) == "imagenet"
-    if not imagenet and not name.exists():
+    if not imagenet and not (name.is_file() or name.is_dir()):
         raise ArtifactError(f"{name} does not exist; inspect takes imagenet, a file with weights or a run folder")
     header = None if imagenet else _own_header(artifacts.model_file(name))
     state, _ = find_weights(str(name), arch or "resnet18", modality or "audio")

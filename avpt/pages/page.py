@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import re
 from functools import cache
 from itertools import count
@@ -16,6 +15,7 @@ from markupsafe import Markup, escape
 from avpt.checking import RecordError, check, parse
 from avpt.pages.blocks import Page
 from avpt.records import Provenance
+from avpt.text import as_json, printable
 
 GENERATOR = "avpt report"
 START = 1 << 20  # bytes of a page in which its provenance stands
@@ -27,15 +27,16 @@ ROW, COLUMN, BOX = 44, 186, (152, 34)  # of a graph, pixels
 def render(page: Page, ink: str) -> str:
     """The page as HTML; `ink` is the colour in drawings that becomes the page's own."""
     numbers = count(1)
-    return _template().render(
+    text = _template().render(
         page=page,
-        record=json.dumps(page.provenance, sort_keys=True, ensure_ascii=False),
+        record=as_json(page.provenance),
         drawing=lambda svg, alt: inline(svg, alt, f"f{next(numbers)}", ink),
         generator=GENERATOR,
         row=ROW,
         column=COLUMN,
         box=BOX,
     )
+    return printable(text, keep="\n")
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
@@ -28,8 +29,8 @@ from avpt.diagnosis import comparison
 from avpt.errors import OutputError
 from avpt.outputs import claim, write_text
 from avpt.run_folder import read_run
-from avpt.text import sparkline
-from avpt.types import Report, Split, Table
+from avpt.text import for_sheet, printable, sparkline
+from avpt.types import Folded, Report, Split, Table
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ BESIDE = ("group", "run", "seed", "state", "epochs_done", "best_epoch")  # colum
 
 def run(config: CompareConfig) -> Report:
     """Read what the runs say of themselves, group them, compare, write what was asked for."""
-    runs = [read_run(path) for path in {path.resolve(): path for path in config.runs}.values()]
+    runs = [read_run(path) for path in {os.path.realpath(path): path for path in config.runs}.values()]
     check_clips(runs)
     groups = group(runs, config.search)
     metrics = metrics_of(runs, config.metric)
@@ -191,7 +192,7 @@ def fitted(table: Table, apart: bool = True) -> list[Table]:
 
     However wide the terminal is: the same runs then look the same everywhere.
     """
-    cells = [table.columns, *table.rows]
+    cells = [tuple(map(printable, row)) for row in (table.columns, *table.rows)]
     widths = [_widest([row[i] for row in cells]) for i in range(len(table.columns))]
     parts: list[list[int]] = [[0]]
     for i in range(1, len(widths)):
@@ -203,7 +204,7 @@ def fitted(table: Table, apart: bool = True) -> list[Table]:
         folded = [[row[i] for row in cells] for i in part]
         while _width(widths := list(map(_widest, folded))) > WIDTH:
             longest = widths.index(max(widths))
-            folded[longest] = ["\n".join(wrap(row[part[longest]], widths[longest] - 1)) for row in cells]
+            folded[longest] = [Folded("\n".join(wrap(row[part[longest]], widths[longest] - 1))) for row in cells]
         columns, *rows = zip(*folded, strict=True)
         found.append(Table(f"{table.title}{', further' if number else ''}", columns, rows, table.left))
     return found
@@ -241,13 +242,14 @@ def as_csv(groups: Sequence[Compared], differ: Sequence[str], metrics: Sequence[
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = [(split, metric) for split in HELD_OUT for metric in metrics]
-    writer.writerow([*BESIDE, *differ, *(f"{split}_{metric}" for split, metric in columns)])
+    writer.writerow(map(for_sheet, [*BESIDE, *differ, *(f"{split}_{metric}" for split, metric in columns)]))
     for one in groups:
         for run in one.runs:
             state = "finished" if run.summary is not None else "unfinished"
             beside = [one.letter, run.path, seed_of(run), state, len(run.epochs), (run.summary or {}).get("best_epoch")]
             options = [comparison.in_words(one.options[name]) if name in one.options else "" for name in differ]
-            writer.writerow([*beside, *options, *(metric_of(run, *column) for column in columns)])
+            cells = [*beside, *options, *(metric_of(run, *column) for column in columns)]
+            writer.writerow(map(for_sheet, cells))
     return text.getvalue()
 
 
@@ -276,11 +278,13 @@ def _in_markdown(table: Table) -> str:
         return f"| {' | '.join(cells)} |\n"
 
     def escaped(cells: Iterable[str]) -> list[str]:
-        return [re.sub(r"([\\|*<`])", r"\\\1", " ".join(cell.split())) for cell in cells]
+        shown = (printable(" ".join(cell.split())) for cell in cells)
+        return [re.sub(r"([\\|*<`\[\]&])", r"\\\1", cell) for cell in shown]
 
     ruler = ["---" if i < table.left else "---:" for i in range(len(table.columns))]
     body = "".join(line(escaped(row)) for row in table.rows)
-    return f"\n{table.title[0].upper()}{table.title[1:]}:\n\n{line(escaped(table.columns))}{line(ruler)}{body}"
+    (title,) = escaped([table.title])
+    return f"\n{title[0].upper()}{title[1:]}:\n\n{line(escaped(table.columns))}{line(ruler)}{body}"
 
 
 def write(path: Path, text: str, first: str, option: str, overwrite: bool) -> list[Path]:
@@ -313,5 +317,5 @@ def plot(groups: Sequence[Compared], metrics: Iterable[str], folder: Path, overw
             words = metric.replace("_", " ")
             width = style.ONE_COLUMN if len(curves) < 4 else style.TWO_COLUMNS
             figure = draw_curves(curves, label=f"val {words}", width=width)
-            paths += style.save(figure, folder, f"val-{metric.replace('_', '-')}", overwrite=overwrite)
+            paths += style.save(figure, folder, f"val-{re.sub(r'[^A-Za-z0-9.]', '-', metric)}", overwrite=overwrite)
     return paths

@@ -8,7 +8,6 @@ import io
 import logging
 import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any, cast
 
 from avpt.checking import RecordError, read
 from avpt.config import ManifestConfig
+from avpt.data.manifest import CONTROL, warn_of_lookalikes
 from avpt.datasets import audioset, crema_d, esc50, folder, image_folder, kinetics_sounds, vggsound
 from avpt.datasets.dividing import split_by_hash, stratify
 from avpt.datasets.rows import SUFFIXES, Dataset, Media, Row, Source, find_media
@@ -40,6 +40,8 @@ COLUMNS = ("id", "label", "split", *SUFFIXES, "start", "end")
 MISSING = ".missing.csv"  # ends the name of the list of clips whose media are not there
 MISSING_COLUMNS = ("id", "split", "label", "list", "line")
 MOST_CLASSES = 50  # that a table shows
+SURROGATES = re.compile(r"[\ud800-\udfff]")  # what stands for bytes that are not UTF-8
+UNFIT = "white space at an end, control characters or bytes that are not UTF-8"
 
 
 @dataclass
@@ -47,6 +49,7 @@ class Gathered:
     """What became of the rows of a data set."""
 
     clips: list[tuple[str, ...]] = field(default_factory=list)  # cells of the manifest
+    unfit: list[str] = field(default_factory=list)  # names of clips that are there and can't be in a manifest
     missing: list[tuple[str, ...]] = field(default_factory=list)  # cells of the list of missing clips
     sought: tuple[str, ...] = ()  # keys of the first missing clip
     used: set[str] = field(default_factory=set)  # keys of the media that clips took
@@ -75,6 +78,7 @@ def run(config: ManifestConfig) -> Report:
         summary = summarize(dataset, media, gathered)
         write(out, gathered, settings | {"summary": summary}, found["files"] if found else {})
         warn(config, media, gathered)
+        warn_of_lookalikes(list(summary["by_class"]))
         warn_of_gaps(config, summary)
         return report(out, summary)
 
@@ -146,7 +150,11 @@ def add(gathered: Gathered, media: Media, row: Row, prefix: str, split: Split) -
     if found:
         gathered.used.update(key for key, _ in found.values())
         paths = (prefix + found[kind][1] if kind in found else "" for kind in SUFFIXES)
-        gathered.clips.append((row.id, row.label, split, *paths, *times))
+        clip = (row.id, row.label, split, *paths, *times)
+        if unfit := next((cell for cell in clip if not fits(cell)), None):
+            gathered.unfit.append(unfit)
+        else:
+            gathered.clips.append(clip)
     else:
         gathered.sought = gathered.sought or tuple(filter(None, (*row.names, row.whole)))
         gathered.missing.append((row.id, split, row.label, Path(row.place[0]).name, str(row.place[1])))
@@ -158,7 +166,9 @@ def check(config: ManifestConfig, gathered: Gathered) -> None:
         what = "no media that are named like those of " + config.name
         if DATASETS[config.name].key != "name":
             what = "no folder for each class with clips in it"
-        if gathered.missing:
+        if gathered.unfit:
+            what = f"only names that can't be in a manifest ({UNFIT}; {shown_of(gathered.unfit)})"
+        elif gathered.missing:
             what = f"none of {len(gathered.missing)} clips; the first would be {', '.join(gathered.sought)}"
         endings = "; ".join(f"{kind} .{', .'.join(suffixes)}" for kind, suffixes in SUFFIXES.items())
         raise ManifestError(f"{config.folder} and the folders below hold {what} (looked for {endings})")
@@ -166,31 +176,35 @@ def check(config: ManifestConfig, gathered: Gathered) -> None:
         raise ConfigError("--test-fraction does not go with folders that are splits already; leave it out")
     if config.val_fraction and "val" in gathered.official:
         raise ConfigError("--val-fraction does not go with a val split that is there already; leave it out")
-    if unfit := [cell for clip in gathered.clips for cell in clip if not fits(cell)]:
-        raise ManifestError(
-            f"{len(unfit)} names can't stand in a manifest, for white space at an end, control characters or bytes "
-            f"that are not UTF-8: {listed(list(map(repr, unfit)), 3)}; rename them"
-        )
 
 
 def fits(cell: str) -> bool:
     """Whether a manifest gives the cell back as it was."""
-    return cell == cell.strip() and (
-        cell.isprintable() or not any(unicodedata.category(character) in ("Cc", "Cs") for character in cell)
-    )
+    return cell == cell.strip() and (cell.isprintable() or not (CONTROL.search(cell) or SURROGATES.search(cell)))
+
+
+def shown_of(unfit: Sequence[str]) -> str:
+    """The first of some names, what is odd in them spelled out."""
+    return listed(list(map(repr, unfit)), 3)
+
+
+def names_of(label: str, multi_label: bool) -> list[str]:
+    """The classes of a cell."""
+    return label.split(audioset.SEPARATOR) if multi_label else [label]
 
 
 def summarize(dataset: Dataset, media: Media, gathered: Gathered) -> dict[str, Any]:
     """What --json prints, but for the path; and the clips of each class, by split."""
     by_class: dict[str, Counter[str]] = {}
     for _, label, split, *_ in gathered.clips:
-        for name in label.split(audioset.SEPARATOR) if dataset.multi_label else [label]:
+        for name in names_of(label, dataset.multi_label):
             by_class.setdefault(name, Counter())[split] += 1
     found, missing = Counter(clip[2] for clip in gathered.clips), Counter(row[1] for row in gathered.missing)
     return {
         "clips": len(gathered.clips),
         "missing": len(gathered.missing),
         "unlisted": len(media.names - gathered.used),
+        "unfit": len(gathered.unfit),
         "classes": len(by_class),
         "multi_label": dataset.multi_label,
         "splits": {
@@ -262,6 +276,9 @@ def warn(config: ManifestConfig, media: Media, gathered: Gathered) -> None:
         few = listed([row[0] for row in missing], 3)
         share = f"{len(missing)} of {len(missing) + len(gathered.clips)} clips"
         log.warning("%s are not below %s (%s); see %s", share, config.folder, few, missing_of(config.out))
+    if unfit := gathered.unfit:
+        told = f"{len(unfit)} of {len(unfit) + len(gathered.clips)} clips"
+        log.warning("%s are left out for their names (%s): %s; rename them", told, UNFIT, shown_of(unfit))
     if twice := [(taken, other) for key, taken, other in media.twice if key in gathered.used]:
         log.warning("%d clips lie there more than once; of %s and %s the first is taken", len(twice), *twice[0])
 

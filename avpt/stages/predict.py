@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from avpt.errors import ConfigError, OutputError, listed
 from avpt.outputs import claim, write_text
 from avpt.processes import num_cores
 from avpt.progress import track
+from avpt.text import as_json, for_sheet
 from avpt.types import MODALITIES, Modality, Report, Table
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def report(config: PredictConfig, answers: Sequence[Answer]) -> Report:
     elif config.written_as == "csv":
         text = csv_of(answers, config.top)
     else:
-        text = "".join(json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n" for record in records)
+        text = "".join(as_json(record) + "\n" for record in records)
     problem = None
     if bad:
         problem = f"{len(bad)} of {len(answers)} clips have no answer, first {bad[0].clip}: {bad[0].error}"
@@ -278,7 +278,7 @@ def csv_of(answers: Sequence[Answer], top: int) -> str:
             ranking = found.rankings.get(name, [])
             cells += [cell for label, probability in ranking for cell in (label, f"{probability:.6g}")]
             cells += ["", ""] * (longest - len(ranking))
-        writer.writerow(cells)
+        writer.writerow(map(for_sheet, cells))
     return text.getvalue()
 
 

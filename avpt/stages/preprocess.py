@@ -36,6 +36,7 @@ from avpt.outputs import (
 from avpt.processes import num_cores
 from avpt.progress import track
 from avpt.shards import Job, Shard, make_shard, make_shards, plan_shards
+from avpt.text import for_sheet
 from avpt.types import SPLITS, Report, Table
 
 log = logging.getLogger(__name__)
@@ -189,10 +190,11 @@ def by_split(shards: list[Shard], records: Records) -> dict[str, list[tuple[str,
 def write_table(path: Path, shards: list[Shard], records: Records, name: str) -> None:
     """`failures.csv`, a line for every row left out, or `partial.csv`, for what rows were kept without."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(Failure.__dataclass_fields__))
-    writer.writeheader()
+    columns = list(Failure.__dataclass_fields__)
+    writer = csv.writer(text)
+    writer.writerow(columns)
     for shard in shards:
-        writer.writerows(records[shard.name][name])
+        writer.writerows([for_sheet(row[column]) for column in columns] for row in records[shard.name][name])
     write_text(path, text.getvalue())
 
 

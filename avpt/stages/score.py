@@ -14,6 +14,7 @@ from avpt.artifacts import Header
 from avpt.config import ScoreConfig
 from avpt.errors import OutputError
 from avpt.outputs import claim, sha256, write_text
+from avpt.text import for_sheet
 from avpt.types import MODALITIES, Modality, Report, Table
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def write_csv(path: Path, ids: Sequence[str], columns: dict[str, Tensor], overwr
     writer = csv.writer(text)
     writer.writerow(["id", *columns])
     for clip_id, *values in zip(ids, *(column.tolist() for column in columns.values()), strict=True):
-        writer.writerow([clip_id, *(f"{value:.9g}" for value in values)])
+        writer.writerow([for_sheet(clip_id), *(f"{value:.9g}" for value in values)])
     with claim(path):
         found = path.read_bytes() if path.is_file() else None
         if path.is_dir() or (found is not None and not found.startswith(f"id,{','.join(columns)}".encode())):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from avpt.errors import AvptError
 from avpt.lineage import Lineage, Node
-from avpt.outputs import sha256, sha256_json
+from avpt.outputs import sha256_if_there, sha256_json
 from avpt.pages.blocks import Block, Text
 from avpt.run_folder import Run, read_run
 from avpt.types import Modality
@@ -85,9 +85,9 @@ class Experiment:
     def _content(self, node: Node) -> str:
         if node.is_run:
             files = {name: node.path / name for name in READ}
-            read = {name: sha256(file) for name, file in files.items() if file.is_file()}
+            read = {name: found for name, file in files.items() if (found := sha256_if_there(file))}
             return sha256_json([self.checksums[node.path], read])
-        return self.checksums[node.path] or sha256(node.path)
+        return self.checksums[node.path] or sha256_if_there(node.path)
 
 
 def gather(paths: Sequence[Path], folders: Sequence[Path] | None) -> Experiment:

@@ -20,6 +20,7 @@ from avpt.data.store_records import Failure, read_settings, read_store
 from avpt.data.verification.findings import Problem, Record, Remedy, ShardCheck
 from avpt.errors import listed
 from avpt.outputs import sha256_json
+from avpt.text import for_sheet
 from avpt.types import SPLITS
 
 SHARD_FILE = re.compile(r"((train|val|test)-\d{5,})\.(h5|json)")
@@ -115,7 +116,9 @@ def _check_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
         return "is missing"
     except (ValueError, csv.Error):
         return "is damaged"
-    same = found == [columns, *([str(row.get(name)) for name in columns] for row in rows)]
+    expected = [[str(row.get(name)) for name in columns] for row in rows]
+    shown = [list(map(for_sheet, row)) for row in expected]  # an older avpt wrote the words as they are
+    same = found in ([columns, *shown], [columns, *expected])
     return "" if same else f"is not the list of the {len(rows)} rows that the shards' JSONs hold"
 
 
