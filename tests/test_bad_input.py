@@ -142,12 +142,9 @@ def test_a_clip_that_is_not_media_fails_the_command_and_the_rest_is_kept(
     assert not (tmp_path / "store" / "store.json").exists()
     one_line(avpt("info", tmp_path / "store"), "is unfinished; run its `avpt preprocess` again")
 
-    assert done(*command, "--max-failures", "0.5", "--json").json() == {
-        "store": str(tmp_path / "store"),
-        "clips": 3,
-        "failures": 1,
-        "partial": 0,
-    }
+    record = done(*command, "--max-failures", "0.5", "--json").json()
+    assert record["store"] == str(tmp_path / "store")
+    assert (record["clips"], record["failures"], record["partial"]) == (3, 1, 0)
     header, row = (tmp_path / "store" / "failures.csv").read_text(encoding="utf-8").splitlines()
     assert header == "id,split,source,stage,error"
     assert row.startswith("'=letter,train,letter.mp4,open,")  # no formula to a spreadsheet

@@ -73,7 +73,8 @@ def write_shard(
     with h5py.File("shard", "w", driver="core", backing_store=False) as file:
         file.attrs["schema"] = SCHEMA
         for name, value in sorted(settings.items()):
-            file.attrs[name] = value
+            if value is not None:  # which HDF5 does not have; what is left out is the default
+                file.attrs[name] = value
         file.create_dataset("id", data=list(ids), shape=(len(ids),), dtype=h5py.string_dtype())
         file["label"] = labels
         if any(sources):

@@ -48,8 +48,6 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
     from avpt.models.fusion import FusedModel
 
     device = runs.start(config, world)
-    if config.mask != "none" and config.confidence is not None:
-        confidence.check_scored_from(config.confidence, {"audio": config.audio, "visual": config.visual})
     audio, visual = load_encoder(config.audio, "audio"), load_encoder(config.visual, "visual")
     check_input(audio, config.audio, store.settings)
     if config.freeze_encoders:
@@ -77,6 +75,7 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
     ratios = confidence.no_ratios(len(clips))
     if config.mask != "none" and config.confidence is not None:
         certain, known = confidence.read_confidence(config.confidence, clips)
+        confidence.check_scored_from(config.confidence, {"audio": config.audio, "visual": config.visual})
         ratios = confidence.mask_ratios(
             certain,
             mask=config.mask,

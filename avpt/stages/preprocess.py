@@ -163,9 +163,7 @@ def outcomes(
         out=config.out.absolute(),
         classes=manifest.classes,
         settings=ClipSettings(**clip_settings),
-        # HDF5 has no None; what is left out is the default
-        attributes={name: value for name, value in clip_settings.items() if value is not None}
-        | {"multi_label": config.multi_label},
+        attributes=clip_settings | {"multi_label": config.multi_label},
         workers=config.workers or num_cores(),
         timeout=config.clip_timeout,
         memory=int(config.worker_memory * GIB),
