@@ -104,7 +104,7 @@ def write_shard(
         },
         "failures": [asdict(failure) for failure in failures],
         "partial": [asdict(trouble) for trouble in partial],
-        "lengths": dict(lengths or {}),
+        **({"lengths": dict(lengths)} if lengths else {}),
     }
     write_json(path.with_name(f"{path.name}.json"), record, shared=True)
 
