@@ -43,7 +43,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     record = read_shard_record(path / "train-00000")
     assert record is not None
-    settings = {"schema": 1, "config": attributes, "inputs": {"manifest": "0" * 64}}
+    settings = {"schema": 1, "config": attributes | {"shard_size": 12}, "inputs": {"manifest": "0" * 64}}
     write_json(path / "settings.json", settings)
     write_json(path / "store.json", store_record(settings, ("a", "b"), {"train": [("train-00000", record)]}))
     return path
