@@ -126,7 +126,9 @@ def check_scored_from(path: Path, runs: dict[Modality, Path]) -> None:
         dynamics = (run if run.is_dir() else run.parent) / "dynamics.safetensors"
         belongs = run.is_dir() or run.name in ("model.safetensors", "last.safetensors")
         if not belongs or not dynamics.is_file():
-            log.warning("%s was scored from another %s run than %s, which recorded nothing", path, modality, run)
+            log.warning(
+                "whether %s was scored from --%s %s can't be told: no dynamics lie beside it", path, modality, run
+            )
         elif header.inputs.get(modality) != sha256(dynamics):
             raise ArtifactError(
                 f"{path} was not scored from --{modality} {run} as it is now; "

@@ -130,9 +130,11 @@ class ManifestSummary(TypedDict):
 
     clips: Count
     unlisted: Count
+    unfit: NotRequired[Count]
     classes: Count
     multi_label: bool
     splits: dict[Split, dict[Literal["listed", "found", "missing"], Count]]
+    by_class: NotRequired[dict[str, dict[Split, Count]]]  # not in those of an older avpt, as `unfit`
 
 
 class ManifestRecord(Provenance):

@@ -77,11 +77,11 @@ def read_input(path: Path, header: Header) -> InputSpec:
     defaults = {name: default for name, default in vars(InputSpec).items() if name in InputSpec.__dataclass_fields__}
     whole = defaults | {name: values[name] for name in InputSpec.__dataclass_fields__ if name in values}
     bad = [field.name for field in fields(InputSpec) if not _is_possible(field.name, whole.get(field.name))]
-    if not bad:
-        spec = InputSpec(**whole)
-        bad = ["an input of that size"] if spec.num_values > LARGEST_INPUT else []
     if bad:
         raise ArtifactError(f"{path} has a damaged input pipeline ({listed(bad)}); make it again")
+    spec = InputSpec(**whole)
+    if spec.num_values > LARGEST_INPUT:
+        raise ArtifactError(f"{path} takes {spec.num_values} values a clip; {LARGEST_INPUT} are the most that are fed")
     return spec
 
 

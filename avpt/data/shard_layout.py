@@ -29,6 +29,10 @@ ALONE, SOI, EOI, SOS = frozenset({0x00, 0x01, *range(0xD0, 0xD8)}), 0xD8, 0xD9, 
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
+class UnreadableError(StoreError):
+    """A shard that the machine does not let be read; it may be whole."""
+
+
 def open_shard(path: Path) -> h5py.File:
     """Open a shard for reading; without a lock: it is complete, and there are file systems without locks.
 
@@ -41,7 +45,7 @@ def open_shard(path: Path) -> h5py.File:
         return h5py.File(path, "r", locking=False)
     except OSError as error:
         if error.errno:  # the machine's word, so that nothing is known of what is in it
-            raise StoreError(f"{path} can't be opened ({os.strerror(error.errno)})") from None
+            raise UnreadableError(f"{path} can't be opened ({os.strerror(error.errno)})") from None
         raise StoreError(f"{path} is truncated or not a shard; remove it and run its `avpt preprocess` again") from None
 
 

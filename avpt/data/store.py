@@ -122,7 +122,7 @@ def read_shard_record(path: Path) -> dict[str, Any] | None:
     try:
         record = read_shard(path)
         return record if record["bytes"] == path.with_name(f"{path.name}.h5").stat().st_size else None
-    except (OSError, RecordError):
+    except (FileNotFoundError, RecordError):  # what can't be read may be whole
         return None
 
 
@@ -264,7 +264,16 @@ class Store:
             (self.settings["spectrogram_frames"], self.settings["mel_bins"]),
         )
         for number, path in enumerate(paths):
-            if read_shard_record(path.with_suffix("")) is None:
+            try:
+                told = read_shard(path.with_suffix(""))["bytes"]
+            except FileNotFoundError:
+                told = -1
+            except RecordError as error:
+                beside = path.with_suffix(".json")
+                raise StoreError(
+                    f"{beside} is damaged ({error}); remove it and run its `avpt preprocess` again"
+                ) from None
+            if not path.exists() or path.stat().st_size != told:
                 raise StoreError(f"{path} is missing or truncated; run its `avpt preprocess` again")
             rows, shard_sources, parts = self._read_shard(path, number, files)
             for name, values in parts.items():

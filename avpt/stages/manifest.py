@@ -23,6 +23,7 @@ from avpt.datasets.rows import SUFFIXES, Dataset, Media, Row, Source, find_media
 from avpt.errors import ConfigError, ManifestError, OutputError, listed
 from avpt.outputs import claim, differences, refuse, sha256, write_json, write_text
 from avpt.records import ManifestRecord
+from avpt.text import for_sheet
 from avpt.types import SPLITS, Report, Split, Table
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ DATASETS: dict[str, Dataset] = {
     "kinetics-sounds": kinetics_sounds.DATASET,
     "vggsound": vggsound.DATASET,
 }
-COLUMNS = ("id", "label", "split", *SUFFIXES, "start", "end")
+COLUMNS = ("id", "label", "split", *SUFFIXES, "start", "end", "recording")
 MISSING = ".missing.csv"  # ends the name of the list of clips whose media are not there
 MISSING_COLUMNS = ("id", "split", "label", "list", "line")
 MOST_CLASSES = 50  # that a table shows
@@ -135,6 +136,8 @@ def gather(config: ManifestConfig, dataset: Dataset, source: Source, base: str) 
             source.bad(*row.place, f"{here}, but {label} of {split} in line {line} of {path}; take one out")
     source.check()
     check(config, gathered)
+    clips_of = Counter(clip[-1] for clip in gathered.clips)  # by recording: one of which there is one clip is no news
+    gathered.clips = [(*clip[:-1], clip[-1] if clips_of[clip[-1]] > 1 else "") for clip in gathered.clips]
     return gathered
 
 
@@ -150,7 +153,7 @@ def add(gathered: Gathered, media: Media, row: Row, prefix: str, split: Split) -
     if found:
         gathered.used.update(key for key, _ in found.values())
         paths = (prefix + found[kind][1] if kind in found else "" for kind in SUFFIXES)
-        clip = (row.id, row.label, split, *paths, *times)
+        clip = (row.id, row.label, split, *paths, *times, row.group)
         if unfit := next((cell for cell in clip if not fits(cell)), None):
             gathered.unfit.append(unfit)
         else:
@@ -218,7 +221,8 @@ def summarize(dataset: Dataset, media: Media, gathered: Gathered) -> dict[str, A
 
 def write(out: Path, gathered: Gathered, record: dict[str, Any], known: Mapping[str, str]) -> None:
     """The list of missing clips, the manifest, and last the record that declares both finished."""
-    texts = {missing_of(out): table(MISSING_COLUMNS, gathered.missing), out: table(COLUMNS, gathered.clips)}
+    missing = [tuple(map(for_sheet, row)) for row in gathered.missing]
+    texts = {missing_of(out): table(MISSING_COLUMNS, missing), out: table(COLUMNS, gathered.clips)}
     files = {path.name: hashlib.sha256(text.encode()).hexdigest() for path, text in texts.items() if text}
     for path in texts:
         # one that is as it would be now was written by a run that was killed before it wrote the record
@@ -296,7 +300,9 @@ def warn_of_gaps(config: ManifestConfig, summary: dict[str, Any]) -> None:
 
 def class_table(out: Path, summary: dict[str, Any]) -> list[Table]:
     """Clips of each class by split; of many classes only those of which some split has none."""
-    by_class: dict[str, dict[str, int]] = summary.get("by_class", {})  # which an older avpt did not count
+    by_class = {
+        name: {split: counts.get(split, 0) for split in SPLITS} for name, counts in summary.get("by_class", {}).items()
+    }
     splits = [split for split in SPLITS if any(counts[split] for counts in by_class.values())]
     shown, title = by_class, "clips by class"
     if len(by_class) > MOST_CLASSES:

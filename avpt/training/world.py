@@ -158,6 +158,8 @@ def join_world() -> Iterator[World]:
     import torch.distributed as dist
 
     if lacking := [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+        if rank:
+            raise OtherProcessError  # all of them lack it, and the first says so
         raise ConfigError(
             f"WORLD_SIZE is {size} without {' and '.join(lacking)}, where the processes meet; torchrun sets that"
         )

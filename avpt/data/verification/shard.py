@@ -24,6 +24,7 @@ from avpt.data.clip import ClipSettings
 from avpt.data.shard_layout import (
     MOST_PIXELS,
     Array,
+    UnreadableError,
     contract,
     jpeg_size,
     look_at,
@@ -55,10 +56,12 @@ def check_shard(task: ShardTask) -> ShardCheck:
     check = ShardCheck(task.path.name)
     try:
         _check_files(task, check)
+    except UnreadableError as error:
+        check.tell(str(error), remedy="access")
     except StoreError:  # what it advises is the command's to say
         check.tell("it does not open as HDF5")
-    except PermissionError:
-        check.tell("its files may not be read", remedy="access")
+    except OSError as error:
+        check.tell(f"its files can't be read ({error.strerror or error})", remedy="access" if error.errno else "shard")
     except Exception as error:  # whatever HDF5 makes of damaged bytes
         check.tell(f"it can't be read: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
     return check

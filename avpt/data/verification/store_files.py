@@ -152,7 +152,7 @@ def advice(folder: Path, needs: Iterable[tuple[str, Remedy]]) -> str:
     if "all" in remedies:
         return "run its `avpt preprocess` again with --overwrite"
     if "access" in remedies:
-        return "change its permissions and verify it again"
+        return "see that they can be read (permissions, the disk) and verify it again"
     files = {"store.json": None} if "store" in remedies else {}
     for name, remedy in needs:
         suffixes = {"shard": (".json",), "stray": (".h5", ".json")}.get(remedy, ())
