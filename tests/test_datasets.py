@@ -18,6 +18,7 @@ from media import Clips
 
 from avpt import config
 from avpt.data.manifest import Manifest, read_manifest
+from avpt.data.store import Store
 from avpt.datasets.kinetics_sounds import CLASSES
 from avpt.datasets.rows import MAX_LISTED, hash_split
 from avpt.stages.manifest import DATASETS
@@ -323,9 +324,12 @@ def test_esc50(tmp_path: Path) -> None:
     assert rows[0] == {
         **{"id": "1-1000-A-0", "label": "dog", "split": "train"},
         "audio": "ESC-50-master/audio/1-1000-A-0.wav",
+        "recording": "1000",
     }
     assert all((row["split"] == "test") == row["id"].startswith("5-") for row in rows)
     done("preprocess", tmp_path / "manifest.csv", "--out", tmp_path / "store", *STORE_OPTIONS, "--workers", "1")
+    train = Store(tmp_path / "store").indices["train"]  # a val split carved from it would keep them together
+    assert list(train.sources) == [clip_id.split("-")[1] for clip_id in train.ids]
     rows = make("esc50", folder, "--test-fold", "1", "--val-fraction", "0.5", "--overwrite")
     assert all((row["split"] == "test") == row["id"].startswith("1-") for row in rows)
     recordings: dict[str, set[str]] = {}

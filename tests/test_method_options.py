@@ -327,7 +327,7 @@ def several(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) ->
     store = folder / "store"
     done("preprocess", manifest, *STORE_OPTIONS, "--multi-label", "--out", store)
     extra: dict[str, Options] = {
-        "audio": ("--label-smoothing", "0.1", "--ema", "0.3"),
+        "audio": ("--label-smoothing", "0.1", "--ema", "0.3", *EVAL),
         "visual": ("--mixup", "0.4", "--balanced-sampling", *EVAL),
     }
     for modality, options in extra.items():
