@@ -443,15 +443,24 @@ def test_parts_of_one_video_stay_together(tmp_path: Path) -> None:
 
 def test_missing_clips_are_told_and_listed(tmp_path: Path) -> None:
     folder = touch(tmp_path / "vgg", "aaaaaaaaaaa_000001.mp4", "zzzzzzzzzzz_000001.mp4")
-    listed = write(folder / "vggsound.csv", "aaaaaaaaaaa,1,x,train", *(f"bbbbbbbbbb{n},1,y,test" for n in range(5)))
+    listed = write(folder / "vggsound.csv", "aaaaaaaaaaa,1,x,train", *(f"bbbbbbbbbb{n},1,=1+1,test" for n in range(5)))
     result = done("manifest", "vggsound", folder, "--out", tmp_path / "m.csv")
     assert f"warning: 5 of 6 clips are not below {folder} (bbbbbbbbbb0_000001, " in result.stderr
     assert "and 2 more); see " in result.stderr
     missing = read_csv(tmp_path / "m.missing.csv")
     assert column(missing, "line") == ["2", "3", "4", "5", "6"]
     assert {*column(missing, "list")} == {"vggsound.csv"}
+    assert {*column(missing, "label")} == {"'=1+1"}  # as a spreadsheet shows it
     record = done("manifest", "vggsound", folder, "--out", tmp_path / "m.csv", "--json").json()
     assert (record["clips"], record["missing"], record["unlisted"], record["classes"]) == (1, 5, 1, 1)
+    beside = tmp_path / "m.csv.json"
+    found = json.loads(beside.read_text(encoding="utf-8"))
+    for counts in (5, {"x": 5}, {"x": {"train": -1}}):
+        beside.write_text(json.dumps(found | {"summary": found["summary"] | {"by_class": counts}}), encoding="utf-8")
+        assert "m.csv.json was not written by avpt manifest (summary" in refused(
+            "vggsound", folder, "--out", tmp_path / "m.csv"
+        )
+    beside.write_text(json.dumps(found), encoding="utf-8")
     write(listed, "aaaaaaaaaaa,1,x,train")
     done("manifest", "vggsound", folder, "--out", tmp_path / "m.csv", "--overwrite")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.csv", "m.csv.json", "vgg"]

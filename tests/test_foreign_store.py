@@ -208,3 +208,19 @@ def test_what_can_not_be_read_is_not_to_be_removed(store: Path, monkeypatch: pyt
     with pytest.raises(StoreError) as error:
         _ = Store(store).indices
     assert str(error.value) == f"{store}/train-00000.h5 can't be opened ({os.strerror(number)})"
+    config = json.loads((store / "settings.json").read_text(encoding="utf-8"))["config"]
+    check = check_shard(ShardTask(store / "train-00000", config, 2, False))
+    assert [(problem.problem, problem.remedy) for problem in check.problems] == [(str(error.value), "access")]
+
+
+def test_a_record_that_can_not_be_read_is_not_a_missing_shard(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path.with_suffix(".json")))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("avpt.data.store.read_shard", refuse)
+        assert avpt("info", store).stderr == f"avpt: {store}/train-00000.json: {os.strerror(errno.EIO)}\n"
+    beside = store / "train-00000.json"
+    beside.write_text(beside.read_text(encoding="utf-8").replace('"clips": 2', '"clips": "x"'), encoding="utf-8")
+    told = f"avpt: {beside} is damaged (clips: expected int, got str); remove it and run its `avpt preprocess` again\n"
+    assert avpt("info", store).stderr == told

@@ -61,6 +61,13 @@ def test_an_environment_that_makes_no_sense(environment: Callable[..., None], va
         pass
 
 
+def test_what_all_of_a_job_lack_the_first_tells(environment: Callable[..., None]) -> None:
+    environment(RANK="1", WORLD_SIZE="64")
+    with pytest.raises(OtherProcessError) as error, join_world():
+        pass
+    assert not str(error.value)
+
+
 def test_srun_tells_ranks_alone(tmp_path: Path) -> None:
     """Processes on one machine count themselves where LOCAL_RANK and LOCAL_WORLD_SIZE are not set."""
 
