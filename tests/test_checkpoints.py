@@ -373,6 +373,7 @@ def test_bfloat16_is_close(tmp_path: Path) -> None:
     assert torch.cosine_similarity(mine, theirs, dim=0) > 0.98
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_steps_are_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))

@@ -366,6 +366,11 @@ def test_figures(experiment: Experiment, before: Path, tmp_path: Path) -> None:
         start = b"\x89PNG" if path.suffix == ".png" else b"%PDF"
         assert path.read_bytes().startswith(start)
 
+
+@pytest.mark.slow
+def test_figures_are_not_mixed(experiment: Experiment, before: Path, tmp_path: Path) -> None:
+    init = tmp_path / "init.safetensors"
+    done("init", "--modality", "visual", "--weights", before, "--bn", "abri", "--out", init)
     told = done("inspect", before, "--plot", tmp_path / "other")
     assert "feature maps are left out: they are measured on clips, which --store names" in told.stderr
     assert {path.stem for path in (tmp_path / "other").iterdir()} == {"abnormal", "abnormal-1e-06", "gamma", "filters"}

@@ -161,7 +161,9 @@ def answer(client: socket.socket, log: Path) -> None:
     client.sendall(json.dumps(told).encode())
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", ["masking", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cross-modal", "dead-channels"))]
+)
 def test_small_recipes_run(name: str, tmp_path: Path) -> None:
     """One epoch of one seed on a few clips; the table at the end has a row for each way."""
     manifest = write_manifest(tmp_path / "few.csv", digit_rows())
