@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
-from avpt.types import Modality
+from avpt.types import MODALITIES, Modality
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,10 @@ class DecodedClip:
         spans: dict[Modality, float] = {"audio": settings.spectrogram_frames * SHIFT} if self.num_audio_frames else {}
         return spans | ({"visual": settings.max_frames / settings.fps} if self.frames else {})
 
-    def is_longer(self, settings: ClipSettings) -> bool:
-        """Whether its sound or its pictures go on well beyond what is stored of them."""
+    def is_longer(self, settings: ClipSettings, modalities: Collection[Modality] = MODALITIES) -> bool:
+        """Whether its sound or its pictures, or one of them, go on well beyond what is stored of them."""
         spans = self.spans(settings)
-        return any(self.seconds.get(modality, 0.0) > LONGER * span for modality, span in spans.items())
+        return any(self.seconds.get(modality, 0.0) > LONGER * spans[modality] for modality in spans.keys() & modalities)
 
     def is_short(self, settings: ClipSettings) -> bool:
         """Whether most of its spectrogram is padding."""

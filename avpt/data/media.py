@@ -29,6 +29,7 @@ from avpt.data.opening import MAX_PIXELS, open_media, reason
 from avpt.errors import MediaError
 
 MAX_WAITING = 100_000_000  # bytes of one stream's packets that are kept while the other is read
+MOST_READ_ON = 200_000_000  # bytes that are read only to see how long a stream is
 PREROLL = Fraction(1, 2)  # seconds of sound before a clip from which its decoder settles
 SEEK_BEYOND = 5.0  # seconds into a file; an earlier start is as cheap to reach by reading on
 SEEK_MARGIN = 2.0  # seconds before the start that a seek aims at, since key frames are found by decoding time
@@ -65,6 +66,7 @@ class Track:
     holes: list[Fraction] = field(default_factory=list)  # seconds that are missing in the midst of the clip
     end: Fraction | None = None  # seconds; where what decodes comes to its end, None where reading stopped before
     reach: int = 0  # stamp; where the packets read so far come to their end, whether they decode or not
+    unstamped: int = 0  # ticks that those last which have no stamp
     stamps: list[int] = field(default_factory=list)  # of the pictures read so far
     told: list[str] = field(default_factory=list)  # what else there is to say of it
 
@@ -94,6 +96,8 @@ class Track:
                 self.reach = max(self.reach, stamp + (packet.duration or 0))
                 if self.stream.type == "video":
                     self.stamps.append(stamp)
+            elif stamp is None:
+                self.unstamped += packet.duration or 0
             yield packet
 
     def drop(self) -> None:
@@ -101,10 +105,29 @@ class Track:
         self.demuxer.drop(self.stream.index)
 
     def seconds(self, start: float, end: float | None) -> float | None:
-        """How long the clip from `start` to `end` is, None where the stream does not tell."""
+        """How long the clip from `start` to `end` is, None where nothing tells.
+
+        Where the file does not say how long the stream is, the packets up to its end are read, not decoded; of a huge
+        one so many that it is known to be longer than clips are.
+        """
         last = self.stated if self.end is None else self.end
+        if last is None:
+            last = self._read_on(end)
         ends = [float(each) for each in (last, end) if each is not None and each > start]
         return min(ends) - start if ends else None
+
+    def _read_on(self, end: float | None) -> Fraction | None:
+        """Seconds at which the packets end, or some beyond `end`; None where they do not tell."""
+
+        def reached() -> Fraction:
+            return (self.reach + self.unstamped) * Fraction(self.stream.time_base) - self.origin
+
+        packets = self.packets()
+        with suppress(StopIteration, MediaError, ShortCutError):  # what lies behind the clip can't spoil it
+            size = 0
+            while size < MOST_READ_ON and (end is None or reached() < end):
+                size += next(packets).size
+        return reached() or None
 
     def troubles(self, start: float, end: float | None) -> list[str]:
         """What went wrong with a stream that could be read all the same, from `start` to `end`."""
