@@ -34,7 +34,7 @@ SHIFT = 0.01  # seconds from one frame of a spectrogram to the next
 LONGER = 1.1  # times what is stored of a clip; the length from which on it is told
 SHORTER = 0.25  # of the spectrogram; sound that fills less of it is told
 
-# what may be said of a clip that is kept, by the word that its line in partial.csv begins with
+# what may be said of a clip that is kept, by the word that its `error` in partial.csv begins with
 KINDS = {
     "missing": "sound or picture is broken and left out",
     "truncated": "ends before its file says",
@@ -55,7 +55,7 @@ LOSSES = frozenset({"missing", "truncated", "short", "damaged", "hole"})  # thos
 
 
 def kind_of(what: str) -> str:
-    """The word that a line of partial.csv begins with."""
+    """The word that an `error` of partial.csv begins with."""
     return what.partition(":")[0]
 
 
