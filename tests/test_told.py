@@ -31,7 +31,7 @@ from avpt.data.video import read_frames, read_images
 from avpt.errors import ArtifactError, MediaError
 from avpt.records import InputSpec
 from avpt.stages.predict import answer, clip_of
-from avpt.trained import read_input
+from avpt.trained import check_clips, read_input
 
 RATE = 16000
 SILENCE = -15.94  # log-mel
@@ -418,18 +418,19 @@ def test_names_in_a_folder_of_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seconds", [2, 8])
-@pytest.mark.parametrize("suffix", ["mp3", "aac", "ac3", "h264"])
+@pytest.mark.parametrize("suffix", ["mp3", "aac", "ac3", "webm", "h264"])
 def test_how_long_a_stream_is_of_which_no_header_tells(tmp_path: Path, suffix: str, seconds: int) -> None:
     settings = replace(SMALL, spectrogram_frames=300, max_frames=3)
     path = tmp_path / f"a.{suffix}"
     if suffix == "h264":
         write(path, drawn(seconds))
     else:
-        codec = {"mp3": "libmp3lame"}.get(suffix, suffix)
+        codec = {"mp3": "libmp3lame", "webm": "libopus"}.get(suffix, suffix)
         samples = tones(seconds, 48000)
         samples[len(samples) // 4 :] //= 100  # by the size of its first packets it would be shorter
         sound = Sound(samples=samples, codec=codec, rate=48000)
-        with av.open(str(path), "w", options={"write_xing": "0"} if suffix == "mp3" else {}) as container:
+        options = {"mp3": {"write_xing": "0"}, "webm": {"live": "1"}}.get(suffix, {})
+        with av.open(str(path), "w", options=options) as container:
             stream, pieces = sound_stream(container, sound)
             for _, piece in pieces:
                 container.mux(stream.encode(piece))
@@ -499,7 +500,9 @@ def test_the_sound_stream_is_an_option_of_a_store(tmp_path: Path, two_tracks: Pa
     assert record["lengths"]["longest"] == pytest.approx(3.0, abs=0.05)
 
 
-def test_a_model_hears_the_stream_that_it_was_trained_on(tmp_path: Path, two_tracks: Path) -> None:
+def test_a_model_hears_the_stream_that_it_was_trained_on(
+    tmp_path: Path, two_tracks: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     usual = InputSpec(RATE, 32, 300, "zero", 1.0, 1, 48, 0.0, 1.0, image_size=32, num_frames=1)
     assert "audio_stream" not in usual.record()  # so headers stay what they were
     heard = {}
@@ -511,6 +514,11 @@ def test_a_model_hears_the_stream_that_it_was_trained_on(tmp_path: Path, two_tra
         plain = ClipSettings(mel_bins=32, spectrogram_frames=300, audio_stream=number)
         assert np.array_equal(heard[number], decode_clip(None, two_tracks, None, None, None, plain).fbank)
     assert not np.array_equal(heard[0], heard[1])
+    for number, warned in ((None, 1), (1, 0)):
+        store: Any = SimpleNamespace(path="store", settings=replace(usual, audio_stream=number).record())
+        caplog.clear()
+        check_clips(store, {}, ["audio"], replace(usual, audio_stream=1))
+        assert caplog.text.count("--audio-stream left out against 1") == warned
     for wrong in (-1, 1.5, True, "1", 1001):
         with pytest.raises(ArtifactError, match="audio_stream"):
             read_input(tmp_path, Header(kind="classifier", spec={"input": usual.record() | {"audio_stream": wrong}}))
