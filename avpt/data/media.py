@@ -9,8 +9,6 @@ plain way opens the file for one stream and decodes all of it, from the beginnin
 
 from __future__ import annotations
 
-import errno
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -20,15 +18,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from av.container import InputContainer
-from av.error import EOFError as EndOfFile
 from av.error import FFmpegError
 from av.stream import Discard, Disposition, Stream
 
+from avpt.data.demuxing import Demuxer, ShortCutError
 from avpt.data.lengths import GUESSED, Length, length_of, start_of
-from avpt.data.opening import MAX_PIXELS, open_media, reason
+from avpt.data.opening import MAX_PIXELS, open_media
 from avpt.errors import MediaError
 
-MAX_WAITING = 100_000_000  # bytes of one stream's packets that are kept while the other is read
 MOST_READ_ON = 200_000_000  # bytes that are read only to see how long a stream is
 PREROLL = Fraction(1, 2)  # seconds of sound before a clip from which its decoder settles
 SEEK_BEYOND = 5.0  # seconds into a file; an earlier start is as cheap to reach by reading on
@@ -37,15 +34,10 @@ SEEKABLE = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "wav", "flac"}
 TRUNCATED = 0.9  # of the length that its file states; a stream that ends before is reported
 SHORT_HOLES = 0.25  # seconds in all that packets which do not decode leave behind
 CLOCK_BACK = 0.1  # seconds; stamps that go back by more are another clock's (ffmpeg draws the line there too)
-UNREADABLE = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO})  # the disk's fault, not the file's
 RESETS = 0x200  # FFmpeg's AVFMT_TS_DISCONT: of transport and program streams, Ogg
 
 Kind = Literal["audio", "video"]
 Read = TypeVar("Read")
-
-
-class ShortCutError(Exception):
-    """The quick way of reading is in doubt here; the plain way is not."""
 
 
 @dataclass
@@ -53,7 +45,7 @@ class Track:
     """One stream of an open file, read packet by packet."""
 
     stream: Any
-    demuxer: _Demuxer
+    demuxer: Demuxer
     origin: Fraction  # seconds on the stream's clock at which the container starts: the zero of every time in avpt
     quick: bool  # what the clip does not show may be passed over
     sought: bool = False  # the packets do not begin where the stream does
@@ -282,7 +274,7 @@ def _tracks(
     for stream in container.streams:
         if stream not in streams:
             stream.discard = Discard.all
-    demuxer = _Demuxer(container, streams)
+    demuxer = Demuxer(container, streams)
     tracks = {}
     for stream in streams:
         codec = stream.codec_context
@@ -300,51 +292,6 @@ def _tracks(
             resets=bool(container.format.flags & RESETS),
         )
     return tracks
-
-
-class _Demuxer:
-    """The packets of some streams of a file, which is read once: those that nobody has asked for yet wait."""
-
-    def __init__(self, container: InputContainer, streams: list[Stream]) -> None:
-        self.source = container.demux(*cast(Any, streams))
-        self.waiting: dict[int, deque[Any]] = {stream.index: deque() for stream in streams}
-        self.held = 0  # bytes that wait
-        self.exhausted = False
-        self.broken = ""  # why the file could not be read to its end
-
-    def next(self, index: int) -> Any:
-        """The next packet of a stream, None where there is none."""
-        mine = self.waiting[index]
-        while not mine and not self.exhausted:
-            self._pull()
-        if not mine:
-            return None
-        packet = mine.popleft()
-        self.held -= packet.size
-        return packet
-
-    def drop(self, index: int) -> None:
-        """Let a stream's packets go by from now on."""
-        self.held -= sum(packet.size for packet in self.waiting.pop(index, ()))
-
-    def _pull(self) -> None:
-        try:
-            packet = next(self.source)
-        except MemoryError:
-            raise
-        except (StopIteration, FFmpegError) as error:
-            if getattr(error, "errno", None) in UNREADABLE:
-                raise MediaError("open", f"the file can't be read to its end: {reason(error)}") from error
-            if isinstance(error, FFmpegError) and not isinstance(error, EndOfFile):
-                self.broken = reason(error)
-            self.exhausted = True
-            return
-        queue = self.waiting.get(packet.stream_index)
-        if packet.size and queue is not None:  # FFmpeg reads an empty packet as an error or, worse, as the end
-            queue.append(packet)
-            self.held += packet.size
-            if self.held > MAX_WAITING:
-                raise ShortCutError
 
 
 def _is_timed(container: InputContainer, stream: Stream) -> bool:
