@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, NotRequired, Required, TypedDict
 
 import msgspec
@@ -220,10 +220,15 @@ class InputSpec:
     image_size: Positive
     num_frames: Positive
     audio_dtype: Literal["float16", "float32"] = (
-        "float16"  # these three make a clip file the same input as a store would
+        "float16"  # these four make a clip file the same input as a store would
     )
     frame_codec: Literal["jpeg", "raw"] = "jpeg"
     frame_accuracy: Literal["exact", "keyframe"] = "exact"
+    audio_stream: Annotated[int, msgspec.Meta(ge=0, le=1000)] | None = None  # None: FFmpeg's choice
+
+    def record(self) -> dict[str, Any]:
+        """What a header holds of it, without a stream that nobody chose: older avpt wrote none."""
+        return {name: value for name, value in asdict(self).items() if name != "audio_stream" or value is not None}
 
     @property
     def num_values(self) -> int:

@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -325,7 +324,7 @@ def model_header(
         kind=kind,
         spec=spec
         | {
-            "input": asdict(input_spec(store, config)),
+            "input": input_spec(store, config).record(),
             "num_classes": len(store.classes),
             "multi_label": store.multi_label,
         },

@@ -107,5 +107,9 @@ def check_clips(
             require_modality(store, split, index, modality)
     if "audio" in modalities:
         check_sound(store, spec, list(splits.values()))
+        if (stream := store.settings.get("audio_stream")) != spec.audio_stream:
+            named = ["left out" if one is None else one for one in (stream, spec.audio_stream)]
+            told = "%s holds the sound of other streams than the model was trained on (--audio-stream %s against %s)"
+            log.warning(told, store.path, *named)
     if "visual" in modalities and (different := other_pictures(store.settings, spec)):
         log.warning("%s holds other frames than the model was trained on (%s)", store.path, ", ".join(different))

@@ -15,6 +15,11 @@ Split = Literal["train", "val", "test"]
 
 MODALITIES: tuple[Modality, ...] = ("audio", "visual")
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+# in the order in which one of two files with a name is taken
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".avif", ".bmp", ".gif", ".jp2", ".pbm", ".pgm", ".ppm"),
+    *(".pnm", ".tif", ".tiff", ".webp"),
+)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
     python recipes/make_segments.py --clips clips/ --seconds 1.0 --out segments.csv
 
-data      any media files that PyAV opens, a few seconds long or more; nothing is copied or re-encoded
+data      any media files that avpt opens, a few seconds long or more; nothing is copied or re-encoded
 hardware  any; seconds
 expected  a row for each whole segment; of each clip the first part is train, the next val, the last test
 """
@@ -16,6 +16,9 @@ import sys
 from pathlib import Path
 
 import av
+
+from avpt.data.opening import open_media
+from avpt.errors import MediaError
 
 COLUMNS = ("id", "label", "split", "video", "start", "end")
 SPLITS = ("train", "val", "test")
@@ -34,7 +37,7 @@ def find_clips(paths: list[Path]) -> list[Path]:
 
 def duration(clip: Path) -> float | None:
     """Return the seconds that the container claims; None where it says nothing."""
-    with av.open(str(clip.absolute()), metadata_errors="replace") as container:
+    with open_media(clip) as container:
         return None if container.duration is None else container.duration / av.time_base
 
 
@@ -75,8 +78,8 @@ def make(clips: list[Path], seconds: float, out: Path, train: float, val: float)
     for clip in clips:
         try:
             segments = cut(clip, seconds, train, val)
-        except (av.FFmpegError, OSError, ValueError) as error:
-            print(f"{clip}: left out: does not open: {error}", file=sys.stderr)
+        except MediaError as error:
+            print(f"{clip}: left out: {error}", file=sys.stderr)
             continue
         if not segments:
             print(f"{clip}: left out: too short for a {seconds:g} s segment in every split", file=sys.stderr)

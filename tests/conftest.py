@@ -28,6 +28,7 @@ from typer.testing import CliRunner
 
 from avpt.cli import app
 from avpt.data import media
+from avpt.data.demuxing import ShortCutError
 from avpt.errors import MediaError
 
 hypothesis.settings.register_profile("avpt", deadline=None)  # a busy machine is no failure
@@ -218,7 +219,7 @@ def plainly(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], An
     def plain(path: Path, kind: Any, read: Callable[[media.Track], Any], *rest: Any) -> Any:
         def barred(track: media.Track) -> Any:
             if track.quick:
-                raise media.ShortCutError
+                raise ShortCutError
             return read(track)
 
         return media.read_best(path, kind, barred, *rest)

@@ -100,6 +100,7 @@ def test_shares_and_length(tmp_path: Path) -> None:
 def test_what_gives_no_segments_is_told(tmp_path: Path) -> None:
     good, short = write_wav(tmp_path / "good.wav", 5), write_wav(tmp_path / "short.wav", 2)
     (tmp_path / "notes.txt").write_text("no media")
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile good.wav\n")
     (tmp_path / "cut.flv").write_bytes(b"FLV\x01\x05\0\0\0\x09\0\0\0\0")
     out = tmp_path / "out" / "segments.csv"
     done = run("--clips", tmp_path, "--out", out)
@@ -107,10 +108,12 @@ def test_what_gives_no_segments_is_told(tmp_path: Path) -> None:
     told = done.stderr.splitlines()
     assert [line.split(": ")[0] for line in told] == [
         str(tmp_path / "cut.flv"),
+        str(tmp_path / "list.mp4"),
         str(tmp_path / "notes.txt"),
         str(short),
     ]
     assert all("left out" in line for line in told)
+    assert "it is a list of other files" in told[1]
     assert read_manifest(out).classes == (good.stem,)
 
     out.unlink()

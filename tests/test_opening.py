@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from avpt.data.audio import read_waveform
 from avpt.data.pointers import is_pointer
 from avpt.data.video import read_frames, read_images
 from avpt.errors import MediaError
+from avpt.stages.predict import clip_of
+from avpt.types import IMAGE_SUFFIXES
 
 LISTS = {
     "master.m3u8": "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\n{0}\n",
@@ -167,8 +170,9 @@ def test_formats_that_hold_their_own_media_are_opened(tmp_path: Path, kind: str)
         assert 0.9 < len(waveform) / 16000 < 1.2
 
 
-@pytest.mark.parametrize("suffix", opening.IMAGE_SUFFIXES)
+@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
 def test_every_image_is_opened(tmp_path: Path, suffix: str) -> None:
+    assert clip_of(tmp_path / f"a{suffix.upper()}").frames is not None  # by its name alone
     kind = {".jfif": "JPEG", ".jif": "JPEG", ".jpe": "JPEG", ".jpeg": "JPEG", ".jpg": "JPEG", ".tif": "TIFF"}
     kind |= {".jp2": "JPEG2000", ".pnm": "PPM", ".pgm": "PPM", ".pbm": "PPM"}
     name = kind.get(suffix, suffix[1:].upper())
@@ -219,6 +223,10 @@ def test_lists_in_every_column_of_a_manifest(tmp_path: Path, secret: Path, clips
 def test_what_git_lfs_left_is_told_once_and_before_decoding(tmp_path: Path, clips: Clips) -> None:
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d" * 32 + b"\nsize 12345\n"
     (tmp_path / "frames").mkdir()
+    Image.fromarray(numbered(1)).save(tmp_path / "frames" / ".a.png")
+    for number in range(9):
+        (tmp_path / "frames" / f".{number}").write_text("*.png filter=lfs")
+        (tmp_path / "frames" / f"{number}.txt").write_text("told of first, where the folder is listed so")
     for name in ("a.wav", "b.mp4", "frames/a.png"):
         (tmp_path / name).write_bytes(pointer)
     rows = [{"audio": "a.wav"}, {"video": "b.mp4"}, {"frames": "frames"}, {"audio": str(clips["mono.wav"])}]
@@ -234,6 +242,17 @@ def test_what_git_lfs_left_is_told_once_and_before_decoding(tmp_path: Path, clip
             read()
     assert not is_pointer(clips["mono.wav"])
     assert not is_pointer(tmp_path / "gone")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+@pytest.mark.parametrize("suffix", [".png", ".gif", ".wav"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    os.mkfifo(path)
+    assert not is_pointer(path)
+    for read in (lambda: read_waveform(path, 16000), lambda: read_frames_of(path)):
+        with pytest.raises(MediaError, match="a device or a pipe"):
+            read()
 
 
 def read_frames_of(path: Path) -> Any:

@@ -167,7 +167,7 @@ def test_a_clip_with_neither_fails_whatever_is_allowed(preprocess: Preprocess, c
 def test_the_summary_counts_clips_kept_in_part(preprocess: Preprocess) -> None:
     outcome = preprocess([PICTURE, SOUND, BOTH, CUT], "--allow-missing", "either")
     assert outcome.result.json()["partial"] == 3  # of CUT two streams
-    assert "3 of 4 clips kept in part" in outcome.result.stderr
+    assert "3 of 4 clips kept in part (2 missing, 1 truncated), first" in outcome.result.stderr
 
 
 # --- cut off -------------------------------------------------------------------------------------------------------

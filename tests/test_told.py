@@ -9,20 +9,29 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
 import numpy as np
 import pytest
+import tiny
+import torch
 from conftest import avpt, done, write_manifest
-from media import X264, Clips, Pictures, Sound, number_of, numbered, ordinary, replaced, tones, write
+from media import X264, Clips, Pictures, Sound, number_of, numbered, ordinary, replaced, sound_stream, tones, write
 from PIL import Image
 
+from avpt.artifacts import Header
+from avpt.checking import convert
 from avpt.data.audio import read_waveform
 from avpt.data.clip import KINDS, ClipSettings, Found, kind_of
 from avpt.data.decode import decode_clip
+from avpt.data.inputs import clip_settings
 from avpt.data.video import read_frames, read_images
-from avpt.errors import MediaError
+from avpt.errors import ArtifactError, MediaError
+from avpt.records import InputSpec
+from avpt.stages.predict import answer, clip_of
+from avpt.trained import check_clips, read_input
 
 RATE = 16000
 SILENCE = -15.94  # log-mel
@@ -405,6 +414,46 @@ def test_names_in_a_folder_of_images(tmp_path: Path) -> None:
     assert found.seconds == 3.0
 
 
+# --- longer than what is kept --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [2, 8])
+@pytest.mark.parametrize("suffix", ["mp3", "aac", "ac3", "webm", "h264"])
+def test_how_long_a_stream_is_of_which_no_header_tells(tmp_path: Path, suffix: str, seconds: int) -> None:
+    settings = replace(SMALL, spectrogram_frames=300, max_frames=3)
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "h264":
+        write(path, drawn(seconds))
+    else:
+        codec = {"mp3": "libmp3lame", "webm": "libopus"}.get(suffix, suffix)
+        samples = tones(seconds, 48000)
+        samples[len(samples) // 4 :] //= 100  # by the size of its first packets it would be shorter
+        sound = Sound(samples=samples, codec=codec, rate=48000)
+        options = {"mp3": {"write_xing": "0"}, "webm": {"live": "1"}}.get(suffix, {})
+        with av.open(str(path), "w", options=options) as container:
+            stream, pieces = sound_stream(container, sound)
+            for _, piece in pieces:
+                container.mux(stream.encode(piece))
+            container.mux(stream.encode(None))
+    clip = decode_clip(path, None, None, None, None, settings)
+    assert list(clip.seconds.values()) == [pytest.approx(seconds, abs=0.15)]
+    assert (clip.is_longer(settings), clip.troubles) == (seconds == 8, ())
+    cut = decode_clip(path, None, None, 0.5, 1.5, settings)
+    assert (list(cut.seconds.values()), cut.is_longer(settings)) == ([1.0], False)
+
+
+def test_what_the_model_does_not_look_at_may_be_longer() -> None:
+    spec = InputSpec(RATE, 4, 8, "zero", 1.0, 1, 16, 0.0, 1.0, image_size=16, num_frames=1)
+    decoded = replace(tiny.clip(1), seconds={"audio": 0.08, "visual": 60.0})
+    model = SimpleNamespace(outputs=lambda inputs: {"logits": torch.zeros(1, 2)})
+    for modalities, longer in ((("audio",), False), (("visual",), True)):
+        trained: Any = SimpleNamespace(
+            input=spec, modalities=modalities, model=model, multi_label=False, classes=["a", "b"]
+        )
+        found = answer(clip_of(Path("a.mp4")), decoded, clip_settings(spec), trained, 1, torch.device("cpu"))
+        assert (found.modalities, found.longer) == (modalities, longer)
+
+
 # --- through the command -------------------------------------------------------------------------------------------
 
 
@@ -449,3 +498,27 @@ def test_the_sound_stream_is_an_option_of_a_store(tmp_path: Path, two_tracks: Pa
     assert (other.code, "audio_stream" in other.error) == (1, True)
     done("verify", tmp_path / "store", "--workers", "1")
     assert record["lengths"]["longest"] == pytest.approx(3.0, abs=0.05)
+
+
+def test_a_model_hears_the_stream_that_it_was_trained_on(
+    tmp_path: Path, two_tracks: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    usual = InputSpec(RATE, 32, 300, "zero", 1.0, 1, 48, 0.0, 1.0, image_size=32, num_frames=1)
+    assert "audio_stream" not in usual.record()  # so headers stay what they were
+    heard = {}
+    for number in (None, 0, 1):
+        header = Header(kind="classifier", spec={"input": replace(usual, audio_stream=number).record()})
+        spec = read_input(tmp_path, header)
+        assert spec == convert(header.spec["input"], InputSpec) == replace(usual, audio_stream=number)
+        heard[number] = decode_clip(two_tracks, None, None, None, None, clip_settings(spec)).fbank
+        plain = ClipSettings(mel_bins=32, spectrogram_frames=300, audio_stream=number)
+        assert np.array_equal(heard[number], decode_clip(None, two_tracks, None, None, None, plain).fbank)
+    assert not np.array_equal(heard[0], heard[1])
+    for number, warned in ((None, 1), (1, 0)):
+        store: Any = SimpleNamespace(path="store", settings=replace(usual, audio_stream=number).record())
+        caplog.clear()
+        check_clips(store, {}, ["audio"], replace(usual, audio_stream=1))
+        assert caplog.text.count("--audio-stream left out against 1") == warned
+    for wrong in (-1, 1.5, True, "1", 1001):
+        with pytest.raises(ArtifactError, match="audio_stream"):
+            read_input(tmp_path, Header(kind="classifier", spec={"input": usual.record() | {"audio_stream": wrong}}))

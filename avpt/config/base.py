@@ -73,6 +73,10 @@ def _expanded(value: Any) -> Any:
 def allows(config_type: "type[Config]", name: str, value: Any) -> bool:
     """Whether an option could have had a value that some file says it had."""
     kind, info = get_args(type_hints(config_type)[name])[0], parameter(config_type, name)
+    if type(None) in get_args(kind):
+        if value is None:
+            return True
+        (kind,) = (one for one in get_args(kind) if one is not type(None))
     if get_args(kind):
         return value in get_args(kind)
     if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):

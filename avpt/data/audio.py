@@ -15,7 +15,8 @@ from av import AudioFrame, AudioResampler
 from torchaudio.compliance import kaldi
 
 from avpt.data.clip import Found
-from avpt.data.media import PREROLL, SEEK_BEYOND, Opened, ShortCutError, Track, decode, read_best
+from avpt.data.demuxing import ShortCutError
+from avpt.data.media import PREROLL, SEEK_BEYOND, Opened, Track, decode, read_best
 from avpt.data.resampling import FULL_SCALE, Levels, resample
 from avpt.errors import MediaError
 

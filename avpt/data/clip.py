@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
-from avpt.types import Modality
+from avpt.types import MODALITIES, Modality
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ SHIFT = 0.01  # seconds from one frame of a spectrogram to the next
 LONGER = 1.1  # times what is stored of a clip; the length from which on it is told
 SHORTER = 0.25  # of the spectrogram; sound that fills less of it is told
 
-# what may be said of a clip that is kept, by the word that its line in partial.csv begins with
+# what may be said of a clip that is kept, by the word that its `error` in partial.csv begins with
 KINDS = {
     "missing": "sound or picture is broken and left out",
     "truncated": "ends before its file says",
@@ -55,7 +55,7 @@ LOSSES = frozenset({"missing", "truncated", "short", "damaged", "hole"})  # thos
 
 
 def kind_of(what: str) -> str:
-    """The word that a line of partial.csv begins with."""
+    """The word that an `error` of partial.csv begins with."""
     return what.partition(":")[0]
 
 
@@ -92,10 +92,10 @@ class DecodedClip:
         spans: dict[Modality, float] = {"audio": settings.spectrogram_frames * SHIFT} if self.num_audio_frames else {}
         return spans | ({"visual": settings.max_frames / settings.fps} if self.frames else {})
 
-    def is_longer(self, settings: ClipSettings) -> bool:
-        """Whether its sound or its pictures go on well beyond what is stored of them."""
+    def is_longer(self, settings: ClipSettings, modalities: Collection[Modality] = MODALITIES) -> bool:
+        """Whether its sound or its pictures, or one of them, go on well beyond what is stored of them."""
         spans = self.spans(settings)
-        return any(self.seconds.get(modality, 0.0) > LONGER * span for modality, span in spans.items())
+        return any(self.seconds.get(modality, 0.0) > LONGER * spans[modality] for modality in spans.keys() & modalities)
 
     def is_short(self, settings: ClipSettings) -> bool:
         """Whether most of its spectrogram is padding."""

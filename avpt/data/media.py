@@ -9,8 +9,6 @@ plain way opens the file for one stream and decodes all of it, from the beginnin
 
 from __future__ import annotations
 
-import errno
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -20,15 +18,15 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from av.container import InputContainer
-from av.error import EOFError as EndOfFile
 from av.error import FFmpegError
 from av.stream import Discard, Disposition, Stream
 
+from avpt.data.demuxing import Demuxer, ShortCutError
 from avpt.data.lengths import GUESSED, Length, length_of, start_of
-from avpt.data.opening import MAX_PIXELS, open_media, reason
+from avpt.data.opening import MAX_PIXELS, open_media
 from avpt.errors import MediaError
 
-MAX_WAITING = 100_000_000  # bytes of one stream's packets that are kept while the other is read
+MOST_READ_ON = 200_000_000  # bytes that are read only to see how long a stream is
 PREROLL = Fraction(1, 2)  # seconds of sound before a clip from which its decoder settles
 SEEK_BEYOND = 5.0  # seconds into a file; an earlier start is as cheap to reach by reading on
 SEEK_MARGIN = 2.0  # seconds before the start that a seek aims at, since key frames are found by decoding time
@@ -36,15 +34,10 @@ SEEKABLE = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "wav", "flac"}
 TRUNCATED = 0.9  # of the length that its file states; a stream that ends before is reported
 SHORT_HOLES = 0.25  # seconds in all that packets which do not decode leave behind
 CLOCK_BACK = 0.1  # seconds; stamps that go back by more are another clock's (ffmpeg draws the line there too)
-UNREADABLE = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO})  # the disk's fault, not the file's
 RESETS = 0x200  # FFmpeg's AVFMT_TS_DISCONT: of transport and program streams, Ogg
 
 Kind = Literal["audio", "video"]
 Read = TypeVar("Read")
-
-
-class ShortCutError(Exception):
-    """The quick way of reading is in doubt here; the plain way is not."""
 
 
 @dataclass
@@ -52,7 +45,7 @@ class Track:
     """One stream of an open file, read packet by packet."""
 
     stream: Any
-    demuxer: _Demuxer
+    demuxer: Demuxer
     origin: Fraction  # seconds on the stream's clock at which the container starts: the zero of every time in avpt
     quick: bool  # what the clip does not show may be passed over
     sought: bool = False  # the packets do not begin where the stream does
@@ -65,6 +58,7 @@ class Track:
     holes: list[Fraction] = field(default_factory=list)  # seconds that are missing in the midst of the clip
     end: Fraction | None = None  # seconds; where what decodes comes to its end, None where reading stopped before
     reach: int = 0  # stamp; where the packets read so far come to their end, whether they decode or not
+    unstamped: int = 0  # ticks that those last which have no stamp
     stamps: list[int] = field(default_factory=list)  # of the pictures read so far
     told: list[str] = field(default_factory=list)  # what else there is to say of it
 
@@ -94,6 +88,8 @@ class Track:
                 self.reach = max(self.reach, stamp + (packet.duration or 0))
                 if self.stream.type == "video":
                     self.stamps.append(stamp)
+            elif stamp is None:
+                self.unstamped += packet.duration or 0
             yield packet
 
     def drop(self) -> None:
@@ -101,10 +97,29 @@ class Track:
         self.demuxer.drop(self.stream.index)
 
     def seconds(self, start: float, end: float | None) -> float | None:
-        """How long the clip from `start` to `end` is, None where the stream does not tell."""
+        """How long the clip from `start` to `end` is, None where nothing tells.
+
+        Where the file does not say how long the stream is, the packets up to its end are read, not decoded; of a huge
+        one so many that it is known to be longer than clips are.
+        """
         last = self.stated if self.end is None else self.end
+        if last is None:
+            last = self._read_on(end)
         ends = [float(each) for each in (last, end) if each is not None and each > start]
         return min(ends) - start if ends else None
+
+    def _read_on(self, end: float | None) -> Fraction | None:
+        """Seconds at which the packets end, or some beyond `end`; None where they do not tell."""
+
+        def reached() -> Fraction:
+            return (self.reach + self.unstamped) * Fraction(self.stream.time_base) - self.origin
+
+        packets = self.packets()
+        with suppress(StopIteration, MediaError, ShortCutError):  # what lies behind the clip can't spoil it
+            size = 0
+            while size < MOST_READ_ON and (end is None or reached() < end):
+                size += next(packets).size
+        return reached() or None
 
     def troubles(self, start: float, end: float | None) -> list[str]:
         """What went wrong with a stream that could be read all the same, from `start` to `end`."""
@@ -259,7 +274,7 @@ def _tracks(
     for stream in container.streams:
         if stream not in streams:
             stream.discard = Discard.all
-    demuxer = _Demuxer(container, streams)
+    demuxer = Demuxer(container, streams)
     tracks = {}
     for stream in streams:
         codec = stream.codec_context
@@ -277,51 +292,6 @@ def _tracks(
             resets=bool(container.format.flags & RESETS),
         )
     return tracks
-
-
-class _Demuxer:
-    """The packets of some streams of a file, which is read once: those that nobody has asked for yet wait."""
-
-    def __init__(self, container: InputContainer, streams: list[Stream]) -> None:
-        self.source = container.demux(*cast(Any, streams))
-        self.waiting: dict[int, deque[Any]] = {stream.index: deque() for stream in streams}
-        self.held = 0  # bytes that wait
-        self.exhausted = False
-        self.broken = ""  # why the file could not be read to its end
-
-    def next(self, index: int) -> Any:
-        """The next packet of a stream, None where there is none."""
-        mine = self.waiting[index]
-        while not mine and not self.exhausted:
-            self._pull()
-        if not mine:
-            return None
-        packet = mine.popleft()
-        self.held -= packet.size
-        return packet
-
-    def drop(self, index: int) -> None:
-        """Let a stream's packets go by from now on."""
-        self.held -= sum(packet.size for packet in self.waiting.pop(index, ()))
-
-    def _pull(self) -> None:
-        try:
-            packet = next(self.source)
-        except MemoryError:
-            raise
-        except (StopIteration, FFmpegError) as error:
-            if getattr(error, "errno", None) in UNREADABLE:
-                raise MediaError("open", f"the file can't be read to its end: {reason(error)}") from error
-            if isinstance(error, FFmpegError) and not isinstance(error, EndOfFile):
-                self.broken = reason(error)
-            self.exhausted = True
-            return
-        queue = self.waiting.get(packet.stream_index)
-        if packet.size and queue is not None:  # FFmpeg reads an empty packet as an error or, worse, as the end
-            queue.append(packet)
-            self.held += packet.size
-            if self.held > MAX_WAITING:
-                raise ShortCutError
 
 
 def _is_timed(container: InputContainer, stream: Stream) -> bool:

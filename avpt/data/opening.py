@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,9 @@ import av
 from av.container import InputContainer
 from av.error import ArgumentError, FFmpegError
 
-from avpt.data.pointers import POINTER, is_pointer
+from avpt.data.pointers import is_pointer
 from avpt.errors import MediaError
+from avpt.types import IMAGE_SUFFIXES
 
 MAX_PIXELS = 64_000_000  # pixels of one decoded frame; a larger one is refused before it is allocated
 
@@ -42,11 +44,8 @@ IMAGES = (
     "sunrast_pipe,tiff_pipe,webp_pipe,xbm_pipe,xwd_pipe"
 )
 MEDIA = f"{CONTAINERS},{PICTURES},{SOUNDS},{IMAGES}"
-# of pictures; opened by name, FFmpeg would take them for a numbered sequence of files
-IMAGE_SUFFIXES = (
-    *(".avif", ".bmp", ".gif", ".jfif", ".jif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm"),
-    *(".ppm", ".tif", ".tiff", ".webp"),
-)
+# opened by name, FFmpeg would take other pictures for a numbered sequence of files
+BY_NAME = (".avif", ".gif")
 LISTS = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*(?:#EXTM3U|ffconcat|\[playlist\]|\[Reference\]|v=0\r?\no=|"
     rb"(?:<\?xml.*?\?>\s*)?(?:<!--.*?-->\s*)?<(?:MPD|smil|asx|playlist|(?:\w+:)?(?:AssetMap|CompositionPlaylist))\b)",
@@ -60,18 +59,12 @@ IS_POINTER = "it is a Git LFS pointer, not the file itself; run `git lfs pull`"
 @contextmanager
 def open_media(path: Path) -> Iterator[InputContainer]:
     """A media file, open for reading; MediaError("open") where it is missing, empty, or not media."""
-    if path.suffix.lower() in IMAGE_SUFFIXES and path.suffix.lower() not in (".avif", ".gif"):
+    suffix = path.suffix.lower()
+    if suffix in IMAGE_SUFFIXES and suffix not in BY_NAME:
         with open_image(path) as (container, _):
             yield container
         return
-    with _readable():
-        size = path.stat().st_size
-    if path.is_dir():
-        raise MediaError("open", "this is a folder, not a media file")
-    if size == 0:
-        raise MediaError("open", "the file is empty (zero bytes)")
-    if is_pointer(path):
-        raise MediaError("open", IS_POINTER)
+    _check_file(path)
     options = {"protocol_whitelist": "file", "format_whitelist": MEDIA}
     # "file:" keeps a name that looks like an address or an option from being read as one
     with _opened(path, f"file:{path}", options) as container:
@@ -81,15 +74,26 @@ def open_media(path: Path) -> Iterator[InputContainer]:
 @contextmanager
 def open_image(path: Path) -> Iterator[tuple[InputContainer, bytes]]:
     """An image file and its bytes, read from memory: no other file can be reached from there."""
+    _check_file(path)
     with _readable():
         content = path.read_bytes()
-    if not content:
-        raise MediaError("open", "the file is empty (zero bytes)")
-    if content.startswith(POINTER):
-        raise MediaError("open", IS_POINTER)
     options = {"protocol_whitelist": "none", "format_whitelist": IMAGES}
     with _opened(path, io.BytesIO(content), options) as container:
         yield container, content
+
+
+def _check_file(path: Path) -> None:
+    """See that a file holds something; a pipe would be waited for."""
+    with _readable():
+        found = path.stat()
+    if stat.S_ISDIR(found.st_mode):
+        raise MediaError("open", "this is a folder, not a media file")
+    if not stat.S_ISREG(found.st_mode):
+        raise MediaError("open", "this is a device or a pipe, not a media file")
+    if found.st_size == 0:
+        raise MediaError("open", "the file is empty (zero bytes)")
+    if is_pointer(path):
+        raise MediaError("open", IS_POINTER)
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from avpt.types import IMAGE_SUFFIXES
+
 POINTER = b"version https://git-lfs.github.com/spec/"
 POINTER_SIZE = 1024  # bytes; Git LFS keeps its pointers below that
 
@@ -15,8 +17,9 @@ def is_pointer(path: Path) -> bool:
     """
     try:
         if path.is_dir():
-            path = next((file for file in path.iterdir() if file.is_file()), path)
-        if path.stat().st_size > POINTER_SIZE:
+            images = (file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != ".")
+            path = next(filter(Path.is_file, images), path)
+        if not path.is_file() or path.stat().st_size > POINTER_SIZE:  # a pipe would be waited for
             return False
         with path.open("rb") as file:
             return file.read(len(POINTER)) == POINTER

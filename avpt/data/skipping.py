@@ -17,8 +17,9 @@ from typing import Any
 
 from av import VideoFrame
 
+from avpt.data.demuxing import ShortCutError
 from avpt.data.lengths import CONTAINER_TICK
-from avpt.data.media import ShortCutError, Track, decode
+from avpt.data.media import Track, decode
 
 LOOKAHEAD = 64  # packets; more than any codec may put between a frame's decoding and its showing
 SKIPPING = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vp8"})  # decoders that can pass frames over

@@ -20,10 +20,11 @@ from torchvision.io import encode_jpeg
 from avpt.data.clip import Found
 from avpt.data.lengths import CONTAINER_TICK
 from avpt.data.media import CLOCK_BACK, Opened, Track, decode, plain_track, read_best, streams_of
-from avpt.data.opening import IMAGE_SUFFIXES, MAX_PIXELS, open_image
+from avpt.data.opening import MAX_PIXELS, open_image
 from avpt.data.orientation import Matrix, turn_of
 from avpt.data.skipping import UNSTAMPED, shown_frames
 from avpt.errors import MediaError, listed
+from avpt.types import IMAGE_SUFFIXES
 
 JPEG_QUALITY = 95  # of 100
 MAX_SIDE = 65_500  # pixels, libjpeg's limit; only absurdly long pictures reach it

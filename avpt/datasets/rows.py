@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 from avpt.errors import ManifestError, listed
-from avpt.types import Split
+from avpt.types import IMAGE_SUFFIXES, Split
 
 MAX_LISTED = 20  # bad lines told one by one; the rest are counted
 CLIP_SECONDS = 10  # where a list says only when a clip starts
@@ -40,7 +40,7 @@ SUFFIXES = {  # of media, by manifest column; of two files with one name, the su
         "m2ts",
     ),
     "audio": ("wav", "flac", "aif", "aiff", "ogg", "oga", "opus", "m4a", "mp3", "aac", "wma", "ac3", "amr"),
-    "frames": ("jpg", "jpeg", "jfif", "png", "avif", "bmp", "gif", "jp2", "pgm", "ppm", "tif", "tiff", "webp"),
+    "frames": tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES),
 }
 KINDS = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
 RANKS = {suffix: rank for rank, suffix in enumerate(KINDS)}

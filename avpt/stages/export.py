@@ -110,7 +110,7 @@ def describe(
         }
         if config.format == "torchvision":  # whose networks know no clips
             del shapes["visual"][1]
-        spec |= {"input": asdict(pipeline), "inputs": {modality: shapes[modality] for modality in modalities}}
+        spec |= {"input": pipeline.record(), "inputs": {modality: shapes[modality] for modality in modalities}}
     if whole:
         spec |= {name: loaded.header.spec[name] for name in ("num_classes", "multi_label")}
     return {"spec": spec, "classes": loaded.header.classes if whole else []}

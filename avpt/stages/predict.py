@@ -221,7 +221,7 @@ def answer(
     spans = {name: min(span, lengths.get(name, span)) for name, span in decoded.spans(settings).items()}
     parts = {name: (start, round(start + spans[name], 2)) for name in heard}
     longest = max(lengths.values(), default=None)
-    return Answer(clip.id, tuple(heard), rankings, wrong, parts, longest, decoded.is_longer(settings))
+    return Answer(clip.id, tuple(heard), rankings, wrong, parts, longest, decoded.is_longer(settings, heard))
 
 
 def report(config: PredictConfig, answers: Sequence[Answer]) -> Report:

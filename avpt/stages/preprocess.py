@@ -212,7 +212,8 @@ def check_failures(config: PreprocessConfig, shards: list[Shard], records: Recor
     ):
         if not rows:
             continue
-        kinds = Counter(kind_of(row.error) if rows is others else row.stage for row in rows)
+        clips = dict.fromkeys((row.stage if name == "failures" else kind_of(row.error), row.id) for row in rows)
+        kinds = Counter(kind for kind, _ in clips)
         first = rows[0]
         told = (
             f"{len({row.id for row in rows})} of {num_rows} clips {what} "
