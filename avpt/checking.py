@@ -14,7 +14,7 @@ T = TypeVar("T")
 DEEPEST = 32  # levels of lists and objects; what avpt writes has six
 LARGEST = 2**26  # bytes of a file of JSON; the largest that avpt writes have a few million
 MOST_BITS = 64  # of an integer; a float of a larger one is no number
-HALF = re.compile("[\ud800-\udfff]")  # of a pair of surrogates
+HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of a pair; the other surrogates are bytes of file names
 
 
 class RecordError(ValueError):
@@ -59,6 +59,8 @@ def convert(value: Any, kind: type[T]) -> T:
     """
     try:
         return msgspec.convert(value, kind)
+    except UnicodeEncodeError:  # a byte of a file name where a name of ours should be
+        raise RecordError("it holds half a character") from None
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$")
         field = where.strip("`").removeprefix(".") if where.startswith((".", "[")) else ""

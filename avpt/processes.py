@@ -150,7 +150,9 @@ def place_in_job() -> tuple[int, int, int | None, int | None]:
     assert rank is not None
     assert size is not None
     if rank >= size:
-        raise ConfigError(f"RANK is {rank} where WORLD_SIZE is {size}; ranks count from 0, as torchrun sets them")
+        raise ConfigError(
+            f"RANK is {rank} where WORLD_SIZE is {size}; ranks count from 0, as torchrun sets them; unset both"
+        )
     if local_size is not None and (local_size > size or (local_rank or 0) >= local_size):
         raise ConfigError(
             f"LOCAL_WORLD_SIZE is {local_size} where WORLD_SIZE is {size} and LOCAL_RANK {local_rank}; unset them"
@@ -162,7 +164,9 @@ def number_of(name: str) -> int | None:
     """A number that a launcher left in the environment."""
     text = os.environ.get(name)
     if text is not None and not (text.isascii() and text.isdecimal() and len(text) < 10):
-        raise ConfigError(f"{name} is {text[:100]!r} in the environment; it must be a number, as torchrun sets it")
+        raise ConfigError(
+            f"{name} is {text[:100]!r} in the environment; it must be a number, as torchrun sets it, or unset"
+        )
     return None if text is None else int(text)
 
 
