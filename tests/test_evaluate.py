@@ -475,7 +475,7 @@ DAMAGE = {
     "words for a size": (set_in("spec", "input", "image_size")("large"), "damaged input pipeline (image_size)"),
     "negative": (set_in("spec", "input", "mel_bins")(-3), "damaged input pipeline (mel_bins)"),
     "huge": (set_in("spec", "input", "image_size")(10**9), "damaged input pipeline (image_size)"),
-    "large": (set_in("spec", "input", "image_size")(4000), "an input of that size"),
+    "large": (set_in("spec", "input", "spectrogram_frames")(360_000), "takes 34560000 values a clip"),
     "std 0": (set_in("spec", "input", "std")(0), "damaged input pipeline (std)"),
     "mean nan": (set_in("spec", "input", "mean")(math.nan), "damaged input pipeline (mean)"),
     "pad": (set_in("spec", "input", "pad")(["zero"]), "damaged input pipeline (pad)"),
