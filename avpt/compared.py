@@ -136,7 +136,7 @@ def pattern(runs: Sequence[Run]) -> str:
 
 
 def options_of(run: Run, lineage: Lineage) -> dict[str, Any]:
-    """All that a run's result hangs on but the seed."""
+    """All that a run's result depends on but the seed."""
     whole = lineage.whole_config(complete(run.kind, run.config), run.inputs, complete)
     whole = {name: value for name, value in whole.items() if name.split(".")[-1] != "modality"}  # its place says it
     return {"model": run.config.get("modality", "joint"), **whole}

@@ -3,7 +3,7 @@
 #
 # Data      made by recipes/make_digits.py: real handwriting, synthesised speech; 400 train, 100 val, 1,000 test clips
 # Hardware  two CPU cores
-# Minutes   20 for three seeds, of one core
+# Minutes   about 40 for three seeds, of one core; reckoned from its parts
 # Expect    a table of test accuracy, mean and standard deviation of the seeds; not yet measured on these digits
 #
 # Encoders that are pre-trained at length on millions of pictures come with such channels; this one gets them in a

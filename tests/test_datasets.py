@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -536,7 +537,7 @@ def test_bad_lists(tmp_path: Path) -> None:
     assert f"{path}: line 3: aaaaaaaaaaa_000001 is x of test, but x of train in line 1 of {path}; take one" in told
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc").exists(), reason="needs names of any bytes")
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a file's name can't be of any bytes")
 def test_names_that_a_manifest_can_not_hold(tmp_path: Path) -> None:
     folder = touch(tmp_path / "clips", "a/b\nc.wav", "a/ok.wav", "d /x.wav", "e/\u202ef.wav")
     with open(os.fsencode(folder / "a") + b"/\xff.wav", "wb") as file:  # noqa: PTH123

@@ -310,9 +310,9 @@ class Store:
                     raise StoreError(f"{path}: {wrong[0]}; look at it with `avpt verify`")
                 files.locate(number, found)
                 ids = [str(clip_id) for clip_id in found["id"].asstr()[:]]
-                sources = (
-                    [sys.intern(name) for name in found["source"].asstr()[:]] if "source" in found else [""] * len(ids)
-                )
+                sources = [""] * len(ids)
+                if "source" in found:
+                    sources = [sys.intern(name) for name in found["source"].asstr()[:]]
                 labels, num_frames = found["label"][:], found["audio/num_frames"][:]
                 offsets, frames = found["visual/clip_offset"][:], len(found["visual/time"])
             except (StoreError, MemoryError):
@@ -328,4 +328,4 @@ class Store:
         for row, problem in problems:
             clip = f", clip {ids[row]}" if ids else ""
             raise StoreError(f"{path}{clip}: {problem}; look at it with `avpt verify`")
-        return ids, sources or [""] * len(ids), {"label": labels, "audio": num_frames, "visual": np.diff(offsets)}
+        return ids, sources, {"label": labels, "audio": num_frames, "visual": np.diff(offsets)}

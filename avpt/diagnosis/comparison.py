@@ -36,7 +36,7 @@ def group_runs(options: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> li
     group.
 
     Args:
-        options: of each run, all that its result hangs on but the seed.
+        options: of each run, all that its result depends on but the seed.
         seeds: of each run.
     """
     alike: dict[str, list[int]] = {}

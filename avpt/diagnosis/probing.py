@@ -27,7 +27,7 @@ class Probe:
     weight: Array  # (classes, width) float64: large where a feature hardly varies
     bias: Array  # (classes,) float64
     strength: float
-    converged: bool  # this fit and those of the other strengths, which the choice hangs on as well
+    converged: bool  # this fit and those of the other strengths, which the choice depends on as well
 
     def logits(self, features: Array) -> Array:
         """(clips, classes) float64 of features (clips, width)."""

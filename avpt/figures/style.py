@@ -21,7 +21,7 @@ ONE_COLUMN, TWO_COLUMNS = 3.35, 6.9  # inches, of a usual two-column paper
 # Okabe and Ito's colours, which people with any kind of colour blindness tell apart
 AUDIO, VISUAL, JOINT = "#0072B2", "#D55E00", "#009E73"
 BEFORE, AFTER = "#E69F00", "#56B4E9"
-DEAD = "#D62728"  # frames are drawn thick beside none, so that they do not hang on the colour
+DEAD = "#D62728"  # frames are drawn thick beside none, so that colour alone does not tell them
 ABNORMAL = "#E69F00"  # dashed, beside DEAD's full line
 CYCLE = (AUDIO, VISUAL, JOINT, "#CC79A7", BEFORE, AFTER, "#000000", "#8C8C8C")
 DASHES = ("-", "--", ":", "-.")  # curves are told apart without colour too
@@ -114,7 +114,7 @@ def write(files: Mapping[str, bytes], folder: Path, *, overwrite: bool = False) 
 
 
 def render(figure: Figure, kind: str) -> bytes:
-    """A figure as the bytes of a png, pdf or svg file; nothing of it hangs on the time."""
+    """A figure as the bytes of a png, pdf or svg file; nothing of it depends on the time."""
     made_by = MARK.decode()
     undated = {
         "png": {"Software": made_by},
