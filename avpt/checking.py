@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from avpt.errors import ConfigError
+
 T = TypeVar("T")
 
 DEEPEST = 32  # levels of lists and objects; what avpt writes has six
@@ -59,6 +61,8 @@ def convert(value: Any, kind: type[T]) -> T:
     """
     try:
         return msgspec.convert(value, kind)
+    except ConfigError as error:  # values that no options of ours could have had
+        raise RecordError(str(error).partition(";")[0]) from None
     except UnicodeEncodeError:  # a byte of a file name where a name of ours should be
         raise RecordError("it holds half a character") from None
     except msgspec.ValidationError as error:

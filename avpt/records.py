@@ -7,9 +7,8 @@ from typing import Annotated, Any, Literal, NotRequired, Required, TypedDict
 
 import msgspec
 
-from avpt.types import Modality, Split
-
-LARGEST_INPUT = 2**25  # values of one clip; a ResNet needs about 50 bytes of memory for each
+from avpt.errors import ConfigError
+from avpt.types import LARGEST_IMAGE, LARGEST_INPUT, MOST_FRAMES, MOST_SPECTROGRAM_FRAMES, Modality, Split
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
@@ -206,25 +205,37 @@ METRICS: dict[str, Any] = {"encoder": EncoderMetrics, "probe": ProbeMetrics, "pr
 
 @dataclass(frozen=True)
 class InputSpec:
-    """How stored values become a model's input; part of every model's spec."""
+    """How stored values become a model's input; part of every model's spec. Ranges are those of the options."""
 
-    sample_rate: Positive
-    mel_bins: Positive
-    spectrogram_frames: Positive
+    sample_rate: Annotated[int, msgspec.Meta(ge=1000, le=384_000)]
+    mel_bins: Annotated[int, msgspec.Meta(ge=4, le=1024)]
+    spectrogram_frames: Annotated[int, msgspec.Meta(ge=1, le=MOST_SPECTROGRAM_FRAMES)]
     pad: Literal["zero", "repeat"]
-    fps: AboveZero
-    max_frames: Positive
-    frame_size: Positive
+    fps: Annotated[float, msgspec.Meta(ge=0.001, le=1000)]
+    max_frames: Annotated[int, msgspec.Meta(ge=1, le=MOST_FRAMES)]
+    frame_size: Annotated[int, msgspec.Meta(ge=1, le=8192)]
     mean: Finite  # of the training split's log-mel
     std: AboveZero
-    image_size: Positive
-    num_frames: Positive
+    image_size: Annotated[int, msgspec.Meta(ge=8, le=LARGEST_IMAGE)]
+    num_frames: Annotated[int, msgspec.Meta(ge=1, le=MOST_FRAMES)]
     audio_dtype: Literal["float16", "float32"] = (
         "float16"  # these four make a clip file the same input as a store would
     )
     frame_codec: Literal["jpeg", "raw"] = "jpeg"
     frame_accuracy: Literal["exact", "keyframe"] = "exact"
     audio_stream: Annotated[int, msgspec.Meta(ge=0, le=1000)] | None = None  # None: FFmpeg's choice
+
+    def __post_init__(self) -> None:
+        """See that a clip fits into memory.
+
+        Raises:
+            ConfigError: it has more values than any model is fed.
+        """
+        if self.num_values > LARGEST_INPUT:
+            raise ConfigError(
+                f"a clip would be {self.num_values} values, {LARGEST_INPUT} are the most; lower --image-size or "
+                "--num-frames, or preprocess with fewer --spectrogram-frames"
+            )
 
     def record(self) -> dict[str, Any]:
         """What a header holds of it, without a stream that nobody chose: older avpt wrote none."""

@@ -21,11 +21,9 @@ from avpt.data.masking import most_masked
 from avpt.data.pictures import picture
 from avpt.data.splits import balancing_weights
 from avpt.data.store import SplitIndex, Store
-from avpt.errors import ConfigError
 from avpt.models.encoder import freeze, norm_parameters
 from avpt.models.fusion import shares
 from avpt.processes import loading_workers
-from avpt.records import LARGEST_INPUT
 from avpt.training import objective, optim, record, runtime
 from avpt.training.balance import OgmGe
 from avpt.training.curves import drawn, need_tensorboard
@@ -54,22 +52,12 @@ def start(config: TrainConfig, world: World) -> torch.device:
 
 
 def input_spec(store: Store, config: TrainConfig) -> InputSpec:
-    """How this store's clips become this run's inputs.
-
-    Raises:
-        ConfigError: a clip is larger than what a trained model may ask for.
-    """
+    """How this store's clips become this run's inputs."""
     settings = store.settings
     stored = {name: settings[name] for name in InputSpec.__dataclass_fields__ if name in settings}
-    spec = InputSpec(
+    return InputSpec(
         **stored, mean=store.mean, std=store.std, image_size=config.image_size, num_frames=config.num_frames
     )
-    if spec.num_values > LARGEST_INPUT:
-        raise ConfigError(
-            f"a clip would be {spec.num_values} values, {LARGEST_INPUT} are the most; lower --image-size or "
-            "--num-frames, or preprocess with fewer --spectrogram-frames"
-        )
-    return spec
 
 
 def augmentation(config: TrainConfig) -> Augmentation:

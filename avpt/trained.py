@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from avpt.artifacts import Header
-from avpt.config import PreprocessConfig, TrainConfig, allows
+from avpt.checking import RecordError, convert
+from avpt.config import TrainConfig, allows
 from avpt.data.dataset import InputSpec
 from avpt.data.evaluation import check_sound, other_pictures
 from avpt.data.splits import require_modality
 from avpt.data.store import SplitIndex, Store
-from avpt.errors import ArtifactError, listed
+from avpt.errors import ArtifactError
 from avpt.models.checkpoint import load_network
 from avpt.models.encoder import Classifier
 from avpt.models.fusion import FusedModel
-from avpt.records import LARGEST_INPUT
 from avpt.types import Modality, Split
 
 log = logging.getLogger(__name__)
@@ -74,24 +73,10 @@ def read_input(path: Path, header: Header) -> InputSpec:
     values = header.spec.get("input")
     if not isinstance(values, dict):
         raise ArtifactError(f"{path} has no input pipeline: it is not trained yet; `avpt finetune-unimodal` does that")
-    defaults = {name: default for name, default in vars(InputSpec).items() if name in InputSpec.__dataclass_fields__}
-    whole = defaults | {name: values[name] for name in InputSpec.__dataclass_fields__ if name in values}
-    bad = [field.name for field in fields(InputSpec) if not _is_possible(field.name, whole.get(field.name))]
-    if bad:
-        raise ArtifactError(f"{path} has a damaged input pipeline ({listed(bad)}); make it again")
-    spec = InputSpec(**whole)
-    if spec.num_values > LARGEST_INPUT:
-        raise ArtifactError(f"{path} takes {spec.num_values} values a clip; {LARGEST_INPUT} are the most that are fed")
-    return spec
-
-
-def _is_possible(name: str, value: Any) -> bool:
-    """Whether a field of the spec has a value that the option behind it could have had."""
-    if name in ("mean", "std"):
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return number and (name == "mean" or value > 0)
-    owner = PreprocessConfig if name in PreprocessConfig.__dataclass_fields__ else TrainConfig
-    return allows(owner, name, value)
+    try:
+        return convert(values, InputSpec)
+    except RecordError as error:
+        raise ArtifactError(f"{path} has a damaged input pipeline ({error}); make it again") from None
 
 
 def check_clips(

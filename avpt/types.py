@@ -15,6 +15,11 @@ Split = Literal["train", "val", "test"]
 
 MODALITIES: tuple[Modality, ...] = ("audio", "visual")
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+# bounds that options and the records made from them share
+MOST_FRAMES = 100_000  # of a clip's pictures
+MOST_SPECTROGRAM_FRAMES = 360_000  # an hour
+LARGEST_IMAGE = 3072  # side in pixels
+LARGEST_INPUT = 2**25  # values of one clip; a ResNet needs about 50 bytes of memory for each
 # in the order in which one of two files with a name is taken
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".avif", ".bmp", ".gif", ".jp2", ".pbm", ".pgm", ".ppm"),

@@ -10,9 +10,11 @@ import tempfile
 import traceback
 import wave
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from queue import Queue
 from threading import Thread
 from typing import Any
 
@@ -101,14 +103,17 @@ def fork(body: Callable[[], int]) -> int:
     """Call something in a copy of this process, which ends with the exit status that it returns (70: it raised).
 
     The copy is made by a thread that has never computed: one that has leaves its copy waiting for OpenMP's other
-    threads, which are not copied. Returns its process id; wait for it.
+    threads, which are not copied. That thread lives as long as the copy does: to the kernel it is the copy's parent.
+    Returns its process id; wait for it.
     """
-    pids = []
+    pids: Queue[int] = Queue()
 
     def copy() -> None:
         pid = os.fork()
         if pid:
-            pids.append(pid)
+            pids.put(pid)
+            with suppress(ChildProcessError):  # it was waited for elsewhere
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
             return
         code = 70
         try:
@@ -118,10 +123,8 @@ def fork(body: Callable[[], int]) -> int:
         finally:
             os._exit(code)  # pytest must not go on in two processes
 
-    thread = Thread(target=copy)
-    thread.start()
-    thread.join()
-    return pids[0]
+    Thread(target=copy, daemon=True).start()
+    return pids.get()
 
 
 def forked(log: Path, *arguments: str | Path, environment: Mapping[str, str] | None = None) -> int:

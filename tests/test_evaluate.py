@@ -472,14 +472,20 @@ def break_number(header: dict[str, Any], tensors: State) -> None:
 
 DAMAGE = {
     "no input": (set_in("spec", "input")(None), "has no input pipeline"),
-    "words for a size": (set_in("spec", "input", "image_size")("large"), "damaged input pipeline (image_size)"),
-    "negative": (set_in("spec", "input", "mel_bins")(-3), "damaged input pipeline (mel_bins)"),
-    "huge": (set_in("spec", "input", "image_size")(10**9), "damaged input pipeline (image_size)"),
-    "large": (set_in("spec", "input", "spectrogram_frames")(360_000), "takes 34560000 values a clip"),
-    "std 0": (set_in("spec", "input", "std")(0), "damaged input pipeline (std)"),
-    "mean nan": (set_in("spec", "input", "mean")(math.nan), "damaged input pipeline (mean)"),
-    "pad": (set_in("spec", "input", "pad")(["zero"]), "damaged input pipeline (pad)"),
-    "missing": (set_in("spec", "input")({"pad": "zero"}), "damaged input pipeline (sample_rate, mel_bins"),
+    "words for a size": (set_in("spec", "input", "image_size")("large"), "damaged input pipeline (image_size: "),
+    "negative": (set_in("spec", "input", "mel_bins")(-3), "damaged input pipeline (mel_bins: "),
+    "huge": (set_in("spec", "input", "image_size")(10**9), "damaged input pipeline (image_size: "),
+    "large": (
+        set_in("spec", "input", "spectrogram_frames")(360_000),
+        "damaged input pipeline (a clip would be 34560000 values",
+    ),
+    "std 0": (set_in("spec", "input", "std")(0), "damaged input pipeline (std: "),
+    "mean nan": (set_in("spec", "input", "mean")(math.nan), "damaged input pipeline (mean: "),
+    "pad": (set_in("spec", "input", "pad")(["zero"]), "damaged input pipeline (pad: "),
+    "missing": (
+        set_in("spec", "input")({"pad": "zero"}),
+        "damaged input pipeline (object missing required field sample_rate",
+    ),
     "twice": (set_in("classes")(["0", "0", "1"]), "not all different"),
     "no names": (set_in("classes")([0, 1, 2]), "damaged avpt header (classes[0]: expected str, got int)"),
     "classes": (set_in("spec", "num_classes")(10**12), "the number of classes is not that of their names"),

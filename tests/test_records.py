@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -24,13 +24,14 @@ from avpt import artifacts
 from avpt.artifacts import Header
 from avpt.checking import DEEPEST, RecordError, check, parse, read_text
 from avpt.confidence import read_confidence, read_dynamics
+from avpt.config import PreprocessConfig, TrainConfig, parameter, type_hints
 from avpt.data.store import Store
 from avpt.data.verification.store_files import read_contents
 from avpt.errors import ArtifactError, AvptError, OutputError, StoreError
 from avpt.lineage import Lineage
 from avpt.models.checkpoint import load_encoder, load_network
 from avpt.outputs import read_record
-from avpt.records import Options, RunSummary
+from avpt.records import InputSpec, Options, RunSummary
 from avpt.run_folder import read_run
 from avpt.trained import read_input
 
@@ -357,3 +358,19 @@ def test_the_tiny_run_is_whole(folder: Path) -> None:
     assert run.progress == "finished"
     assert read_dynamics(folder / "runs" / "0", "audio").ids == [f"train-{row}" for row in range(4)]
     assert len(Store(folder / "store").indices["test"]) == 4
+
+
+def test_the_ranges_of_an_input_pipeline_are_those_of_the_options() -> None:
+    kinds = get_type_hints(InputSpec, include_extras=True)
+    compared = []
+    for owner in (PreprocessConfig, TrainConfig):
+        for name in kinds.keys() & owner.__dataclass_fields__.keys():
+            told = repr(kinds[name])
+            option = parameter(owner, name)
+            if option.min is not None:
+                assert f"ge={option.min}," in told or f"ge={option.min:g}," in told, name
+                assert f"le={option.max})" in told or f"le={option.max:g})" in told, name
+                compared.append(name)
+            else:
+                assert kinds[name] == type_hints(owner)[name].__args__[0], name
+    assert len(compared) == 9

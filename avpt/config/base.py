@@ -151,8 +151,6 @@ MOST_WORKERS = 1024
 MOST_CLIPS = 1_000_000_000
 MOST_EPOCHS = 100_000
 LARGEST_BATCH = 65_536
-LARGEST_IMAGE = 3072
-MOST_FRAMES = 100_000
 
 # options that several commands take alike
 LoadingWorkers = Annotated[

@@ -8,7 +8,6 @@ from typer import Argument, Option
 
 from avpt.config.base import (
     MOST_CLIPS,
-    MOST_FRAMES,
     MOST_WORKERS,
     ClipTimeout,
     Config,
@@ -19,6 +18,7 @@ from avpt.config.base import (
     whole_number,
 )
 from avpt.errors import ConfigError
+from avpt.types import LARGEST_INPUT, MOST_FRAMES, MOST_SPECTROGRAM_FRAMES
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,9 +106,9 @@ class PreprocessConfig(OutputConfig):
     seed: UnusedSeed = 0
     sample_rate: Annotated[int, Option(min=1000, max=384000, help="Hz of the resampled sound.")] = 16000
     mel_bins: Annotated[int, Option(min=4, max=1024, help="Mel filters of the spectrogram.")] = 128
-    spectrogram_frames: Annotated[int, Option(min=1, max=360_000, help="10 ms frames a clip is padded or cut to.")] = (
-        1024
-    )
+    spectrogram_frames: Annotated[
+        int, Option(min=1, max=MOST_SPECTROGRAM_FRAMES, help="10 ms frames a clip is padded or cut to.")
+    ] = 1024
     pad: Annotated[
         Literal["zero", "repeat"], Option(help="Short clips: log-mel 0.0 behind, or the sound repeated.")
     ] = "zero"
@@ -174,6 +174,11 @@ class PreprocessConfig(OutputConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.shards
+        if (values := 3 * self.spectrogram_frames * self.mel_bins) > LARGEST_INPUT:  # as InputSpec counts them
+            raise ConfigError(
+                f"--spectrogram-frames {self.spectrogram_frames} of --mel-bins {self.mel_bins} are {values} values a "
+                f"clip, {LARGEST_INPUT} are the most that a model is fed; lower one, or cut the clips into segments"
+            )
         if self.shard_range is not None and self.overwrite:
             raise ConfigError(
                 "--overwrite does not go with --shard-range, whose runs share one store; remove the store instead"

@@ -8,9 +8,7 @@ from typer import Argument, Option
 
 from avpt.config.base import (
     LARGEST_BATCH,
-    LARGEST_IMAGE,
     MOST_CLIPS,
-    MOST_FRAMES,
     Config,
     Device,
     LoadingWorkers,
@@ -20,7 +18,7 @@ from avpt.config.base import (
     flag,
 )
 from avpt.errors import ConfigError
-from avpt.types import Modality
+from avpt.types import LARGEST_IMAGE, MOST_FRAMES, Modality
 
 Search = Annotated[
     list[Path] | None,

@@ -9,16 +9,14 @@ from typer import Argument, Option
 
 from avpt.config.base import (
     LARGEST_BATCH,
-    LARGEST_IMAGE,
     MOST_EPOCHS,
-    MOST_FRAMES,
     LoadingWorkers,
     OutputConfig,
     Transient,
     whole_number,
 )
 from avpt.errors import ConfigError
-from avpt.types import Modality
+from avpt.types import LARGEST_IMAGE, MOST_FRAMES, Modality
 
 MOST_VALUES = 1 << 33  # of the pictures of a step: no device has the memory for what comes of them
 AUGMENTATION = "Augmentation"  # a heading in help; also so that --no-flip takes no room beside the other options
