@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import time
@@ -18,7 +20,10 @@ from avpt.checking import RecordError, read
 from avpt.errors import OutputError
 from avpt.records import Provenance
 
+log = logging.getLogger(__name__)
+
 MOMENT = 2.0  # seconds; workers die a moment after their parent, and who gives up a shared lock has it alone for one
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what flock says on some network file systems
 COMPLETE = ("store.json", "summary.json")  # written last: they declare a folder finished
 
 
@@ -36,7 +41,8 @@ def atomic(path: Path, *, shared: bool = False) -> Iterator[Path]:
     with ExitStack() as held:
         try:
             if shared:
-                held.callback(os.close, _lock(beside, fcntl.LOCK_SH))
+                with _lockless():
+                    held.callback(os.close, _lock(beside, fcntl.LOCK_SH))
             yield beside
             with beside.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -149,9 +155,22 @@ def claim(path: Path, part: str | None = None, beside: Iterable[Path] = ()) -> I
     except BlockingIOError:
         raise OutputError(f"{path} is being written by another avpt; wait for it or choose another --out") from None
     except OSError as error:
-        raise OutputError(f"{path} can't be written ({error.strerror}); choose another --out") from None
+        if error.errno not in WITHOUT_LOCKS:
+            raise OutputError(f"{path} can't be written ({error.strerror}); choose another --out") from None
+        log.warning("%s is on a file system without locks: see that nothing else writes it meanwhile", path)
+        held = ExitStack()
     with held:
         yield
+
+
+@contextmanager
+def _lockless() -> Iterator[None]:
+    """Go on where the file system has no locks: `claim` has told it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
 
 
 def _lock_of(path: Path, part: str) -> Path:
@@ -173,7 +192,9 @@ def apart(out: Path, *inputs: Path) -> None:
 @contextmanager
 def take_turn(path: Path) -> Iterator[None]:
     """Wait until no other writer of a part of `path` is in such a block; call it inside the `claim` of a part."""
-    with _locked(_lock_of(path.absolute(), "turn"), fcntl.LOCK_EX):
+    with ExitStack() as held:
+        with _lockless():
+            held.enter_context(_locked(_lock_of(path.absolute(), "turn"), fcntl.LOCK_EX))
         yield
 
 
@@ -208,8 +229,10 @@ def _lock(path: Path, how: int, patience: float = 0.0, create: bool = True) -> i
                 raise
             time.sleep(0.02)
             continue
-        except BaseException:
+        except BaseException as error:
             os.close(handle)
+            if create and isinstance(error, OSError) and error.errno in WITHOUT_LOCKS:
+                path.unlink(missing_ok=True)  # made by us, and of no use
             raise
         os.close(handle)  # its last owner removed the file between our two calls: take a fresh one
 

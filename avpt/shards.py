@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -171,7 +170,7 @@ def source_of(clip: Clip) -> str:
     """What a clip is cut from: its recording by name, else the file of a segment; empty where it is none."""
     if clip.recording or (clip.start is None and clip.end is None):
         return clip.recording
-    return os.path.normpath(next(filter(None, clip.written)))
+    return clip.file
 
 
 def encode_labels(labels: list[tuple[str, ...]], classes: tuple[str, ...], multi_label: bool) -> np.ndarray:

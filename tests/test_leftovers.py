@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import itertools
 import os
@@ -19,7 +20,7 @@ from conftest import PATCHES, STORE_OPTIONS, Experiment, digit_rows, done, finet
 from test_datasets import touch
 
 from avpt import shards
-from avpt.outputs import atomic, claim, take_turn, write_text
+from avpt.outputs import atomic, claim, sweep, take_turn, write_text
 
 Command = tuple[str | Path, ...]
 
@@ -269,3 +270,22 @@ def test_a_claim_clears_away_what_was_begun_of_its_files(tmp_path: Path) -> None
     with claim(manifest, beside=(missing,)):
         write_text(manifest, "id\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".other.csv.tmp", "manifest.csv"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told_and_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    def flock(handle: int, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    out, others = tmp_path / "store", tmp_path / ".other.tmp"
+    others.write_text("being written by another machine")
+    for part in (None, "0:1"):
+        with claim(out, part=part), take_turn(out):
+            write_text(tmp_path / "shard", "content", shared=True)
+            sweep([others])
+    assert (tmp_path / "shard").read_text() == "content"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.tmp", "shard"]
+    assert caplog.text.count("is on a file system without locks") == 2

@@ -149,6 +149,20 @@ def test_a_shard_tells_what_its_segments_are_of(segments: Path) -> None:
     assert done("verify", segments).code == 0
 
 
+def test_rows_of_one_whole_file_are_tied(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        recording(tmp_path / f"{name}.wav")
+    base = {"label": "x", "split": "train"}
+    rows = [
+        {**base, "id": "all", "audio": "a.wav"},
+        {**base, "id": "again", "audio": "./a.wav"},
+        {**base, "id": "part", "audio": "a.wav", "start": "0", "end": "1"},
+        {**base, "id": "other", "audio": "b.wav"},
+    ]
+    clips = read_manifest(write_manifest(tmp_path / "manifest.csv", rows)).clips
+    assert [source_of(clip) for clip in clips] == ["a.wav", "a.wav", "a.wav", ""]
+
+
 def test_classes_that_val_lacks_are_told(segments: Path, caplog: pytest.LogCaptureFixture) -> None:
     splits = training_splits(Store(segments), ["audio"], 0.01)
     assert len(splits["val"]) in (1, 5)
@@ -178,7 +192,7 @@ def test_the_recording_is_the_file_unless_the_manifest_names_it(tmp_path: Path) 
     ]
     named = [row | {"label": "x", "split": "train"} for row in rows]
     clips = read_manifest(write_manifest(tmp_path / "manifest.csv", named)).clips
-    assert [source_of(clip) for clip in clips] == ["tape 7", "tape 7", "a.wav", "a.wav", ""]
+    assert [source_of(clip) for clip in clips] == ["tape 7", "tape 7", "a.wav", "a.wav", "a.wav"]
     named[0]["recording"] = "tape\0"
     with pytest.raises(ManifestError, match=r"recording 'tape\\x00' has control characters"):
         read_manifest(write_manifest(tmp_path / "manifest.csv", named))

@@ -13,7 +13,7 @@ import stat
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -62,6 +62,11 @@ class Clip:
     def frames(self) -> Path | None:
         """An image or a folder of images; it wins over the video's pictures."""
         return self._path("frames")
+
+    @property
+    def file(self) -> str:
+        """The first of its paths, the same however it is written."""
+        return os.path.normpath(next(filter(None, self.written)))
 
     @property
     def source(self) -> str:
@@ -124,7 +129,19 @@ def read_manifest(
         raise ManifestError(f"{path}: has no rows, only a header; add a row for each clip")
     classes = tuple(sorted({label for clip in clips for label in clip.labels}))
     warn_of_lookalikes(classes)
-    return Manifest(tuple(clips), classes, hashlib.sha256(data).hexdigest())
+    return Manifest(tuple(_tie(clips) if labelled else clips), classes, hashlib.sha256(data).hexdigest())
+
+
+def _tie(clips: list[Clip]) -> Iterator[Clip]:
+    """Name the file of a clip that is all of it as its recording, where other rows are of the same file."""
+    seen: set[int] = set()
+    again: set[int] = set()
+    for clip in clips:
+        key = hash(clip.file)
+        (again if key in seen else seen).add(key)
+    for clip in clips:
+        alone = clip.recording or clip.start is not None or clip.end is not None or hash(clip.file) not in again
+        yield clip if alone else replace(clip, recording=clip.file)
 
 
 def lookalikes(names: Iterable[str]) -> list[list[str]]:
