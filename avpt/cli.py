@@ -17,10 +17,10 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 from typer.core import TyperGroup
 
-from avpt import __version__, config
+from avpt import __version__, options
 from avpt.errors import TOO_LITTLE_MEMORY, AvptError, OtherProcessError, OutputError, wants_memory
-from avpt.processes import place_in_job
-from avpt.terminal import Formatter, open_streams, results, say, show, show_traceback, words_of
+from avpt.machine.processes import place_in_job
+from avpt.machine.terminal import Formatter, open_streams, results, say, show, show_traceback, words_of
 from avpt.text import printable
 from avpt.types import Report
 
@@ -57,8 +57,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-CONFIGS: dict[str, type[config.Config]] = {}  # what each command takes, by its name
-ConfigT = TypeVar("ConfigT", bound=config.Config)
+CONFIGS: dict[str, type[options.Config]] = {}  # what each command takes, by its name
+ConfigT = TypeVar("ConfigT", bound=options.Config)
 
 
 class Terminated(BaseException):
@@ -68,7 +68,7 @@ class Terminated(BaseException):
 def command(config_type: type[ConfigT]) -> Callable[[Callable[[ConfigT], Report]], None]:
     """Register `body` as a Typer command whose options are the fields of `config_type`."""
 
-    goes_on = issubclass(config_type, config.OutputConfig) and config_type.goes_on
+    goes_on = issubclass(config_type, options.OutputConfig) and config_type.goes_on
 
     def register(body: Callable[[ConfigT], Report]) -> None:
         def callback(**options: Any) -> None:
@@ -102,7 +102,7 @@ def command(config_type: type[ConfigT]) -> Callable[[Callable[[ConfigT], Report]
             except Terminated:
                 _fail(f"terminated{_how_to_go_on() if goes_on else ''}", code=143, with_debug=with_debug, tellers=1)
 
-        hints = config.type_hints(config_type)
+        hints = options.type_hints(config_type)
         parameters = [
             signatures.Parameter(
                 field.name,
@@ -122,17 +122,17 @@ def command(config_type: type[ConfigT]) -> Callable[[Callable[[ConfigT], Report]
     return register
 
 
-def _own_first(config_type: type[config.Config]) -> list[dataclasses.Field[Any]]:
+def _own_first(config_type: type[options.Config]) -> list[dataclasses.Field[Any]]:
     """Fields as help shows them: the command's own, then what it shares with others."""
     depth = {name: i for i, base in enumerate(config_type.__mro__) for name in signatures.get_annotations(base)}
     fields = dataclasses.fields(config_type)
     return sorted(fields, key=lambda field: (depth[field.name], field.default is not dataclasses.MISSING))
 
 
-def _without_range(config_type: type[config.Config], name: str) -> Any:
+def _without_range(config_type: type[options.Config], name: str) -> Any:
     """The declared option with its range as text: a value out of range is the config's error, exit code 1."""
-    info = copy.copy(config.parameter(config_type, name))
-    if text := config.bounds(info):
+    info = copy.copy(options.parameter(config_type, name))
+    if text := options.bounds(info):
         info.help = f"{info.help} [dim]({text})[/dim]"
     info.min = info.max = None
     return info
@@ -147,7 +147,7 @@ def _start(quiet: bool) -> None:
     if sys.stderr.isatty():
         from rich.logging import RichHandler
 
-        from avpt.progress import console
+        from avpt.machine.progress import console
 
         handler = RichHandler(console=console(), show_time=False, show_path=False, show_level=False)
     handler.setFormatter(Formatter())
@@ -199,121 +199,121 @@ def main(
     """
 
 
-@command(config.ManifestConfig)
-def manifest(settings: config.ManifestConfig) -> Report:
+@command(options.ManifestConfig)
+def manifest(settings: options.ManifestConfig) -> Report:
     """Build the manifest of a known data set from its own lists and media."""
-    from avpt.stages import manifest as stage
+    from avpt.commands import manifest as stage
 
     return stage.run(settings)
 
 
-@command(config.PreprocessConfig)
-def preprocess(settings: config.PreprocessConfig) -> Report:
+@command(options.PreprocessConfig)
+def preprocess(settings: options.PreprocessConfig) -> Report:
     """Decode the clips of a manifest into a store."""
-    from avpt.stages import preprocess as stage
+    from avpt.commands import preprocess as stage
 
     return stage.run(settings)
 
 
-@command(config.InitConfig)
-def init(settings: config.InitConfig) -> Report:
+@command(options.InitConfig)
+def init(settings: options.InitConfig) -> Report:
     """Make an encoder from pre-trained weights, with ABRi or a plain BatchNorm variant."""
-    from avpt.stages import initialize as stage
+    from avpt.commands import init as stage
 
     return stage.run(settings)
 
 
-@command(config.FinetuneConfig)
-def finetune_unimodal(settings: config.FinetuneConfig) -> Report:
+@command(options.FinetuneConfig)
+def finetune_unimodal(settings: options.FinetuneConfig) -> Report:
     """Adapt one encoder to its own modality and record how sure it is of each clip (stage 1)."""
-    from avpt.stages import finetune as stage
+    from avpt.commands import finetune_unimodal as stage
 
     return stage.run(settings)
 
 
-@command(config.ScoreConfig)
-def score_confidence(settings: config.ScoreConfig) -> Report:
+@command(options.ScoreConfig)
+def score_confidence(settings: options.ScoreConfig) -> Report:
     """Turn the training dynamics of both modalities into a confidence per clip."""
-    from avpt.stages import score as stage
+    from avpt.commands import score_confidence as stage
 
     return stage.run(settings)
 
 
-@command(config.FuseConfig)
-def fuse_train(settings: config.FuseConfig) -> Report:
+@command(options.FuseConfig)
+def fuse_train(settings: options.FuseConfig) -> Report:
     """Train both encoders and a fusion head together on masked input (stage 2)."""
-    from avpt.stages import fuse as stage
+    from avpt.commands import fuse_train as stage
 
     return stage.run(settings)
 
 
-@command(config.EvaluateConfig)
-def evaluate(settings: config.EvaluateConfig) -> Report:
+@command(options.EvaluateConfig)
+def evaluate(settings: options.EvaluateConfig) -> Report:
     """Measure a trained model on the splits of a store, also with a modality absent or noised."""
-    from avpt.stages import evaluate as stage
+    from avpt.commands import evaluate as stage
 
     return stage.run(settings)
 
 
-@command(config.PredictConfig)
-def predict(settings: config.PredictConfig) -> Report:
+@command(options.PredictConfig)
+def predict(settings: options.PredictConfig) -> Report:
     """Label clip files with a trained model."""
-    from avpt.stages import predict as stage
+    from avpt.commands import predict as stage
 
     return stage.run(settings)
 
 
-@command(config.ExportConfig)
-def export(settings: config.ExportConfig) -> Report:
+@command(options.ExportConfig)
+def export(settings: options.ExportConfig) -> Report:
     """Write a trained model for use without avpt: torchvision weights, ONNX or torch.export."""
-    from avpt.stages import export as stage
+    from avpt.commands import export as stage
 
     return stage.run(settings)
 
 
-@command(config.InspectConfig)
-def inspect(settings: config.InspectConfig) -> Report:
+@command(options.InspectConfig)
+def inspect(settings: options.InspectConfig) -> Report:
     """Show which BatchNorm channels of an encoder are abnormal or dead, before and after training."""
-    from avpt.stages import inspect as stage
+    from avpt.commands import inspect as stage
 
     return stage.run(settings)
 
 
-@command(config.ProbeConfig)
-def probe(settings: config.ProbeConfig) -> Report:
+@command(options.ProbeConfig)
+def probe(settings: options.ProbeConfig) -> Report:
     """Measure by a linear probe what an encoder is worth, and what joint training did to it."""
-    from avpt.stages import probe as stage
+    from avpt.commands import probe as stage
 
     return stage.run(settings)
 
 
-@command(config.CompareConfig)
-def compare(settings: config.CompareConfig) -> Report:
+@command(options.CompareConfig)
+def compare(settings: options.CompareConfig) -> Report:
     """Put runs side by side: what differs, mean and spread over seeds, and whether a difference is one."""
-    from avpt.stages import compare as stage
+    from avpt.commands import compare as stage
 
     return stage.run(settings)
 
 
-@command(config.ReportConfig)
-def report(settings: config.ReportConfig) -> Report:
+@command(options.ReportConfig)
+def report(settings: options.ReportConfig) -> Report:
     """Write the whole story of an experiment as one self-contained page."""
-    from avpt.stages import report as stage
+    from avpt.commands import report as stage
 
     return stage.run(settings)
 
 
-@command(config.InfoConfig)
-def info(settings: config.InfoConfig) -> Report:
+@command(options.InfoConfig)
+def info(settings: options.InfoConfig) -> Report:
     """Show what is in a store, a run folder or an artifact, and how it came about."""
-    from avpt.stages import info as stage
+    from avpt.commands import info as stage
 
     return stage.run(settings)
 
 
-@command(config.VerifyConfig)
-def verify(settings: config.VerifyConfig) -> Report:
+@command(options.VerifyConfig)
+def verify(settings: options.VerifyConfig) -> Report:
     """Check every file, checksum and value of a store, and name the shard and the clip that are damaged."""
-    from avpt.stages import verify as stage
+    from avpt.commands import verify as stage
 
     return stage.run(settings)

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import av
 
-from avpt.data.opening import open_media
 from avpt.errors import MediaError
+from avpt.media.opening import open_media
 
 COLUMNS = ("id", "label", "split", "video", "start", "end")
 SPLITS = ("train", "val", "test")

@@ -29,9 +29,9 @@ from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
 from avpt.cli import app
-from avpt.data import media
-from avpt.data.demuxing import ShortCutError
 from avpt.errors import MediaError
+from avpt.media import streams
+from avpt.media.demuxing import ShortCutError
 
 hypothesis.settings.register_profile("avpt", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("avpt")
@@ -199,13 +199,13 @@ def _one_thread() -> None:
 def _no_check_before_a_run() -> Iterator[None]:
     """It takes as long as the tiny runs of tests do; tests/test_repeatable.py has it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("avpt.runs.check_repeatable", lambda *_: None)
+        patch.setattr("avpt.runs.training_run.check_repeatable", lambda *_: None)
         yield
 
 
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Clips:
-    """The clips of tests/media.py by name."""
+    """The clips of tests/streams.py by name."""
     return Clips(tmp_path_factory.mktemp("clips"))
 
 
@@ -219,19 +219,19 @@ def plainly(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], An
         except MediaError as error:
             return f"{error.stage}: {error}"
 
-    def plain(path: Path, kind: Any, read: Callable[[media.Track], Any], *rest: Any) -> Any:
-        def barred(track: media.Track) -> Any:
+    def plain(path: Path, kind: Any, read: Callable[[streams.Track], Any], *rest: Any) -> Any:
+        def barred(track: streams.Track) -> Any:
             if track.quick:
                 raise ShortCutError
             return read(track)
 
-        return media.read_best(path, kind, barred, *rest)
+        return streams.read_best(path, kind, barred, *rest)
 
     def both(call: Callable[[], Any]) -> Any:
         quick = told(call)
         with monkeypatch.context() as patch:
-            patch.setattr("avpt.data.video.read_best", plain)
-            patch.setattr("avpt.data.audio.read_best", plain)
+            patch.setattr("avpt.media.video.read_best", plain)
+            patch.setattr("avpt.media.audio.read_best", plain)
             return quick, told(call)
 
     return both

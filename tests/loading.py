@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from avpt.data.dataset import ClipDataset, InputSpec
-from avpt.data.loader import Loader, deaths_told
-from avpt.data.store import Store
+from avpt.loading.dataset import ClipDataset, InputSpec
+from avpt.loading.loader import Loader, deaths_told
+from avpt.store.store import Store
 
 
 def loader(path: Path, workers: int, seed: int | None = None) -> Loader:

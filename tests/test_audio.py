@@ -17,10 +17,10 @@ import torch
 from media import Clips, tones
 from torchaudio.compliance import kaldi
 
-from avpt.data import audio, media
-from avpt.data.audio import log_mel, read_waveform, samples_needed, spectrogram
-from avpt.data.resampling import Levels, mono, resample
 from avpt.errors import MediaError
+from avpt.media import audio, streams
+from avpt.media.audio import log_mel, read_waveform, samples_needed, spectrogram
+from avpt.media.resampling import Levels, mono, resample
 
 SILENCE = float(np.log(np.finfo(np.float32).eps))  # -15.94: Kaldi's floor
 
@@ -186,7 +186,7 @@ def test_rate_and_layout_may_change_midway(monkeypatch: pytest.MonkeyPatch) -> N
         frames.append(frame)
     monkeypatch.setattr(audio, "decode", lambda track, packets: iter(frames))
     stream = SimpleNamespace(time_base=Fraction(1))
-    track = media.Track(stream, demuxer=Any, origin=Fraction(5), quick=False)  # type: ignore[arg-type]
+    track = streams.Track(stream, demuxer=Any, origin=Fraction(5), quick=False)  # type: ignore[arg-type]
     pieces = list(audio._cut(track, 0.75, 2.5))
     assert [(rate, samples.shape) for rate, samples in pieces] == [
         (8000, (1, 2000)),
@@ -205,11 +205,11 @@ def test_max_samples_is_a_prefix_and_stops_decoding(tmp_path: Path, monkeypatch:
     seen: list[int] = []
 
     def counted(*args: Any) -> Iterator[av.AudioFrame]:
-        for frame in media.decode(*args):
+        for frame in streams.decode(*args):
             seen.append(frame.samples)
             yield frame
 
-    monkeypatch.setattr("avpt.data.audio.decode", counted)
+    monkeypatch.setattr("avpt.media.audio.decode", counted)
     np.testing.assert_array_equal(read(path, max_samples=16000), whole[:16000])
     assert 44100 <= sum(seen) < 2 * 44100
     seen.clear()

@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from avpt.data.manifest import Manifest, read_manifest
+from avpt.store.manifest import Manifest, read_manifest
 
 SCRIPT = ROOT / "recipes" / "make_av_mnist.py"
 DATA = ROOT.parent / "shared" / "data"  # FSDD and MNIST, where they are

@@ -29,8 +29,8 @@ from conftest import (
 )
 from safetensors.torch import save_file
 
-from avpt import artifacts
 from avpt.errors import AvptError
+from avpt.files import artifacts
 
 Arguments = tuple[str | Path, ...]
 Case = tuple[Callable[[Experiment, Path], Arguments], str]
@@ -817,8 +817,8 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 
 def test_library_callers_get_the_same_words(tmp_path: Path) -> None:
-    from avpt.config import InfoConfig
-    from avpt.stages import info
+    from avpt.commands import info
+    from avpt.options import InfoConfig
 
     with pytest.raises(AvptError, match="does not exist"):
         info.run(InfoConfig(path=tmp_path / "nowhere"))

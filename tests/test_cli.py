@@ -32,7 +32,7 @@ from conftest import (
     write_manifest,
 )
 
-from avpt import __version__, config
+from avpt import __version__, options
 from avpt.cli import CONFIGS, app
 
 COMMANDS = tuple(CONFIGS)
@@ -399,7 +399,7 @@ def test_options_and_defaults(command: str) -> None:
 @pytest.mark.parametrize(("command", "option"), CHOICES)
 def test_choices(command: str, option: str) -> None:
     assert option in parameters(command)
-    kind, *_ = get_args(config.type_hints(CONFIGS[command])[option.removeprefix("--").replace("-", "_")])
+    kind, *_ = get_args(options.type_hints(CONFIGS[command])[option.removeprefix("--").replace("-", "_")])
     assert list(get_args(kind)) == CHOICES[command, option]
 
 
@@ -555,7 +555,7 @@ def test_overwrite_remakes_identical_bytes(experiment: Experiment, tmp_path: Pat
 def claimed(path: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that writes the output, until it is killed."""
     code = (
-        "import sys, time; from pathlib import Path; from avpt.outputs import claim\n"
+        "import sys, time; from pathlib import Path; from avpt.files.outputs import claim\n"
         "with claim(Path(sys.argv[1])): print('mine', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from scipy.stats import t as student
 from scipy.stats import tstd, ttest_rel
 
-from avpt import artifacts
-from avpt.diagnosis import comparison
-from avpt.outputs import sha256
-from avpt.run_folder import read_run
+from avpt.diagnosis import group_tests
+from avpt.files import artifacts
+from avpt.files.outputs import sha256
+from avpt.runs.folder import read_run
 
 CURVE = (0.4, 0.6)  # val accuracy by epoch
 
@@ -519,7 +519,7 @@ def test_a_width_that_is_set(
 
 @given(st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=8))
 def test_holm_by_its_definition(p_values: list[float | None]) -> None:
-    adjusted = comparison.holm(p_values)
+    adjusted = group_tests.holm(p_values)
     known = [p for p in p_values if p is not None]
     for p, found in zip(p_values, adjusted, strict=True):
         if p is None:
@@ -538,7 +538,7 @@ RECORDS = st.fixed_dictionaries(
 @given(st.lists(st.tuples(RECORDS, st.integers(0, 3)), min_size=1, max_size=7))
 def test_every_run_is_in_one_group_with_its_own_options(runs: list[tuple[dict[str, Any], int]]) -> None:
     options, seeds = [run[0] for run in runs], [run[1] for run in runs]
-    groups = comparison.group_runs(options, seeds)
+    groups = group_tests.group_runs(options, seeds)
     assert sorted(i for group in groups for i in group.members) == list(range(len(runs)))
     for group in groups:
         assert len({json.dumps(options[i].get("lr")) for i in group.members}) == 1
@@ -546,11 +546,11 @@ def test_every_run_is_in_one_group_with_its_own_options(runs: list[tuple[dict[st
             assert len({seeds[i] for i in group.members}) == len(group.members)
         else:
             assert all(options[i] == group.options for i in group.members)
-    names = comparison.name_groups([group.options for group in groups])
+    names = group_tests.name_groups([group.options for group in groups])
     told = [name for name in names if name]
     assert len(set(told)) == len(told)
 
 
 def test_a_curve_of_runs_of_other_lengths() -> None:
-    assert comparison.mean_curve([[1.0, 2.0, 3.0], [3.0]]) == [2.0, 2.0, 3.0]
-    assert comparison.mean_curve([]) == []
+    assert group_tests.mean_curve([[1.0, 2.0, 3.0], [3.0]]) == [2.0, 2.0, 3.0]
+    assert group_tests.mean_curve([]) == []

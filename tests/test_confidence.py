@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from avpt import artifacts
-from avpt.artifacts import Header
-from avpt.confidence import check_scored_from, mask_ratios, read_confidence, spread, statistics
-from avpt.data.masking import patches_to_mask
+from avpt.confidence.files import check_scored_from, read_confidence
+from avpt.confidence.formulas import mask_ratios, spread, statistics
 from avpt.errors import ArtifactError
+from avpt.files import artifacts
+from avpt.files.artifacts import Header
+from avpt.loading.masking import patches_to_mask
 from avpt.types import MODALITIES, Modality
 
 STATISTICS = ("confidence", "variability", "correctness")

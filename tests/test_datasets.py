@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from media import Clips
 
-from avpt import config
-from avpt.data.manifest import Manifest, read_manifest
-from avpt.data.store import Store
+from avpt import options
+from avpt.commands.manifest import DATASETS
 from avpt.datasets.kinetics_sounds import CLASSES
 from avpt.datasets.rows import MAX_LISTED, hash_split
-from avpt.stages.manifest import DATASETS
+from avpt.store.manifest import Manifest, read_manifest
+from avpt.store.store import Store
 
 KINETICS_HEADER = "label,youtube_id,time_start,time_end,split,is_cc"
 ESC50_HEADER = "filename,fold,target,category,esc10,src_file,take"
@@ -80,7 +80,7 @@ def column(rows: Sequence[dict[str, str]], name: str) -> list[str]:
 
 
 def test_every_data_set_has_a_reader() -> None:
-    (name, *_) = get_args(config.type_hints(config.ManifestConfig)["name"])
+    (name, *_) = get_args(options.type_hints(options.ManifestConfig)["name"])
     assert set(get_args(name)) == set(DATASETS)
 
 

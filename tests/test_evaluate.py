@@ -30,11 +30,11 @@ from safetensors.torch import load_file
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor
 
-from avpt import artifacts
-from avpt.data.audio import log_mel
-from avpt.data.evaluation import fit_frames, match_classes, noisy_pictures, noisy_sound
-from avpt.data.shard_files import ShardFiles
-from avpt.data.store import SplitIndex
+from avpt.files import artifacts
+from avpt.loading.evaluation import fit_frames, match_classes, noisy_pictures, noisy_sound
+from avpt.media.audio import log_mel
+from avpt.store.shard_files import ShardFiles
+from avpt.store.store import SplitIndex
 from avpt.training import objective
 
 State = dict[str, Tensor]
@@ -540,7 +540,7 @@ def test_any_spec_is_taken_or_refused_in_one_line(
     change(values, tensors)
     artifacts.save(path, replace(header, **values), tensors)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("avpt.trained.LARGEST_INPUT", 2**17)  # what is taken must not take hours
+        patched.setattr("avpt.runs.trained_model.LARGEST_INPUT", 2**17)  # what is taken must not take hours
         result: Result = avpt("evaluate", path, experiment.store, *HERE, "--split", "test", "--quiet")
     path.unlink()
     assert result.code in (0, 1)

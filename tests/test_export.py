@@ -21,15 +21,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from avpt import artifacts
-from avpt.data.audio import read_waveform
-from avpt.data.dataset import ClipDataset, InputSpec
-from avpt.data.decode import decode_clip
-from avpt.data.inputs import clip_inputs, clip_settings
-from avpt.data.loader import Loader
-from avpt.data.store import Store
+from avpt.files import artifacts
+from avpt.loading.clip_inputs import clip_inputs, clip_settings
+from avpt.loading.dataset import ClipDataset, InputSpec
+from avpt.loading.loader import Loader
+from avpt.media.audio import read_waveform
+from avpt.media.decode import decode_clip
 from avpt.models.encoder import EncoderSpec, build_encoder
-from avpt.trained import read_input
+from avpt.runs.trained_model import read_input
+from avpt.store.store import Store
 from avpt.types import Modality
 
 NUMBERS = (1, 4, 9)  # clips a batch

@@ -19,8 +19,8 @@ from media import Clips
 from torchaudio.compliance import kaldi
 from torchaudio.functional import resample
 
-from avpt.data.audio import read_waveform
-from avpt.data.video import read_frames
+from avpt.media.audio import read_waveform
+from avpt.media.video import read_frames
 
 needs_ffmpeg = pytest.mark.skipif(
     shutil.which("ffmpeg") is None or shutil.which("ffprobe") is None, reason="there is no ffmpeg command"

@@ -17,9 +17,9 @@ import pytest
 from conftest import avpt, done
 from tiny import change_shard, write_tiny_store
 
-from avpt.data.store import Store
-from avpt.data.verification.shard import ShardTask, check_shard
 from avpt.errors import StoreError
+from avpt.store.store import Store
+from avpt.store.verification.shard import ShardTask, check_shard
 
 SECRET = np.arange(2, dtype=np.int64)  # what the other file holds: it would do as labels
 
@@ -174,7 +174,7 @@ def test_store_json_names_its_own_shards_alone(store: Path, name: str) -> None:
 
 
 def test_a_picture_that_asks_for_more_memory_than_it_says_is_damaged(store: Path) -> None:
-    from avpt.data.dataset import read_frames
+    from avpt.loading.dataset import read_frames
 
     def wide(file: h5py.File) -> None:
         data = file["visual/bytes"][:]
@@ -218,7 +218,7 @@ def test_a_record_that_can_not_be_read_is_not_a_missing_shard(store: Path, monke
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(path.with_suffix(".json")))
 
     with monkeypatch.context() as patch:
-        patch.setattr("avpt.data.store.read_shard", refuse)
+        patch.setattr("avpt.store.store.read_shard", refuse)
         assert avpt("info", store).stderr == f"avpt: {store}/train-00000.json: {os.strerror(errno.EIO)}\n"
     beside = store / "train-00000.json"
     beside.write_text(beside.read_text(encoding="utf-8").replace('"clips": 2', '"clips": "x"'), encoding="utf-8")

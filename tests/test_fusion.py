@@ -15,12 +15,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from avpt.data.dataset import ClipDataset, InputSpec, Masking
-from avpt.data.loader import Loader
-from avpt.data.store import Store
+from avpt.loading.dataset import ClipDataset, InputSpec, Masking
+from avpt.loading.loader import Loader
 from avpt.models.abri import AbriBatchNorm2d
 from avpt.models.encoder import EncoderSpec, build_encoder
 from avpt.models.fusion import FUSIONS, FusedModel, FusionName
+from avpt.store.store import Store
 from avpt.types import MODALITIES
 
 State = dict[str, Tensor]
@@ -199,7 +199,7 @@ def plan(
         seen.append(masking)
         return {"val": {"accuracy": 0.0}, "test": None, "best_epoch": 1, "epochs": 1}
 
-    monkeypatch.setattr("avpt.runs.train", train)
+    monkeypatch.setattr("avpt.runs.training_run.train", train)
     fixed = ("--confidence", experiment.confidence, "--mask-threshold", "0.1")
     done(*fuse(experiment), *fixed, *options, "--out", out)
     return load_file(out / "mask.safetensors"), seen[0]

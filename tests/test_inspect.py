@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avpt.diagnosis.channel_tables import percent
-from avpt.diagnosis.channels import measure, prediction
+from avpt.diagnosis.dead_channels import measure, prediction
 from avpt.figures import channels as figures
 from avpt.models.any_encoder import load_any_encoder
 from avpt.types import Batch

@@ -27,12 +27,12 @@ import torch
 from conftest import STORE_OPTIONS, Experiment, Result, avpt, digit_rows, done, files_of, write_manifest
 from kills import fork_servers, kill, killed, running, session, stopped, to_go_on, wait_for, workers
 
-from avpt import shards
-from avpt.data import decode
-from avpt.data.clip import DecodedClip
-from avpt.data.store import Failure
+from avpt.commands import _shards
 from avpt.engines.local import Crashed, Hung, run_isolated
 from avpt.errors import AvptError
+from avpt.media import decode
+from avpt.media.clip import DecodedClip
+from avpt.store.store import Failure
 
 GOOD = [f"task {i}" for i in range(12)]
 MIB = 2**20
@@ -136,14 +136,14 @@ def hand_over_half(marker: Path) -> bytes:
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_worker_killed_while_it_hands_over_its_result_harms_no_other(tmp_path: Path, count: int) -> None:
     tasks = [tmp_path / name for name in ("first", "victim", "third", "fourth")]
-    results = dict(run_isolated(hand_over_half, tasks, workers=count, timeout=50, preload="avpt.data.decode"))
+    results = dict(run_isolated(hand_over_half, tasks, workers=count, timeout=50, preload="avpt.media.decode"))
     assert (tmp_path / "victim").exists()
     assert results == dict.fromkeys(tasks, bytes(4 * MIB))
 
 
 def test_workers_that_cannot_begin_are_told() -> None:
     with pytest.raises(AvptError, match="the workers die before they begin"):
-        list(run_isolated(_Undigestible(), GOOD, workers=2, timeout=5, preload="avpt.data.decode"))
+        list(run_isolated(_Undigestible(), GOOD, workers=2, timeout=5, preload="avpt.media.decode"))
 
 
 class _Undigestible:
@@ -311,7 +311,7 @@ def act(task: str) -> str:
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_task_that_hangs_or_crashes_costs_its_own_result_only(count: int) -> None:
     tasks = ["kill", *GOOD[:4], "hang", *GOOD[4:8], "abort", "raise", *GOOD[8:], "segfault", "exit"]
-    results = dict(run_isolated(act, tasks, workers=count, timeout=1.5, preload="avpt.data.decode"))
+    results = dict(run_isolated(act, tasks, workers=count, timeout=1.5, preload="avpt.media.decode"))
     assert {task: results[task] for task in GOOD} == {task: task.upper() for task in GOOD}
     assert results["hang"] == Hung("took longer than 1.5 s")
     assert results["abort"] == Crashed("the worker died 3 times (SIGABRT)")
@@ -323,14 +323,14 @@ def test_a_task_that_hangs_or_crashes_costs_its_own_result_only(count: int) -> N
 
 
 def test_only_tasks_that_hang() -> None:
-    results = list(run_isolated(act, ["hang"], workers=1, timeout=0.5, preload="avpt.data.decode"))
+    results = list(run_isolated(act, ["hang"], workers=1, timeout=0.5, preload="avpt.media.decode"))
     assert results == [("hang", Hung("took longer than 0.5 s"))]
-    assert list(run_isolated(act, [], workers=1, timeout=0.5, preload="avpt.data.decode")) == []
+    assert list(run_isolated(act, [], workers=1, timeout=0.5, preload="avpt.media.decode")) == []
 
 
 def test_results_that_nobody_waits_for_end_their_workers() -> None:
     before = session(os.getsid(0))
-    results = run_isolated(act, ["now", "hang", "hang"], workers=2, timeout=60, preload="avpt.data.decode")
+    results = run_isolated(act, ["now", "hang", "hang"], workers=2, timeout=60, preload="avpt.media.decode")
     assert next(results) == ("now", "NOW")
     results.close()
     servers = set(fork_servers_of_this_process())
@@ -348,11 +348,11 @@ def fork_servers_of_this_process() -> list[int]:
     ]
 
 
-def decode_or_not(task: shards.Task) -> DecodedClip | Failure:
+def decode_or_not(task: _shards.Task) -> DecodedClip | Failure:
     """Stands in for `decode_task` in the workers: two clips of train are beyond decoding."""
     if task.clip.split == "train" and task.row in (2, 5):
         act("hang" if task.row == 2 else "segfault")
-    return shards.decode_task(task)
+    return _shards.decode_task(task)
 
 
 def test_clips_that_hang_or_crash_are_lines_in_failures_csv_and_can_be_tried_again(
@@ -361,7 +361,7 @@ def test_clips_that_hang_or_crash_are_lines_in_failures_csv_and_can_be_tried_aga
     store = tmp_path / "store"
     command = (*preprocess(experiment, store), "--shard-size", "18", "--workers", "2", "--max-failures", "0.1")
     with monkeypatch.context() as patched:
-        patched.setattr(shards, "decode_task", decode_or_not)
+        patched.setattr(_shards, "decode_task", decode_or_not)
         result = done(*command, "--clip-timeout", "3", "--json")
     assert result.json().items() >= {"store": str(store), "clips": 34, "failures": 2, "partial": 0}.items()
     assert "2 of 36 clips failed" in result.stderr
@@ -384,14 +384,14 @@ def test_clips_that_hang_or_crash_are_lines_in_failures_csv_and_can_be_tried_aga
 # --- memory ------------------------------------------------------------------------------------------------------
 
 
-def decode_or_eat(task: shards.Task) -> DecodedClip | Failure:
+def decode_or_eat(task: _shards.Task) -> DecodedClip | Failure:
     """Stands in for `decode_task`: three clips of train take all the memory that there is, each in its own way."""
     eat = {0: eat_numpy, 1: eat_torch, 2: eat_bytes}.get(task.row) if task.clip.split == "train" else None
     if eat is None:
-        return shards.decode_task(task)
+        return _shards.decode_task(task)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(decode, "decode_clip", eat)
-        return shards.decode_task(task)
+        return _shards.decode_task(task)
 
 
 def eat_numpy(*_: Any) -> Any:
@@ -409,7 +409,7 @@ def eat_bytes(*_: Any) -> Any:
 def test_clips_that_need_more_than_worker_memory_are_lines_in_failures_csv(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "decode_task", decode_or_eat)
+    monkeypatch.setattr(_shards, "decode_task", decode_or_eat)
     store = tmp_path / "store"
     options = ("--shard-size", "18", "--workers", "2", "--worker-memory", "0.3", "--max-failures", "0.1")
     done(*preprocess(experiment, store), *options)
@@ -419,17 +419,17 @@ def test_clips_that_need_more_than_worker_memory_are_lines_in_failures_csv(
     assert np.ones(50 * MIB, dtype=np.uint8).all()  # the bound is the workers' alone
 
 
-def decode_or_starve(marker: Path | None, task: shards.Task) -> DecodedClip | Failure:
+def decode_or_starve(marker: Path | None, task: _shards.Task) -> DecodedClip | Failure:
     """Stands in for `decode_task`: one clip of train finds no memory, the first time only where there is a marker."""
     if task.clip.split != "train" or task.row != 4 or (marker is not None and marker.exists()):
         if marker is not None and task.clip.split == "train" and task.row == 4:
             marker.with_name("second").write_text(str(os.getpid()), encoding="utf-8")
-        return shards.decode_task(task)
+        return _shards.decode_task(task)
     if marker is not None:
         marker.write_text(str(os.getpid()), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(decode, "decode_clip", starve)
-        return shards.decode_task(task)
+        return _shards.decode_task(task)
 
 
 def starve(*_: Any) -> Any:
@@ -441,7 +441,7 @@ def test_a_clip_that_found_no_memory_is_tried_again_in_a_fresh_worker(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: str
 ) -> None:
     marker = tmp_path / "first"
-    monkeypatch.setattr(shards, "decode_task", partial(decode_or_starve, marker))
+    monkeypatch.setattr(_shards, "decode_task", partial(decode_or_starve, marker))
     done(*preprocess(experiment, tmp_path / "store"), "--workers", count)
     assert failures_of(tmp_path / "store") == []
     assert marker.read_text(encoding="utf-8") != (tmp_path / "second").read_text(encoding="utf-8")  # processes
@@ -454,7 +454,7 @@ def test_a_clip_that_never_finds_memory_is_one_line_that_says_what_to_do(
     store = tmp_path / "store"
     command = (*preprocess(experiment, store), "--shard-size", "18", "--workers", "1", "--max-failures", "0.1")
     with monkeypatch.context() as patched:
-        patched.setattr(shards, "decode_task", partial(decode_or_starve, None))
+        patched.setattr(_shards, "decode_task", partial(decode_or_starve, None))
         done(*command, "--worker-memory", "1.5")
     (row,) = failures_of(store)
     assert row["stage"] == "crash"

@@ -19,8 +19,8 @@ import pytest
 from conftest import PATCHES, STORE_OPTIONS, Experiment, digit_rows, done, finetune, fork, fuse, write_manifest
 from test_datasets import touch
 
-from avpt import shards
-from avpt.outputs import atomic, claim, sweep, take_turn, write_text
+from avpt.commands import _shards
+from avpt.files.outputs import atomic, claim, sweep, take_turn, write_text
 
 Command = tuple[str | Path, ...]
 
@@ -129,7 +129,7 @@ def and_slowly(*quick: Any, slow: Iterable[Any]) -> list[Any]:
 def test_a_kill_before_any_operation_on_a_file_leaves_nothing_behind(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(shards, "run_isolated", decode_here)
+    monkeypatch.setattr(_shards, "run_isolated", decode_here)
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
     undisturbed.mkdir()
     for command in commands(experiment, name, tmp_path, undisturbed):
@@ -160,7 +160,7 @@ def test_a_kill_before_any_operation_on_a_file_leaves_nothing_behind(
 def test_a_kill_in_the_midst_of_a_write_leaves_nothing_behind(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, size: int
 ) -> None:
-    monkeypatch.setattr(shards, "run_isolated", decode_here)
+    monkeypatch.setattr(_shards, "run_isolated", decode_here)
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
     undisturbed.mkdir()
     out.mkdir()
@@ -220,7 +220,7 @@ def test_a_shard_that_is_being_written_is_told_from_one_that_was(tmp_path: Path)
 def test_ranges_clear_away_what_is_theirs_and_the_last_all(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "run_isolated", decode_here)
+    monkeypatch.setattr(_shards, "run_isolated", decode_here)
     store, host = tmp_path / "store", os.uname().nodename
     command = ("preprocess", experiment.manifest, "--out", store, *STORE_OPTIONS)
     done(*command, "--shard-range", "6:")  # the last of test

@@ -13,10 +13,10 @@ import pytest
 import torch
 from conftest import Experiment
 
-from avpt import artifacts
 from avpt.errors import AvptError
-from avpt.lineage import Lineage, Node, read_node
-from avpt.outputs import sha256
+from avpt.files import artifacts
+from avpt.files.outputs import sha256
+from avpt.runs.lineage import Lineage, Node, read_node
 
 
 def node_of(path: Path) -> Node:
@@ -88,7 +88,7 @@ def test_a_crowded_place_does_not_stop_a_search_in_folders(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "avpt")  # which a command with --quiet has raised
-    monkeypatch.setattr("avpt.lineage.MOST_ENTRIES", 5)
+    monkeypatch.setattr("avpt.runs.lineage.MOST_ENTRIES", 5)
     run, named = tmp_path / "one" / "two" / "fused", tmp_path / "named"
     shutil.copytree(experiment.fused, run)
     shutil.copytree(experiment.audio, named / "deep" / "down")

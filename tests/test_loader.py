@@ -21,13 +21,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
-from avpt.data import shard_files, transforms
-from avpt.data.dataset import ClipDataset, InputSpec
-from avpt.data.loader import Loader
-from avpt.data.memory import Memory
-from avpt.data.shard_files import DTYPES, ShardFiles
-from avpt.data.store import Store
 from avpt.errors import StoreError
+from avpt.loading import transforms
+from avpt.loading.dataset import ClipDataset, InputSpec
+from avpt.loading.loader import Loader
+from avpt.loading.memory import Memory
+from avpt.store import shard_files
+from avpt.store.shard_files import DTYPES, ShardFiles
+from avpt.store.store import Store
 from avpt.types import MODALITIES
 
 CPU = torch.device("cpu")

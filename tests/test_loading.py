@@ -16,12 +16,12 @@ import torch
 from loading import loader, sums
 from test_processes import alive, descendants, wait_for
 
-from avpt.data.clip import ClipSettings, DecodedClip
-from avpt.data.loader import deaths_told
-from avpt.data.store import read_shard_record, store_record, write_shard
 from avpt.errors import AvptError
-from avpt.outputs import write_json
-from avpt.processes import _granted_cores, loading_workers, num_cores
+from avpt.files.outputs import write_json
+from avpt.loading.loader import deaths_told
+from avpt.machine.processes import _granted_cores, loading_workers, num_cores
+from avpt.media.clip import ClipSettings, DecodedClip
+from avpt.store.store import read_shard_record, store_record, write_shard
 
 SETTINGS = ClipSettings(spectrogram_frames=64, mel_bins=32)
 
@@ -72,7 +72,7 @@ def test_any_start_method_gives_the_same_batches_and_ends_with_its_parent(store:
 def test_a_worker_that_hangs_ends_with_its_parent() -> None:
     """The server that it was forked from does not: it lives as long as the worker."""
     hang = "import time; from avpt.engines.local import run_isolated as run; "
-    hang += "list(run(time.sleep, [60], workers=1, timeout=60, preload='avpt.processes'))"
+    hang += "list(run(time.sleep, [60], workers=1, timeout=60, preload='avpt.machine.processes'))"
     with subprocess.Popen(
         [sys.executable, "-c", hang], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     ) as it:
@@ -213,7 +213,7 @@ def test_quotas_of_control_groups(tmp_path: Path, name: str) -> None:
 def test_workers_are_by_what_is_granted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)))
     for granted, cores in ((0.2, 1), (2.0, 2), (3.5, 4), (float("inf"), 64)):
-        monkeypatch.setattr("avpt.processes._granted_cores", lambda granted=granted: [float("inf"), granted])
+        monkeypatch.setattr("avpt.machine.processes._granted_cores", lambda granted=granted: [float("inf"), granted])
         assert num_cores() == cores
         assert loading_workers(None) == cores - 1
         assert loading_workers(None, 4) == max(0, cores // 4 - 1)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from avpt.data.manifest import read_manifest
+from avpt.store.manifest import read_manifest
 
 SCRIPT = Path(__file__).parents[1] / "recipes" / "make_segments.py"
 split_counts = runpy.run_path(str(SCRIPT))["split_counts"]

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avpt.data.manifest import CONTROL, MAX_LISTED, Clip, Manifest, lookalikes, read_manifest
 from avpt.errors import ManifestError
+from avpt.store.manifest import CONTROL, MAX_LISTED, Clip, Manifest, lookalikes, read_manifest
 
 HEADER = "id,label,split,audio"
 

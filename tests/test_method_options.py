@@ -30,11 +30,11 @@ from test_fusion import assert_consistent
 from test_processes import job
 from torch import Tensor
 
-from avpt.data.dataset import ClipDataset, InputSpec
-from avpt.data.loader import Loader
-from avpt.data.store import Store
+from avpt.loading.dataset import ClipDataset, InputSpec
+from avpt.loading.loader import Loader
 from avpt.models.checkpoint import load_encoder
 from avpt.models.encoder import Classifier
+from avpt.store.store import Store
 
 State = dict[str, Tensor]
 Options = tuple[str, ...]

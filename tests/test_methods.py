@@ -18,18 +18,18 @@ from hypothesis import strategies as st
 from test_processes import in_processes
 from torch import Tensor, nn
 
-from avpt.data import transforms
-from avpt.data.dataset import Augmentation, ClipDataset, InputSpec
-from avpt.data.loader import Loader
-from avpt.data.sampling import EpochSampler, share_of
-from avpt.data.splits import balancing_weights
-from avpt.data.store import Store
 from avpt.errors import AvptError
+from avpt.loading import transforms
+from avpt.loading.dataset import Augmentation, ClipDataset, InputSpec
+from avpt.loading.loader import Loader
+from avpt.loading.sampling import EpochSampler, share_of
+from avpt.machine.processes import InterruptedWork
 from avpt.models.encoder import EncoderSpec, build_encoder, freeze
 from avpt.models.fusion import FusedModel, FusionName, shares
-from avpt.processes import InterruptedWork
+from avpt.store.splits import balancing_weights
+from avpt.store.store import Store
 from avpt.training import objective
-from avpt.training.balance import OgmGe
+from avpt.training.balancing.ogm_ge import OgmGe
 from avpt.training.display import _Board
 from avpt.training.loop import fit
 from avpt.training.mixing import averaged, mix_clips

@@ -16,12 +16,12 @@ from conftest import avpt, write_manifest
 from media import Clips, Pictures, Sound, number_of, numbered, tones, write
 from PIL import Image
 
-from avpt.data import opening
-from avpt.data.audio import read_waveform
-from avpt.data.pointers import is_pointer
-from avpt.data.video import read_frames, read_images
+from avpt.commands.predict import clip_of
 from avpt.errors import MediaError
-from avpt.stages.predict import clip_of
+from avpt.media import opening
+from avpt.media.audio import read_waveform
+from avpt.media.pointers import is_pointer
+from avpt.media.video import read_frames, read_images
 from avpt.types import IMAGE_SUFFIXES
 
 LISTS = {

@@ -14,7 +14,7 @@ from test_processes import in_processes, places
 from torch import Tensor
 
 from avpt.errors import AvptError, ConfigError, OtherProcessError
-from avpt.processes import place_in_job
+from avpt.machine.processes import place_in_job
 from avpt.training import runtime
 from avpt.training.world import World, _cause, join_world
 
@@ -144,12 +144,12 @@ def test_a_device_that_is_not_there_is_a_line(name: str) -> None:
 
 def test_predict_asks_a_device_for_no_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as mps, which has none: what is on it is fetched first."""
-    from avpt.data.clip import ClipSettings, DecodedClip
-    from avpt.data.dataset import InputSpec
-    from avpt.data.manifest import Clip
+    from avpt.commands.predict import answer
+    from avpt.loading.dataset import InputSpec
+    from avpt.media.clip import ClipSettings, DecodedClip
     from avpt.models.encoder import Classifier, EncoderSpec, build_encoder
-    from avpt.stages.predict import answer
-    from avpt.trained import Trained
+    from avpt.runs.trained_model import Trained
+    from avpt.store.manifest import Clip
 
     fetched: list[int] = []
     cpu, double = Tensor.cpu, Tensor.double

@@ -27,7 +27,7 @@ from media import FILMS, Clips
 from safetensors.torch import load_file
 from torch import Tensor
 
-from avpt import artifacts
+from avpt.files import artifacts
 
 HERE = ("--workers", "2", "--device", "cpu")
 

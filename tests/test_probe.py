@@ -30,10 +30,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from avpt import artifacts
+from avpt.commands.probe import in_words
 from avpt.diagnosis.probing import STRENGTHS, fit_probe, mcnemar
-from avpt.outputs import sha256
-from avpt.stages.probe import in_words
+from avpt.files import artifacts
+from avpt.files.outputs import sha256
 
 HERE = ("--workers", "0", "--device", "cpu")
 

@@ -26,13 +26,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from avpt.data.dataset import ClipDataset, InputSpec
-from avpt.data.loader import Loader
-from avpt.data.sampling import EpochSampler, batch_bounds, share_of
-from avpt.data.store import Store
 from avpt.errors import StoreError
+from avpt.loading.dataset import ClipDataset, InputSpec
+from avpt.loading.loader import Loader
+from avpt.loading.sampling import EpochSampler, batch_bounds, share_of
 from avpt.models.checkpoint import load_encoder
 from avpt.models.encoder import Classifier, EncoderSpec, build_encoder
+from avpt.store.store import Store
 from avpt.training import objective
 from avpt.training.passes import Stepping, measure_dynamics, train_epoch
 from avpt.training.state import new_epoch

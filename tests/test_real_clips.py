@@ -24,9 +24,9 @@ from test_ffmpeg import ALIKE, DRAWN_ALIKE, looks_alike, needs_ffmpeg, sounds_al
 from test_segments import shows_the_same, sounds_the_same
 from test_video import colours_by_arithmetic, read, shows_what_decodes
 
-from avpt.data.audio import read_waveform
-from avpt.data.video import read_frames
 from avpt.errors import MediaError
+from avpt.media.audio import read_waveform
+from avpt.media.video import read_frames
 
 BAG = Path(os.environ.get("AVPT_CLIPS") or ROOT.parent / "shared" / "data" / "clips")
 pytestmark = pytest.mark.skipif(not BAG.is_dir(), reason="no real clips: set AVPT_CLIPS to a folder of some")

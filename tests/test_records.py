@@ -20,20 +20,20 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny import CLASSES, SPEC, write_confidence, write_dynamics, write_tiny_run, write_tiny_store
 
-from avpt import artifacts
-from avpt.artifacts import Header
-from avpt.checking import DEEPEST, RecordError, check, parse, read_text
-from avpt.confidence import read_confidence, read_dynamics
-from avpt.config import PreprocessConfig, TrainConfig, parameter, type_hints
-from avpt.data.store import Store
-from avpt.data.verification.store_files import read_contents
+from avpt.confidence.files import read_confidence, read_dynamics
 from avpt.errors import ArtifactError, AvptError, OutputError, StoreError
-from avpt.lineage import Lineage
+from avpt.files import artifacts
+from avpt.files.artifacts import Header
+from avpt.files.checking import DEEPEST, RecordError, check, parse, read_text
+from avpt.files.outputs import read_record
+from avpt.files.records import InputSpec, Options, RunSummary
 from avpt.models.checkpoint import load_encoder, load_network
-from avpt.outputs import read_record
-from avpt.records import InputSpec, Options, RunSummary
-from avpt.run_folder import read_run
-from avpt.trained import read_input
+from avpt.options import PreprocessConfig, TrainConfig, parameter, type_hints
+from avpt.runs.folder import read_run
+from avpt.runs.lineage import Lineage
+from avpt.runs.trained_model import read_input
+from avpt.store.store import Store
+from avpt.store.verification.store_files import read_contents
 
 FEW = settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 ODD: tuple[Any, ...] = (
@@ -253,7 +253,7 @@ def test_a_deeply_nested_file_near_a_run_is_passed_over(folder: Path, content: s
 
 
 def test_a_store_that_names_itself_as_its_origin_ends_no_report(folder: Path, tmp_path: Path) -> None:
-    from avpt.story.experiment import gather
+    from avpt.report.experiment import gather
 
     deep = shutil.copytree(folder, tmp_path / "one" / "two" / "three")
     for name, values in (

@@ -16,15 +16,15 @@ from conftest import Experiment, avpt, done, files_of, finetune, fuse
 from test_processes import job
 from torch import Tensor, nn
 
-from avpt import runs
-from avpt.data.dataset import Augmentation, ClipDataset, InputSpec, Masking
-from avpt.data.loader import Loader
-from avpt.data.store import Store
 from avpt.errors import ConfigError
+from avpt.loading.dataset import Augmentation, ClipDataset, InputSpec, Masking
+from avpt.loading.loader import Loader
 from avpt.models.encoder import Classifier, EncoderSpec, build_encoder
 from avpt.models.fusion import FusedModel, shares
+from avpt.runs import training_run
+from avpt.store.store import Store
 from avpt.training import runtime
-from avpt.training.balance import OgmGe
+from avpt.training.balancing.ogm_ge import OgmGe
 from avpt.training.passes import Stepping
 from avpt.training.repeatable import check_repeatable
 from avpt.training.world import World
@@ -37,7 +37,7 @@ CALLS = count()  # outside all models, as memory is
 @pytest.fixture(autouse=True)
 def _started(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime.start(0, "cpu")
-    monkeypatch.setattr("avpt.runs.check_repeatable", check_repeatable)  # other tests do without
+    monkeypatch.setattr("avpt.runs.training_run.check_repeatable", check_repeatable)  # other tests do without
 
 
 class Told(nn.Module):
@@ -187,7 +187,7 @@ def test_the_clips_are_the_first_of_the_run_and_no_pass_is_changed(experiment: E
         return Loader(dataset, 8, device=torch.device("cpu"), workers=workers, shuffle_seed=3)
 
     untouched, looked_at = loader(), loader()
-    few = runs.first_clips(looked_at)
+    few = training_run.first_clips(looked_at)
     expected = [batch for epoch in range(2) for batch in untouched.epoch(epoch)]
     found = [batch for epoch in range(2) for batch in looked_at.epoch(epoch)]
     assert len(found) == len(expected) == 6
@@ -197,7 +197,7 @@ def test_the_clips_are_the_first_of_the_run_and_no_pass_is_changed(experiment: E
     assert len(few.labels) == 4
     assert torch.equal(few.labels, expected[0].labels[:4])
     assert all(torch.equal(values, whole[:4]) for values, whole in zip(few.inputs, expected[0].inputs, strict=True))
-    assert len(runs.first_clips(loader(replace(spec, image_size=224, num_frames=3))).labels) == 2
+    assert len(training_run.first_clips(loader(replace(spec, image_size=224, num_frames=3))).labels) == 2
 
 
 # --- through the commands ----------------------------------------------------------------------------------------

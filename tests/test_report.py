@@ -27,20 +27,33 @@ from markupsafe import escape
 from PIL import Image
 from scipy.stats import binomtest, ttest_1samp
 
-from avpt import artifacts
-from avpt.artifacts import Header
-from avpt.config import FuseConfig, InitConfig
-from avpt.data.transforms import clip_seed
 from avpt.figures.bars import draw_bars
-from avpt.lineage import Node
-from avpt.outputs import sha256
-from avpt.pages.blocks import Block, Card, Cards, Command, Graph, Grid, Heading, Page, Section, Text, Verdict, Vertex
-from avpt.pages.page import render
-from avpt.story import initialisation, verdicts
-from avpt.story.commands import broken, command_of
-from avpt.story.commands import given as words_of
-from avpt.story.difference import compare
-from avpt.story.experiment import gather
+from avpt.files import artifacts
+from avpt.files.artifacts import Header
+from avpt.files.outputs import sha256
+from avpt.loading.transforms import clip_seed
+from avpt.options import FuseConfig, InitConfig
+from avpt.report.chapters import initialisation, verdicts
+from avpt.report.differences import compare
+from avpt.report.experiment import gather
+from avpt.report.page.blocks import (
+    Block,
+    Card,
+    Cards,
+    Command,
+    Graph,
+    Grid,
+    Heading,
+    Page,
+    Section,
+    Text,
+    Verdict,
+    Vertex,
+)
+from avpt.report.page.html import render
+from avpt.report.shell_commands import broken, command_of
+from avpt.report.shell_commands import given as words_of
+from avpt.runs.lineage import Node
 from avpt.text import printable
 from avpt.types import MODALITIES, Table
 
@@ -191,7 +204,7 @@ def test_a_foreign_file_is_never_overwritten(experiment: Experiment, tmp_path: P
 
 
 def test_colours_have_contrast_in_light_and_dark() -> None:
-    css = files("avpt.pages").joinpath("report.css").read_text(encoding="utf-8")
+    css = files("avpt.report.page").joinpath("report.css").read_text(encoding="utf-8")
     schemes = re.findall(r":root \{([^}]*)\}", css)
     assert len(schemes) == 2
     for scheme in schemes:
@@ -210,7 +223,7 @@ def luminance(colour: str) -> float:
 
 
 def test_template_and_style_are_in_the_package() -> None:
-    assert {"report.html.jinja", "report.css"} <= {file.name for file in files("avpt.pages").iterdir()}
+    assert {"report.html.jinja", "report.css"} <= {file.name for file in files("avpt.report.page").iterdir()}
 
 
 # --- commands ----------------------------------------------------------------------------------------------------

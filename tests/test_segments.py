@@ -23,13 +23,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from media import CLIPS, Clips, Pictures, Sound, number_of, numbered, sound_frame, spoiled, write
 
-from avpt.data import media
-from avpt.data.audio import read_waveform
-from avpt.data.clip import ClipSettings, Found
-from avpt.data.decode import decode_clip
-from avpt.data.skipping import LOOKAHEAD
-from avpt.data.video import read_frames
 from avpt.errors import MediaError
+from avpt.media import streams
+from avpt.media.audio import read_waveform
+from avpt.media.clip import ClipSettings, Found
+from avpt.media.decode import decode_clip
+from avpt.media.skipping import LOOKAHEAD
+from avpt.media.video import read_frames
 
 RATE = 25  # pictures a second
 SECONDS = 22  # of most files
@@ -293,9 +293,9 @@ class Work:
 def work(monkeypatch: pytest.MonkeyPatch) -> Work:
     """Counts packets and frames from here on."""
     count = Work()
-    decode_packet, plain_track, packets_of_track = media._decoded, media.plain_track, media.Track.packets
+    decode_packet, plain_track, packets_of_track = streams._decoded, streams.plain_track, streams.Track.packets
 
-    def packets(track: media.Track) -> Iterator[Any]:
+    def packets(track: streams.Track) -> Iterator[Any]:
         for packet in packets_of_track(track):
             count.pulled[track.stream.type] += 1
             yield packet
@@ -310,9 +310,9 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
         count.plain += 1
         return plain_track(*args)
 
-    monkeypatch.setattr(media.Track, "packets", packets)
-    monkeypatch.setattr(media, "_decoded", decoded)
-    monkeypatch.setattr(media, "plain_track", plain)
+    monkeypatch.setattr(streams.Track, "packets", packets)
+    monkeypatch.setattr(streams, "_decoded", decoded)
+    monkeypatch.setattr(streams, "plain_track", plain)
     return count
 
 
@@ -351,7 +351,7 @@ def test_the_sound_before_a_segment_is_not_decoded(film: Film, work: Work, name:
     assert work.plain == 0
     assert work.decoded["audio"] < 3 / SECONDS * whole + 3  # 2 s and the pre-roll, of all
     if name in ("mp4 from 10 s", "mkv", "flac", "wav"):  # those that are sought
-        assert work.pulled["audio"] < (3 + media.SEEK_MARGIN + 4) / SECONDS * whole + 3
+        assert work.pulled["audio"] < (3 + streams.SEEK_MARGIN + 4) / SECONDS * whole + 3
 
 
 @pytest.mark.parametrize("name", ["ts", "ts of MPEG-2", "flv", "avi"])
@@ -424,7 +424,7 @@ def test_a_seek_that_lands_late_is_noticed(
     path, rate = film(name), FILMS[name].sample_rate
     expected = heard(path, rate, 15.3, 16.3)
     pictures = shown(path, 15.3, 16.3) if FILMS[name].video else []
-    monkeypatch.setattr(media, "SEEK_MARGIN", margin)
+    monkeypatch.setattr(streams, "SEEK_MARGIN", margin)
     found = heard(path, rate, 15.3, 16.3)
     off = lag(found, expected, int(NEAR * rate))
     assert abs(off) <= (0 if FILMS[name].exact else NEAR * rate)
@@ -436,7 +436,7 @@ def test_a_seek_that_lands_late_is_noticed(
 def test_a_seek_that_fails_changes_nothing(film: Film, monkeypatch: pytest.MonkeyPatch) -> None:
     path = film("mp4")
     expected, sound = shown(path, 15.3, 16.3), heard(path, 16000, 15.3, 16.3)
-    monkeypatch.setattr(media, "SEEK_MARGIN", 1e12)  # far before the file
+    monkeypatch.setattr(streams, "SEEK_MARGIN", 1e12)  # far before the file
     assert shown(path, 15.3, 16.3) == expected
     np.testing.assert_allclose(heard(path, 16000, 15.3, 16.3), sound, atol=2e-3)
 
@@ -446,7 +446,7 @@ def test_errors_right_after_a_seek_are_no_damage(film: Film, name: str, monkeypa
     path, rate = film(name), FILMS[name].sample_rate
     expected = heard(path, rate, 15.3, 16.3)
     pictures = shown(path, 15.3, 16.3) if FILMS[name].video else []
-    decode_packet, failed = media._decoded, Counter[int]()
+    decode_packet, failed = streams._decoded, Counter[int]()
 
     def failing(track: Any, packet: Any) -> Any:
         if track.quick and failed[id(track)] < 2:
@@ -455,7 +455,7 @@ def test_errors_right_after_a_seek_are_no_damage(film: Film, name: str, monkeypa
             return []
         return decode_packet(track, packet)
 
-    monkeypatch.setattr(media, "_decoded", failing)
+    monkeypatch.setattr(streams, "_decoded", failing)
     told = Found()
     found = read_waveform(path, rate, start=15.3, end=16.3, found=told)
     assert found is not None
@@ -654,7 +654,7 @@ def sounds_the_same(path: Path, plainly: Callable[[Callable[[], Any]], Any]) -> 
         if not isinstance(plain, np.ndarray):
             assert type(quick) is type(plain)
             assert quick == plain
-        elif start < media.SEEK_BEYOND:
+        elif start < streams.SEEK_BEYOND:
             np.testing.assert_array_equal(quick, plain)
         else:
             assert abs(len(quick) - len(plain)) <= NEAR * 16000

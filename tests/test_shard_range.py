@@ -12,7 +12,8 @@ from conftest import STORE_OPTIONS, Experiment, Result, avpt, done
 from kills import killed, running, wait_for
 from test_kills import failures_of, untimed
 
-from avpt.outputs import claim
+from avpt.commands import _shards
+from avpt.files.outputs import claim
 
 NAMES = ["train-00000", "train-00001", "train-00002", "val-00000", "val-00001", "test-00000", "test-00001"]  # in order
 
@@ -140,7 +141,7 @@ def test_a_part_tells_what_is_still_missing(experiment: Experiment, tmp_path: Pa
 BESIDE = """
 import sys, time
 from pathlib import Path
-from avpt.outputs import atomic, claim
+from avpt.files.outputs import atomic, claim
 path, part, turns = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 print("ready", flush=True)
 sys.stdin.readline()
@@ -214,12 +215,10 @@ def test_the_run_that_finishes_judges_the_failures(
 ) -> None:
     from test_kills import decode_or_not
 
-    from avpt import shards
-
     store = tmp_path / "store"
     command = (*preprocess(experiment, store), "--max-failures", "0.05")
     with monkeypatch.context() as patched:
-        patched.setattr(shards, "decode_task", decode_or_not)
+        patched.setattr(_shards, "decode_task", decode_or_not)
         part = done(*command, "--shard-range", "0:1", "--clip-timeout", "2", "--json")  # 2 of its 8 clips
     assert part.json() == {"store": str(store), "clips": 6, "failures": 2, "partial": 0, "missing_shards": 6}
     result = avpt(*command, "--shard-range", "1:")
@@ -241,13 +240,12 @@ def test_shards_that_are_tried_again_unfinish_the_store_of_a_run_beside(
 ) -> None:
     from test_kills import decode_or_not
 
-    from avpt import shards
-    from avpt.stages import preprocess as stage
+    from avpt.commands import preprocess as stage
 
     store = tmp_path / "store"
     command = (*preprocess(experiment, store), "--max-failures", "0.1")
     with monkeypatch.context() as patched:
-        patched.setattr(shards, "decode_task", decode_or_not)
+        patched.setattr(_shards, "decode_task", decode_or_not)
         done(*command, "--shard-range", "0:1", "--clip-timeout", "2")
     make_missing = stage.make_missing
 

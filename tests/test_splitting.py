@@ -15,12 +15,12 @@ from conftest import STORE_OPTIONS, Result, avpt, done, write_manifest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avpt.data.manifest import read_manifest
-from avpt.data.splits import _strata, balancing_weights, training_splits
-from avpt.data.store import Store
+from avpt.commands._shards import source_of
 from avpt.errors import ManifestError, StoreError
-from avpt.shards import source_of
-from avpt.strata import hashes, set_aside
+from avpt.machine.set_aside import hashes, set_aside
+from avpt.store.manifest import read_manifest
+from avpt.store.splits import _strata, balancing_weights, training_splits
+from avpt.store.store import Store
 
 CLASSES = ("ant", "bee", "cow")
 

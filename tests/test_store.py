@@ -20,8 +20,8 @@ from media import Clips
 from PIL import Image
 from torchaudio.compliance import kaldi
 
-from avpt.data.audio import read_waveform
-from avpt.data.store import normalisation
+from avpt.media.audio import read_waveform
+from avpt.store.store import normalisation
 
 DATASETS: dict[str, type] = {
     "label": np.int64,
@@ -386,9 +386,9 @@ def test_more_shards_than_a_process_may_open(experiment: Experiment, tmp_path: P
     manifest = write_manifest(tmp_path / "manifest.csv", [row for row in rows if row["split"] == "train"])
     done("preprocess", manifest, "--out", tmp_path / "store", *STORE_OPTIONS, "--shard-size", "1")
     code = (
-        "import resource; from avpt.data import shard_files; shard_files.open_file_limit = lambda: 8\n"
-        "import sys; from pathlib import Path; from avpt.data.store import Store\n"
-        "from avpt.data.dataset import ClipDataset, InputSpec\n"
+        "import resource; from avpt.store import shard_files; shard_files.open_file_limit = lambda: 8\n"
+        "import sys; from pathlib import Path; from avpt.store.store import Store\n"
+        "from avpt.loading.dataset import ClipDataset, InputSpec\n"
         "store = Store(Path(sys.argv[1])); spec = InputSpec(16000, 32, 48, 'zero', 1.0, 10, 28, 0.0, 1.0, 32, 1)\n"
         "clips = ClipDataset(store.indices['train'], ['audio', 'visual'], spec, 'jpeg')\n"
         "clips[(0, 0, 0)]\n"

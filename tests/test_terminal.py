@@ -21,17 +21,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_datasets import touch
 
-from avpt import artifacts, config
-from avpt.artifacts import Header
+from avpt import options
 from avpt.cli import CONFIGS
-from avpt.config import CompareConfig, FinetuneConfig, InitConfig, PredictConfig, PreprocessConfig, ScoreConfig
 from avpt.engines import local
 from avpt.errors import AvptError, ConfigError, ManifestError, listed, wants_memory
-from avpt.outputs import claim, sha256, write_json
-from avpt.pages.blocks import Block, Card, Cards, Grid, Page, Section, Text
-from avpt.pages.page import read_provenance, render
-from avpt.processes import place_in_job
-from avpt.terminal import LONGEST, Formatter, words_of
+from avpt.files import artifacts
+from avpt.files.artifacts import Header
+from avpt.files.outputs import claim, sha256, write_json
+from avpt.machine.processes import place_in_job
+from avpt.machine.terminal import LONGEST, Formatter, words_of
+from avpt.options import CompareConfig, FinetuneConfig, InitConfig, PredictConfig, PreprocessConfig, ScoreConfig
+from avpt.report.page.blocks import Block, Card, Cards, Grid, Page, Section, Text
+from avpt.report.page.html import read_provenance, render
 from avpt.text import as_json, for_sheet, printable
 from avpt.types import Table
 
@@ -160,7 +161,7 @@ def shell(folder: Path, redirected: str, *arguments: str, **changed: str) -> sub
 
 def environment(**changed: str) -> dict[str, str]:
     """The one that there is, in which any folder finds the package."""
-    return os.environ | {"PYTHONPATH": str(Path(config.__file__).parents[2])} | changed
+    return os.environ | {"PYTHONPATH": str(Path(options.__file__).parents[2])} | changed
 
 
 @pytest.fixture
@@ -231,16 +232,16 @@ def numeric() -> list[tuple[str, str]]:
     found = []
     for name, config_type in CONFIGS.items():
         for field in dataclasses.fields(config_type):
-            kind = get_args(config.type_hints(config_type)[field.name])[0]
+            kind = get_args(options.type_hints(config_type)[field.name])[0]
             if {int, float} & {kind, *get_args(kind), *(part for some in get_args(kind) for part in get_args(some))}:
                 found.append((name, field.name))
     return found
 
 
 def test_every_number_has_an_upper_end() -> None:
-    options = numeric()
-    assert len(options) > 80
-    infos = {(name, option): config.parameter(CONFIGS[name], option) for name, option in options}
+    numbers = numeric()
+    assert len(numbers) > 80
+    infos = {(name, option): options.parameter(CONFIGS[name], option) for name, option in numbers}
     assert [key for key, info in infos.items() if info.max is None] == []
     assert [key for key, info in infos.items() if info.min is None and key[1] not in ("clip_grad", "mixup")] == []
 
@@ -380,7 +381,7 @@ def test_want_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     def run(settings: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("avpt.stages.info.run", run)
+    monkeypatch.setattr("avpt.commands.info.run", run)
     result = avpt("info", tmp_path)
     assert (result.code, result.stdout) == (1, "")
     assert result.stderr.startswith("avpt: there is too little memory for this; ")

@@ -21,17 +21,17 @@ from conftest import avpt, done, write_manifest
 from media import X264, Clips, Pictures, Sound, number_of, numbered, ordinary, replaced, sound_stream, tones, write
 from PIL import Image
 
-from avpt.artifacts import Header
-from avpt.checking import convert
-from avpt.data.audio import read_waveform
-from avpt.data.clip import KINDS, ClipSettings, Found, kind_of
-from avpt.data.decode import decode_clip
-from avpt.data.inputs import clip_settings
-from avpt.data.video import read_frames, read_images
+from avpt.commands.predict import answer, clip_of
 from avpt.errors import ArtifactError, MediaError
-from avpt.records import InputSpec
-from avpt.stages.predict import answer, clip_of
-from avpt.trained import check_clips, read_input
+from avpt.files.artifacts import Header
+from avpt.files.checking import convert
+from avpt.files.records import InputSpec
+from avpt.loading.clip_inputs import clip_settings
+from avpt.media.audio import read_waveform
+from avpt.media.clip import KINDS, ClipSettings, Found, kind_of
+from avpt.media.decode import decode_clip
+from avpt.media.video import read_frames, read_images
+from avpt.runs.trained_model import check_clips, read_input
 
 RATE = 16000
 SILENCE = -15.94  # log-mel
@@ -325,9 +325,9 @@ def test_frames_that_ffmpeg_marks_as_corrupt_are_told(clips: Clips, monkeypatch:
         def __getattr__(self, name: str) -> Any:
             return getattr(self.frame, name)
 
-    from avpt.data.media import decode
+    from avpt.media.streams import decode
 
-    monkeypatch.setattr("avpt.data.audio.decode", marked)
+    monkeypatch.setattr("avpt.media.audio.decode", marked)
     assert heard(clips["mono.wav"])[1] == ["damaged: 2 frames decoded with errors"]
 
 

@@ -31,15 +31,15 @@ from sklearn import metrics as sklearn_metrics
 from torch import Tensor, nn
 from torch.nn import functional
 
-from avpt.data.dataset import ClipDataset, InputSpec
-from avpt.data.loader import Loader
-from avpt.data.sampling import EpochSampler
-from avpt.data.shard_files import ShardFiles
-from avpt.data.splits import carve, training_splits
-from avpt.data.store import SplitIndex, Store
 from avpt.errors import StoreError
+from avpt.loading.dataset import ClipDataset, InputSpec
+from avpt.loading.loader import Loader
+from avpt.loading.sampling import EpochSampler
 from avpt.models.abri import AbriBatchNorm2d
 from avpt.models.encoder import Classifier, EncoderSpec, build_encoder, norm_parameters
+from avpt.store.shard_files import ShardFiles
+from avpt.store.splits import carve, training_splits
+from avpt.store.store import SplitIndex, Store
 from avpt.training import objective
 from avpt.training.loop import fit
 from avpt.training.optim import build_optimizer, learning_rate

@@ -19,13 +19,13 @@ from PIL import Image
 from torch.nn import functional
 from torchvision.io import encode_jpeg
 
-from avpt.data import transforms
-from avpt.data.dataset import Augmentation, ClipDataset, InputSpec, Masking
-from avpt.data.loader import Loader
-from avpt.data.masking import plan_masking
-from avpt.data.sampling import EpochSampler, batch_bounds
-from avpt.data.store import Store
 from avpt.errors import ConfigError, StoreError
+from avpt.loading import transforms
+from avpt.loading.dataset import Augmentation, ClipDataset, InputSpec, Masking
+from avpt.loading.loader import Loader
+from avpt.loading.masking import plan_masking
+from avpt.loading.sampling import EpochSampler, batch_bounds
+from avpt.store.store import Store
 from avpt.types import MODALITIES, Batch, Modality
 
 CPU = torch.device("cpu")

@@ -23,13 +23,13 @@ from PIL import Image
 from test_cli import state_of
 from test_store import mixed_rows
 
-from avpt.config import VerifyConfig
-from avpt.data.shard_layout import jpeg_size
-from avpt.data.verification.findings import MOST, ShardCheck
-from avpt.data.verification.shard import ShardTask, check_shard
-from avpt.data.verification.store_files import find_duplicates
-from avpt.outputs import claim, sha256_json
-from avpt.stages import verify
+from avpt.commands import verify
+from avpt.files.outputs import claim, sha256_json
+from avpt.options import VerifyConfig
+from avpt.store.shard_layout import jpeg_size
+from avpt.store.verification.findings import MOST, ShardCheck
+from avpt.store.verification.shard import ShardTask, check_shard
+from avpt.store.verification.store_files import find_duplicates
 
 SHARD = "train-00001"  # the one that is damaged
 Change = Callable[[h5py.File], object]

@@ -18,9 +18,9 @@ from expected import assert_similar, full_decode, shrink
 from media import RAINBOW, Clips, Pictures, number_of, numbered, turned, with_matrix, write
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
-from avpt.data import media, video
-from avpt.data.video import encode_frame, read_frames, read_images
 from avpt.errors import MediaError
+from avpt.media import streams, video
+from avpt.media.video import encode_frame, read_frames, read_images
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 LOSSLESS: dict[str, Any] = {"codec": "libx264rgb", "pixels": "rgb24", "qp": "0"}
@@ -122,7 +122,7 @@ def test_a_seek_shows_the_same_frames(tmp_path: Path, suffix: str, monkeypatch: 
     pictures = [grey(i % 250, 32, 32) for i in range(25 * 20)]
     path = write_video(tmp_path / f"a.{suffix}", pictures, **LOSSLESS, g="50", bf="2")
     decoded = 0
-    frames = media.decode
+    frames = streams.decode
 
     def counted(*args: Any) -> Any:
         nonlocal decoded
@@ -130,11 +130,11 @@ def test_a_seek_shows_the_same_frames(tmp_path: Path, suffix: str, monkeypatch: 
             decoded += 1
             yield frame
 
-    monkeypatch.setattr("avpt.data.video.decode", counted)
+    monkeypatch.setattr("avpt.media.video.decode", counted)
     expected = [(15 * 25 + 5 * k) % 250 for k in range(10)]
     assert values(read(path, fps=5, start=15.0, end=17.0)) == expected
     assert decoded < 200  # 15 s are 375 frames
-    monkeypatch.setattr(media, "SEEK_MARGIN", -3.0)  # lands too late, is noticed
+    monkeypatch.setattr(streams, "SEEK_MARGIN", -3.0)  # lands too late, is noticed
     assert values(read(path, fps=5, start=15.0, end=17.0)) == expected
 
 
@@ -321,12 +321,12 @@ def colours_by_arithmetic(path: Path) -> None:
 def test_a_frame_over_the_limit_is_refused(clips: Clips, monkeypatch: pytest.MonkeyPatch) -> None:
     path = clips["held_0.mov"]  # 568 x 320
     monkeypatch.setattr(video, "MAX_PIXELS", 568 * 320 - 1)
-    monkeypatch.setattr("avpt.data.video.decode", None)  # never reached
+    monkeypatch.setattr("avpt.media.video.decode", None)  # never reached
     with pytest.raises(MediaError, match=r"568 x 320 pixels is over the limit") as caught:
         read(path)
     assert caught.value.stage == "visual"
     monkeypatch.undo()
-    monkeypatch.setattr(media, "MAX_PIXELS", 1000)  # the decoder's own limit, before it allocates
+    monkeypatch.setattr(streams, "MAX_PIXELS", 1000)  # the decoder's own limit, before it allocates
     with pytest.raises(MediaError, match="no picture decodes"):
         read(path)
 

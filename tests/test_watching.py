@@ -30,12 +30,12 @@ from PIL import Image
 from test_checkpoints import NUM_CLIPS, STEPS, AfterStep, InOrder, Stop, _signals_raise, trained
 from torch import Tensor
 
-from avpt.data.dataset import Masking
-from avpt.data.masking import most_masked
-from avpt.data.pictures import MARGIN, MASKED, picture
+from avpt.loading.dataset import Masking
+from avpt.loading.masking import most_masked
+from avpt.loading.pictures import MARGIN, MASKED, picture
 from avpt.training import display
 from avpt.training.curves import drawn
-from avpt.training.record import RunFiles, read_timings
+from avpt.training.run_writer import RunFiles, read_timings
 from avpt.training.state import Clock, EpochState, Progress
 from avpt.training.watch import Watcher, Watchers
 from avpt.types import Batch

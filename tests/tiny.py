@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from avpt import artifacts
-from avpt.artifacts import Header
-from avpt.data.clip import ClipSettings, DecodedClip
-from avpt.data.store import read_shard_record, shard_name, store_record, write_shard
-from avpt.outputs import write_json, write_text
+from avpt.files import artifacts
+from avpt.files.artifacts import Header
+from avpt.files.outputs import write_json, write_text
+from avpt.media.clip import ClipSettings, DecodedClip
+from avpt.store.store import read_shard_record, shard_name, store_record, write_shard
 from avpt.types import SPLITS
 
 CLASSES = ("cat", "dog")

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from avpt.datasets.rows import Row, hash_split
-from avpt.strata import hashes, set_aside
+from avpt.machine.set_aside import hashes, set_aside
 from avpt.types import Split
 
 

@@ -26,7 +26,7 @@ from threading import Lock, Thread
 from typing import Any, Generic, TypeVar
 
 from avpt.errors import TOO_LITTLE_MEMORY, AvptError, wants_memory
-from avpt.processes import die_with_parent, start_forkserver
+from avpt.machine.processes import die_with_parent, start_forkserver
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

@@ -14,7 +14,7 @@ from cycler import cycler
 from matplotlib.figure import Figure
 
 from avpt.errors import OutputError
-from avpt.outputs import atomic
+from avpt.files.outputs import atomic
 
 ONE_COLUMN, TWO_COLUMNS = 3.35, 6.9  # inches, of a usual two-column paper
 

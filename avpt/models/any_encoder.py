@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torchvision.models import ResNet
 
-from avpt import artifacts
-from avpt.artifacts import Header
 from avpt.errors import ArtifactError, ConfigError
+from avpt.files import artifacts
+from avpt.files.artifacts import Header
+from avpt.models.abnormal_channels import norm_layers
 from avpt.models.abri import NEW
-from avpt.models.channels import norm_layers
 from avpt.models.encoder import CHANNELS, EncoderSpec, Norm, build_encoder
 from avpt.models.weights import find_weights, fit_weights, guess_arch
 from avpt.types import MODALITIES, Modality

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torchvision.models import ResNet
 
-from avpt import artifacts
-from avpt.artifacts import Header
-from avpt.checking import RecordError, convert
 from avpt.errors import ArtifactError, listed
-from avpt.models.channels import has_unmoved_statistics
+from avpt.files import artifacts
+from avpt.files.artifacts import Header
+from avpt.files.checking import RecordError, convert
+from avpt.files.records import InputSpec
+from avpt.models.abnormal_channels import has_unmoved_statistics
 from avpt.models.encoder import Classifier, EncoderSpec, build_encoder, encoder_spec
 from avpt.models.fusion import FUSIONS, FusedModel
-from avpt.records import InputSpec
 from avpt.types import MODALITIES, Modality
 
 log = logging.getLogger(__name__)

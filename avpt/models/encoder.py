@@ -14,7 +14,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
-from avpt.checking import RecordError, convert
+from avpt.files.checking import RecordError, convert
 from avpt.models.abri import AbriBatchNorm2d
 from avpt.types import Modality
 

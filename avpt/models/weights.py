@@ -16,12 +16,12 @@ import torch
 import torchvision
 from torch import Tensor
 
-from avpt.artifacts import model_file, read_tensors
 from avpt.errors import ArtifactError, listed
+from avpt.files.artifacts import model_file, read_tensors
+from avpt.files.torch_files import load_torch
 from avpt.models.abri import NEW, PRETRAINED, fold_state_dict
 from avpt.models.encoder import CHANNELS, EncoderSpec, build_encoder
 from avpt.types import Modality
-from avpt.unpickled import load_torch
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from avpt.errors import AvptError
-from avpt.outputs import atomic
-from avpt.unpickled import load_torch
+from avpt.files.outputs import atomic
+from avpt.files.torch_files import load_torch
 
 log = logging.getLogger(__name__)
 

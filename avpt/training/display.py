@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from avpt.progress import LINE_EVERY, console
+from avpt.machine.progress import LINE_EVERY, console
 from avpt.training.state import Clock, EpochState, Progress
 from avpt.training.watch import Watcher
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from avpt.errors import AvptError, OtherProcessError, listed
-from avpt.processes import InterruptedWork, held_back
+from avpt.machine.processes import InterruptedWork, held_back
 from avpt.training import objective, runtime
 from avpt.training.checkpoint import load_checkpoint, save_checkpoint
 from avpt.training.passes import NotFiniteError, Stepping, evaluate, measure_dynamics, train_epoch

@@ -10,7 +10,7 @@ from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_f
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from avpt.seeds import seed_for
+from avpt.machine.seeds import seed_for
 from avpt.types import Batch
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from avpt.training import objective
-from avpt.training.balance import OgmGe
+from avpt.training.balancing.ogm_ge import OgmGe
 from avpt.training.state import EpochState, new_epoch
 from avpt.training.world import World
 from avpt.types import Batch

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from avpt.errors import AvptError, ConfigError, OtherProcessError
-from avpt.processes import number_of, place_in_job, signal_when_parent_dies
+from avpt.machine.processes import number_of, place_in_job, signal_when_parent_dies
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

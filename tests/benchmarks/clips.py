@@ -16,11 +16,11 @@ import av
 import numpy as np
 from PIL import Image
 
-from avpt.data.audio import read_waveform, spectrogram
-from avpt.data.clip import ClipSettings, DecodedClip
-from avpt.data.store import read_shard_record, shard_name, store_record, write_shard
-from avpt.data.video import encode_frame, read_frames
 from avpt.errors import MediaError
+from avpt.media.audio import read_waveform, spectrogram
+from avpt.media.clip import ClipSettings, DecodedClip
+from avpt.media.video import encode_frame, read_frames
+from avpt.store.store import read_shard_record, shard_name, store_record, write_shard
 
 CLASSES = ("a", "b")
 FRAMES = 10  # a clip, one a second

@@ -17,14 +17,14 @@ import torch
 from clips import CLASSES, HELP, decoded, processor_seconds, read_recordings, write_store
 from torch import nn
 
-from avpt.data.clip import ClipSettings
-from avpt.data.dataset import Augmentation, ClipDataset, InputSpec
-from avpt.data.loader import Loader
-from avpt.data.masking import plan_masking
-from avpt.data.store import Store
+from avpt.loading.dataset import Augmentation, ClipDataset, InputSpec
+from avpt.loading.loader import Loader
+from avpt.loading.masking import plan_masking
+from avpt.machine.processes import num_cores
+from avpt.media.clip import ClipSettings
 from avpt.models.encoder import Classifier, EncoderSpec, Norm, build_encoder
 from avpt.models.fusion import FusedModel
-from avpt.processes import num_cores
+from avpt.store.store import Store
 from avpt.training import objective
 from avpt.training.loop import fit
 from avpt.training.optim import build_optimizer

@@ -25,11 +25,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchaudio.compliance import kaldi
 from torchvision import transforms
 
-from avpt.data.clip import ClipSettings
-from avpt.data.dataset import Augmentation, ClipDataset, InputSpec
-from avpt.data.loader import Loader
-from avpt.data.store import Store
-from avpt.data.video import encode_frame
+from avpt.loading.dataset import Augmentation, ClipDataset, InputSpec
+from avpt.loading.loader import Loader
+from avpt.media.clip import ClipSettings
+from avpt.media.video import encode_frame
+from avpt.store.store import Store
 from avpt.training.runtime import start
 
 METHOD = (

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from clips import write_store
 
-from avpt.data.clip import ClipSettings, DecodedClip
-from avpt.data.dataset import Augmentation, ClipDataset, InputSpec
-from avpt.data.loader import Loader
-from avpt.data.store import Store
+from avpt.loading.dataset import Augmentation, ClipDataset, InputSpec
+from avpt.loading.loader import Loader
+from avpt.media.clip import ClipSettings, DecodedClip
+from avpt.store.store import Store
 
 METHOD = (
     "For each number of clips a process of its own reads whole epochs of a store through avpt's loader, as training "

@@ -18,7 +18,7 @@ from typing import Any
 
 from typer.models import ArgumentInfo
 
-from avpt import config
+from avpt import options
 from avpt.cli import CONFIGS
 
 METHOD = (
@@ -40,8 +40,8 @@ def empty_app() -> str:
     for name, config_type in CONFIGS.items():
         lines += ["@app.command()", f"def {name.replace('-', '_')}(", "    *,"]
         for field in dataclasses.fields(config_type):
-            info = config.parameter(config_type, field.name)
-            kind = annotation(config.type_hints(config_type)[field.name].__origin__)
+            info = options.parameter(config_type, field.name)
+            kind = annotation(options.type_hints(config_type)[field.name].__origin__)
             declared = "Argument" if isinstance(info, ArgumentInfo) else "Option"
             names = "".join(f"{text!r}, " for text in getattr(info, "param_decls", None) or ())
             default = "" if field.default is dataclasses.MISSING else f" = {field.default!r}"

@@ -1,0 +1,207 @@
+"""`avpt evaluate`: a trained model on the splits of a store, also with a modality absent or noised."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from avpt.errors import ConfigError, StoreError, listed
+from avpt.files import artifacts
+from avpt.files.artifacts import Header
+from avpt.files.outputs import claim, reuse_record, write_json
+from avpt.files.records import EvaluationRecord
+from avpt.machine.processes import loading_workers
+from avpt.options import EvaluateConfig
+from avpt.store.store import Store
+from avpt.text import decimals
+from avpt.types import MODALITIES, SPLITS, Modality, Report, Split, Table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from avpt.loading.evaluation import Noise
+    from avpt.runs.trained_model import Trained
+    from avpt.store.store import SplitIndex
+
+log = logging.getLogger(__name__)
+
+PROVENANCE = ("kind", "config", "inputs")  # what a file says besides the record
+
+
+def run(config: EvaluateConfig) -> Report:
+    """Do nothing where the record is already there; torch is loaded only when there is work."""
+    store = Store(config.store)
+    inputs = {"model": artifacts.model_hash(config.model), "store": store.fingerprint}
+    header = Header(kind="predictions", config=config.record(), inputs=inputs)
+    provenance = {"kind": "evaluation", "config": header.config, "inputs": inputs}
+    found: list[dict[str, Any] | None] = []
+    with ExitStack() as held:
+        if config.out is not None:
+            held.enter_context(claim(config.out))
+            found.append(reuse_record(config.out, provenance, config.defaults(), config.overwrite, EvaluationRecord))
+        if config.predictions is not None:
+            held.enter_context(claim(config.predictions))
+            reused = artifacts.reuse(config.predictions, header, config.defaults(), config.overwrite)
+            found.append(None if reused is None else reused.metrics)
+        record = found[0] if found else None
+        if record is None or None in found:
+            record = evaluate(config, store, header)
+            if config.out is not None:
+                write_json(config.out, provenance | record)
+    return report(config, {name: value for name, value in record.items() if name not in PROVENANCE})
+
+
+def evaluate(config: EvaluateConfig, store: Store, header: Header) -> dict[str, Any]:
+    """Run the model over each split through its own input pipeline, and measure."""
+    import torch
+
+    from avpt.loading.evaluation import EvaluationDataset
+    from avpt.loading.loader import Loader, deaths_told
+    from avpt.models.fusion import FusedModel, OneModality
+    from avpt.runs import training_run
+    from avpt.runs.trained_model import load_trained
+    from avpt.training import objective, passes, runtime
+    from avpt.training.world import World
+
+    trained = load_trained(config.model)
+    fed = modalities_fed(config, trained)
+    noise = noise_of(config, fed)
+    splits, left_out = clips_of(config, store, trained, fed)
+
+    device = runtime.start(config.seed, config.device)
+    model: torch.nn.Module = trained.model.to(device)
+    if trained.option("channels_last"):  # as the run itself evaluated it
+        model = model.to(memory_format=torch.channels_last)
+    if isinstance(trained.model, FusedModel) and len(fed) == 1:
+        model = OneModality(trained.model, fed[0])
+    workers = loading_workers(config.workers)
+    batch_size = config.batch_size or trained.option("batch_size")
+    record: dict[str, Any] = {"val": None, "test": None, "clips": {}, "left_out": left_out}
+    tensors: dict[str, Tensor] = {}
+    with deaths_told():
+        for split, index in splits.items():
+            codec = store.settings["frame_codec"]
+            dataset = EvaluationDataset(index, fed, trained.input, codec, seed=config.seed, noise=noise)
+            batches = Loader(dataset, batch_size, device=device, workers=workers).epoch(0)
+            outputs = passes.evaluate(model, batches, len(index), World())
+            record[split] = training_run.measure(outputs)
+            record["clips"][split] = len(index)
+            if config.per_class:
+                record["classes"] = trained.classes
+                record.setdefault("per_class", {})[split] = objective.per_class(outputs["logits"], outputs["labels"])
+            tensors |= {f"{split}_{name}": value for name, value in outputs.items()}
+            tensors |= artifacts.pack_ids(index.ids, prefix=f"{split}_")
+    if config.predictions is not None:
+        environment = runtime.environment(device)
+        told = replace(header, classes=trained.classes, metrics=record, environment=environment)
+        artifacts.save(config.predictions, told, tensors)
+    return record
+
+
+def modalities_fed(config: EvaluateConfig, trained: Trained) -> list[Modality]:
+    """What the model gets to see and hear.
+
+    Raises:
+        ConfigError: nothing would be left of a classifier of one modality.
+    """
+    if config.drop is not None and len(trained.modalities) == 1:
+        raise ConfigError(
+            f"--drop is for fused models; {config.model} is a classifier of {trained.modalities[0]} input alone"
+        )
+    return [modality for modality in MODALITIES if modality in trained.modalities and modality != config.drop]
+
+
+def noise_of(config: EvaluateConfig, fed: list[Modality]) -> Noise | None:
+    """The noise, on the one modality where there is no choice.
+
+    Raises:
+        ConfigError: it is not said which modality is meant, or one that the model does not take.
+    """
+    from avpt.loading.evaluation import Noise
+
+    if config.snr is None:
+        return None
+    if config.noise is None and len(fed) > 1:
+        raise ConfigError("--snr needs --noise audio or --noise visual for a fused model")
+    modality = config.noise or fed[0]
+    if modality not in fed:
+        raise ConfigError(f"--noise {modality} does not go with {config.model}, which takes {fed[0]} input alone")
+    return Noise(modality, config.snr)
+
+
+def clips_of(
+    config: EvaluateConfig, store: Store, trained: Trained, fed: list[Modality]
+) -> tuple[dict[Split, SplitIndex], dict[Split, int]]:
+    """The clips to evaluate on, by split, with the model's class numbers; and how many are left out.
+
+    Raises:
+        StoreError: the store lacks the split, a modality, or every class, or its spectrograms are of another make.
+    """
+    from avpt.loading.evaluation import all_splits, match_classes
+    from avpt.runs.trained_model import check_clips
+
+    if store.multi_label != trained.multi_label:
+        kinds = ("one label", "several labels")
+        raise StoreError(
+            f"the clips of {store.path} have {kinds[store.multi_label]} each and {config.model} was trained on clips "
+            f"with {kinds[trained.multi_label]}; they can't be compared"
+        )
+    own = trained.header.inputs.get("store") == store.fingerprint
+    there = all_splits(store, trained.option("val_fraction") if own else None)
+    asked: tuple[str, ...] = ("val", "test") if config.split is None else (config.split,)
+    wanted = {split: there[split] for split in SPLITS if split in there and (split in asked or "all" in asked)}
+    if not wanted:
+        which = " or ".join(asked)
+        raise StoreError(f"{store.path} has no {which} clips; it has {listed(list(there)) or 'none'}: see --split")
+    check_clips(store, wanted, fed, trained.input)
+
+    splits, left_out = {}, {}
+    unknown = [name for name in store.classes if name not in trained.classes]
+    for split, index in wanted.items():
+        matched = match_classes(index, store.classes, trained.classes)
+        if not len(matched.index):
+            raise StoreError(
+                f"{store.path}: no clip of {split} has a class that {config.model} knows "
+                f"({listed(store.classes)} there, {listed(trained.classes)} in the model)"
+            )
+        splits[split], left_out[split] = matched.index, matched.left_out
+        if matched.left_out:
+            log.warning(
+                "%d of %d clips of %s are left out: the model does not know their classes (%s)",
+                *(matched.left_out, len(index), split, listed(unknown)),
+            )
+        if matched.labels_left_out:
+            log.warning(
+                "%d labels of clips of %s are left out: the model does not know them (%s)",
+                *(matched.labels_left_out, split, listed(unknown)),
+            )
+    if store.multi_label and (absent := [name for name in trained.classes if name not in store.classes]):
+        log.warning("%s has no class %s: its clips count as clips without", store.path, listed(absent))
+    return splits, left_out
+
+
+def report(config: EvaluateConfig, record: dict[str, Any]) -> Report:
+    """A row a split; a row a class where asked for."""
+    splits = [split for split in SPLITS if record.get(split)]
+    metrics = sorted(record[splits[0]])
+    rows = [
+        (split, str(record["clips"][split]), *(decimals(record[split][name]) for name in metrics)) for split in splits
+    ]
+    how = "" if config.drop is None else f", without {config.drop}"
+    how += "" if config.snr is None else f", {config.noise or 'its'} input at {config.snr:g} dB"
+    tables = [
+        Table(
+            f"{config.model} on {config.store}{how}", ("", "clips", *(name.replace("_", " ") for name in metrics)), rows
+        )
+    ]
+    for split, found in record.get("per_class", {}).items():
+        (name,) = found.keys() - {"count", "confusion"}
+        cells = [
+            (label, str(count), decimals(value))
+            for label, count, value in zip(record["classes"], found["count"], found[name], strict=True)
+        ]
+        tables.append(Table(f"classes, {split}", ("class", "clips", name), cells))
+    summary = {"model": str(config.model), "store": str(config.store), **record}
+    return Report(summary, tuple(path for path in (config.out, config.predictions) if path is not None), tables)

@@ -1,0 +1,159 @@
+"""`avpt export`: a trained model for use without avpt, ABRi folded into plain BatchNorm."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from avpt.errors import ConfigError, OutputError
+from avpt.files import artifacts, export_headers
+from avpt.files.artifacts import Header
+from avpt.files.checking import RecordError, check
+from avpt.files.outputs import apart, atomic, claim
+from avpt.files.records import ExportSpec
+from avpt.options import ExportConfig
+from avpt.types import Modality, Report, Table
+
+if TYPE_CHECKING:
+    from avpt.loading.dataset import InputSpec
+    from avpt.models.checkpoint import LoadedNetwork
+
+log = logging.getLogger(__name__)
+
+CONV1 = "model.conv1 = torch.nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)"
+
+
+def run(config: ExportConfig) -> Report:
+    """Do nothing where the file is already there; torch is loaded only when there is work."""
+    if config.format == "onnx":
+        export_headers.require_onnx()
+    inputs = {"model": artifacts.model_hash(config.model)}
+    apart(config.out, config.model)
+    header = Header(kind="export", config=config.record(), inputs=inputs)
+    reuse = artifacts.reuse if config.format == "torchvision" else export_headers.reuse
+    with claim(config.out):
+        found = reuse(config.out, header, config.defaults(), config.overwrite)
+        if found is None:
+            found = export(config, header)
+        else:
+            try:
+                check(found.spec, ExportSpec)
+            except RecordError as error:
+                raise OutputError(f"{config.out} is damaged ({error}); --overwrite makes it again") from None
+    return report(config, found)
+
+
+def export(config: ExportConfig, header: Header) -> Header:
+    """Rebuild the model, fold ABRi, and write what was asked for."""
+    import torch
+
+    from avpt.models import export
+    from avpt.models.abnormal_channels import has_unmoved_statistics
+    from avpt.models.checkpoint import load_network
+    from avpt.models.encoder import Classifier
+    from avpt.runs.trained_model import read_input
+
+    loaded = load_network(config.model, "encoder", "classifier", "fused")
+    modalities = modalities_of(config, loaded)
+    if has_unmoved_statistics(loaded.network.state_dict()):
+        log.warning("%s has BatchNorm statistics that no data has moved yet: its outputs mean nothing", config.model)
+    # straight from `init`
+    fresh = (config.format, loaded.header.kind, loaded.header.spec.get("input")) == ("torchvision", "encoder", None)
+    pipeline = None if fresh else read_input(config.model, loaded.header)
+    header = replace(header, **describe(config, loaded, modalities, pipeline))
+    if config.format == "torchvision":
+        (modality,) = modalities
+        network = loaded.network
+        head = network.head if isinstance(network, Classifier) else None
+        plain = export.plain_encoder(loaded.encoder(modality), loaded.encoders[modality])
+        artifacts.save(config.out, header, export.torchvision_state(plain, head))
+        return header
+    model = export.plain_network(loaded.network, loaded.encoders, config.modality)
+    inputs = {modality: torch.zeros(export.BATCH, *header.spec["inputs"][modality][1:]) for modality in modalities}
+    metadata = artifacts.format_header(header)
+    if config.format == "onnx":
+        content = export.to_onnx(model, inputs, header.spec["output"], metadata)
+    else:
+        content = export.to_torch_export(model, inputs, metadata)
+    with atomic(config.out) as beside:
+        beside.write_bytes(content)
+    return header
+
+
+def modalities_of(config: ExportConfig, loaded: LoadedNetwork) -> list[Modality]:
+    """What the exported model takes.
+
+    Raises:
+        ConfigError: --modality is missing, or names what the model does not have.
+    """
+    has = list(loaded.encoders)
+    if config.modality is not None and config.modality not in has:
+        raise ConfigError(f"--modality {config.modality} does not go with {config.model}, which takes {has[0]} input")
+    if config.modality is None and len(has) > 1 and config.format == "torchvision":
+        raise ConfigError("--format torchvision writes one encoder; add --modality audio or --modality visual")
+    return has if config.modality is None else [config.modality]
+
+
+def describe(
+    config: ExportConfig, loaded: LoadedNetwork, modalities: list[Modality], pipeline: InputSpec | None
+) -> dict[str, Any]:
+    """What the file says of itself: encoders, shapes of inputs and output, input pipeline, classes."""
+    whole = loaded.header.kind == "classifier" or (loaded.header.kind == "fused" and len(modalities) == 2)
+    encoders = {modality: asdict(loaded.encoders[modality]) | {"norm": "batchnorm"} for modality in modalities}
+    spec: dict[str, Any] = {"encoders": encoders, "input": None, "inputs": {}}
+    spec["output"] = "logits" if whole else "features"
+    if pipeline is not None:
+        shapes: dict[Modality, list[Any]] = {
+            "audio": ["batch", 1, pipeline.spectrogram_frames, pipeline.mel_bins],
+            "visual": ["batch", pipeline.num_frames, 3, pipeline.image_size, pipeline.image_size],
+        }
+        if config.format == "torchvision":  # whose networks know no clips
+            del shapes["visual"][1]
+        spec |= {"input": pipeline.record(), "inputs": {modality: shapes[modality] for modality in modalities}}
+    if whole:
+        spec |= {name: loaded.header.spec[name] for name in ("num_classes", "multi_label")}
+    return {"spec": spec, "classes": loaded.header.classes if whole else []}
+
+
+def report(config: ExportConfig, header: Header) -> Report:
+    """What it takes and gives, and the Python that loads it."""
+    spec = header.spec
+    code = code_for(config, header)
+    rows = [(name, " x ".join(map(str, shape)), values(name, spec)) for name, shape in spec["inputs"].items()]
+    classes = f"{len(header.classes)} classes" if header.classes else ""
+    rows.append((spec["output"], "", classes))
+    summary = {"export": str(config.out), "format": config.format, "classes": header.classes, "code": code}
+    summary |= {name: spec[name] for name in ("encoders", "input", "inputs", "output")}
+    table = Table(f"{config.model} as {config.format}", ("", "shape", "values"), rows, left=3)
+    return Report(summary, (config.out,), [table], text=code)
+
+
+def values(modality: Modality, spec: dict[str, Any]) -> str:
+    """What the numbers of an input are."""
+    if modality == "visual":
+        return "RGB in 0..1, less ImageNet's mean, by its deviation"
+    mean, std = spec["input"]["mean"], spec["input"]["std"]
+    return f"(log-mel {'+' if mean < 0 else '-'} {abs(mean):.6g}) / (2 * {std:.6g})"
+
+
+def code_for(config: ExportConfig, header: Header) -> str:
+    """Python that loads the file, to be copied."""
+    path, spec = str(config.out), header.spec
+    names, output = ", ".join(spec["inputs"]), spec["output"]
+    if config.format == "onnx":
+        feed = ", ".join(f'"{name}": {name}' for name in spec["inputs"])
+        lines = ["import onnxruntime", "", f"session = onnxruntime.InferenceSession({path!r})"]
+        lines.append(f"({output},) = session.run(None, {{{feed}}})")
+    elif config.format == "torch-export":
+        lines = ["import torch", "", f"model = torch.export.load({path!r}).module()", f"{output} = model({names})"]
+    else:
+        ((modality, encoder),) = spec["encoders"].items()
+        classes = f"num_classes={spec['num_classes']}" if output == "logits" else ""
+        lines = ["import torch, torchvision", "from safetensors.torch import load_file", ""]
+        lines.append(f"model = torchvision.models.{encoder['arch']}({classes})")
+        lines += [CONV1] if modality == "audio" else []
+        lines += [] if classes else ["model.fc = torch.nn.Identity()"]
+        lines.append(f"model.load_state_dict(load_file({path!r}))")
+        lines.append("model.eval()" + (f"  # a clip's {output} are the mean over its frames" * (modality == "visual")))
+    return "\n".join(lines) + "\n"

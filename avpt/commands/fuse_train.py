@@ -1,0 +1,98 @@
+"""`avpt fuse-train`: stage 2, both encoders and a fusion head, trained together on masked input."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Any
+
+from avpt.errors import ConfigError
+from avpt.files import artifacts
+from avpt.files.outputs import apart, claim
+from avpt.options import FuseConfig
+from avpt.runs import folder
+from avpt.store.store import Store
+from avpt.training.world import World, join_world
+from avpt.types import MODALITIES, Report
+
+log = logging.getLogger(__name__)
+
+
+def run(config: FuseConfig) -> Report:
+    """Do nothing where the run is already there; torch is loaded only when there is work."""
+    with join_world() as world, ExitStack() as held:
+        store = Store(config.store)
+        inputs = {"store": store.fingerprint}
+        inputs |= {modality: artifacts.model_hash(getattr(config, modality)) for modality in MODALITIES}
+        if config.mask != "none" and config.confidence is not None:
+            inputs["confidence"] = artifacts.model_hash(config.confidence)
+        apart(config.out, config.audio, config.visual)
+        settings = {"config": config.record(), "inputs": inputs}
+        world.first(lambda: held.enter_context(claim(config.out)))
+        summary = world.first(lambda: folder.find_summary(config.out, settings, config.defaults(), config.overwrite))
+        if summary is None:
+            summary = train(config, store, settings, world)
+    how = [config.fusion, f"mask {config.mask}", *([config.balance] if config.balance != "none" else [])]
+    how += ["modality dropout"] if config.modality_dropout else []
+    return folder.report(config.out, summary, ", ".join(["joint", *how]))
+
+
+def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: World) -> dict[str, Any]:
+    """Join two encoders, mask what is easy about each clip, train end to end."""
+    from avpt.confidence import files, formulas
+    from avpt.loading.masking import plan_masking
+    from avpt.models.checkpoint import check_frozen, check_input, load_encoder
+    from avpt.models.fusion import FusedModel
+    from avpt.runs import training_run
+    from avpt.store.splits import training_splits
+
+    device = training_run.start(config, world)
+    audio, visual = load_encoder(config.audio, "audio"), load_encoder(config.visual, "visual")
+    check_input(audio, config.audio, store.settings)
+    if config.freeze_encoders:
+        check_frozen(audio.encoder, config.audio)
+        check_frozen(visual.encoder, config.visual)
+    if visual.input is not None and visual.input.image_size != config.image_size:
+        trained_at = visual.input.image_size
+        log.warning(
+            "%s was trained at --image-size %d, this run is at %d", config.visual, trained_at, config.image_size
+        )
+    if strangers := [
+        m for m, loaded in (("audio", audio), ("visual", visual)) if loaded.store not in (None, store.fingerprint)
+    ]:
+        log.warning("%s encoder(s) were trained on another store than %s", " and ".join(strangers), config.store)
+    if config.balance == "ogm-ge" and config.ogm_window[0] >= config.epochs:
+        log.warning("--ogm-window starts behind the last epoch: nothing is balanced")
+    if config.balance == "ogm-ge" and store.multi_label:
+        raise ConfigError(f"--balance ogm-ge is made for one label a clip, {config.store} has several")
+    splits = training_splits(store, MODALITIES, config.val_fraction)
+    clips = splits["train"].ids
+
+    if config.mask == "none" and config.confidence is not None:
+        log.warning("--mask none does not look at --confidence %s", config.confidence)
+    masking = None
+    ratios = formulas.no_ratios(len(clips))
+    if config.mask != "none" and config.confidence is not None:
+        certain, known = files.read_confidence(config.confidence, clips)
+        files.check_scored_from(config.confidence, {"audio": config.audio, "visual": config.visual})
+        ratios = formulas.mask_ratios(
+            certain,
+            mask=config.mask,
+            rule=config.mask_rule,
+            ratio=config.ratio,
+            eta=config.mask_eta,
+            threshold=config.mask_threshold,
+        )
+        ratios = formulas.spread(ratios, known, len(clips))
+        masking = plan_masking(ratios, training_run.input_spec(store, config), config.patch)
+
+    spec = {"audio": asdict(audio.spec), "visual": asdict(visual.spec), "fusion": config.fusion}
+    header = training_run.model_header("fused", config, store, settings, spec, device, world)
+
+    def begin() -> None:
+        folder.begin_run(config.out, settings, config.overwrite)
+        files.save_ratios(config.out / "mask.safetensors", header, ratios, clips)
+
+    model = FusedModel(audio.encoder, visual.encoder, config.fusion, len(store.classes)).to(device)
+    return training_run.train(config, model, store, splits, MODALITIES, header, begin, world, masking)

@@ -1,0 +1,171 @@
+"""`avpt info`: what is in a store, a run folder or an artifact, and how it came about."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avpt.errors import ArtifactError
+from avpt.files import artifacts
+from avpt.files.export_headers import read_exported
+from avpt.files.outputs import read_record
+from avpt.files.records import EvaluationRecord
+from avpt.options import InfoConfig
+from avpt.runs.folder import is_run, read_run
+from avpt.store.store import SplitIndex, Store
+from avpt.text import decimals
+from avpt.types import SPLITS, Report, Table
+
+
+def run(config: InfoConfig) -> Report:
+    """Look at the path and tell what it is."""
+    path = config.path
+    if not path.exists():
+        raise ArtifactError(
+            f"{path} does not exist; info takes a store, a run folder, an artifact or an exported model"
+        )
+    if path.is_dir() and is_run(path):
+        return describe_run(path)
+    if path.is_dir():
+        return describe_store(Store(path))
+    return describe_artifact(path)
+
+
+def describe_artifact(path: Path) -> Report:
+    """Header and tensor shapes of one file."""
+    if path.suffix in (".onnx", ".pt2"):
+        summary = {"path": str(path), **asdict(read_exported(path))}
+        return Report(summary, tables=_header_tables(str(path), summary))
+    if path.suffix == ".json":
+        record = read_record(path, "info knows the records of `avpt evaluate --out`", EvaluationRecord)
+        if record["kind"] != "evaluation":
+            raise ArtifactError(f"{path} is no record of avpt's; info takes what its commands write")
+        return Report(
+            {"path": str(path), **record}, tables=_header_tables(str(path), {"metrics": _measured(record), **record})
+        )
+    header, tensors = artifacts.read_header(path)
+    shapes: dict[str, dict[str, Any]] = {
+        name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in sorted(tensors.items())
+    }
+    summary = {"path": str(path), **asdict(header), "tensors": shapes}
+    tables = _header_tables(str(path), summary)
+    rows = [(name, entry["dtype"], "x".join(map(str, entry["shape"])) or "scalar") for name, entry in shapes.items()]
+    return Report(summary, tables=[*tables, Table("tensors", ("name", "type", "shape"), rows)])
+
+
+def describe_run(path: Path) -> Report:
+    """A run folder, finished or not."""
+    run = read_run(path)
+    summary: dict[str, Any] = {
+        "path": str(path),
+        "kind": "run",
+        "finished": run.summary is not None,
+        "config": run.config,
+        "inputs": run.inputs,
+        "epochs": run.epochs,
+    }
+    if run.header is not None:
+        _, tensors = artifacts.read_header(path / "model.safetensors")
+        summary |= {"model": asdict(run.header) | {"tensors": len(tensors)}, "files": _files(path)}
+        summary |= {name: getattr(run.header, name) for name in ("spec", "classes", "metrics", "environment", "avpt")}
+    rows = [
+        (str(row["epoch"]), f"{row['lr']:.2g}", *(decimals(value) for value in _curve(row).values()))
+        for row in run.epochs
+    ]
+    columns = ("epoch", "lr", *(_curve(run.epochs[0]) if run.epochs else ()))
+    return Report(summary, tables=[*_header_tables(f"{path}, {run.progress}", summary), Table("epochs", columns, rows)])
+
+
+def describe_store(store: Store) -> Report:
+    """Settings, classes, clips per class and split, statistics."""
+    splits: dict[str, dict[str, Any]] = {
+        split: {
+            "clips": len(index),
+            "shards": len(index.shards),
+            "with_audio": int((index.num_audio_frames > 0).sum()),
+            "with_visual": int((index.num_visual_frames > 0).sum()),
+            "frames": int(index.num_visual_frames.sum()),
+            "classes": _clips_per_class(store, index),
+        }
+        for split, index in store.indices.items()
+    }
+    summary = {
+        "path": str(store.path),
+        "kind": "store",
+        "config": store.settings,
+        "inputs": store.inputs,
+        "classes": store.classes,
+        "multi_label": store.multi_label,
+        "normalisation": {"mean": store.mean, "std": store.std},
+        "splits": splits,
+        "failures": store.failures,
+        "partial": store.partial,
+        "fingerprint": store.fingerprint,
+    }
+    facts = [
+        ("failures", str(store.failures)),
+        ("in partial.csv", str(store.partial)),
+        ("log-mel mean, std", f"{store.mean:.6f}, {store.std:.6f}"),
+        ("fingerprint", store.fingerprint),
+        *_flat("config", store.settings),
+        *_flat("inputs", store.inputs),
+    ]
+    columns = ("clips", "shards", "with_audio", "with_visual", "frames")
+    split_rows = [(split, *(str(values[column]) for column in columns)) for split, values in splits.items()]
+    class_rows = [(name, *(str(values["classes"][name]) for values in splits.values())) for name in store.classes]
+    tables = [
+        Table(f"store {store.path}", ("", "value"), facts),
+        Table("splits", ("split", "clips", "shards", "with sound", "with pictures", "frames"), split_rows),
+        Table("clips per class", ("class", *splits), class_rows),
+    ]
+    return Report(summary, tables=tables)
+
+
+def _clips_per_class(store: Store, index: SplitIndex) -> dict[str, int]:
+    if store.multi_label:
+        counts = index.labels.sum(axis=0, dtype=np.int64)
+    else:
+        counts = np.bincount(index.labels, minlength=len(store.classes))
+    return {name: int(count) for name, count in zip(store.classes, counts, strict=True)}
+
+
+def _header_tables(title: str, summary: Mapping[str, Any]) -> list[Table]:
+    """Everything about an artifact or run that is not a tensor or a curve."""
+    rows = [("kind", str(summary["kind"])), ("avpt", str(summary.get("avpt", "")))]
+    for part in ("spec", "config", "inputs", "metrics", "environment"):
+        values = {name: value for name, value in summary.get(part, {}).items() if name != "layers"}
+        rows += _flat(part, values)
+    rows.append(("classes", ", ".join(summary.get("classes", [])) or "-"))
+    tables = [Table(title, ("", "value"), [row for row in rows if row[1]])]
+    if layers := summary.get("metrics", {}).get("layers"):
+        cells = [(layer["name"], str(layer["channels"]), str(layer["abnormal"])) for layer in layers]
+        tables.append(Table("abnormal channels, as loaded", ("layer", "channels", "abnormal"), cells))
+    return tables
+
+
+def _measured(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics of an evaluation's record, split by split."""
+    return {split: record[split] for split in SPLITS if record.get(split)}
+
+
+def _flat(prefix: str, value: Any) -> list[tuple[str, str]]:
+    """Nested values as dotted names."""
+    if isinstance(value, Mapping):
+        return [row for name, inner in value.items() for row in _flat(f"{prefix}.{name}", inner)]
+    if isinstance(value, float):
+        return [(prefix, f"{value:.6g}")]
+    text = str(value)
+    return [(prefix, f"{text[:13]}..." if re.fullmatch("[0-9a-f]{64}", text) else text)]  # --json has all of it
+
+
+def _curve(row: Mapping[str, Any]) -> dict[str, float | None]:
+    return {f"{part} {name}": row[part].get(name) for part in ("train", "val") for name in ("loss", "accuracy")}
+
+
+def _files(path: Path) -> list[str]:
+    return sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())

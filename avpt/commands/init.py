@@ -1,0 +1,89 @@
+"""`avpt init`: pre-trained weights become an encoder for a modality, its BatchNorm treated as asked."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from avpt.errors import ArtifactError, listed
+from avpt.files import artifacts
+from avpt.files.artifacts import Header
+from avpt.files.outputs import apart, claim
+from avpt.options import InitConfig
+from avpt.types import Report, Table
+
+log = logging.getLogger(__name__)
+
+
+def run(config: InitConfig) -> Report:
+    """Do nothing where the encoder is already there; torch is loaded only when there is work."""
+    norm = f"abri-{config.abri}" if config.bn == "abri" else "batchnorm"
+    header = Header(
+        kind="encoder",
+        spec={"encoder": {"arch": config.arch, "modality": config.modality, "norm": norm}, "input": None},
+        config=config.record(),
+    )
+    if config.weights not in ("imagenet", "random"):  # a file is told by its hash, not by its name
+        if not Path(config.weights).exists():
+            raise ArtifactError(
+                f"{config.weights} does not exist; --weights takes imagenet, random, a file or a run folder"
+            )
+        inputs = {"weights": artifacts.model_hash(Path(config.weights))}
+        header = replace(header, config=header.config | {"weights": "file"}, inputs=inputs)
+        apart(config.out, Path(config.weights))
+    with claim(config.out):
+        found = artifacts.reuse(config.out, header, config.defaults(), config.overwrite)
+        if found is None:
+            found = initialize(config, header)
+    return report(found, config)
+
+
+def initialize(config: InitConfig, header: Header) -> Header:
+    """Load strictly, look for abnormal channels, re-initialise, write."""
+    import torch
+
+    from avpt.models import abnormal_channels, weights
+    from avpt.models.encoder import build_encoder, encoder_spec
+
+    torch.manual_seed(config.seed)
+    spec = encoder_spec(header.spec["encoder"])
+    plain = replace(spec, norm="batchnorm")
+    metrics = {}
+    if config.weights == "random":
+        state = build_encoder(plain).state_dict()
+    else:
+        pretrained, outside = weights.find_weights(config.weights, config.arch, config.modality)
+        state, loaded = weights.fit_weights(pretrained, plain, config.conv1, config.weights)
+        loaded.dropped += outside
+        if loaded.folded:
+            log.info("%s has ABRi layers: they are folded into plain BatchNorm first", config.weights)
+        metrics["weights"] = loaded.record()
+
+    metrics |= abnormal_channels.abnormal_report(state, config.abnormal_threshold)
+    header = replace(header, metrics=metrics)
+    if config.bn == "reset":
+        state = abnormal_channels.reset(state)
+    elif config.bn == "reset-abnormal":
+        state, count = abnormal_channels.reset_abnormal(state, config.abnormal_threshold)
+        log.info("%d BatchNorm channels with |gamma| below %g are reset", count, config.abnormal_threshold)
+    encoder = build_encoder(spec, config.alpha)
+    encoder.load_state_dict(encoder.state_dict() | state)  # over ABRi's new branch, which state lacks
+    artifacts.save(config.out, header, encoder.state_dict())
+    return header
+
+
+def report(header: Header, config: InitConfig) -> Report:
+    """What became of each key, and the abnormal channels of each BatchNorm layer."""
+    metrics, tables = header.metrics, []
+    if weights := metrics.get("weights"):
+        parts = {name: list(weights[name]) for name in ("loaded", "adapted", "dropped", "new")}
+        rows = [(name, str(len(keys)), listed(keys, 4)) for name, keys in parts.items()]
+        rows += [(f"  {key}", "", how) for key, how in weights["adapted"].items()]
+        tables.append(Table(f"weights from {config.weights}", ("", "keys", "which"), rows))
+    layers = [(layer["name"], layer["channels"], layer["abnormal"]) for layer in metrics["layers"]]
+    layers.append(("all", sum(layer[1] for layer in layers), sum(layer[2] for layer in layers)))
+    cells = [(name, str(count), str(abnormal), f"{abnormal / count:.1%}") for name, count, abnormal in layers]
+    title = f"abnormal BatchNorm channels, max(|gamma|, |beta|) < {config.abnormal_threshold:g}, as loaded"
+    tables.append(Table(title, ("layer", "channels", "abnormal", "share"), cells))
+    return Report({"encoder": str(config.out), **metrics}, (config.out,), tables)

@@ -1,0 +1,326 @@
+"""`avpt manifest`: a known data set's own lists and media become a manifest."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from avpt.datasets import audioset, crema_d, esc50, folder, image_folder, kinetics_sounds, vggsound
+from avpt.datasets.dividing import split_by_hash, stratify
+from avpt.datasets.rows import SUFFIXES, Dataset, Media, Row, Source, find_media
+from avpt.errors import ConfigError, ManifestError, OutputError, listed
+from avpt.files.checking import RecordError, read
+from avpt.files.outputs import claim, differences, refuse, sha256, write_json, write_text
+from avpt.files.records import ManifestRecord
+from avpt.options import ManifestConfig
+from avpt.store.manifest import CONTROL, warn_of_lookalikes
+from avpt.text import for_sheet
+from avpt.types import SPLITS, Report, Split, Table
+
+log = logging.getLogger(__name__)
+
+DATASETS: dict[str, Dataset] = {
+    "audioset": audioset.DATASET,
+    "crema-d": crema_d.DATASET,
+    "esc50": esc50.DATASET,
+    "folder": folder.DATASET,
+    "image-folder": image_folder.DATASET,
+    "kinetics-sounds": kinetics_sounds.DATASET,
+    "vggsound": vggsound.DATASET,
+}
+COLUMNS = ("id", "label", "split", *SUFFIXES, "start", "end", "recording")
+MISSING = ".missing.csv"  # ends the name of the list of clips whose media are not there
+MISSING_COLUMNS = ("id", "split", "label", "list", "line")
+MOST_CLASSES = 50  # that a table shows
+SURROGATES = re.compile(r"[\ud800-\udfff]")  # what stands for bytes that are not UTF-8
+UNFIT = "white space at an end, control characters or bytes that are not UTF-8"
+
+
+@dataclass
+class Gathered:
+    """What became of the rows of a data set."""
+
+    clips: list[tuple[str, ...]] = field(default_factory=list)  # cells of the manifest
+    unfit: list[str] = field(default_factory=list)  # names of clips that are there and can't be in a manifest
+    missing: list[tuple[str, ...]] = field(default_factory=list)  # cells of the list of missing clips
+    sought: tuple[str, ...] = ()  # keys of the first missing clip
+    used: set[str] = field(default_factory=set)  # keys of the media that clips took
+    official: set[Split] = field(default_factory=set)  # splits that the data set itself tells
+
+
+def run(config: ManifestConfig) -> Report:
+    """Match the clips that a data set lists with the media that are there; leave a finished manifest alone."""
+    dataset, out = DATASETS[config.name], config.out
+    if not config.folder.is_dir():
+        raise ManifestError(f"{config.folder} is not a folder; give the one that the media of {config.name} lie in")
+    media = find_media(config.folder, dataset.key)
+    lists, classes = find_lists(config, dataset, media), find_classes(config, media)
+    with claim(out, beside=(missing_of(out), record_of(out))):
+        inputs = {f"list {number} {path.name}": sha256(path) for number, path in enumerate(lists, 1)}
+        inputs |= {"classes": sha256(classes)} if classes else {}
+        inputs |= {"folder": way(out.absolute().parent, config.folder), "media": media.sha256}
+        settings = {"schema": 1, "config": config.record(), "inputs": inputs}
+        found = read_record(out)
+        if found and not config.overwrite:
+            if different := differences(found, settings, config.defaults()):
+                raise refuse(out, different)
+            if all(digest(path) == found["files"].get(path.name) for path in (out, missing_of(out))):
+                return report(out, found["summary"])
+        gathered = gather(config, dataset, Source(media, lists, classes, config.fold, config.trimmed), inputs["folder"])
+        summary = summarize(dataset, media, gathered)
+        write(out, gathered, settings | {"summary": summary}, found["files"] if found else {})
+        warn(config, media, gathered)
+        warn_of_lookalikes(list(summary["by_class"]))
+        warn_of_gaps(config, summary)
+        return report(out, summary)
+
+
+def find_lists(config: ManifestConfig, dataset: Dataset, media: Media) -> tuple[Path, ...]:
+    """The lists given, or else those that lie in the folder under their usual names."""
+    if lacking := [path for path in config.lists or () if not path.is_file()]:
+        raise ManifestError(f"{lacking[0]}: no such file; --list names a list that ships with {config.name}")
+    if config.lists or not dataset.lists:
+        return tuple(config.lists or ())
+    paths = [config.folder / name for name in media.tables if not name.endswith(MISSING)]
+    paths = [path for path in paths if path.absolute() != config.out.absolute() and not record_of(path).exists()]
+    for pattern in dataset.lists:
+        named = [path for path in paths if re.fullmatch(pattern, path.name.lower())]
+        if named:
+            log.info("lists: %s", ", ".join(map(str, named)))
+            return tuple(named)
+    raise ManifestError(f"{config.folder} and the folders in it hold no list of {config.name}; name one with --list")
+
+
+def find_classes(config: ManifestConfig, media: Media) -> Path | None:
+    """AudioSet's names of labels: the file given, or the one in the folder or beside a list."""
+    if config.name != "audioset":
+        return None
+    usual = [config.folder / name for name in media.tables if Path(name).name == audioset.CLASSES_FILE]
+    usual += [path.with_name(audioset.CLASSES_FILE) for path in config.lists or ()]
+    for path in [config.classes] if config.classes else usual:
+        if path.is_file():
+            return path
+    raise ManifestError(f"{config.classes or audioset.CLASSES_FILE}: no such file; name it with --classes")
+
+
+def way(start: Path, folder: Path) -> str:
+    """The relative path from the manifest to its media; `..` behind a link would lead elsewhere."""
+    short = os.path.relpath(folder, start)
+    right = (start / short).exists() and (start / short).samefile(folder)
+    return short if right else os.path.relpath(folder.absolute(), start.resolve())
+
+
+def gather(config: ManifestConfig, dataset: Dataset, source: Source, base: str) -> Gathered:
+    """Every clip once, in the order of the lists, with its split and its media."""
+    gathered, shares = Gathered(), (config.test_share, config.val_fraction)
+    rows = list(dataset.rows(source))
+    chosen = stratify(rows, *shares) if dataset.stratified else {}
+    prefix = "" if base == "." else f"{base}/"
+    first: dict[str, tuple[str, Split | None, tuple[str, int]]] = {}
+    for row in rows:
+        label, split, (path, line) = first.get(row.id, (None, None, row.place))
+        if label is None:
+            first[row.id] = row.label, row.split, row.place
+            add(gathered, source.media, row, prefix, chosen.get(row.id) or split_by_hash(row, *shares))
+        elif (label, split) != (row.label, row.split):
+            here = f"{row.id} is {row.label} of {row.split}"
+            source.bad(*row.place, f"{here}, but {label} of {split} in line {line} of {path}; take one out")
+    source.check()
+    check(config, gathered)
+    clips_of = Counter(clip[-1] for clip in gathered.clips)  # by recording: one of which there is one clip is no news
+    gathered.clips = [(*clip[:-1], clip[-1] if clips_of[clip[-1]] > 1 else "") for clip in gathered.clips]
+    return gathered
+
+
+def add(gathered: Gathered, media: Media, row: Row, prefix: str, split: Split) -> None:
+    """Find a clip's media, and note it with its split."""
+    times = ("", "")
+    if row.split:
+        gathered.official.add(row.split)
+    found = media.find(row.names)
+    if not found and row.whole:
+        found, times = media.find((row.whole,)), row.times
+        found.pop("frames", None)  # nobody knows where in them the clip is
+    if found:
+        gathered.used.update(key for key, _ in found.values())
+        paths = (prefix + found[kind][1] if kind in found else "" for kind in SUFFIXES)
+        clip = (row.id, row.label, split, *paths, *times, row.group)
+        if unfit := next((cell for cell in clip if not fits(cell)), None):
+            gathered.unfit.append(unfit)
+        else:
+            gathered.clips.append(clip)
+    else:
+        gathered.sought = gathered.sought or tuple(filter(None, (*row.names, row.whole)))
+        gathered.missing.append((row.id, split, row.label, Path(row.place[0]).name, str(row.place[1])))
+
+
+def check(config: ManifestConfig, gathered: Gathered) -> None:
+    """What can be told only when all rows are known."""
+    if not gathered.clips:
+        what = "no media that are named like those of " + config.name
+        if DATASETS[config.name].key != "name":
+            what = "no folder for each class with clips in it"
+        if gathered.unfit:
+            what = f"only names that can't be in a manifest ({UNFIT}; {shown_of(gathered.unfit)})"
+        elif gathered.missing:
+            what = f"none of {len(gathered.missing)} clips; the first would be {', '.join(gathered.sought)}"
+        endings = "; ".join(f"{kind} .{', .'.join(suffixes)}" for kind, suffixes in SUFFIXES.items())
+        raise ManifestError(f"{config.folder} and the folders below hold {what} (looked for {endings})")
+    if config.test_share and gathered.official:
+        raise ConfigError("--test-fraction does not go with folders that are splits already; leave it out")
+    if config.val_fraction and "val" in gathered.official:
+        raise ConfigError("--val-fraction does not go with a val split that is there already; leave it out")
+
+
+def fits(cell: str) -> bool:
+    """Whether a manifest gives the cell back as it was."""
+    return cell == cell.strip() and (cell.isprintable() or not (CONTROL.search(cell) or SURROGATES.search(cell)))
+
+
+def shown_of(unfit: Sequence[str]) -> str:
+    """The first of some names, what is odd in them spelled out."""
+    return listed(list(map(repr, unfit)), 3)
+
+
+def names_of(label: str, multi_label: bool) -> list[str]:
+    """The classes of a cell."""
+    return label.split(audioset.SEPARATOR) if multi_label else [label]
+
+
+def summarize(dataset: Dataset, media: Media, gathered: Gathered) -> dict[str, Any]:
+    """What --json prints, but for the path; and the clips of each class, by split."""
+    by_class: dict[str, Counter[str]] = {}
+    for _, label, split, *_ in gathered.clips:
+        for name in names_of(label, dataset.multi_label):
+            by_class.setdefault(name, Counter())[split] += 1
+    found, missing = Counter(clip[2] for clip in gathered.clips), Counter(row[1] for row in gathered.missing)
+    return {
+        "clips": len(gathered.clips),
+        "missing": len(gathered.missing),
+        "unlisted": len(media.names - gathered.used),
+        "unfit": len(gathered.unfit),
+        "classes": len(by_class),
+        "multi_label": dataset.multi_label,
+        "splits": {
+            split: {"listed": found[split] + missing[split], "found": found[split], "missing": missing[split]}
+            for split in SPLITS
+            if found[split] + missing[split]
+        },
+        "by_class": {name: {split: by_class[name][split] for split in SPLITS} for name in sorted(by_class)},
+    }
+
+
+def write(out: Path, gathered: Gathered, record: dict[str, Any], known: Mapping[str, str]) -> None:
+    """The list of missing clips, the manifest, and last the record that declares both finished."""
+    missing = [tuple(map(for_sheet, row)) for row in gathered.missing]
+    texts = {missing_of(out): table(MISSING_COLUMNS, missing), out: table(COLUMNS, gathered.clips)}
+    files = {path.name: hashlib.sha256(text.encode()).hexdigest() for path, text in texts.items() if text}
+    for path in texts:
+        # one that is as it would be now was written by a run that was killed before it wrote the record
+        if path.exists() and digest(path) not in (known.get(path.name), files.get(path.name)):
+            raise OutputError(f"{path} was not written by avpt, or changed since; move it away or choose another --out")
+    for path, text in texts.items():
+        if text:
+            write_text(path, text)
+        else:
+            path.unlink(missing_ok=True)
+    write_json(record_of(out), record | {"files": files})
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """CSV with the columns that any row fills; nothing where there are no rows."""
+    filled = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    text = io.StringIO()
+    csv.writer(text).writerows([row[i] for i in filled] for row in (columns, *rows) if filled)
+    return text.getvalue()
+
+
+def read_record(out: Path) -> dict[str, Any] | None:
+    """The record that an earlier run left beside the manifest, None where there is none."""
+    path = record_of(out)
+    if out.is_dir():
+        raise OutputError(f"{out} is a folder; --out must name a file")
+    if not path.exists():
+        return None
+    try:
+        return cast(dict[str, Any], read(path, ManifestRecord))
+    except RecordError as error:
+        raise OutputError(
+            f"{path} was not written by avpt manifest ({error}); move it away or choose another --out"
+        ) from None
+
+
+def record_of(out: Path) -> Path:
+    """`manifest.csv.json`, as a CSV has no place for how it came about."""
+    return out.with_name(f"{out.name}.json")
+
+
+def missing_of(out: Path) -> Path:
+    """`manifest.missing.csv`."""
+    return out.with_name(out.stem + MISSING)
+
+
+def digest(path: Path) -> str | None:
+    """The checksum of a file, None where there is none."""
+    return sha256(path) if path.is_file() else None
+
+
+def warn(config: ManifestConfig, media: Media, gathered: Gathered) -> None:
+    """Tell of clips that were left out, and of media that are there twice."""
+    if missing := gathered.missing:
+        few = listed([row[0] for row in missing], 3)
+        share = f"{len(missing)} of {len(missing) + len(gathered.clips)} clips"
+        log.warning("%s are not below %s (%s); see %s", share, config.folder, few, missing_of(config.out))
+    if unfit := gathered.unfit:
+        told = f"{len(unfit)} of {len(unfit) + len(gathered.clips)} clips"
+        log.warning("%s are left out for their names (%s): %s; rename them", told, UNFIT, shown_of(unfit))
+    if twice := [(taken, other) for key, taken, other in media.twice if key in gathered.used]:
+        log.warning("%d clips lie there more than once; of %s and %s the first is taken", len(twice), *twice[0])
+
+
+def warn_of_gaps(config: ManifestConfig, summary: dict[str, Any]) -> None:
+    """Tell which classes a split has no clip of: what train lacks can't be learnt, what others lack not measured."""
+    asked = {"train"} | ({"val"} if config.val_fraction else set()) | ({"test"} if config.test_share else set())
+    for split in SPLITS:
+        if split in asked or split in summary["splits"]:
+            lacking = [name for name, counts in summary["by_class"].items() if not counts[split]]
+            if lacking:
+                told = "%s has no clip of %d of %d classes (%s)"
+                log.warning(told, split, len(lacking), summary["classes"], listed(lacking, 3))
+
+
+def class_table(out: Path, summary: dict[str, Any]) -> list[Table]:
+    """Clips of each class by split; of many classes only those of which some split has none."""
+    by_class = {
+        name: {split: counts.get(split, 0) for split in SPLITS} for name, counts in summary.get("by_class", {}).items()
+    }
+    splits = [split for split in SPLITS if any(counts[split] for counts in by_class.values())]
+    shown, title = by_class, "clips by class"
+    if len(by_class) > MOST_CLASSES:
+        shown = {name: counts for name, counts in by_class.items() if not all(counts[split] for split in splits)}
+        shown = dict(list(shown.items())[:MOST_CLASSES])
+        title = f"classes that a split has no clip of ({len(shown)} shown; {record_of(out).name} counts all)"
+    rows = [(name, *(str(counts[split] or "-") for split in splits)) for name, counts in shown.items()]
+    return [Table(title, ("", *splits), rows)] if rows else []
+
+
+def report(out: Path, summary: dict[str, Any]) -> Report:
+    """Clips per split, what was left over on either side, and clips per class."""
+    columns = ("listed", "found", "missing")
+    splits = [(split, summary["splits"][split]) for split in SPLITS if split in summary["splits"]]
+    rows = [(split, *(str(counts[column]) for column in columns)) for split, counts in splits]
+    title = f"{summary['clips']} clips of {summary['classes']} classes; {summary['unlisted']} unlisted on disk"
+    if summary["multi_label"]:
+        title += "; several labels a clip: preprocess them with --multi-label"
+    tables = [Table(title, ("split", *columns), rows), *class_table(out, summary)]
+    told = {name: value for name, value in summary.items() if name != "by_class"}  # which the record has
+    return Report({"manifest": str(out), **told}, (out,), tables)

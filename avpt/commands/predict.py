@@ -1,0 +1,301 @@
+"""`avpt predict`: clip files in, labels with their probabilities out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avpt.datasets.rows import KINDS
+from avpt.errors import ConfigError, OutputError, listed
+from avpt.files import artifacts
+from avpt.files.outputs import claim, write_text
+from avpt.machine.processes import num_cores
+from avpt.machine.progress import track
+from avpt.options import PredictConfig
+from avpt.store.manifest import MEDIA_COLUMNS, Clip, read_manifest
+from avpt.text import as_json, for_sheet
+from avpt.types import MODALITIES, Modality, Report, Table
+
+if TYPE_CHECKING:
+    import torch
+
+    from avpt.media.clip import ClipSettings, DecodedClip
+    from avpt.runs.trained_model import Trained
+    from avpt.store.store import Failure
+
+log = logging.getLogger(__name__)
+
+GIB = 2**30
+Ranking = list[tuple[str, float]]  # classes with their probabilities, best first
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model says of a clip, or why it can't."""
+
+    clip: str  # the file as it was given, or the manifest's id
+    modalities: tuple[Modality, ...] = ()  # that the answer is from
+    rankings: dict[str, Ranking] = field(default_factory=dict)  # `joint`; of a fused model also those it is from
+    partial: tuple[str, ...] = ()  # what must be known of how the clip was decoded
+    looked_at: dict[Modality, tuple[float, float]] = field(default_factory=dict)  # seconds of its file
+    seconds: float | None = None  # that it lasts, None where its file does not tell
+    longer: bool = False  # than what was looked at, by far
+    error: str | None = None
+
+
+def run(config: PredictConfig) -> Report:
+    """Decode the clips in workers as `preprocess` does, and give each to the model as it comes."""
+    artifacts.read_header(artifacts.model_file(config.model))  # there, before anything is decoded
+    clips = find_clips(config)
+    if config.out is None:
+        return report(config, label(config, clips))
+    with claim(config.out):
+        there = look_at(config)
+        answers = label(config, clips)
+        result = report(config, answers)
+        if there is not None and there != result.text.encode() and not config.overwrite:
+            raise OutputError(f"{config.out} holds other answers; choose another --out, or --overwrite to replace it")
+        if there != result.text.encode():
+            write_text(config.out, result.text)
+    return replace(result, text="", outputs=(config.out,))
+
+
+def find_clips(config: PredictConfig) -> list[Clip]:
+    """Every clip that is asked for: the rows of a manifest, or files, those in folders among them.
+
+    Raises:
+        ConfigError: a folder without media.
+    """
+    if config.manifest is not None:
+        return list(read_manifest(config.manifest, root=config.root, labelled=False).clips)
+    clips = []
+    for path in config.files or ():
+        if not path.is_dir():
+            clips.append(clip_of(path))
+            continue
+        inside = sorted(file for file in path.rglob("*") if not (file.is_dir() or file.name.startswith(".")))
+        media = [file for file in inside if file.suffix[1:].lower() in KINDS]
+        if others := [str(file) for file in inside if file.suffix[1:].lower() not in KINDS]:
+            log.info("%d files in %s are no media by their names (%s)", len(others), path, listed(others, 3))
+        if not media:
+            raise ConfigError(f"{path} holds no media file; give clips, or --manifest for folders of frames")
+        clips += map(clip_of, media)
+    return clips
+
+
+def clip_of(path: Path) -> Clip:
+    """A file as a manifest's row: an image by its suffix, anything else what it holds of sound and pictures."""
+    column = "frames" if KINDS.get(path.suffix[1:].lower()) == "frames" else "video"
+    written = tuple(str(path) if column == name else "" for name in MEDIA_COLUMNS)
+    shown = os.fsencode(path).decode(errors="replace")
+    return Clip(shown, (), "test", Path.cwd(), written, None, None)
+
+
+def look_at(config: PredictConfig) -> bytes | None:
+    """What is at --out already, None where nothing is.
+
+    Raises:
+        OutputError: it is nothing that this command writes.
+    """
+    path = config.out
+    assert path is not None
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; --out must name a file")
+    if not path.exists():
+        return None
+    content = path.read_bytes()
+    if not content.startswith((b'{"audio":', b'{"clip":', b"clip,modalities,error,")):
+        raise OutputError(f"{path} was not written by this command; choose another --out")
+    return content
+
+
+def label(config: PredictConfig, clips: Sequence[Clip]) -> list[Answer]:
+    """Decode in workers, answer here, in the order of the clips."""
+    from avpt.commands._shards import Task, decode_task, told
+    from avpt.engines.local import run_isolated
+    from avpt.loading.clip_inputs import clip_settings
+    from avpt.runs.trained_model import load_trained
+    from avpt.training import runtime
+
+    trained = load_trained(config.model)
+    device = runtime.start(config.seed, config.device)
+    trained.model.to(device)
+    settings = clip_settings(trained.input)
+    if len(trained.modalities) == 1:  # what is wrong with the other does not matter
+        settings = replace(settings, allow_missing="visual" if trained.modalities == ("audio",) else "audio")
+    memory = int(config.worker_memory * GIB)
+    results = run_isolated(
+        decode_task,
+        (Task("", row, only(clip, trained), settings, memory) for row, clip in enumerate(clips)),
+        workers=min(config.workers or num_cores(), len(clips)),
+        timeout=config.clip_timeout,
+        memory=memory,
+        preload="avpt.media.decode",
+    )
+    answers: dict[int, Answer] = {}
+    failed = 0
+    with closing(results), track(len(clips), "predict") as show:
+        show(0, 0)
+        for task, result in results:
+            clip = clips[task.row]
+            found = answer(clip, told(task, result, "raise --worker-memory"), settings, trained, config.top, device)
+            answers[task.row] = found
+            if found.error is not None:
+                failed += 1
+                log.warning("%s: %s", found.clip, found.error)
+            for what in found.partial:
+                log.warning("%s: %s", found.clip, what)
+            show(len(answers), failed)
+    if longer := [answers[row] for row in range(len(clips)) if answers[row].longer]:
+        first = f"{longer[0].clip}: {part_of(longer[0])}"
+        log.warning(
+            "of %d of %d clips only the beginning was looked at, as long as the model's training clips (first %s); "
+            "start and end in a --manifest choose another part",
+            len(longer),
+            len(clips),
+            first,
+        )
+    return [answers[row] for row in range(len(clips))]
+
+
+def part_of(found: Answer) -> str:
+    """Which part of its file a clip's answer is from, in words."""
+    parts = {modality: f"{start:g} to {end:.2f} s" for modality, (start, end) in found.looked_at.items()}
+    if len(set(parts.values())) <= 1:
+        told = next(iter(parts.values()), "")
+    else:
+        told = ", ".join(f"{modality} {part}" for modality, part in parts.items())
+    begins_first = all(start == 0 for start, _ in found.looked_at.values())
+    return told + (f" of {found.seconds:.2f} s" if told and found.seconds is not None and begins_first else "")
+
+
+def only(clip: Clip, trained: Trained) -> Clip:
+    """The clip without pictures that nobody will look at: those of a whole video, for a model of sound."""
+    if trained.modalities != ("audio",) or clip.start is not None or clip.end is not None or clip.video is None:
+        return clip
+    return replace(clip, written=("", clip.written[1] or clip.written[0], ""))
+
+
+def answer(
+    clip: Clip,
+    decoded: DecodedClip | Failure,
+    settings: ClipSettings,
+    trained: Trained,
+    top: int,
+    device: torch.device,
+) -> Answer:
+    """Give one clip to the model; what it lacks of a fused model's modalities counts as zero features."""
+    import torch
+
+    from avpt.loading.clip_inputs import clip_inputs
+    from avpt.models.fusion import FusedModel
+    from avpt.store.store import Failure
+
+    if isinstance(decoded, Failure):
+        return Answer(clip.id, error=decoded.error)
+    inputs = {name: values.to(device) for name, values in clip_inputs(decoded, trained.input).items()}
+    heard = [modality for modality in trained.modalities if modality in inputs]
+    if not heard:
+        return Answer(clip.id, error=f"has no {'sound' if trained.modalities == ('audio',) else 'pictures'}")
+    with torch.inference_mode():
+        if isinstance(trained.model, FusedModel):
+            outputs = trained.model.outputs(inputs.get("audio"), inputs.get("visual"))
+        else:
+            outputs = trained.model.outputs(inputs[heard[0]])
+    rankings = {}
+    for name, logits in outputs.items():
+        scores = logits[0].cpu().double()  # some devices (mps) have no float64
+        probabilities = scores.sigmoid() if trained.multi_label else scores.softmax(dim=0)
+        best = probabilities.sort(descending=True, stable=True)
+        pairs = zip(best.indices.tolist()[:top], best.values.tolist()[:top], strict=True)
+        rankings[name.removesuffix("logits").rstrip("_") or "joint"] = [(trained.classes[i], p) for i, p in pairs]
+    wrong = tuple(f"{trouble.modality} {trouble.what}" for trouble in decoded.troubles if trouble.modality in heard)
+    start, lengths = clip.start or 0.0, {name: decoded.seconds[name] for name in heard if name in decoded.seconds}
+    spans = {name: min(span, lengths.get(name, span)) for name, span in decoded.spans(settings).items()}
+    parts = {name: (start, round(start + spans[name], 2)) for name in heard}
+    longest = max(lengths.values(), default=None)
+    return Answer(clip.id, tuple(heard), rankings, wrong, parts, longest, decoded.is_longer(settings, heard))
+
+
+def report(config: PredictConfig, answers: Sequence[Answer]) -> Report:
+    """The answers in the format asked for, and how many clips have none."""
+    records = [record_of(found) for found in answers]
+    bad = [found for found in answers if found.error is not None]
+    summary = {"model": str(config.model), "clips": len(answers), "failed": len(bad), "predictions": records}
+    tables, text = [], ""
+    if config.written_as == "table":
+        tables = [table_of(config, answers)]
+    elif config.written_as == "csv":
+        text = csv_of(answers, config.top)
+    else:
+        text = "".join(as_json(record) + "\n" for record in records)
+    problem = None
+    if bad:
+        problem = f"{len(bad)} of {len(answers)} clips have no answer, first {bad[0].clip}: {bad[0].error}"
+    return Report(summary, tables=tables, problem=problem, text=text)
+
+
+def record_of(found: Answer) -> dict[str, Any]:
+    """A JSON line: `top` is the answer, `audio` and `visual` those of each modality's share of the logits."""
+    record: dict[str, Any] = {"clip": found.clip, "error": found.error, "modalities": list(found.modalities)}
+    record |= {
+        "partial": list(found.partial),
+        "looked_at": {name: list(part) for name, part in found.looked_at.items()},
+    }
+    record |= {"seconds": None if found.seconds is None else round(found.seconds, 2)}
+    for name, ranking in found.rankings.items():
+        ranked = [{"label": label, "probability": probability} for label, probability in ranking]
+        record["top" if name == "joint" else name] = ranked
+    return record
+
+
+def columns_of(answers: Sequence[Answer]) -> list[str]:
+    """The rankings that some clip has."""
+    return [name for name in ("joint", *MODALITIES) if any(name in found.rankings for found in answers)]
+
+
+def csv_of(answers: Sequence[Answer], top: int) -> str:
+    """A row a clip; label_1, probability_1, audio_label_1, ... down to the longest ranking."""
+    names = columns_of(answers)
+    longest = max((len(ranking) for found in answers for ranking in found.rankings.values()), default=top)
+    prefixes = {name: "" if name == "joint" else f"{name}_" for name in names}
+    ranked = [
+        f"{prefixes[name]}{what}_{i + 1}" for name in names for i in range(longest) for what in ("label", "probability")
+    ]
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["clip", "modalities", "error", "partial", "looked_at", *ranked])
+    for found in answers:
+        cells = [found.clip, " ".join(found.modalities), found.error or "", "; ".join(found.partial), part_of(found)]
+        for name in names:
+            ranking = found.rankings.get(name, [])
+            cells += [cell for label, probability in ranking for cell in (label, f"{probability:.6g}")]
+            cells += ["", ""] * (longest - len(ranking))
+        writer.writerow(map(for_sheet, cells))
+    return text.getvalue()
+
+
+def table_of(config: PredictConfig, answers: Sequence[Answer]) -> Table:
+    """A line a class, the clip's name on the first of its lines."""
+    names = columns_of(answers) or ["joint"]
+    rows: list[tuple[str, ...]] = []
+    for found in answers:
+        if found.error is not None:
+            rows.append((found.clip, *["no answer", ""] * len(names)))
+        for i in range(max((len(ranking) for ranking in found.rankings.values()), default=0)):
+            cells = [found.clip if i == 0 else ""]
+            for name in names:
+                ranking = found.rankings.get(name, [])
+                cells += [ranking[i][0], f"{ranking[i][1]:.3f}"] if i < len(ranking) else ["", ""]
+            rows.append(tuple(cells))
+    heads = [head for name in names for head in (name if len(names) > 1 else "label", "")]
+    longer = [found for found in answers if found.longer]
+    part = f", of {len(longer)} only a part: {part_of(longer[0])}" if longer else ""
+    return Table(f"{config.model} on {len(answers)} clips{part}", ("clip", *heads), rows)

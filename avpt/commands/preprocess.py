@@ -1,0 +1,292 @@
+"""`avpt preprocess`: a manifest and its media become a store."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from avpt.commands._shards import Job, Shard, make_shard, make_shards, plan_shards
+from avpt.errors import ManifestError, StoreError, listed
+from avpt.files.outputs import (
+    begin,
+    claim,
+    differences,
+    look_into,
+    read_record,
+    refuse,
+    sweep,
+    take_turn,
+    write_json,
+    write_text,
+)
+from avpt.machine.processes import num_cores
+from avpt.machine.progress import track
+from avpt.media.clip import KINDS, LOSSES, SHIFT, ClipSettings, kind_of
+from avpt.media.pointers import is_pointer
+from avpt.options import PreprocessConfig
+from avpt.store.json_files import StoreRecord
+from avpt.store.manifest import LABEL_SEPARATOR, Clip, Manifest, read_manifest
+from avpt.store.store import Failure, read_shard_record, store_record
+from avpt.text import for_sheet
+from avpt.types import SPLITS, Report, Table
+
+log = logging.getLogger(__name__)
+
+OWNED = re.compile(
+    r"(settings|store|timing)\.json|(failures|partial)\.csv|(train|val|test)-\d{5,}\.(h5|json)|\..*\.tmp"
+)
+GIB = 2**30
+
+Records = Mapping[str, dict[str, Any]]  # of the shards that are there, by name
+
+
+def run(config: PreprocessConfig) -> Report:
+    """Decode every clip of the manifest, shard by shard; a shard that is already there is kept."""
+    manifest = read_manifest(config.manifest, root=config.root, multi_label=config.multi_label)
+    if not config.multi_label and any(LABEL_SEPARATOR in name for name in manifest.classes):
+        log.warning("some labels hold %r; --multi-label takes them for several each", LABEL_SEPARATOR)
+    check_pointers(config, manifest.clips[: config.limit])
+    shards = plan_shards(manifest.clips[: config.limit], config.shard_size)
+    mine = shards[config.shards]
+    out = config.out
+    settings: dict[str, Any] = {
+        "schema": 1,
+        "config": config.record(),
+        "inputs": {"manifest": manifest.sha256},
+    }
+    turn = partial(take_turn, out) if config.shard_range else nullcontext
+    with claim(out, part=config.shard_range):
+        with turn():
+            found = look_into(out, "settings.json", OWNED, config.overwrite)
+            if found is None:
+                begin(out, "settings.json", settings, config.overwrite)
+            elif different := differences(found, settings, config.defaults()):
+                raise refuse(out, different)
+            settings = found or settings  # a store goes on as it was begun, by an older avpt too
+            if config.retry_failures:
+                forget_failures(out, mine)
+            records = read_records(out, mine)
+            missing = [shard for shard in mine if shard.name not in records]
+            if missing:
+                (out / "store.json").unlink(missing_ok=True)  # from here on the store is unfinished
+        if missing:
+            make_missing(config, settings["config"], manifest, mine, missing, records)
+        with turn():
+            lacking = [shard.name for shard in shards if not (out / f"{shard.name}.json").exists()]
+            whole = all((out / name).exists() for name in ("store.json", "failures.csv", "partial.csv"))
+            if not lacking:
+                records = read_records(out, shards)
+                lacking = [shard.name for shard in shards if shard.name not in records]
+            sweep(left_in(out, mine if lacking else None))
+            if lacking:
+                return report_part(config, len(shards), read_records(out, mine), lacking)
+            if not whole:
+                write_table(out / "failures.csv", shards, records, "failures")
+                write_table(out / "partial.csv", shards, records, "partial")
+                check_failures(config, shards, records)
+                write_json(out / "store.json", store_record(settings, manifest.classes, by_split(shards, records)))
+        return report(out, settings["config"], records)
+
+
+def check_pointers(config: PreprocessConfig, clips: Sequence[Clip]) -> None:
+    """See that the files of the manifest are there, and not what Git leaves of those that Git LFS keeps elsewhere.
+
+    Raises:
+        ManifestError: with how many are not.
+    """
+    paths = {path for clip in clips for path in (clip.video, clip.audio, clip.frames) if path is not None}
+    if pointers := sorted(str(path) for path in paths if is_pointer(path)):
+        raise ManifestError(
+            f"{config.manifest}: {len(pointers)} of its {len(paths)} files are Git LFS pointers in place of the files "
+            f"({listed(pointers, 1)}); run `git lfs pull` there"
+        )
+
+
+def left_in(out: Path, shards: list[Shard] | None) -> list[Path]:
+    """Files that are being written, or were when their writer was killed: of some shards, or all that there are."""
+    own = None if shards is None else tuple(f".{shard.name}." for shard in shards)
+    return [path for path in out.glob(".*.tmp") if own is None or path.name.startswith(own)]
+
+
+def forget_failures(out: Path, shards: list[Shard]) -> None:
+    """Take back the shards that have failures."""
+    for shard in shards:
+        record = read_shard_record(out / shard.name)
+        if record is not None and record["failures"]:
+            (out / f"{shard.name}.json").unlink()
+
+
+def read_records(out: Path, shards: list[Shard]) -> Records:
+    """The records of the shards that are there."""
+    found = ((shard.name, read_shard_record(out / shard.name)) for shard in shards)
+    return {name: record for name, record in found if record is not None}
+
+
+def make_missing(
+    config: PreprocessConfig,
+    recorded: dict[str, Any],
+    manifest: Manifest,
+    mine: list[Shard],
+    missing: list[Shard],
+    records: Records,
+) -> None:
+    """Make the shards that are not there, on this machine or on a cluster, and show how far it is."""
+    total, left = (sum(len(shard.clips) for shard in part) for part in (mine, missing))
+    done, failed = total - left, sum(len(records[s.name]["failures"]) for s in mine if s.name in records)
+    began = time.perf_counter()
+    with track(total, "preprocess") as show:
+        show(done, failed)
+        for clip_failed in outcomes(config, recorded, manifest, missing):
+            done, failed = done + 1, failed + clip_failed
+            show(done, failed)
+    seconds = time.perf_counter() - began
+    timing = {"seconds": round(seconds, 3), "clips": left, "clips_per_second": round(left / seconds, 2)}
+    if not config.shard_range:
+        write_json(config.out / "timing.json", timing)
+
+
+def outcomes(
+    config: PreprocessConfig, recorded: dict[str, Any], manifest: Manifest, shards: list[Shard]
+) -> Iterator[bool]:
+    """Make shards; yields for every clip that is done whether it failed."""
+    clip_settings = {name: recorded[name] for name in ClipSettings.__dataclass_fields__ if name in recorded}
+    job = Job(
+        out=config.out.absolute(),
+        classes=manifest.classes,
+        settings=ClipSettings(**clip_settings),
+        attributes=clip_settings | {"multi_label": config.multi_label},
+        workers=config.workers or num_cores(),
+        timeout=config.clip_timeout,
+        memory=int(config.worker_memory * GIB),
+    )
+    if config.engine == "local":
+        yield from make_shards(job, shards)
+        return
+    from avpt.engines.cluster import run_on_ray
+
+    for done in run_on_ray(make_shard, job, shards, address=config.ray_address, workers=config.workers):
+        yield from done
+
+
+def by_split(shards: list[Shard], records: Records) -> dict[str, list[tuple[str, dict[str, Any]]]]:
+    """Per split, each shard's name and record."""
+    splits: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for shard in shards:
+        splits.setdefault(shard.split, []).append((shard.name, records[shard.name]))
+    return splits
+
+
+def write_table(path: Path, shards: list[Shard], records: Records, name: str) -> None:
+    """`failures.csv`, a line for every row left out, or `partial.csv`, for what rows were kept without."""
+    text = io.StringIO()
+    columns = list(Failure.__dataclass_fields__)
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    for shard in shards:
+        writer.writerows([for_sheet(row[column]) for column in columns] for row in records[shard.name][name])
+    write_text(path, text.getvalue())
+
+
+def check_failures(config: PreprocessConfig, shards: list[Shard], records: Records) -> None:
+    """Warn of clips that failed or lack something; stop where more failed than --max-failures."""
+    num_rows = sum(len(shard.clips) for shard in shards)
+    tables = {
+        name: [Failure(**row) for shard in shards for row in records[shard.name][name]]
+        for name in ("partial", "failures")
+    }
+    lacking = [row for row in tables["partial"] if kind_of(row.error) in LOSSES]
+    others = [row for row in tables["partial"] if kind_of(row.error) not in LOSSES]
+    for name, rows, what in (
+        ("partial", others, "to be looked at"),
+        ("partial", lacking, "kept in part"),
+        ("failures", tables["failures"], "failed"),
+    ):
+        if not rows:
+            continue
+        clips = dict.fromkeys((row.stage if name == "failures" else kind_of(row.error), row.id) for row in rows)
+        kinds = Counter(kind for kind, _ in clips)
+        first = rows[0]
+        told = (
+            f"{len({row.id for row in rows})} of {num_rows} clips {what} "
+            f"({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}), first {first.id} "
+            f"({first.source}): {first.error}; all are in {config.out / name}.csv"
+        )
+        if name == "failures" and len(rows) / num_rows > config.max_failures:
+            raise StoreError(
+                f"{told}. That is more than --max-failures {config.max_failures:g}: "
+                "mend the clips and --retry-failures, or raise it"
+            )
+        log.warning("%s", told)
+
+
+def told_of(records: Records) -> tuple[dict[str, int], dict[str, float]]:
+    """How many clips there is something to say of, by kind, and how their lengths compare with what is stored."""
+    clips = {(kind_of(row["error"]), row["id"]) for record in records.values() for row in record["partial"]}
+    found = Counter(kind for kind, _ in clips)
+    known = [record.get("lengths", {}) for record in records.values()]  # an older avpt does not write them
+    lengths = {name: sum(each.get(name, 0) for each in known) for name in ("longer", "shorter")}
+    lengths["longest"] = max((each.get("longest", 0.0) for each in known), default=0.0)
+    return {kind: found[kind] for kind in KINDS if found[kind]}, lengths
+
+
+def tables_of(kinds: Mapping[str, int], lengths: Mapping[str, float], config: Mapping[str, Any]) -> list[Table]:
+    """What there is to say of clips that are kept, with the option that changes it."""
+    tables = [
+        Table("clips in partial.csv, by what is told of them", ("", "meaning", "clips"), rows, left=2)
+        for rows in [[(kind, KINDS[kind], str(count)) for kind, count in kinds.items()]]
+        if rows
+    ]
+    rows = []
+    if lengths["longer"]:
+        until = f"longer, up to {lengths['longest']:g} s"
+        rows.append((until, "--spectrogram-frames, --max-frames", f"{lengths['longer']:g}"))
+    if lengths["shorter"]:
+        rows.append(("far shorter", "--spectrogram-frames, --pad repeat", f"{lengths['shorter']:g}"))
+    seconds = config["spectrogram_frames"] * SHIFT
+    title = f"kept are {seconds:g} s of sound and {config['max_frames']} pictures, {config['fps']:g} a second"
+    return [*tables, Table(title, ("clips that are", "to change it", "clips"), rows, left=2)] if rows else tables
+
+
+def report(out: Path, config: Mapping[str, Any], records: Records) -> Report:
+    """The record of a finished store."""
+    step = "remove it and run the same command again, which makes it anew"
+    record = {"partial": 0} | read_record(out / "store.json", step, StoreRecord)
+    clips = sum(split["clips"] for split in record["splits"].values())
+    splits = [(name, record["splits"][name]) for name in SPLITS if name in record["splits"]]
+    rows = [(name, str(split["clips"]), str(len(split["shards"]))) for name, split in splits]
+    kinds, lengths = told_of(records)
+    title = f"{clips} clips, {record['failures']} failed, {record['partial']} told of in partial.csv"
+    summary = {"store": str(out), "clips": clips, "failures": record["failures"], "partial": record["partial"]}
+    return Report(
+        summary=summary | {"partial_kinds": kinds} | lengths,
+        outputs=(out,),
+        tables=[Table(title, ("split", "clips", "shards"), rows), *tables_of(kinds, lengths, config)],
+    )
+
+
+def report_part(config: PreprocessConfig, num_shards: int, made: Records, lacking: list[str]) -> Report:
+    """What one of several runs did for a store that still lacks the shards of others."""
+    if not made:
+        log.warning("--shard-range %s holds none of the shards, which are 0:%d", config.shard_range, num_shards)
+    summary = {
+        "store": str(config.out),
+        "clips": sum(record["clips"] for record in made.values()),
+        "failures": sum(len(record["failures"]) for record in made.values()),
+        "partial": sum(len({row["id"] for row in record["partial"]}) for record in made.values()),
+    }
+    title = "shards {} of 0:{}: {clips} clips, {failures} failed, {partial} told of in partial.csv"
+    rows = [("to be made by other ranges", str(len(lacking))), ("these are", listed(lacking, 3))]
+    return Report(
+        summary | {"missing_shards": len(lacking)},
+        (config.out,),
+        [Table(title.format(config.shard_range, num_shards, **summary), ("shards", ""), rows)],
+    )

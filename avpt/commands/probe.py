@@ -1,0 +1,287 @@
+"""`avpt probe`: a linear probe of an encoder, and of the stage-1 encoder that a fused run started from."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+
+from avpt.errors import ArtifactError, ConfigError
+from avpt.files import artifacts
+from avpt.files.artifacts import Header
+from avpt.files.outputs import claim
+from avpt.machine.processes import loading_workers
+from avpt.options import ProbeConfig, TrainConfig
+from avpt.runs.lineage import Lineage
+from avpt.store.store import Store
+from avpt.types import Modality, Report, Split, Table
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torchvision.models import ResNet
+
+    from avpt.diagnosis.probing import Probe
+    from avpt.loading.dataset import InputSpec
+    from avpt.store.store import SplitIndex
+
+log = logging.getLogger(__name__)
+
+KINDS = ("encoder", "classifier", "fused")
+HELD_OUT: tuple[Split, ...] = ("val", "test")
+SURE = 0.05  # a p below it counts as a difference
+WIDTH = 80  # of a line where there is no terminal
+
+
+def run(config: ProbeConfig) -> Report:
+    """Do nothing where the probe is already there; torch is loaded only when there is work."""
+    store = Store(config.store)
+    inputs = {"model": artifacts.model_hash(config.model), "store": store.fingerprint}
+    model, _ = artifacts.read_header(artifacts.model_file(config.model))
+    modality = modality_of(config, model)
+    before = find_stage1(config, model, modality)
+    if before is not None:
+        inputs["stage1"] = artifacts.model_hash(before)
+    header = Header(kind="probe", config=config.record() | {"modality": modality}, inputs=inputs)
+    if config.out is None:
+        return report(config, probe(config, store, model, modality, before, header))
+    with claim(config.out):
+        found = artifacts.reuse(config.out, header, config.defaults(), config.overwrite)
+        return report(config, found or probe(config, store, model, modality, before, header))
+
+
+def modality_of(config: ProbeConfig, model: Header) -> Modality:
+    """Which encoder is meant.
+
+    Raises:
+        ArtifactError: the file holds no encoder.
+        ConfigError: --modality is missing, or names what the model does not have.
+    """
+    if model.kind not in KINDS:
+        raise ArtifactError(f"{config.model} is of kind {model.kind}; {' or '.join(KINDS)} is needed here")
+    if model.kind == "fused":
+        if config.modality is None:
+            raise ConfigError(f"{config.model} holds two encoders; add --modality audio or --modality visual")
+        return config.modality
+    if config.stage1 is not None:
+        raise ConfigError(f"--stage1 is for fused models; {config.model} is of kind {model.kind}")
+    try:
+        has: Modality = model.spec["encoder"]["modality"]
+    except (KeyError, TypeError):
+        raise ArtifactError(f"{config.model} does not fit its own spec; make it again") from None
+    if config.modality not in (None, has):
+        raise ConfigError(f"--modality {config.modality} does not go with {config.model}, which takes {has} input")
+    return has
+
+
+def find_stage1(config: ProbeConfig, model: Header, modality: Modality) -> Path | None:
+    """What the encoder of a fused model started from; that it is not to be found is warned of.
+
+    Raises:
+        ArtifactError: --stage1 is something else.
+    """
+    if model.kind != "fused":
+        return None
+    recorded = model.inputs.get(modality, "")
+    if config.stage1 is not None:
+        if (checksum := artifacts.model_hash(config.stage1)) != recorded:
+            raise ArtifactError(
+                f"{config.stage1} is not what the {modality} encoder of {config.model} started from "
+                f"(checksum {checksum[:12]}..., it records {recorded[:12]}...); name that one, or leave --stage1 out"
+            )
+        return config.stage1
+    node = Lineage([config.model], config.search).find(recorded)
+    if node is None:
+        log.warning(
+            "what the %s encoder of %s started from (checksum %s...) is not around it, so there is nothing to compare "
+            "with; name it with --stage1, or folders to look in with --search",
+            *(modality, config.model, recorded[:12]),
+        )
+    return None if node is None else node.path
+
+
+def probe(
+    config: ProbeConfig, store: Store, model: Header, modality: Modality, before: Path | None, header: Header
+) -> Header:
+    """Compute the features of each split once, fit a probe on them, and the same for the stage-1 encoder."""
+    from avpt.diagnosis.probing import mcnemar
+    from avpt.runs.trained_model import check_clips, training_option
+    from avpt.store.splits import training_splits
+    from avpt.training import runtime
+
+    probed = {"": load(config, store, config.model, modality)}
+    if before is not None:
+        try:
+            probed["stage1_"] = load(config, store, before, modality, like=probed[""].pipeline)
+        except ArtifactError as error:
+            if config.stage1 is not None:
+                raise
+            log.warning("there is no stage-1 encoder to compare with: %s", error)
+    splits = training_splits(store, [modality], training_option(model, "val_fraction"), "choose the probe's strength")
+    for one in probed.values():
+        check_clips(store, splits, [modality], one.pipeline)
+    batch_size = config.batch_size or training_option(model, "batch_size")
+    device = runtime.start(config.seed, config.device)
+
+    labels, classes = number_classes(splits, store.classes)
+    tensors: dict[str, Tensor] = {f"{split}_labels": values for split, values in labels.items()}
+    for split, index in splits.items():
+        tensors |= artifacts.pack_ids(index.ids, prefix=f"{split}_")
+    metric = "map" if store.multi_label else "accuracy"
+    record: dict[str, Any] = {"modality": modality, "clips": {split: len(index) for split, index in splits.items()}}
+    right = {}
+    for prefix, one in probed.items():
+        features = encode_splits(config, store, splits, one, batch_size, device)
+        fitted, scores, right[prefix] = probe_features(features, labels)
+        told = {metric: scores, "strength": fitted.strength, "converged": fitted.converged}
+        record |= {"stage1": told} if prefix else told
+        tensors |= {f"{prefix}{split}_features": values for split, values in features.items()}
+        tensors |= {f"{prefix}{name}": tensor_of(getattr(fitted, name)) for name in ("weight", "bias")}
+        if not fitted.converged:
+            log.warning("the fit of the probe of %s stopped before it converged", one.path)
+    if "stage1" in record:
+        pairs = {split: (record[metric][split], record["stage1"][metric][split]) for split in HELD_OUT}
+        record["difference"] = {split: None if None in pair else pair[0] - pair[1] for split, pair in pairs.items()}
+        if "test" in splits and not store.multi_label:
+            record["mcnemar"] = mcnemar(right[""]["test"].numpy(), right["stage1_"]["test"].numpy())
+    made = replace(header, classes=classes, metrics=record, environment=runtime.environment(device))
+    if config.out is not None:
+        artifacts.save(config.out, made, tensors)
+    return made
+
+
+@dataclass(frozen=True)
+class Probed:
+    """An encoder, and the pipeline that its inputs go through."""
+
+    path: Path
+    encoder: ResNet
+    modality: Modality
+    pipeline: InputSpec
+
+
+def load(config: ProbeConfig, store: Store, path: Path, modality: Modality, like: InputSpec | None = None) -> Probed:
+    """Read an encoder; where it is fresh from `init` its pipeline is `like`, or the defaults.
+
+    Raises:
+        ArtifactError: there is none, or its BatchNorm has no statistics yet.
+    """
+    from avpt.models.checkpoint import check_frozen, load_network
+    from avpt.runs import training_run
+    from avpt.runs.trained_model import read_input
+
+    loaded = load_network(path, *KINDS)
+    encoder, trained = loaded.encoder(modality), loaded.header.spec.get("input")
+    check_frozen(encoder, path)
+    if trained is not None:
+        pipeline = read_input(path, loaded.header)
+    else:
+        pipeline = like or training_run.input_spec(store, TrainConfig(store=config.store, out=path))
+    image_size, num_frames = config.image_size or pipeline.image_size, config.num_frames or pipeline.num_frames
+    return Probed(path, encoder, modality, replace(pipeline, image_size=image_size, num_frames=num_frames))
+
+
+def number_classes(splits: dict[Split, SplitIndex], classes: list[str]) -> tuple[dict[Split, Tensor], list[str]]:
+    """Labels by the numbers of the classes that train has, which are all that val and test have; and their names."""
+    import numpy as np
+
+    train = splits["train"].labels
+    if train.ndim == 1:
+        there = np.unique(train)
+        labels = {split: tensor_of(np.searchsorted(there, index.labels)) for split, index in splits.items()}
+    else:
+        there = np.flatnonzero(train.any(axis=0))
+        labels = {split: tensor_of(index.labels[:, there]).float() for split, index in splits.items()}
+    return labels, [classes[number] for number in there]
+
+
+def tensor_of(values: Any) -> Tensor:
+    """An array as a tensor."""
+    import torch
+
+    return torch.from_numpy(values)
+
+
+def encode_splits(
+    config: ProbeConfig,
+    store: Store,
+    splits: dict[Split, SplitIndex],
+    probed: Probed,
+    batch_size: int,
+    device: torch.device,
+) -> dict[Split, Tensor]:
+    """Features (clips, width) float32 of each split, as evaluation sees its clips."""
+    from avpt.loading.evaluation import EvaluationDataset
+    from avpt.loading.loader import Loader, deaths_told
+    from avpt.models.encoder import Features
+    from avpt.training.passes import evaluate
+    from avpt.training.world import World
+
+    workers = loading_workers(config.workers)
+    model, features = Features(probed.encoder).to(device), {}
+    with deaths_told():
+        for split, index in splits.items():
+            dataset = EvaluationDataset(index, [probed.modality], probed.pipeline, store.settings["frame_codec"])
+            batches = Loader(dataset, batch_size, device=device, workers=workers).epoch(0)
+            features[split] = evaluate(model, batches, len(index), World())["features"]
+    return features
+
+
+def probe_features(
+    features: dict[Split, Tensor], labels: dict[Split, Tensor]
+) -> tuple[Probe, dict[str, float | None], dict[Split, Tensor]]:
+    """The probe; its accuracy (several labels: mAP) on val and test; which of their clips it gets right, (clips,)."""
+    from avpt.diagnosis.probing import fit_probe
+    from avpt.training import objective
+
+    def score(logits: Any, labels: Any) -> float:
+        return objective.key_metric(objective.metrics(tensor_of(logits), tensor_of(labels)))
+
+    arrays = {split: (features[split].numpy(), labels[split].numpy()) for split in features}
+    fitted = fit_probe(arrays["train"], arrays["val"], score)
+    scores: dict[str, float | None] = dict.fromkeys(HELD_OUT)
+    right = {}
+    for split in HELD_OUT:
+        if split in features:
+            logits = fitted.logits(arrays[split][0])
+            scores[split] = score(logits, arrays[split][1])
+            right[split] = objective.is_correct(tensor_of(logits), labels[split])
+    return fitted, scores, right
+
+
+def report(config: ProbeConfig, header: Header) -> Report:
+    """A row a split; with the stage-1 encoder both and their difference."""
+    record = header.metrics
+    metric = "map" if "map" in record else "accuracy"
+    splits = [split for split in HELD_OUT if record[metric][split] is not None]
+    rows = []
+    for split in splits:
+        cells = [f"{record[metric][split]:.4f}"]
+        if "stage1" in record:
+            cells += [f"{record['stage1'][metric][split]:.4f}", f"{record['difference'][split]:+.4f}"]
+        rows.append((split, str(record["clips"][split]), *cells))
+    names = ("joint", "stage 1", "difference") if "stage1" in record else (metric,)
+    title = f"linear probe of the {record['modality']} encoder of {config.model} on {config.store}, {metric}"
+    summary = {"model": str(config.model), "store": str(config.store), **record}
+    outputs = (config.out,) if config.out is not None else ()
+    return Report(summary, outputs, [Table(title, ("", "clips", *names), rows)], text=in_words(record))
+
+
+def in_words(record: dict[str, Any]) -> str:
+    """What the difference on test says of joint training, and how surely."""
+    if "mcnemar" not in record:
+        return ""
+    clips, test = record["clips"]["test"], record["mcnemar"]
+    joint, before = test["joint_only"], test["stage1_only"]
+    told = (
+        f"{joint} of {clips} test clips are right with the joint encoder alone, {before} with that of stage 1 alone "
+        f"(exact McNemar test, p = {test['p']:.2g}): "
+    )
+    if test["p"] >= SURE:
+        told += "no difference that these clips can show."
+    else:
+        lost = "lost" if before > joint else "gained"
+        told += f"in joint training the encoder has {lost} what a linear classifier can use. Another seed may differ."
+    return fill(told, WIDTH) + "\n"

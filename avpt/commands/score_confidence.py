@@ -1,0 +1,143 @@
+"""`avpt score-confidence`: the training dynamics of both modalities become a confidence per clip."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avpt.errors import OutputError
+from avpt.files import artifacts
+from avpt.files.artifacts import Header
+from avpt.files.outputs import claim, sha256, write_text
+from avpt.options import ScoreConfig
+from avpt.text import for_sheet
+from avpt.types import MODALITIES, Modality, Report, Table
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from avpt.confidence.files import Dynamics
+
+STATISTICS = ("confidence", "variability", "correctness")
+
+
+def run(config: ScoreConfig) -> Report:
+    """Do nothing where the confidences are already there; torch is loaded only when there is work."""
+    files = {modality: artifacts.run_file(getattr(config, modality), "dynamics.safetensors") for modality in MODALITIES}
+    inputs: dict[str, str] = {modality: sha256(file) for modality, file in files.items()}
+    header = Header(kind="confidence", config=config.record(), inputs=inputs)
+    if config.out is None:
+        return score(config, header)
+    with claim(config.out):
+        found = artifacts.reuse(config.out, header, config.defaults(), config.overwrite)
+        if found is None or config.csv is not None:
+            return score(config, header, found)
+    return Report(found.metrics, (config.out,))
+
+
+def score(config: ScoreConfig, header: Header, found: Header | None = None) -> Report:
+    """Average each clip's dynamics over epochs, join both modalities by clip id, show what masking would do."""
+    from avpt.confidence.files import check_comparable, join_ids, read_dynamics
+    from avpt.confidence.formulas import statistics
+
+    dynamics = {modality: read_dynamics(getattr(config, modality), modality) for modality in MODALITIES}
+    check_comparable(dynamics)
+    ids = join_ids(dynamics, skip=config.missing == "skip")
+    columns: dict[str, Tensor] = {}
+    for modality, recorded in dynamics.items():
+        values = statistics(*recorded.of(ids, config.skip_epochs))
+        columns |= {f"{modality}_{name}": column for name, column in values.items()}
+    summary = summarize(columns)
+    if config.out is not None and found is None:
+        artifacts.save(config.out, replace(header, metrics=summary), columns | artifacts.pack_ids(ids))
+    if config.csv is not None:
+        write_csv(config.csv, ids, columns, config.overwrite)
+    tables = [statistics_table(columns), preview_table(columns, dynamics, config)]
+    return Report(summary, (config.out,) if config.out else (), tables)
+
+
+def summarize(columns: dict[str, Tensor]) -> dict[str, Any]:
+    """Count, mean of every statistic, and the share of clips where each modality is the surer one."""
+    audio, visual = columns["audio_confidence"], columns["visual_confidence"]
+    means = {name: float(column.double().mean()) for name, column in columns.items()}
+    shares = {
+        "audio_dominates": float((audio > visual).double().mean()),
+        "visual_dominates": float((visual > audio).double().mean()),
+    }
+    return {"clips": len(audio), **means, **shares}
+
+
+def write_csv(path: Path, ids: Sequence[str], columns: dict[str, Tensor], overwrite: bool) -> None:
+    """One row a clip.
+
+    Raises:
+        OutputError: another file is there.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["id", *columns])
+    for clip_id, *values in zip(ids, *(column.tolist() for column in columns.values()), strict=True):
+        writer.writerow([for_sheet(clip_id), *(f"{value:.9g}" for value in values)])
+    with claim(path):
+        found = path.read_bytes() if path.is_file() else None
+        if path.is_dir() or (found is not None and not found.startswith(f"id,{','.join(columns)}".encode())):
+            raise OutputError(f"{path} was not written by avpt; choose another --csv")
+        if found == text.getvalue().encode():
+            return
+        if found is not None and not overwrite:
+            raise OutputError(f"{path} holds other statistics; choose another --csv, or --overwrite to replace it")
+        write_text(path, text.getvalue())
+
+
+def statistics_table(columns: dict[str, Tensor]) -> Table:
+    """Means over the clips."""
+    rows = []
+    for modality in MODALITIES:
+        other = "visual" if modality == "audio" else "audio"
+        surer = columns[f"{modality}_confidence"] > columns[f"{other}_confidence"]
+        means = (f"{columns[f'{modality}_{name}'].double().mean():.3f}" for name in STATISTICS)
+        rows.append((modality, *means, f"{surer.double().mean():.1%}"))
+    count = len(columns["audio_confidence"])
+    return Table(f"confidence of {count} training clips, means", ("", *STATISTICS, "is the surer one"), rows)
+
+
+def preview_table(columns: dict[str, Tensor], dynamics: dict[Modality, Dynamics], config: ScoreConfig) -> Table:
+    """What `fuse-train` would mask with the same mask options."""
+    from avpt.confidence.formulas import mask_ratios
+    from avpt.loading.dataset import grid
+    from avpt.loading.masking import count_patches, patches_to_mask
+
+    ratios = mask_ratios(
+        {modality: columns[f"{modality}_confidence"] for modality in MODALITIES},
+        mask=config.mask,
+        rule=config.mask_rule,
+        ratio=config.ratio,
+        eta=config.mask_eta,
+        threshold=config.mask_threshold,
+    )
+    rows = []
+    for modality in MODALITIES:
+        plane = grid(dynamics[modality].input, modality)
+        patches = count_patches(modality, plane, config.patch[modality])
+        ratio = ratios[modality]
+        some = ratio > 0
+        floored = some & (patches_to_mask(ratio, patches) == 0)
+        rows.append(
+            (
+                modality,
+                f"{int(some.sum())} ({some.double().mean():.1%})",
+                f"{ratio[some].double().mean():.3f}" if some.any() else "-",
+                f"{ratio.max():.3f}",
+                str(patches),
+                str(int(floored.sum())),
+            )
+        )
+    return Table(
+        f"what --mask {config.mask} would do, rule {config.mask_rule}",
+        ("", "clips with a ratio", "mean of them", "highest", "patches", "floor to nothing"),
+        rows,
+    )

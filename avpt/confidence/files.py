@@ -1,0 +1,189 @@
+"""Dynamics, confidence and mask ratios as files: read with checks, written, and held against one another."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from avpt.errors import ArtifactError, ConfigError, listed
+from avpt.files import artifacts
+from avpt.files.checking import RecordError, convert
+from avpt.files.outputs import sha256
+from avpt.files.records import InputSpec
+from avpt.types import MODALITIES, Modality
+
+log = logging.getLogger(__name__)
+
+# options that keep a model from becoming sure, and what they are where a header does not tell
+SOFTENING = {"label_smoothing": 0.0, "mixup": None}
+
+
+@dataclass(frozen=True)
+class DynamicsSpec:
+    """What the header says of them."""
+
+    modality: Literal["audio", "visual", "joint"]
+    input: InputSpec
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """What one stage-1 run recorded."""
+
+    path: Path  # of the run
+    ids: list[str]
+    probability: Tensor  # (epochs, clips) float32 of the true class
+    correct: Tensor  # (epochs, clips) bool
+    input: InputSpec  # the run's input pipeline
+    header: artifacts.Header
+
+    def of(self, ids: Sequence[str], skip_epochs: int) -> tuple[Tensor, Tensor]:
+        """(epochs, clips) probability and correctness of the given clips, without the first epochs.
+
+        Raises:
+            ConfigError: that would leave no epoch.
+        """
+        if skip_epochs >= len(self.probability):
+            raise ConfigError(f"--skip-epochs is {skip_epochs}; {self.path} has {len(self.probability)} epochs")
+        position = {clip_id: i for i, clip_id in enumerate(self.ids)}
+        columns = torch.tensor([position[clip_id] for clip_id in ids])
+        return self.probability[skip_epochs:, columns], self.correct[skip_epochs:, columns]
+
+
+def read_dynamics(path: Path, modality: Modality) -> Dynamics:
+    """The dynamics of a finished stage-1 run.
+
+    Raises:
+        ArtifactError: not a finished run, or one on the other modality.
+    """
+    file = artifacts.run_file(path, "dynamics.safetensors")
+    artifact = artifacts.load(file, "dynamics")
+    try:
+        spec, tensors = convert(artifact.header.spec, DynamicsSpec), artifact.tensors
+    except RecordError as error:
+        raise ArtifactError(f"{file} has a damaged spec ({error}); train it again") from None
+    if spec.modality != modality:
+        raise ArtifactError(f"{path} is a run on {spec.modality}; --{modality} needs a stage-1 run on {modality}")
+    ids, probability, correct = artifacts.unpack_ids(tensors), tensors["probability"], tensors["correct"]
+    return Dynamics(path, ids, probability, correct, spec.input, artifact.header)
+
+
+def check_comparable(dynamics: dict[Modality, Dynamics]) -> None:
+    """See that one run's confidence means what the other's does; what only makes one of them surer is warned of.
+
+    Raises:
+        ArtifactError: the runs learnt other classes, or recorded in another way.
+    """
+    audio, visual = dynamics["audio"], dynamics["visual"]
+    if set(audio.header.classes) != set(visual.header.classes):
+        only = sorted(set(audio.header.classes) ^ set(visual.header.classes))
+        raise ArtifactError(
+            f"{audio.path} and {visual.path} learnt different classes (only one knows {listed(only)}), so their "
+            "confidences can't be compared; train both on one store"
+        )
+    several = {recorded.path: bool(recorded.header.spec.get("multi_label")) for recorded in (audio, visual)}
+    if len(set(several.values())) > 1:
+        one = next(path for path, multi_label in several.items() if not multi_label)
+        raise ArtifactError(
+            f"{audio.path} and {visual.path} can't be compared: only {one} has one label a clip; "
+            "train both on one store"
+        )
+    ways = [recorded.header.config.get("dynamics", "train") for recorded in (audio, visual)]
+    if ways[0] != ways[1]:
+        raise ArtifactError(
+            f"{audio.path} recorded with --dynamics {ways[0]}, {visual.path} with --dynamics {ways[1]}, so their "
+            "confidences can't be compared; train both with the same"
+        )
+    if audio.header.inputs.get("store") != visual.header.inputs.get("store"):
+        log.warning("%s and %s were trained on different stores; clips are joined by id", audio.path, visual.path)
+    epochs = len(audio.probability), len(visual.probability)
+    if epochs[0] != epochs[1]:
+        told = "%s recorded over %d epochs, %s over %d: a run is surer the longer it learns, so that epochs decide"
+        log.warning(f"{told} which modality dominates", audio.path, epochs[0], visual.path, epochs[1])
+    for name, default in SOFTENING.items():
+        there, here = (recorded.header.config.get(name, default) for recorded in (audio, visual))
+        if there != here:
+            told = "%s was trained with --%s %s, %s with %s, which makes one of them less sure than the other"
+            log.warning(told, audio.path, name.replace("_", "-"), there or "none", visual.path, here or "none")
+
+
+def check_scored_from(path: Path, runs: dict[Modality, Path]) -> None:
+    """See that a confidence artifact was scored from the runs whose encoders it is to guide.
+
+    An encoder of no stage-1 run, as `init` writes it, has recorded nothing: that is warned of.
+
+    Raises:
+        ArtifactError: a run is another than the one it was scored from, or has gone on since.
+    """
+    header, _ = artifacts.read_header(path)
+    for modality, run in runs.items():
+        dynamics = (run if run.is_dir() else run.parent) / "dynamics.safetensors"
+        belongs = run.is_dir() or run.name in ("model.safetensors", "last.safetensors")
+        if not belongs or not dynamics.is_file():
+            log.warning(
+                "whether %s was scored from --%s %s can't be told: no dynamics lie beside it", path, modality, run
+            )
+        elif header.inputs.get(modality) != sha256(dynamics):
+            raise ArtifactError(
+                f"{path} was not scored from --{modality} {run} as it is now; "
+                f"score it from the runs given, with `avpt score-confidence`"
+            )
+
+
+def join_ids(dynamics: dict[Modality, Dynamics], skip: bool) -> list[str]:
+    """Clip ids that both runs have, in the audio run's order.
+
+    Raises:
+        ArtifactError: they share none, or one lacks clips and `skip` is off.
+    """
+    ids = {modality: set(recorded.ids) for modality, recorded in dynamics.items()}
+    both = [clip_id for clip_id in dynamics["audio"].ids if clip_id in ids["visual"]]
+    if not both:
+        paths = " and ".join(str(recorded.path) for recorded in dynamics.values())
+        raise ArtifactError(f"{paths} have no clip in common; train both on one store")
+    only = {"visual": sorted(ids["audio"] - ids["visual"]), "audio": sorted(ids["visual"] - ids["audio"])}
+    lacking = [f"{len(missing)} in the {side} run ({listed(missing)})" for side, missing in only.items() if missing]
+    if lacking and not skip:
+        raise ArtifactError(f"clips are missing: {', '.join(lacking)}; --missing skip leaves them out")
+    if lacking:
+        log.warning("left out, being missing: %s", ", ".join(lacking))
+    return both
+
+
+def read_confidence(path: Path, ids: Sequence[str]) -> tuple[dict[Modality, Tensor], Tensor]:
+    """Mean confidence of the training clips.
+
+    Returns:
+        Per modality (known,), and (known,) positions in `ids` of the clips that have one: all of them, but for
+        those that `score-confidence --missing skip` left out.
+
+    Raises:
+        ArtifactError: not a confidence artifact, or it is of other clips.
+    """
+    artifact = artifacts.load(path, "confidence")
+    position = {clip_id: i for i, clip_id in enumerate(artifacts.unpack_ids(artifact.tensors))}
+    lacking = [clip_id for clip_id in ids if clip_id not in position]
+    skipped = artifact.header.config.get("missing") == "skip" and position.keys() <= set(ids)
+    if lacking and not skipped:
+        raise ArtifactError(
+            f"{path} has no confidence for {len(lacking)} of {len(ids)} training clips ({listed(lacking)}); "
+            "score it from stage-1 runs on this store, with the same --val-fraction"
+        )
+    if lacking:
+        log.warning("%d of %d training clips have no confidence and are not masked", len(lacking), len(ids))
+    known = torch.tensor([i for i, clip_id in enumerate(ids) if clip_id in position])
+    order = torch.tensor([position[ids[i]] for i in known.tolist()])
+    return {m: artifact.tensors[f"{m}_confidence"][order] for m in MODALITIES}, known
+
+
+def save_ratios(path: Path, header: artifacts.Header, ratios: dict[Modality, Tensor], ids: Sequence[str]) -> None:
+    """`mask.safetensors`: the ratio of every training clip; `header` is that of the run's model."""
+    tensors = {f"{modality}_ratio": values.float() for modality, values in ratios.items()}
+    own = artifacts.Header(kind="mask", config=header.config, inputs=header.inputs, classes=header.classes)
+    artifacts.save(path, own, tensors | artifacts.pack_ids(ids))

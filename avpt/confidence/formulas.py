@@ -1,0 +1,81 @@
+"""Dynamics -> confidence -> mask ratios: pure functions (arXiv 2302.03533, FusT)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from avpt.types import MODALITIES, Modality
+
+
+def statistics(probability: Tensor, correct: Tensor) -> dict[str, Tensor]:
+    """The three statistics of dataset cartography (Swayamdipta et al. 2020), each (clips,) float32.
+
+    Args:
+        probability: (epochs, clips) of the true class.
+        correct: (epochs, clips) bool.
+
+    Returns:
+        `confidence`, the mean over epochs; `variability`, the standard deviation over epochs (of the epochs
+        themselves, not an estimate for more); `correctness`, the share of epochs predicted right.
+    """
+    exact = probability.double()
+    return {
+        "confidence": exact.mean(dim=0).float(),
+        "variability": exact.std(dim=0, correction=0).float(),
+        "correctness": correct.double().mean(dim=0).float(),
+    }
+
+
+def no_ratios(num_clips: int) -> dict[Modality, Tensor]:
+    """Nothing is masked."""
+    return {modality: torch.zeros(num_clips, dtype=torch.float64) for modality in MODALITIES}
+
+
+def mask_ratios(
+    confidence: dict[Modality, Tensor],
+    *,
+    mask: Literal["adaptive", "uniform", "none"],
+    rule: Literal["dominant", "released"],
+    ratio: dict[Modality, float],
+    eta: float,
+    threshold: float,
+) -> dict[Modality, Tensor]:
+    """How much of each clip's input is masked, (clips,) float64 per modality: float32 would make 0.7 less than 0.7.
+
+    dominant: r_m = rho_m * tanh(eta * d_m) if d_m = c_m - c_other > 0 and c_m >= tau, else 0.
+    released: if c_v >= tau, r_a = rho_a * tanh(eta * (c_a - c_v)); else if c_a >= tau,
+    r_v = rho_v * tanh(eta * (c_v - c_a)); as the released code has it, where a ratio <= 0 masks nothing.
+    uniform: the mean of these over the clips for every clip; negative ratios count under the released rule only.
+
+    Args:
+        confidence: mean confidence per modality, (clips,).
+        ratio: rho per modality.
+        eta: how fast the ratio grows with the difference.
+        threshold: tau.
+    """
+    audio, visual = confidence["audio"].double(), confidence["visual"].double()
+    if mask == "none":
+        return no_ratios(len(audio))
+    raw: dict[Modality, Tensor] = {
+        "audio": ratio["audio"] * torch.tanh(eta * (audio - visual)),
+        "visual": ratio["visual"] * torch.tanh(eta * (visual - audio)),
+    }
+    if rule == "dominant":
+        applies: dict[Modality, Tensor] = {
+            "audio": (audio > visual) & (audio >= threshold),
+            "visual": (visual > audio) & (visual >= threshold),
+        }
+    else:
+        applies = {"audio": visual >= threshold, "visual": (visual < threshold) & (audio >= threshold)}
+    ratios = {modality: torch.where(applies[modality], raw[modality], 0.0) for modality in raw}
+    if mask == "uniform":
+        ratios = {modality: values.mean().expand(len(values)) for modality, values in ratios.items()}
+    return {modality: values.clamp(min=0) for modality, values in ratios.items()}
+
+
+def spread(ratios: dict[Modality, Tensor], known: Tensor, num_clips: int) -> dict[Modality, Tensor]:
+    """Ratios of the known clips among all clips, (clips,); the others are not masked."""
+    return {m: zeros.index_copy(0, known, ratios[m]) for m, zeros in no_ratios(num_clips).items()}

@@ -1,1 +1,0 @@
-"""Manifest, media, store, and what is done to a batch before a model sees it."""

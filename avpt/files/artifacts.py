@@ -1,0 +1,210 @@
+"""One header format for every safetensors file: read with checks, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from avpt import __version__
+from avpt.errors import ArtifactError, OutputError
+from avpt.files.checking import RecordError, check, convert, parse
+from avpt.files.outputs import atomic, differences, refuse, sha256
+from avpt.files.records import METRICS, Metrics, Provenance
+from avpt.files.tensors import misfits, wrong_values
+from avpt.files.tensors import pack_ids as pack_ids
+from avpt.files.tensors import unpack_ids as unpack_ids
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA = 1
+
+OTHER_SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".bin", ".onnx", ".pt2", ".h5", ".npz", ".csv", ".json"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a file is and how it came about; stored as sorted JSON under the one metadata key `avpt`."""
+
+    kind: str  # encoder, classifier, dynamics, confidence, fused, predictions, probe, mask, export
+    spec: dict[str, Any] = field(default_factory=dict)  # rebuilds the module and its input pipeline
+    config: dict[str, Any] = field(default_factory=dict)  # options that can change the result
+    inputs: dict[str, str] = field(default_factory=dict)  # name -> sha256 or store fingerprint
+    classes: list[str] = field(default_factory=list)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)  # thread count, device, torch: what bytes depend on
+    schema: int = SCHEMA
+    avpt: str = __version__
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A safetensors file of avpt's own, read whole."""
+
+    header: Header
+    tensors: dict[str, Tensor]
+
+
+def save(path: Path, header: Header, tensors: Mapping[str, Tensor]) -> None:
+    """Write an artifact; the same header and tensors give the same bytes.
+
+    safetensors keeps metadata in a hash map: with more than one key the order, and so the bytes, would vary.
+    """
+    from safetensors import torch as safetensors
+
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic(path) as beside:
+        # not its `save_file`, which writes to a file of a random name first: a kill would leave that behind
+        beside.write_bytes(safetensors.save(on_cpu, {"avpt": format_header(header)}))
+
+
+def format_header(header: Header) -> str:
+    """The header as the sorted JSON that a file carries."""
+    return json.dumps(asdict(header), sort_keys=True, ensure_ascii=False)
+
+
+def read_header(path: Path) -> tuple[Header, dict[str, tuple[str, list[int]]]]:
+    """Read the header, and each tensor's type and shape, without the tensors.
+
+    Raises:
+        ArtifactError: missing, cut short, or not written by avpt.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise ArtifactError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; an artifact is a file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: (part.get_dtype(), list(part.get_shape())) for name, part in slices.items()}
+    except SafetensorError as error:
+        raise ArtifactError(f"{path} is cut short, damaged, or not a safetensors file ({error})") from None
+    except OSError as error:  # safetensors says of every file that it can't open that there is none
+        raise ArtifactError(f"{path} can't be read; look at its permissions ({error})") from None
+    if "avpt" not in metadata:
+        raise ArtifactError(
+            f"{path} is a safetensors file that avpt did not write; "
+            "make an encoder of it with `avpt init --weights` first"
+        )
+    return parse_header(path, metadata["avpt"]), tensors
+
+
+def parse_header(path: Path, text: str) -> Header:
+    """The header that a file carries as JSON.
+
+    Raises:
+        ArtifactError: it is damaged, or of a newer avpt.
+    """
+    try:
+        values = parse(text)
+        schema = values.get("schema") if isinstance(values, dict) else None
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise ArtifactError(f"{path} was written by a newer avpt ({values.get('avpt')!s:.20}); update avpt")
+        header = convert(values, Header)
+        check({"config": header.config, "inputs": header.inputs}, Provenance)
+        check(header.metrics, Metrics)
+    except RecordError as error:
+        raise ArtifactError(f"{path} has a damaged avpt header ({error}); make it again") from None
+    return header
+
+
+def load(path: Path, *kinds: str) -> Artifact:
+    """Read an artifact of one of the given kinds onto the CPU.
+
+    Raises:
+        ArtifactError: missing, cut short, not avpt's, or of another kind.
+    """
+    header, shapes = read_header(path)
+    if header.kind not in kinds:
+        raise ArtifactError(f"{path} is of kind {header.kind}; {' or '.join(kinds)} is needed here")
+    if wrong := misfits(header.kind, shapes):  # looked at before they are read
+        raise ArtifactError(f"{path} is damaged: {wrong}; make it again")
+    tensors = read_tensors(path)
+    if wrong := wrong_values(header.kind, tensors):
+        raise ArtifactError(f"{path} is damaged: {wrong}; make it again")
+    return Artifact(header, tensors)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of any safetensors file.
+
+    Raises:
+        ArtifactError: it is none, or has types that torch does not know.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():  # a pipe would never end
+        raise ArtifactError(f"{path} {'is no file' if path.exists() else 'does not exist'}; name a file with weights")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ArtifactError(f"{path} is cut short, damaged, or not a safetensors file ({error})") from None
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ArtifactError(f"{path} holds tensors that can't be read ({error!s:.100}); write it again") from None
+
+
+def model_file(path: Path) -> Path:
+    """The artifact that stands for `path`: the file itself, or a finished run folder's best model."""
+    return run_file(path, "model.safetensors") if path.is_dir() else path
+
+
+def model_hash(path: Path) -> str:
+    """The checksum of the artifact that stands for `path`, as provenance records it.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    file = model_file(path)
+    if not file.is_file():
+        raise ArtifactError(f"{path} does not exist; make it with the step before")
+    return sha256(file)
+
+
+def run_file(folder: Path, name: str) -> Path:
+    """A file of a finished run folder.
+
+    Raises:
+        ArtifactError: not a run folder, or one whose training has not finished.
+    """
+    if not folder.exists():
+        raise ArtifactError(f"{folder} does not exist; it should be a run folder written by avpt")
+    finished = (folder / "summary.json").exists() and (folder / name).exists()
+    if not finished and not (folder / "checkpoint").is_dir():
+        raise ArtifactError(f"{folder} is not a run folder written by avpt")
+    if not finished:
+        raise ArtifactError(f"{folder} is unfinished; run the command that makes it again, it goes on where it stopped")
+    return folder / name
+
+
+def reuse(path: Path, header: Header, defaults: Mapping[str, Any], overwrite: bool) -> Header | None:
+    """The header of an artifact that is already there and was made in just this way, or None to make it.
+
+    Raises:
+        OutputError: something else is there.
+    """
+    if path.suffix.lower() in OTHER_SUFFIXES:
+        raise OutputError(f"{path} would not be what its name says; this is written as .safetensors")
+    if not path.exists():
+        return None
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; --out must name a file")
+    try:
+        found, _ = read_header(path)
+    except ArtifactError:
+        raise OutputError(f"{path} was not written by avpt, or is damaged; remove it or choose another --out") from None
+    if found.kind != header.kind:  # whatever --overwrite says: it may be what this command reads
+        raise OutputError(f"{path} holds a {found.kind}; remove it or choose another --out")
+    if overwrite:
+        return None
+    if different := differences(asdict(found), asdict(header), defaults):
+        raise refuse(path, different)
+    try:
+        check(found.metrics, METRICS.get(found.kind, Metrics))
+    except RecordError as error:
+        raise OutputError(f"{path} is damaged ({error}); --overwrite makes it again") from None
+    return found

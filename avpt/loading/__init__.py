@@ -1,0 +1,1 @@
+"""Store -> batches: which clips, which frames, augmented, masked, on the device."""

@@ -1,0 +1,61 @@
+"""From a mask ratio per clip to patches of its inputs."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from avpt.errors import ConfigError
+from avpt.loading.dataset import InputSpec, Masking, grid
+from avpt.loading.transforms import num_patches
+from avpt.types import MODALITIES, Modality
+
+log = logging.getLogger(__name__)
+
+FEW_PATCHES = 64  # with fewer, small ratios floor to nothing
+
+
+def patches_to_mask(ratios: Tensor, patches: int) -> Tensor:
+    """floor(ratio * patches), (clips,) int64; what only rounding keeps below a whole number is that number."""
+    rounding = 16 * torch.finfo(ratios.dtype).eps  # 0.29 of 100 is 28.999999999999996 in float64
+    return torch.floor(ratios.double() * patches * (1 + rounding)).long()
+
+
+def count_patches(modality: Modality, plane: tuple[int, int], patch: tuple[int, int], *, warn: bool = True) -> int:
+    """Patches that a (height, width) plane is cut into; warns where they are few.
+
+    Raises:
+        ConfigError: a patch is larger than the input.
+    """
+    (height, width), size = plane, f"{patch[0]}x{patch[1]}"
+    patches = num_patches(height, width, patch)
+    if not patches:
+        raise ConfigError(f"--{modality}-patch {size} is larger than the {height}x{width} input; choose a smaller one")
+    if warn and patches < FEW_PATCHES:
+        log.warning(
+            "--%s-patch %s cuts the %dx%d input into %d patches, so that small ratios mask nothing; try --%s-patch %s",
+            *(modality, size, height, width, patches, modality, _smaller(modality, height, width)),
+        )
+    return patches
+
+
+def plan_masking(
+    ratios: dict[Modality, Tensor], inputs: InputSpec, patch: dict[Modality, tuple[int, int]], *, warn: bool = True
+) -> Masking:
+    """How many patches of each training clip are masked."""
+    counts = {m: count_patches(m, grid(inputs, m), patch[m], warn=warn) for m in MODALITIES}
+    return Masking(patch, {m: patches_to_mask(ratios[m], counts[m]) for m in MODALITIES})
+
+
+def most_masked(masking: Masking, count: int) -> list[int]:
+    """Positions of the clips of which most is masked, of each modality in turn, the first of equals."""
+    orders = [masking.num_masked[m].argsort(descending=True, stable=True)[:count].tolist() for m in MODALITIES]
+    return list(dict.fromkeys(position for turn in zip(*orders, strict=True) for position in turn))[:count]
+
+
+def _smaller(modality: Modality, height: int, width: int) -> str:
+    """A patch, as an option, that an 8 x 8 grid or a finer one comes from."""
+    rows, columns = max(1, height // 8), max(1, width // 8)
+    return f"{rows}x{columns}" if modality == "audio" else str(min(rows, columns))

@@ -1,0 +1,82 @@
+"""Which clips make a batch, in which order, on which process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from avpt.errors import StoreError
+from avpt.loading import transforms
+
+T = TypeVar("T")
+
+
+def batch_bounds(num_clips: int, batch_size: int, processes: int = 1) -> list[int]:
+    """Edges of batches of nearly equal size: none dropped, none that leaves a process one clip (BatchNorm needs two).
+
+    ceil(N / B) batches whose sizes differ by one at most; fewer where else a clip would be alone.
+    """
+    if num_clips < 2 * processes:
+        each = "" if processes == 1 else f", two for each of {processes} processes"
+        raise StoreError(f"the training split has {num_clips} clip(s); at least {2 * processes} are needed{each}")
+    batches = min(-(-num_clips // batch_size), num_clips // (2 * processes))
+    return [i * num_clips // batches for i in range(batches + 1)]
+
+
+def share_of(items: Sequence[T], process: int, processes: int) -> Sequence[T]:
+    """The part of some items that one of the processes takes; sizes differ by one at most."""
+    return items[process * len(items) // processes : (process + 1) * len(items) // processes]
+
+
+class EpochSampler(Sampler[list[tuple[int, int, int]]]):
+    """Batches of (epoch, position, row): shuffled by (seed, epoch) in training, in order in evaluation.
+
+    With `weights` (clips,) training draws as many clips as there are, again and again, each time by these weights.
+    Of several processes each takes a share of every batch in training, and of the whole split in evaluation.
+    """
+
+    def __init__(
+        self,
+        num_clips: int,
+        batch_size: int,
+        seed: int | None,
+        process: int = 0,
+        processes: int = 1,
+        weights: Tensor | None = None,
+    ) -> None:
+        self.num_clips, self.seed, self.epoch, self.start = num_clips, seed, 0, 0
+        self.process, self.processes, self.weights = process, processes, weights
+        if seed is not None:
+            self.edges = batch_bounds(num_clips, batch_size, processes)
+            return
+        if num_clips < processes:
+            raise StoreError(f"a split has {num_clips} clip(s) for {processes} processes; start fewer")
+        mine = len(share_of(range(num_clips), process, processes))
+        self.edges = [*range(0, mine, max(1, batch_size // processes)), mine]
+
+    def __len__(self) -> int:
+        return len(self.edges) - 1
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        order = self._order()
+        for first, last in list(pairwise(self.edges))[self.start :]:
+            draws: Sequence[int] = range(first, last)
+            if self.seed is not None:
+                draws = share_of(draws, self.process, self.processes)
+            positions = order[draws[0] : draws[-1] + 1].tolist()
+            rows = positions if self.weights is None else draws
+            yield [(self.epoch, position, row) for position, row in zip(positions, rows, strict=True)]
+
+    def _order(self) -> Tensor:
+        """Positions (clips,) as the epoch takes them; in evaluation those of this process."""
+        if self.seed is None:
+            return torch.tensor(share_of(range(self.num_clips), self.process, self.processes))
+        generator = torch.Generator().manual_seed(transforms.clip_seed(self.seed, self.epoch, "", "order"))
+        if self.weights is None:
+            return torch.randperm(self.num_clips, generator=generator)
+        return torch.multinomial(self.weights, self.num_clips, replacement=True, generator=generator)

@@ -1,0 +1,1 @@
+"""The machine: processes, terminal, progress, seeds."""

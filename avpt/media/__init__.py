@@ -1,0 +1,1 @@
+"""A clip's file -> its waveform and its frames."""

@@ -1,0 +1,246 @@
+"""Waveform -> log-mel, as the method's inputs are defined (Feng, Xia, Hu, arXiv 2302.03533)."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from av import AudioFrame, AudioResampler
+from torchaudio.compliance import kaldi
+
+from avpt.errors import MediaError
+from avpt.media.clip import Found
+from avpt.media.demuxing import ShortCutError
+from avpt.media.resampling import FULL_SCALE, Levels, resample
+from avpt.media.streams import PREROLL, SEEK_BEYOND, Opened, Track, decode, read_best
+
+WINDOW = 25.0  # milliseconds that one frame of the log-mel looks at
+SHIFT = 10.0  # milliseconds from one frame to the next
+PADDING = 0.0  # log-mel value of frames beyond the end of the sound, as in the authors' released code
+FORMATS = frozenset({"u8", "s16", "s32", "flt", "dbl"})  # FFmpeg's, packed
+SHORTEST_HOLE = 0.05  # seconds; stamps are rounded, and a little off in many files
+LONGEST_HOLE = 60.0  # seconds; beyond it the clock was set, and nothing is missing
+LATE = 0.25  # seconds of silence before the sound of a clip from which on they are told
+MAX_PLANES = 8  # channels that PyAV can hand over one by one
+
+
+def read_waveform(
+    path: Path,
+    sample_rate: int,
+    *,
+    start: float = 0.0,
+    end: float | None = None,
+    max_samples: int | None = None,
+    opened: Opened | None = None,
+    audio_stream: int | None = None,
+    found: Found | None = None,
+) -> np.ndarray | None:
+    """The sound of a media file: (samples,) float32 in [-1, 1] at `sample_rate` Hz, the mean of its channels.
+
+    `start` and `end` are seconds from the container's start, cut to the sample at the file's own rate,
+    before resampling. Until the sound begins there is silence. Decoding stops at `end`, or once `max_samples` are
+    there.
+
+    Args:
+        path: any file with sound.
+        sample_rate: Hz.
+        start: where the clip begins; far into a file it is sought, or read up to without decoding.
+        end: where it ends; None is the file's end.
+        max_samples: the most that is needed.
+        opened: the tracks of the file, where the caller has opened it for `start` already.
+        audio_stream: which of the streams with sound, from 0; None is FFmpeg's choice.
+        found: is given what else there is to know of sound that could be read.
+
+    None where the file has no sound stream; MediaError("open") where it is not media; MediaError("audio")
+    where a declared stream gives no sample.
+    """
+
+    def read(track: Track) -> np.ndarray:
+        blocks, size, levels = [], 0, Levels()
+        pieces = _cut(track, start, end)
+        for block in resample(pieces, sample_rate, levels):
+            blocks.append(block)
+            size += len(block)
+            if max_samples is not None and size >= max_samples:
+                track.end = None  # where the rest ends does not matter, even if it has been read with the last block
+                break
+        if size == 0:
+            raise MediaError("audio", _no_sample(track.stream, start, end))
+        if found is not None:
+            found.troubles += track.troubles(start, end) + levels.troubles()
+            found.seconds = track.seconds(start, end)
+        return np.concatenate(blocks)[:max_samples]
+
+    return read_best(path, "audio", read, start, opened, audio_stream)
+
+
+def samples_needed(frames: int, sample_rate: int) -> int:
+    """How many samples at `sample_rate` Hz give exactly `frames` log-mel frames."""
+    return _samples(WINDOW, sample_rate) + (frames - 1) * _samples(SHIFT, sample_rate)
+
+
+def log_mel(waveform: np.ndarray, *, sample_rate: int, mel_bins: int) -> torch.Tensor:
+    """(samples,) at `sample_rate` Hz -> (frame, mel) float32, natural log; digital silence is -15.94.
+
+    Kaldi's filter bank (torchaudio) with the settings of the Audio Spectrogram Transformer (Gong et al.
+    2021), which the authors' code uses: mean removed, Hanning window, no dither. A waveform shorter than
+    one window is zero-padded to one.
+    """
+    samples = torch.from_numpy(waveform)
+    samples = samples - samples.mean()
+    samples = torch.nn.functional.pad(samples, (0, max(0, samples_needed(1, sample_rate) - len(samples))))
+    fbank: torch.Tensor = kaldi.fbank(
+        samples[None],
+        htk_compat=True,
+        sample_frequency=sample_rate,
+        use_energy=False,
+        window_type="hanning",
+        num_mel_bins=mel_bins,
+        dither=0.0,
+        frame_length=WINDOW,
+        frame_shift=SHIFT,
+    )
+    if not fbank.isfinite().all():
+        raise MediaError("audio", "the sound holds values that are not finite")
+    return fbank
+
+
+def spectrogram(
+    waveform: np.ndarray, *, sample_rate: int, mel_bins: int, frames: int, pad: Literal["zero", "repeat"]
+) -> tuple[torch.Tensor, int]:
+    """(samples,) -> (frames, mel) float32 log-mel, cut or padded, and how many of the frames are real.
+
+    `pad` "zero" fills up with log-mel 0.0; "repeat" plays a short waveform again until every frame is
+    real.
+    """
+    assert len(waveform) > 0
+    needed = samples_needed(frames, sample_rate)
+    if pad == "repeat":
+        waveform = np.resize(waveform, max(needed, len(waveform)))
+    fbank = log_mel(waveform[:needed], sample_rate=sample_rate, mel_bins=mel_bins)
+    padded = torch.full((frames, mel_bins), PADDING)
+    padded[: len(fbank)] = fbank
+    return padded, len(fbank)
+
+
+def _from(track: Track, start: Fraction) -> Iterator[Any]:
+    """The packets of a stream from a little before `start` on; ShortCutError where that can't be told."""
+    from_stamp = track.stamp(start - PREROLL)
+    passed = track.sought
+    packets = track.packets()
+    for packet in packets:
+        if packet.pts is None or (packet.duration or 0) <= 0:
+            raise ShortCutError
+        if packet.pts + packet.duration >= from_stamp:
+            if passed and packet.pts > track.stamp(start - PREROLL / 2):
+                raise ShortCutError  # the seek landed too late, or the stream has a hole here
+            yield packet
+            break
+        passed = True
+    yield from packets
+
+
+def _cut(track: Track, start: float, end: float | None) -> Iterator[tuple[int, np.ndarray]]:
+    """The sound between two times, in seconds, as pieces of (rate, samples of each channel)."""
+    skipping = track.quick and start > SEEK_BEYOND
+    position: Fraction | None = None  # seconds, of the first sample at this rate
+    rate = seen = first = last = 0  # samples, from there
+    kind: tuple[int, int] | None = None  # rate, channels
+    time_base, origin = float(track.stream.time_base), float(track.origin)
+    for frame in decode(track, _from(track, Fraction(start)) if skipping else None):
+        if frame.sample_rate <= 0 or frame.samples == 0:
+            continue
+        lead = 0
+        if frame.sample_rate != rate:
+            if position is None:
+                begin = Fraction(0) if frame.pts is None else frame.pts * track.stream.time_base - track.origin
+                if skipping and (frame.pts is None or begin > start):
+                    raise ShortCutError
+                position = begin
+                if skipping:
+                    track.damaged = 0  # the first packets after a seek need those before them
+                elif begin > start:  # there is silence before it, unless its clock was set
+                    position = Fraction(start)
+                    believed = begin <= max(Fraction(LONGEST_HOLE), track.stated or 0)
+                    lead = _round((begin - position) * frame.sample_rate) if believed else 0
+            else:  # counted, not read from a stamp: WebM rounds those to milliseconds
+                position += Fraction(seen, rate)
+            rate, seen = frame.sample_rate, 0
+            first = _round((Fraction(start) - position) * rate)
+            last = sys.maxsize if end is None else _round((Fraction(end) - position) * rate)
+        assert position is not None
+        time = math.nan if frame.pts is None or track.guessed else frame.pts * time_base - origin - float(position)
+        if lead >= LATE * rate:
+            track.told.append(f"late: it begins at {float(position) + lead / rate:.2f} s; silence before that")
+        for silent, size in ((True, lead or _hole(time, seen, rate)), (False, frame.samples)):
+            low, high = max(0, first - seen), min(size, last - seen)
+            if low >= size > 0:
+                track.damaged = 0  # what was damaged lies before the clip
+            if low < high:
+                planes = _planes(frame)
+                if silent and not lead:
+                    track.holes.append(Fraction(high - low, rate))
+                for at in range(low, high, rate) if silent else ():  # a second at a time: it may be hours
+                    yield rate, _silence(planes, min(rate, high - at))
+                if not silent:
+                    track.corrupt += frame.is_corrupt
+                    yield rate, planes[:, low:high]
+            if high < size:
+                return
+            seen += size
+        if kind is not None and kind != (rate, frame.layout.nb_channels) and seen > first:
+            track.told.append(f"joined: it changes from {_words(kind)} to {_words((rate, frame.layout.nb_channels))}")
+        kind = rate, frame.layout.nb_channels
+    if position is not None:
+        track.end = position + Fraction(seen, rate)
+
+
+def _words(kind: tuple[int, int]) -> str:
+    return f"{kind[1]} x {kind[0]} Hz"
+
+
+def _hole(time: float, seen: int, rate: int) -> int:
+    """Samples that were lost before a frame `time` seconds after the first, of which `seen` samples are there.
+
+    Silence stands in for them: without it, all that follows would be heard too early.
+    """
+    late = time - seen / rate
+    return round(late * rate) if SHORTEST_HOLE < late < LONGEST_HOLE else 0
+
+
+def _silence(planes: np.ndarray, samples: int) -> np.ndarray:
+    """(channels, samples) of nothing, in the same type."""
+    return np.full((len(planes), samples), FULL_SCALE[planes.dtype.name][0], planes.dtype)
+
+
+def _planes(frame: AudioFrame) -> np.ndarray:
+    """(channels, samples) of a frame, in its own type."""
+    channels = frame.layout.nb_channels
+    if frame.format.is_planar and channels > MAX_PLANES:
+        frame = AudioResampler(format=frame.format.packed.name).resample(frame)[0]
+    if frame.format.packed.name not in FORMATS:
+        raise MediaError("audio", f"sound in FFmpeg's sample format {frame.format.name} is not supported")
+    samples = frame.to_ndarray()
+    return samples if frame.format.is_planar else samples.reshape(-1, channels).T
+
+
+def _no_sample(stream: Any, start: float, end: float | None) -> str:
+    if stream.codec_context is None:
+        return "the sound stream has no known codec"
+    if start > 0 or end is not None:
+        return f"there is no sound between {start:g} s and {'the end' if end is None else f'{end:g} s'}"
+    return f"the {stream.codec_context.name} sound stream gives no sample (empty, damaged, or encrypted)"
+
+
+def _round(value: Fraction) -> int:
+    return math.floor(value + Fraction(1, 2))  # halves always up, so that cuts agree from piece to piece
+
+
+def _samples(milliseconds: float, sample_rate: int) -> int:
+    return int(sample_rate * milliseconds * 0.001)  # as kaldi.fbank computes it

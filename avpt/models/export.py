@@ -1,0 +1,127 @@
+"""Trained networks for use elsewhere: plain torchvision weights, ONNX, torch.export."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import ResNet
+
+from avpt.files.export_headers import KEY, PT2_MEMBER, require_onnx
+from avpt.models.abri import fold_state_dict
+from avpt.models.encoder import Classifier, EncoderSpec, build_encoder, encode
+from avpt.models.fusion import FusedModel
+from avpt.types import Modality
+
+BATCH = 2  # clips in the example that an export traces; 1 would be taken for a constant
+
+
+class Features(nn.Module):
+    """An encoder alone: features (batch, width), averaged over a clip's frames."""
+
+    def __init__(self, encoder: ResNet) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Features of spectrograms (batch, 1, frame, mel) or frames (batch, frames, 3, height, width)."""
+        return encode(self.encoder, inputs)
+
+
+def plain_encoder(encoder: ResNet, spec: EncoderSpec) -> ResNet:
+    """The encoder with every ABRi layer folded into a plain BatchNorm; its output in evaluation is the same."""
+    with torch.device("meta"):
+        plain = build_encoder(replace(spec, norm="batchnorm"))
+    plain.load_state_dict(fold_state_dict(encoder.state_dict()), assign=True)
+    return plain.eval()
+
+
+def torchvision_state(encoder: ResNet, head: nn.Linear | None) -> dict[str, Tensor]:
+    """A plain encoder's state dict with torchvision's names, and a head as its `fc`."""
+    state: dict[str, Tensor] = encoder.state_dict()
+    return state | ({} if head is None else {"fc.weight": head.weight, "fc.bias": head.bias})
+
+
+def plain_network(
+    network: ResNet | Classifier | FusedModel, encoders: Mapping[Modality, EncoderSpec], only: Modality | None
+) -> nn.Module:
+    """What ONNX and torch.export get: the whole model, or one encoder of a fused one; ABRi folded."""
+    if isinstance(network, FusedModel):
+        if only is not None:
+            return Features(plain_encoder(getattr(network, only), encoders[only])).eval()
+        network.audio = plain_encoder(network.audio, encoders["audio"])
+        network.visual = plain_encoder(network.visual, encoders["visual"])
+        return network.eval()
+    (spec,) = encoders.values()
+    if isinstance(network, Classifier):
+        network.encoder = plain_encoder(network.encoder, spec)
+        return network.eval()
+    return Features(plain_encoder(network, spec)).eval()
+
+
+def to_torch_export(model: nn.Module, inputs: Mapping[Modality, Tensor], metadata: str) -> bytes:
+    """A `.pt2` file with any number of clips a batch; `torch.export.load` reads it."""
+    file = io.BytesIO()
+    with _silently():
+        program = torch.export.export(model, tuple(inputs.values()), dynamic_shapes=_any_batch(inputs))
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # paths of the machine that exported
+        torch.export.save(program, file, extra_files={PT2_MEMBER: metadata})
+    return file.getvalue()
+
+
+def to_onnx(model: nn.Module, inputs: Mapping[Modality, Tensor], output: str, metadata: str) -> bytes:
+    """An ONNX file with any number of clips a batch.
+
+    Raises:
+        AvptError: the packages that write ONNX are not installed.
+    """
+    require_onnx()
+    with _silently():
+        written = torch.onnx.export(
+            model,
+            tuple(inputs.values()),
+            dynamo=True,
+            dynamic_shapes=_any_batch(inputs),
+            input_names=list(inputs),
+            output_names=[output],
+            verbose=False,
+        )
+    assert written is not None
+    proto: Any = written.model_proto
+    graph = proto.graph
+    traced = [graph.node, graph.input, graph.output, graph.value_info, graph.initializer]
+    for part in (item for items in [*traced, *(function.node for function in proto.functions)] for item in items):
+        del part.metadata_props[:]  # where in which source file it was traced
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = KEY, metadata
+    content: bytes = proto.SerializeToString(deterministic=True)
+    return content
+
+
+def _any_batch(inputs: Mapping[Modality, Tensor]) -> tuple[dict[int, Any], ...]:
+    batch = torch.export.Dim("batch", min=1)
+    return tuple({0: batch} for _ in inputs)
+
+
+@contextmanager
+def _silently() -> Iterator[None]:
+    """The exporters tell of their own workings, on stdout too."""
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

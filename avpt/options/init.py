@@ -1,0 +1,43 @@
+"""What `avpt init` takes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from typer import Option
+
+from avpt.options.base import OutputConfig, at_home
+from avpt.types import Modality
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InitConfig(OutputConfig):
+    """`avpt init`."""
+
+    modality: Annotated[Modality, Option(help="What the encoder will be fed.")]
+    out: Annotated[Path, Option(help="Encoder artifact to write (.safetensors).")]
+    arch: Annotated[Literal["resnet18", "resnet34", "resnet50"], Option(help="torchvision architecture.")] = "resnet18"
+    weights: Annotated[
+        str,
+        Option(help="imagenet, random, or a file: safetensors, PyTorch checkpoint, avpt artifact or run folder."),
+    ] = "imagenet"
+    bn: Annotated[
+        Literal["keep", "reset", "reset-abnormal", "abri"],
+        Option(help="What happens to pre-trained BatchNorm."),
+    ] = "keep"
+    abri: Annotated[Literal["channel", "layer"], Option(help="One ABRi alpha per channel or per layer.")] = "channel"
+    alpha: Annotated[float, Option(min=0, max=1, help="ABRi: initial share of the pre-trained branch.")] = 0.5
+    abnormal_threshold: Annotated[
+        float, Option(min=0, max=1000, help="A BatchNorm channel below this is abnormal.")
+    ] = 1e-6
+    conv1: Annotated[
+        Literal["sum", "mean", "random"], Option(help="First convolution across 1 and 3 input channels.")
+    ] = "sum"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "weights", at_home(self.weights))  # a path, or a word without `~`
+
+    def idle(self) -> set[str]:
+        """ABRi's own options without ABRi."""
+        return super().idle() | (set() if self.bn == "abri" else {"abri", "alpha"})

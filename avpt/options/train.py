@@ -1,0 +1,306 @@
+"""What the commands take that train models, and that turn confidence into masks."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from typer import Argument, Option
+
+from avpt.errors import ConfigError
+from avpt.options.base import (
+    LARGEST_BATCH,
+    MOST_EPOCHS,
+    LoadingWorkers,
+    OutputConfig,
+    Transient,
+    whole_number,
+)
+from avpt.types import LARGEST_IMAGE, MOST_FRAMES, Modality
+
+MOST_VALUES = 1 << 33  # of the pictures of a step: no device has the memory for what comes of them
+AUGMENTATION = "Augmentation"  # a heading in help; also so that --no-flip takes no room beside the other options
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MaskConfig(OutputConfig):
+    """Confidence-driven masking: which inputs, how much, in what patches."""
+
+    mask: Annotated[
+        Literal["adaptive", "uniform", "none"],
+        Option(help="A ratio per clip, the mean ratio for all, or nothing."),
+    ] = "adaptive"
+    mask_rule: Annotated[
+        Literal["dominant", "released"],
+        Option(help="Mask the easier modality, or what the released code does."),
+    ] = "dominant"
+    mask_ratio: Annotated[float, Option(min=0, max=1, help="rho, the asymptote of the ratio.")] = 0.5
+    mask_ratio_audio: Annotated[
+        float | None, Option(min=0, max=1, help="rho of sound.", show_default="--mask-ratio")
+    ] = None
+    mask_ratio_visual: Annotated[
+        float | None, Option(min=0, max=1, help="rho of pictures.", show_default="--mask-ratio")
+    ] = None
+    mask_eta: Annotated[
+        float, Option(min=0, max=1_000_000, help="eta, how fast the ratio grows with the difference.")
+    ] = 1.0
+    mask_threshold: Annotated[
+        float, Option(min=0, max=1, help="tau, the confidence from which a modality may be masked.")
+    ] = 0.5
+    audio_patch: Annotated[str, Option(help="Masked patch of the spectrogram, frames x mel bins.")] = "32x8"
+    visual_patch: Annotated[
+        int, Option(min=1, max=LARGEST_IMAGE, help="Side of a masked patch of a frame, pixels.")
+    ] = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.patch
+
+    def idle(self) -> set[str]:
+        """The shape of a mask without masking."""
+        masking = {f.name for f in dataclasses.fields(MaskConfig)} - {f.name for f in dataclasses.fields(OutputConfig)}
+        return super().idle() | (masking - {"mask"} if self.mask == "none" else set())
+
+    @property
+    def patch(self) -> dict[Modality, tuple[int, int]]:
+        """(height, width) of a masked patch: (frames, mel bins) and (pixels, pixels)."""
+        height, _, width = self.audio_patch.partition("x")
+        frames, bins = whole_number(height), whole_number(width)
+        if min(frames, bins) < 1:
+            raise ConfigError(f"--audio-patch is {self.audio_patch!r}; it must be FRAMESxBINS, such as 32x8")
+        return {"audio": (frames, bins), "visual": (self.visual_patch, self.visual_patch)}
+
+    @property
+    def ratio(self) -> dict[Modality, float]:
+        """rho of each modality."""
+        audio, visual = self.mask_ratio_audio, self.mask_ratio_visual
+        return {
+            "audio": self.mask_ratio if audio is None else audio,
+            "visual": self.mask_ratio if visual is None else visual,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainConfig(OutputConfig):
+    """How a model is trained, one stream or two."""
+
+    store: Annotated[Path, Argument(help="Store written by `avpt preprocess`.")]
+    out: Annotated[Path, Option(help="Run folder to write.")]
+    epochs: Annotated[int, Option(min=1, max=MOST_EPOCHS, help="Passes over the training split.")] = 80
+    batch_size: Annotated[int, Option(min=2, max=LARGEST_BATCH, help="Clips per step.")] = 64
+    lr: Annotated[float, Option(min=0, max=1000, help="Peak learning rate.")] = 1e-3
+    optimizer: Annotated[Literal["sgd", "adam", "adamw"], Option(help="torch.optim's.")] = "sgd"
+    momentum: Annotated[float, Option(min=0, max=1, help="Of sgd.")] = 0.9
+    weight_decay: Annotated[float, Option(min=0, max=1000, help="Not on BatchNorm and alpha.")] = 1e-4
+    decay_norm: Annotated[bool, Option("--decay-norm", help="Weight decay on BatchNorm and alpha too.")] = False
+    encoder_lr_scale: Annotated[float, Option(min=0, max=1000, help="What the encoders' rate is multiplied by.")] = 1.0
+    freeze_encoders: Annotated[
+        bool, Option("--freeze-encoders", help="Leave the encoders as they are; train what is behind them.")
+    ] = False
+    ema: Annotated[
+        float | None,
+        Option(min=0, max=1, help="Keep a moving average of the weights, of this decay.", show_default="none"),
+    ] = None
+    patience: Annotated[
+        int | None,
+        Option(min=1, max=MOST_EPOCHS, help="Stop after so many epochs without a better one.", show_default="never"),
+    ] = None
+    label_smoothing: Annotated[float, Option(min=0, max=0.99, help="Share of each label that all classes get.")] = 0.0
+    balanced_sampling: Annotated[
+        bool, Option("--balanced-sampling", help="Draw clips so that classes come equally often.")
+    ] = False
+    schedule: Annotated[Literal["step", "cosine", "constant"], Option(help="Learning rate over epochs.")] = "step"
+    milestones: Annotated[str, Option(help="Epochs after which a step schedule drops, joined by commas.")] = "60"
+    lr_factor: Annotated[float, Option(min=0, max=1, help="What a step schedule multiplies by.")] = 0.1
+    warmup_epochs: Annotated[int, Option(min=0, max=MOST_EPOCHS, help="Epochs of linear warm-up, step by step.")] = 0
+    image_size: Annotated[
+        int, Option(min=8, max=LARGEST_IMAGE, help="Side of the frames fed to the encoder, pixels.")
+    ] = 224
+    num_frames: Annotated[int, Option(min=1, max=MOST_FRAMES, help="Frames per clip, one from each equal segment.")] = 3
+    crop_scale: Annotated[
+        tuple[float, float],
+        Option(min=0.01, max=1, help="Area of random crops; `1 1` is the whole frame.", rich_help_panel=AUGMENTATION),
+    ] = (0.08, 1.0)
+    flip: Annotated[bool, Option(help="Random horizontal flips.", rich_help_panel=AUGMENTATION)] = True
+    spec_augment: Annotated[
+        tuple[int, int],
+        Option(
+            min=0,
+            max=1_000_000,
+            help="Widest masks: mel bins, frames. `0 0` is none.",
+            metavar="FREQ TIME",
+            rich_help_panel=AUGMENTATION,
+        ),
+    ] = (0, 0)
+    dynamics: Annotated[
+        Literal["train", "eval"],
+        Option(help="Confidence from the training pass, or a clean pass after each epoch."),
+    ] = "train"
+    val_fraction: Annotated[
+        float, Option(min=0.001, max=0.5, help="Carved from train where the store has no val split.")
+    ] = 0.1
+    workers: LoadingWorkers = None
+    checkpoint_every: Annotated[
+        int | None,
+        Option(min=1, max=1_000_000_000, help="Steps from one checkpoint to the next.", show_default="an epoch"),
+        Transient,
+    ] = None
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], Option(help="Of the training pass; fp16 on CUDA only.")] = (
+        "fp32"
+    )
+    accumulate: Annotated[
+        int,
+        Option(
+            min=1,
+            max=LARGEST_BATCH,
+            help="Parts that a batch is taken in, where memory is short; BatchNorm sees one at a time.",
+        ),
+    ] = 1
+    clip_grad: Annotated[
+        float | None,
+        Option(max=1_000_000_000, help="Largest norm of the gradient, over 0.", show_default="not clipped"),
+    ] = None
+    channels_last: Annotated[bool, Option("--channels-last", help="Memory layout that is faster on some devices.")] = (
+        False
+    )
+    compile: Annotated[bool, Option("--compile", help="Let torch compile the training pass.")] = False
+    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps, ...; artifacts say which"), Transient] = "auto"
+    tensorboard: Annotated[
+        bool, Option("--tensorboard", help="Curves and inputs for TensorBoard, in OUT/tensorboard."), Transient
+    ] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.clip_grad is not None and self.clip_grad <= 0:
+            raise ConfigError(f"--clip-grad is {self.clip_grad:g}; it must be over 0, or left out for no clipping")
+        if self.freeze_encoders and self.encoder_lr_scale != 1:
+            raise ConfigError("--encoder-lr-scale does nothing beside --freeze-encoders; leave one out")
+        if self.ema == 1:
+            raise ConfigError("--ema is 1; the average would never move, it must be under 1")
+        if 2 * self.accumulate > max(2, self.batch_size):
+            raise ConfigError(
+                f"--accumulate {self.accumulate} leaves parts of less than two clips at --batch-size "
+                f"{self.batch_size}, and BatchNorm needs two"
+            )
+        values = self.batch_size // self.accumulate * self.num_frames * 3 * self.image_size**2
+        if values > MOST_VALUES:
+            raise ConfigError(
+                f"--batch-size {self.batch_size}, --num-frames {self.num_frames}, --image-size {self.image_size} "
+                f"make up {values >> 28} GiB of pictures a step, over {MOST_VALUES >> 28}; make one of them smaller"
+            )
+        if self.warmup_epochs > self.epochs:
+            raise ConfigError(f"--warmup-epochs {self.warmup_epochs} is more than --epochs {self.epochs}")
+        if self.balanced_sampling and self.dynamics == "train":
+            raise ConfigError(
+                "--balanced-sampling repeats and skips clips, so confidence can't be taken from the training pass; "
+                "add --dynamics eval"
+            )
+        _ = self.milestone_epochs
+        if self.crop_scale[0] > self.crop_scale[1]:
+            raise ConfigError(f"--crop-scale is {self.crop_scale[0]:g} {self.crop_scale[1]:g}; the smaller comes first")
+
+    def idle(self) -> set[str]:
+        """What another schedule or optimiser would look at."""
+        idle = set() if self.schedule == "step" else {"milestones", "lr_factor"}
+        idle |= {"encoder_lr_scale"} if self.freeze_encoders else set()
+        return super().idle() | idle | (set() if self.optimizer == "sgd" else {"momentum"})
+
+    @property
+    def milestone_epochs(self) -> tuple[int, ...]:
+        """`60,70` -> (60, 70)."""
+        epochs = [whole_number(part.strip()) for part in self.milestones.split(",")]
+        if min(epochs) < 0:
+            raise ConfigError(f"--milestones is {self.milestones!r}; it must be epochs joined by commas, such as 60,70")
+        return tuple(epochs)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FinetuneConfig(TrainConfig):
+    """`avpt finetune-unimodal`."""
+
+    modality: Annotated[Modality, Option(help="Stream to train on.")]
+    init: Annotated[Path, Option(help="Encoder artifact, or the run folder of an earlier fine-tuning.")]
+    mixup: Annotated[
+        float | None,
+        Option(
+            max=1000,
+            help="Mix clips with one another; alpha of the Beta distribution.",
+            show_default="none",
+            rich_help_panel=AUGMENTATION,
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mixup is not None and self.mixup <= 0:
+            raise ConfigError(f"--mixup is {self.mixup:g}; it must be over 0, or left out for no mixing")
+        if self.mixup is not None and self.dynamics == "train":
+            raise ConfigError(
+                "--mixup shows the model no clip as it is, so confidence can't be taken from the training pass; "
+                "add --dynamics eval"
+            )
+
+    def idle(self) -> set[str]:
+        """The other modality's input."""
+        pictures = {"image_size", "num_frames", "crop_scale", "flip"}
+        return super().idle() | (pictures if self.modality == "audio" else {"spec_augment"})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoreConfig(MaskConfig):
+    """`avpt score-confidence`; the mask options only shape the preview."""
+
+    audio: Annotated[Path, Option(help="Run folder of the audio fine-tuning.")]
+    visual: Annotated[Path, Option(help="Run folder of the visual fine-tuning.")]
+    out: Annotated[
+        Path | None, Option(help="Confidence artifact to write (.safetensors).", show_default="only show")
+    ] = None
+    skip_epochs: Annotated[int, Option(min=0, max=MOST_EPOCHS, help="Epochs at the start that do not count.")] = 0
+    missing: Annotated[Literal["error", "skip"], Option(help="Clips that one side lacks.")] = "error"
+    csv: Annotated[Path | None, Option(help="Also write the statistics as CSV.", show_default="none")] = None
+
+    def record(self) -> dict[str, Any]:
+        """Only what shapes the statistics."""
+        return {"skip_epochs": self.skip_epochs, "missing": self.missing}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FuseConfig(MaskConfig, TrainConfig):
+    """`avpt fuse-train`."""
+
+    audio: Annotated[Path, Option(help="Stage-1 run folder, or an encoder artifact (joint-training baseline).")]
+    visual: Annotated[Path, Option(help="Stage-1 run folder, or an encoder artifact.")]
+    confidence: Annotated[
+        Path | None, Option(help="Written by `avpt score-confidence`; masking needs it.", show_default="none")
+    ] = None
+    fusion: Annotated[Literal["concat", "sum", "film", "gated"], Option(help="How the features meet.")] = "concat"
+    balance: Annotated[Literal["none", "ogm-ge"], Option(help="Hold back the encoder that is ahead (baseline).")] = (
+        "none"
+    )
+    ogm_alpha: Annotated[float, Option(min=0, max=1000, help="OGM-GE: how hard.")] = 0.1
+    ogm_window: Annotated[
+        tuple[int, int],
+        Option(min=0, max=MOST_EPOCHS, help="OGM-GE: first and last epoch, from 0.", metavar="FIRST LAST"),
+    ] = (0, 50)
+    modality_dropout: Annotated[
+        float,
+        Option(min=0, max=1, help="Share of clips of which either modality is withheld.", rich_help_panel=AUGMENTATION),
+    ] = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.balance == "ogm-ge" and self.freeze_encoders:
+            raise ConfigError(
+                "--balance ogm-ge changes gradients of the encoders; with --freeze-encoders there are none"
+            )
+        if self.ogm_window[0] > self.ogm_window[1]:
+            raise ConfigError(f"--ogm-window is {self.ogm_window[0]} {self.ogm_window[1]}; the first epoch comes first")
+        if self.mask != "none" and self.confidence is None:
+            raise ConfigError(
+                f"--mask {self.mask} needs --confidence (write it with `avpt score-confidence`); "
+                "--mask none trains without masking"
+            )
+
+    def idle(self) -> set[str]:
+        """OGM-GE's own options without it."""
+        return super().idle() | (set() if self.balance == "ogm-ge" else {"ogm_alpha", "ogm_window"})

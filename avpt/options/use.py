@@ -1,0 +1,161 @@
+"""What the commands take that look at files and use trained models."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from typer import Argument, Option
+
+from avpt.errors import ConfigError
+from avpt.options.base import (
+    LARGEST_BATCH,
+    MOST_WORKERS,
+    ClipTimeout,
+    Config,
+    Device,
+    LoadingWorkers,
+    OutputConfig,
+    Transient,
+    UnusedSeed,
+    WorkerMemory,
+)
+from avpt.types import Modality
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InfoConfig(Config):
+    """`avpt info`."""
+
+    path: Annotated[Path, Argument(help="A store, a run folder, an artifact, or an exported model.")]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EvaluateConfig(OutputConfig):
+    """`avpt evaluate`."""
+
+    goes_on = False
+
+    model: Annotated[Path, Argument(help="Run folder, whose best model counts, or a classifier or fused artifact.")]
+    store: Annotated[Path, Argument(help="Store written by `avpt preprocess`; classes are matched by name.")]
+    split: Annotated[
+        Literal["train", "val", "test", "all"] | None,
+        Option(help="Which clips.", show_default="val and test"),
+    ] = None
+    drop: Annotated[
+        Modality | None, Option(help="Of a fused model: this modality's features are zero.", show_default="none")
+    ] = None
+    noise: Annotated[
+        Modality | None, Option(help="Add white noise to this modality, at --snr.", show_default="none")
+    ] = None
+    snr: Annotated[
+        float | None, Option(min=-100, max=100, help="Signal to noise ratio in dB.", show_default="no noise")
+    ] = None
+    per_class: Annotated[
+        bool, Option("--per-class", help="Also each class's count and accuracy; in the record the confusion matrix.")
+    ] = False
+    batch_size: Annotated[
+        int | None, Option(min=1, max=LARGEST_BATCH, help="Clips at a time.", show_default="as in training")
+    ] = None
+    out: Annotated[Path | None, Option(help="Record to write (.json).", show_default="only show")] = None
+    predictions: Annotated[
+        Path | None, Option(help="Also write each clip's logits (.safetensors).", show_default="none")
+    ] = None
+    workers: LoadingWorkers = None
+    device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.out is not None and self.out == self.predictions:
+            raise ConfigError("--out and --predictions are two files, a record and tensors; give each its own name")
+        if self.out is not None and self.out.suffix in (".csv", ".safetensors"):
+            raise ConfigError(f"--out is {self.out}, and the record is JSON; name a .json file")
+        if self.noise is not None and self.snr is None:
+            raise ConfigError(f"--noise {self.noise} needs --snr, such as --snr 10")
+        if self.noise is not None and self.noise == self.drop:
+            raise ConfigError(f"--noise {self.noise} does nothing beside --drop {self.drop}; leave one out")
+
+    def idle(self) -> set[str]:
+        """The seed without noise."""
+        return super().idle() | ({"seed"} if self.snr is None else set())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PredictConfig(OutputConfig):
+    """`avpt predict`."""
+
+    goes_on = False
+
+    model: Annotated[Path, Argument(help="Run folder, whose best model counts, or a classifier or fused artifact.")]
+    files: Annotated[
+        list[Path] | None,
+        Argument(help="Videos, sounds or images; of a folder every media file in it.", show_default=False),
+    ] = None
+    manifest: Annotated[
+        Path | None,
+        Option(
+            help="Clips as a manifest's rows, for segments and for sound and pictures in files of their own; "
+            "label and split may be missing.",
+            show_default="none",
+        ),
+    ] = None
+    root: Annotated[
+        Path | None, Option(help="Folder that paths in --manifest start from.", show_default="the manifest's")
+    ] = None
+    top: Annotated[int, Option(min=1, max=1_000_000, help="Classes shown of each clip.")] = 5
+    format: Annotated[
+        Literal["table", "csv", "jsonl"] | None,
+        Option(help="A table to look at, or a line a clip.", show_default="what --out ends in, else table"),
+    ] = None
+    out: Annotated[Path | None, Option(help="File to write (.csv, .jsonl).", show_default="stdout")] = None
+    seed: UnusedSeed = 0
+    workers: Annotated[
+        int | None, Option(min=1, max=MOST_WORKERS, help="Decoding processes.", show_default="cores"), Transient
+    ] = None
+    clip_timeout: ClipTimeout = 60.0
+    worker_memory: WorkerMemory = 4.0
+    device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.files and self.manifest is None:
+            raise ConfigError("there is nothing to label; give media files, or --manifest")
+        if self.files and self.manifest is not None:
+            raise ConfigError("--manifest does not go with files beside it; give one or the other")
+        if self.root is not None and self.manifest is None:
+            raise ConfigError("--root does nothing without --manifest; leave it out")
+        if self.out is not None and self.written_as == "table":
+            raise ConfigError("--out takes --format csv or jsonl; a table is for the terminal")
+
+    @property
+    def written_as(self) -> str:
+        """The format, where none is given that of --out's suffix."""
+        suffix = "" if self.out is None else self.out.suffix[1:]
+        return self.format or (suffix if suffix in ("csv", "jsonl") else "table")
+
+
+SUFFIXES = {"torchvision": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ExportConfig(OutputConfig):
+    """`avpt export`."""
+
+    goes_on = False
+
+    model: Annotated[Path, Argument(help="Run folder, whose best model counts, or an artifact.")]
+    format: Annotated[
+        Literal["torchvision", "onnx", "torch-export"],
+        Option(help="A ResNet's state dict (.safetensors), ONNX (.onnx), or torch.export (.pt2)."),
+    ]
+    out: Annotated[Path, Option(help="File to write.")]
+    modality: Annotated[
+        Modality | None, Option(help="Of a fused model: only this encoder.", show_default="the whole model")
+    ] = None
+    seed: UnusedSeed = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.out.suffix in SUFFIXES.values() and self.out.suffix != SUFFIXES[self.format]:
+            raise ConfigError(
+                f"--format {self.format} writes {SUFFIXES[self.format]} files, and --out is {self.out}; rename it"
+            )

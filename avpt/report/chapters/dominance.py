@@ -1,0 +1,183 @@
+"""How sure each encoder alone is of each training clip, and what masking makes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avpt.confidence.formulas import mask_ratios
+from avpt.errors import AvptError
+from avpt.figures.dominance import draw_confidence
+from avpt.files import artifacts
+from avpt.options import MaskConfig
+from avpt.report.drawing import drawn, label_of, percent, stored
+from avpt.report.experiment import Experiment, absences, excuse
+from avpt.report.page.blocks import Block, Card, Cards, Grid, Heading, Section, Text
+from avpt.runs.lineage import Node
+from avpt.store.store import SplitIndex, Store
+from avpt.types import MODALITIES, Modality, Table
+
+WORDS: dict[Modality, str] = {"audio": "sound", "visual": "pictures"}
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """A confidence artifact, with the masks of a run that uses it."""
+
+    ids: list[str]
+    mean: dict[Modality, Tensor]  # (clips,)
+    ratio: dict[Modality, Tensor]  # (clips,)
+    threshold: float
+    of: str  # whose masks these are
+
+
+def section(experiment: Experiment, clips: int) -> Section:
+    """The scatter of Figure 4, the most extreme clips, and what each run masks."""
+    blocks: list[Block] = [
+        Text(
+            "While each encoder was trained alone it was noted, epoch by epoch, how probable it found the true class "
+            "of each training clip. The mean over epochs is the confidence. Where one modality is sure and the other "
+            "is not, masking hides part of the input that is easy, so that the other encoder must learn too."
+        )
+    ]
+    nodes = experiment.of_kind("confidence")
+    for node in nodes:
+        blocks.append(Heading(f"Confidence of {experiment.name(node)}"))
+        try:
+            blocks += of_artifact(experiment, node, clips if node is nodes[0] else 0)  # they look alike in every seed
+        except (AvptError, OSError, KeyError, ValueError) as error:
+            blocks.append(Text(excuse(error), missing=True))
+    blocks += masked(experiment)
+    lost = absences(experiment, "confidence")
+    blocks += lost
+    if not nodes and not lost:
+        blocks.append(Text("No confidence was made from these runs (`avpt score-confidence` does that).", missing=True))
+    return Section("confidence", "Confidence", blocks)
+
+
+def of_artifact(experiment: Experiment, node: Node, clips: int) -> list[Block]:
+    """One scatter and its clips."""
+    data = read(experiment, node)
+    audio, visual = (data.mean[modality].double().numpy() for modality in MODALITIES)
+    signed = (data.ratio["audio"] - data.ratio["visual"]).double().numpy()
+    difference = audio - visual
+    order = [int(i) for i in np.argsort(-difference, kind="stable")]
+    ends: dict[Modality, list[int]] = {
+        "audio": [i for i in order[:clips] if difference[i] > 0],
+        "visual": [i for i in order[::-1][:clips] if difference[i] < 0],
+    }
+    correlation = float(np.corrcoef(audio, visual)[0, 1]) if min(audio.std(), visual.std()) > 0 else float("nan")
+    seen = (
+        f"{len(audio)} clips; mean confidence {audio.mean():.2f} by sound and {visual.mean():.2f} by pictures, sound "
+        f"is the surer one in {percent((difference > 0).mean())}; correlation {correlation:.2f}; of "
+        f"{int((signed > 0).sum())} clips the sound is masked and of {int((signed < 0).sum())} the pictures"
+    )
+    figure = draw_confidence(
+        audio, visual, signed, threshold=data.threshold, marked=[i for end in ends.values() for i in end]
+    )
+    caption = (
+        f"{seen}. Each point is a training clip, coloured by its mask ratio ({data.of}); dotted lines are the "
+        f"threshold {data.threshold:g} from which a modality may be masked"
+        f"{', rings mark the clips shown below' if clips else ''}."
+    )
+    blocks: list[Block] = [drawn(figure, f"Scatter of audio against visual confidence: {seen}", caption)]
+    if not clips:
+        return blocks
+    place = store_of(experiment, data.ids)
+    if place is None:
+        return [*blocks, Text("The clips can't be shown: their store was not found. See The data.", missing=True)]
+    for modality, end in ends.items():
+        if end:
+            sure, other = WORDS[modality], WORDS["visual" if modality == "audio" else "audio"]
+            blocks.append(Cards(f"Sure by {sure}, unsure by {other}", [card(place, data, i) for i in end]))
+    return blocks
+
+
+def card(place: tuple[Store, SplitIndex, dict[str, int]], data: Confidence, i: int) -> Card:
+    """One clip with its confidences."""
+    store, index, positions = place
+    position = positions[data.ids[i]]
+    label = label_of(store, index, position)
+    shown = [f"{percent(float(data.ratio[m][i]))} of the {WORDS[m]}" for m in MODALITIES if data.ratio[m][i] > 0]
+    lines = (
+        data.ids[i],
+        f"confidence: sound {data.mean['audio'][i]:.2f}, pictures {data.mean['visual'][i]:.2f}",
+        f"masked: {' and '.join(shown) or 'nothing'}",
+    )
+    return Card(f"class {label}", stored(store, index, position, label), lines)
+
+
+def store_of(experiment: Experiment, ids: list[str]) -> tuple[Store, SplitIndex, dict[str, int]] | None:
+    """The store and split that all of these clips lie in, and where."""
+    for node in experiment.of_kind("store"):
+        store = Store(node.path)
+        for index in store.indices.values():
+            positions = {clip_id: i for i, clip_id in enumerate(index.ids)}
+            if all(clip_id in positions for clip_id in ids):
+                return store, index, positions
+    return None
+
+
+def read(experiment: Experiment, node: Node) -> Confidence:
+    """The artifact with the ratios of the run that masks each clip by it; where there is none, of the defaults."""
+    tensors = artifacts.load(node.path, "confidence").tensors
+    ids, mean = artifacts.unpack_ids(tensors), {m: tensors[f"{m}_confidence"] for m in MODALITIES}
+    for run in experiment.of_kind("fused"):
+        adaptive = run.config.get("mask") == "adaptive" and run.config.get("mask_rule", "dominant") == "dominant"
+        if adaptive and experiment.origin(run, "confidence") is node and (run.path / "mask.safetensors").is_file():
+            ratios = ratios_of(run)
+            nothing = torch.tensor(0.0)
+            ratio = {m: torch.stack([ratios[m].get(clip_id, nothing) for clip_id in ids]) for m in MODALITIES}
+            return Confidence(ids, mean, ratio, run.config["mask_threshold"], f"as in {experiment.name(run)}")
+    defaults = MaskConfig()
+    ratio = mask_ratios(
+        mean,
+        mask=defaults.mask,
+        rule=defaults.mask_rule,
+        ratio=defaults.ratio,
+        eta=defaults.mask_eta,
+        threshold=defaults.mask_threshold,
+    )
+    return Confidence(ids, mean, ratio, defaults.mask_threshold, "as --mask adaptive would by default; no run does")
+
+
+def ratios_of(run: Node) -> dict[Modality, dict[str, Tensor]]:
+    """The mask ratio of every training clip of a fused run, by clip id."""
+    tensors = artifacts.load(run.path / "mask.safetensors", "mask").tensors
+    ids = artifacts.unpack_ids(tensors)
+    return {m: dict(zip(ids, tensors[f"{m}_ratio"], strict=True)) for m in MODALITIES}
+
+
+def masked(experiment: Experiment) -> list[Block]:
+    """How much each run masks."""
+    rows = []
+    for run in experiment.of_kind("fused"):
+        if run.config.get("mask") == "none" or not (run.path / "mask.safetensors").is_file():
+            continue
+        cells = []
+        for ratios in ratios_of(run).values():
+            values = torch.stack(list(ratios.values())).double()
+            some = values[values > 0]
+            cells += [
+                percent(len(some) / len(values)),
+                f"{some.mean():.3f}" if len(some) else "–",
+                f"{values.max():.3f}",
+            ]
+        rule = run.config.get("mask_rule", "")
+        rows.append((experiment.name(run), f"{run.config['mask']}, {rule}", *cells))
+    if not rows:
+        return []
+    columns = (
+        "run",
+        "mask",
+        *(f"{side}: {what}" for side in WORDS.values() for what in ("clips", "mean", "most")),
+    )
+    return [
+        Heading("What each run masks"),
+        Grid(
+            Table("clips of which some is masked, and the ratio: mean over these, and highest", columns, rows, left=2)
+        ),
+    ]

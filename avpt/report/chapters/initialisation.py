@@ -1,0 +1,202 @@
+"""What the encoders started from: abnormal channels before and after training, and what ABRi learnt."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from avpt.errors import AvptError, listed
+from avpt.figures.bars import draw_bars, draw_ranges
+from avpt.figures.style import AFTER, BEFORE
+from avpt.files import artifacts
+from avpt.models.abnormal_channels import abnormal_report, norm_layers
+from avpt.models.abri import fold_state_dict
+from avpt.report.drawing import drawn, percent
+from avpt.report.experiment import Experiment, absences
+from avpt.report.page.blocks import Block, Grid, Heading, Section, Text
+from avpt.runs.lineage import Node
+from avpt.types import Table
+
+log = logging.getLogger(__name__)
+
+BN = {
+    "keep": "kept as it was",
+    "reset": "reset everywhere",
+    "reset-abnormal": "reset where |gamma| was below the threshold",
+    "abri": "blended with a new one (ABRi)",
+}
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Abnormal channels of one encoder at one moment."""
+
+    names: list[str]  # of its BatchNorm layers
+    channels: list[int]
+    abnormal: list[int]
+
+    @property
+    def share(self) -> float:
+        """Of all channels."""
+        return sum(self.abnormal) / max(1, sum(self.channels))
+
+    @property
+    def shares(self) -> list[float]:
+        """Of each layer's."""
+        return [abnormal / count for abnormal, count in zip(self.abnormal, self.channels, strict=True)]
+
+
+@dataclass(frozen=True)
+class Start:
+    """An encoder artifact, and what became of it."""
+
+    node: Node
+    loaded: Channels | None  # as its weights were; None where it has no BatchNorm
+    trained: dict[str, Channels]  # by the name of the stage-1 run
+    alphas: dict[str, dict[str, list[float]]]  # ABRi's, by run and layer
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether there was anything before."""
+        return self.node.config.get("weights") != "random"
+
+
+def starts(experiment: Experiment) -> list[Start]:
+    """Every encoder that was found."""
+    found = []
+    for node in experiment.of_kind("encoder"):
+        header, _ = artifacts.read_header(node.path)
+        threshold = float(node.config.get("abnormal_threshold", 1e-6))
+        trained: dict[str, Channels] = {}
+        alphas: dict[str, dict[str, list[float]]] = {}
+        for run in experiment.of_kind("classifier"):
+            whole = experiment.runs[run.path].summary is not None
+            if experiment.origin(run, "init") is node and whole:
+                try:
+                    state = encoder_state(run)
+                except AvptError as error:
+                    log.warning("%s; its channels are not shown", error)
+                    continue
+                alpha = {
+                    name[: -len(".alpha")]: value.tolist() for name, value in state.items() if name.endswith(".alpha")
+                }
+                if alpha:
+                    alphas[experiment.name(run)] = alpha
+                if after := measured(fold_state_dict(state), threshold):
+                    trained[experiment.name(run)] = after
+        found.append(Start(node, from_report(header.metrics), trained, alphas))
+    return found
+
+
+def encoder_state(run: Node) -> dict[str, Tensor]:
+    """The encoder of a stage-1 run's best model."""
+    tensors = artifacts.load(run.path / "model.safetensors", "classifier").tensors
+    return {name.removeprefix("encoder."): value for name, value in tensors.items() if name.startswith("encoder.")}
+
+
+def measured(state: dict[str, Tensor], threshold: float) -> Channels | None:
+    """Abnormal channels of a state dict; None without BatchNorm."""
+    return from_report(abnormal_report(state, threshold)) if norm_layers(state) else None
+
+
+def from_report(report: dict[str, Any]) -> Channels | None:
+    """What `avpt init` noted; None without BatchNorm."""
+    layers = report.get("layers") or []
+    if not layers:
+        return None
+    return Channels(*([layer[part] for layer in layers] for part in ("name", "channels", "abnormal")))
+
+
+def section(experiment: Experiment, found: Sequence[Start]) -> Section:
+    """How each encoder was made, which of its channels were and are abnormal, what ABRi learnt."""
+    blocks: list[Block] = [
+        Text(
+            "A BatchNorm channel is called abnormal where both of its parameters, scale and shift, are nearly zero: "
+            "whatever comes in, next to nothing goes out, and next to no gradient comes back. Whether a channel is "
+            "dead on this data is another question, which `avpt inspect --store` answers."
+        )
+    ]
+    rows = []
+    for start in found:
+        trained: list[tuple[str, Channels | None]] = list(start.trained.items())
+        for name, after in trained or [("–", None)]:
+            rows.append(
+                (
+                    experiment.name(start.node),
+                    start.node.config.get("modality", ""),
+                    origin(experiment, start),
+                    BN.get(start.node.config.get("bn", ""), ""),
+                    "no BatchNorm" if start.loaded is None else percent(start.loaded.share),
+                    name,
+                    percent(after.share if after else None),
+                )
+            )
+    if rows:
+        columns = ("encoder", "fed with", "weights", "BatchNorm was", "abnormal at first", "trained in", "after")
+        blocks.append(Grid(Table("encoders, with their share of abnormal channels", columns, rows, left=4)))
+    for start in together(experiment, found):
+        blocks += of_start(experiment, start)
+    lost = absences(experiment, "init", "weights")
+    blocks += lost
+    if not found and not lost:
+        blocks.append(Text("No encoder from `avpt init` is among what these runs were made from.", missing=True))
+    return Section("initialisation", "Initialisation", blocks)
+
+
+def together(experiment: Experiment, found: Sequence[Start]) -> list[Start]:
+    """Seeds of one start as one: the first, with what became of all."""
+    merged: dict[str, Start] = {}
+    for start in found:
+        first = merged.setdefault(experiment.kin[start.node.path], start)
+        merged[experiment.kin[start.node.path]] = replace(
+            first, trained=first.trained | start.trained, alphas=first.alphas | start.alphas
+        )
+    return list(merged.values())
+
+
+def origin(experiment: Experiment, start: Start) -> str:
+    """Where the weights are from."""
+    if "weights" not in start.node.inputs:
+        return str(start.node.config.get("weights"))
+    found = experiment.origin(start.node, "weights")
+    return "a file that was not found" if found is None else experiment.name(found)
+
+
+def told(channels: Channels, when: str) -> str:
+    """How many are abnormal, and where most."""
+    if not any(channels.abnormal):
+        return f"none of {sum(channels.channels)} channels {when}"
+    worst = max(range(len(channels.names)), key=lambda i: channels.shares[i])
+    most = f"most in {channels.names[worst]} ({percent(channels.shares[worst])})"
+    return f"{percent(channels.share)} of all channels {when}, {most}"
+
+
+def of_start(experiment: Experiment, start: Start) -> list[Block]:
+    """Bars of abnormal channels where there are any; alphas where there is ABRi."""
+    name, blocks = experiment.name(start.node), list[Block]()
+    loaded, after = start.loaded, next(iter(start.trained.values()), None)
+    if loaded is not None and (any(loaded.abnormal) or (after is not None and any(after.abnormal))):
+        values = {"as loaded": loaded.shares} | ({"after fine-tuning": after.shares} if after else {})
+        figure = draw_bars(loaded.names, values, label="abnormal share", colours=(BEFORE, AFTER))
+        alt = told(loaded, "as loaded") + (f"; {told(after, 'after fine-tuning')}" if after else "")
+        blocks += [Heading(f"Abnormal channels of {name}"), drawn(figure, alt, f"Layer by layer: {alt}.")]
+    if start.alphas:
+        layers = list(next(iter(start.alphas.values())))
+        learnt = {run: [alpha[layer] for layer in layers] for run, alpha in start.alphas.items()}
+        initial = float(start.node.config.get("alpha", 0.5))
+        every = [value for several in learnt.values() for layer in several for value in layer]
+        mean = sum(every) / len(every)
+        moved = max(every, key=lambda value: abs(value - initial))
+        alt = f"mean {mean:.3f}, from {min(every):.3f} to {max(every):.3f}; they started at {initial:g}"
+        caption = (
+            f"What ABRi learnt from {name}: alpha is the share of the pre-trained BatchNorm in each layer's output, "
+            f"by channel ({alt}; the one that moved most is at {moved:.3f}). Points are means of a layer, "
+            "lines run from its lowest to its highest."
+        )
+        figure = draw_ranges(layers, learnt, label="alpha", start=initial)
+        blocks += [Heading(f"ABRi's shares in {listed(list(start.alphas))}"), drawn(figure, alt, caption)]
+    return blocks

@@ -1,0 +1,264 @@
+"""How training went: curves of both stages, gradients, and masked inputs as the network saw them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from avpt.errors import AvptError
+from avpt.figures.bars import plain
+from avpt.figures.curves import draw_curves
+from avpt.figures.style import CYCLE
+from avpt.loading.dataset import ClipDataset, Masking
+from avpt.loading.loader import Loader
+from avpt.loading.masking import most_masked, plan_masking
+from avpt.options import FuseConfig
+from avpt.report.chapters.dominance import ratios_of
+from avpt.report.drawing import drawn, fed, percent
+from avpt.report.experiment import Experiment, absences, excuse, mean_of, told
+from avpt.report.page.blocks import Block, Card, Cards, Figure, Figures, Grid, Heading, Section, Text
+from avpt.runs import training_run
+from avpt.runs.lineage import Node
+from avpt.store.splits import training_splits
+from avpt.store.store import Store
+from avpt.types import MODALITIES, Table
+
+Row = Mapping[str, Any]
+WIDELY = 100  # times the lowest loss: from there on the axis is logarithmic
+COLOURS = CYCLE[2:] + CYCLE[:2]  # blue and orange are kept for sound and pictures
+
+
+def stage1(experiment: Experiment) -> Section:
+    """Each encoder alone."""
+    blocks: list[Block] = [
+        Text("First each encoder is trained alone, on its own modality, to tell the classes apart by itself.")
+    ]
+    for modality in MODALITIES:
+        nodes = experiment.stage1(modality)
+        if not nodes:
+            continue
+        blocks.append(Heading(f"{modality.capitalize()} alone"))
+        groups = grouped(experiment, nodes)
+        key, word = key_metric(experiment, nodes)
+        blocks.append(curves_of(experiment, groups, key, word))
+    lost = absences(experiment, *MODALITIES)
+    blocks += lost
+    nodes = experiment.of_kind("classifier")
+    if nodes:
+        blocks.append(table(experiment, nodes, "stage 1"))
+    elif not lost:
+        blocks.append(Text("These runs start from encoders that were not fine-tuned alone first.", missing=True))
+    return Section("stage-1", "Stage 1: each alone", blocks)
+
+
+def stage2(experiment: Experiment, clips: int) -> Section:
+    """Both together."""
+    blocks: list[Block] = [
+        Text(
+            "Then both encoders and a fusion head are trained together. A modality's share is what it adds to the "
+            "joint model's answer (its Shapley value); its accuracy tells how much it would know by that alone. The "
+            "gradient's norm tells how much there is for an encoder to learn from."
+        )
+    ]
+    nodes = experiment.of_kind("fused")
+    if not nodes:
+        blocks.append(Text("None of these runs trains both modalities together (`avpt fuse-train`).", missing=True))
+        return Section("stage-2", "Stage 2: both together", blocks)
+    groups = grouped(experiment, nodes)
+    key, word = key_metric(experiment, nodes)
+    blocks += [Heading("The joint model"), curves_of(experiment, groups, key, word)]
+    shares = [
+        one_curve(experiment, groups, f"{m} share, val accuracy", picker("val", f"{m}_accuracy")) for m in MODALITIES
+    ]
+    blocks += [Heading("What each modality contributes"), Figures([figure for figure in shares if figure])]
+    blocks.append(Heading("The gradient that reaches each encoder"))
+    norms = [one_curve(experiment, groups, f"{m} gradient norm", picker("gradient_norm", m)) for m in MODALITIES]
+    if any(norms):
+        blocks += [Figures([figure for figure in norms if figure]), gradients(experiment, nodes)]
+    else:
+        blocks.append(
+            Text("These runs did not record it: their encoders were frozen, or avpt was older.", missing=True)
+        )
+    blocks.append(table(experiment, nodes, "stage 2"))
+    if clips:
+        blocks.append(Heading("Masked inputs as the network saw them"))
+        blocks += masked_inputs(experiment, nodes, clips)
+    return Section("stage-2", "Stage 2: both together", blocks)
+
+
+def grouped(experiment: Experiment, nodes: list[Node]) -> dict[str, list[list[Row]]]:
+    """Epochs of each run, by the name of its group."""
+    groups: dict[str, list[list[Row]]] = {}
+    for node in nodes:
+        groups.setdefault(experiment.group_of(node), []).append(list(experiment.runs[node.path].epochs))
+    return groups
+
+
+def key_metric(experiment: Experiment, nodes: list[Node]) -> tuple[str, str]:
+    """What runs are judged by, and its name: accuracy, or mAP where clips have several labels."""
+    rows = [row for node in nodes for row in experiment.runs[node.path].epochs]
+    return ("map", "mAP") if any("map" in row.get("val", {}) for row in rows) else ("accuracy", "accuracy")
+
+
+def curves_of(experiment: Experiment, groups: dict[str, list[list[Row]]], key: str, word: str) -> Block:
+    """Loss and accuracy, train and val; of one group in one figure each, of several in one each for train and val."""
+    kinds = (("loss", "loss"), ("accuracy" if key == "map" else key, "accuracy"))
+    figures: list[Figure | None] = []
+    if len(groups) == 1:
+        (several,) = groups.values()
+        for metric, name in kinds:
+            both = {split: [values(epochs, picker(split, metric)) for epochs in several] for split in ("train", "val")}
+            figures.append(curve(both, name))
+    else:
+        for split, metric, name in [(split, *kind) for kind in kinds for split in ("train", "val")]:
+            pick = picker(split, metric)
+            figures.append(one_curve(experiment, groups, f"{split} {name}", pick))
+    if key == "map":
+        figures.append(one_curve(experiment, groups, f"val {word}", picker("val", "map")))
+    there = [figure for figure in figures if figure]
+    return Figures(there) if there else Text("No epoch is done yet.", missing=True)
+
+
+def picker(part: str, name: str) -> Callable[[Row], float | None]:
+    """Reads a value of a row of metrics.jsonl: a metric of train or val, or the gradient's norm of an encoder."""
+    return lambda row: row.get(part, {}).get(name)
+
+
+def one_curve(
+    experiment: Experiment, groups: dict[str, list[list[Row]]], label: str, pick: Callable[[Row], float | None]
+) -> Figure | None:
+    """A value over epochs, all groups in one figure; None where no run has it."""
+    return curve({name: [values(epochs, pick) for epochs in several] for name, several in groups.items()}, label)
+
+
+def values(epochs: list[Row], pick: Callable[[Row], float | None]) -> list[float]:
+    """A value epoch by epoch."""
+    return [value for value in map(pick, epochs) if value is not None]
+
+
+def curve(curves: Mapping[str, list[list[float]]], label: str) -> Figure | None:
+    """The figure, told in words by where its lines end."""
+    there = {name: [run for run in several if run] for name, several in curves.items()}
+    there = {plain(name): several for name, several in there.items() if several}
+    if not there:
+        return None
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(there)}
+    figure = draw_curves(there, label=label, colours=colours)
+    ends = [
+        f"{name} {mean([run[0] for run in s]):.3g} to {mean([run[-1] for run in s]):.3g}" for name, s in there.items()
+    ]
+    if label.endswith("loss") and ranges_widely(
+        [value for several in there.values() for run in several for value in run]
+    ):
+        figure.axes[0].set_yscale("log")
+        figure.axes[0].yaxis.set_major_formatter("{x:g}")
+        figure.axes[0].yaxis.set_minor_formatter(lambda value, place: "")
+    bands = (
+        " Bands run from the lowest to the highest seed." if any(len(several) > 1 for several in there.values()) else ""
+    )
+    return drawn(
+        figure,
+        f"{label} from the first epoch to the last: {', '.join(ends)}",
+        f"{label[0].upper()}{label[1:]}, by epoch.{bands}",
+    )
+
+
+def ranges_widely(numbers: list[float]) -> bool:
+    """Whether small values would lie on the axis beside large ones."""
+    return min(numbers) > 0 and max(numbers) > WIDELY * min(numbers)
+
+
+def mean(numbers: list[float]) -> float:
+    """Of some numbers."""
+    return sum(numbers) / len(numbers)
+
+
+def table(experiment: Experiment, nodes: list[Node], title: str) -> Block:
+    """Where each run stands."""
+    rows = []
+    for node in nodes:
+        run = experiment.runs[node.path]
+        best = run.summary["best_epoch"] if run.summary else None
+        last = run.epochs[-1]["val"] if run.epochs else {}
+        cells = (f"{last['loss']:.4f}" if "loss" in last else "–", percent(last.get("map", last.get("accuracy"))))
+        rows.append((experiment.name(node), run.progress, "–" if best is None else str(best), *cells))
+    columns = ("run", "is", "best epoch", "last val loss", "last val accuracy or mAP")
+    return Grid(Table(f"runs of {title}", columns, rows, left=2))
+
+
+def gradients(experiment: Experiment, nodes: list[Node]) -> Block:
+    """Mean norms over all epochs."""
+    rows = []
+    for node in nodes:
+        norms = [row["gradient_norm"] for row in experiment.runs[node.path].epochs if row.get("gradient_norm")]
+        audio, visual = (mean_of(norms, modality) for modality in MODALITIES)
+        if audio is not None and visual is not None:
+            ratio = f"{audio / visual:.2f}" if visual else "–"
+            rows.append((experiment.name(node), f"{audio:.4f}", f"{visual:.4f}", ratio))
+    return Grid(Table("norm of the gradient, mean over epochs", ("run", "audio", "visual", "audio : visual"), rows))
+
+
+def masked_inputs(experiment: Experiment, nodes: list[Node], clips: int) -> list[Block]:
+    """Clips of each run that masks, of several seeds the first, with and without their masks."""
+    blocks: list[Block] = []
+    for node in {experiment.group_of(node): node for node in reversed(nodes)}.values():
+        if node.config.get("mask") == "none":
+            continue
+        store = experiment.origin(node, "store")
+        if store is None:
+            blocks.append(Text(told(experiment, node, "store"), missing=True))
+            continue
+        try:
+            blocks.append(inputs_of(experiment, node, Store(store.path), clips))
+        except (AvptError, OSError, KeyError, ValueError) as error:
+            blocks.append(Text(excuse(error), missing=True))
+    return blocks or [Text("None of these runs masks anything.")]
+
+
+def inputs_of(experiment: Experiment, node: Node, store: Store, clips: int) -> Block:
+    """The clips of which a run masks most, in its first epoch."""
+    config = config_of(node)
+    index = training_splits(store, MODALITIES, config.val_fraction)["train"]
+    ratios = ratios_of(node)
+    there = {m: torch.stack([ratios[m][clip_id] for clip_id in index.ids]) for m in MODALITIES}
+    spec = training_run.input_spec(store, config)
+    masking = plan_masking(there, spec, config.patch, warn=False)
+    most = most_masked(masking, 2 * clips)
+    positions = [position for position in most if any(masking.num_masked[m][position] for m in MODALITIES)][:clips]
+    if not positions:
+        return Text(f"`{experiment.name(node)}` masks nothing: all its ratios are less than one patch.")
+
+    def batch(mask: Masking | None) -> tuple[torch.Tensor, ...]:
+        dataset = ClipDataset(
+            *(index, MODALITIES, spec, store.settings["frame_codec"]),
+            seed=config.seed,
+            augmentation=training_run.augmentation(config),
+            masking=mask,
+        )
+        loader = Loader(dataset, config.batch_size, device=torch.device("cpu"), workers=0, shuffle_seed=config.seed)
+        return tuple(values.clone() for values in loader.clips(0, positions).inputs)
+
+    plain_inputs, masked = batch(None), batch(masking)
+    cards = []
+    for i, position in enumerate(positions):
+        pictures, shares = [], []
+        for m, modality in enumerate(MODALITIES):
+            ratio = float(there[modality][position])
+            shares.append(f"{modality} {ratio:.2f}")
+            versions = [(plain_inputs[m], "not masked")]
+            if masking.num_masked[modality][position]:
+                versions = [(plain_inputs[m], "as it is"), (masked[m], "masked")]
+            what = "spectrogram" if modality == "audio" else "frames"
+            pictures += [fed({modality: seen[i]}, f"{what} {how}, ratio {ratio:.2f}", how) for seen, how in versions]
+        cards.append(Card(index.ids[position], pictures, [f"mask ratio: {', '.join(shares)}"]))
+    return Cards(f"{experiment.name(node)}, epoch 1; what is masked is magenta", cards)
+
+
+def config_of(node: Node) -> FuseConfig:
+    """The options that a fused run was made with; its paths are not needed here."""
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in node.config.items()}
+    known = {name: value for name, value in options.items() if name in FuseConfig.__dataclass_fields__}
+    paths: dict[str, Any] = dict.fromkeys(("store", "out", "audio", "visual", "confidence"), node.path)
+    return FuseConfig(**paths | known)

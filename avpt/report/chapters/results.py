@@ -1,0 +1,242 @@
+"""What came out: all runs in a table, confusions, probes, evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from avpt.errors import AvptError
+from avpt.figures.confusion import draw_confusion
+from avpt.files import artifacts
+from avpt.files.checking import RecordError, read
+from avpt.files.records import EvaluationRecord
+from avpt.report.differences import chance_words
+from avpt.report.drawing import drawn, percent, points
+from avpt.report.experiment import Experiment, excuse
+from avpt.report.page.blocks import Block, Figures, Grid, Heading, Section, Text
+from avpt.runs.lineage import Node
+from avpt.training.objective import is_correct, per_class
+from avpt.types import Table
+
+METRICS = (
+    ("map", "mAP"),
+    ("auc", "AUC"),
+    ("accuracy", "accuracy"),
+    ("macro_f1", "macro F1"),
+    ("audio_accuracy", "audio share"),
+    ("visual_accuracy", "visual share"),
+)
+MOST_PAIRS = 10
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a run answered for the clips that it was not trained on."""
+
+    split: str  # test, or val where there is none
+    ids: list[str]
+    logits: dict[str, Tensor]  # joint, and for fused runs audio, visual: (clips, classes)
+    labels: Tensor
+    classes: list[str]
+
+    def right(self, side: str = "joint") -> dict[str, bool]:
+        """By clip, whether the answer, or one modality's share of it, is right."""
+        return dict(zip(self.ids, is_correct(self.logits[side], self.labels).tolist(), strict=True))
+
+
+def answers_of(run: Path) -> Answers:
+    """A finished run's predictions.
+
+    Raises:
+        AvptError: they are missing or damaged.
+    """
+    artifact = artifacts.load(run / "predictions.safetensors", "predictions")
+    tensors = artifact.tensors
+    split = "test" if "test_logits" in tensors else "val"
+    sides = {"joint": "logits", "audio": "audio_logits", "visual": "visual_logits"}
+    logits = {side: tensors[f"{split}_{name}"] for side, name in sides.items() if f"{split}_{name}" in tensors}
+    ids = artifacts.unpack_ids(tensors, prefix=f"{split}_")
+    return Answers(split, ids, logits, tensors[f"{split}_labels"], artifact.header.classes)
+
+
+def section(experiment: Experiment) -> Section:
+    """The table, then details."""
+    blocks: list[Block] = [table(experiment)]
+    waiting = experiment.unfinished()
+    if waiting:
+        names = ", ".join(f"{experiment.name(node)} ({experiment.runs[node.path].progress})" for node in waiting)
+        blocks.append(Text(f"Not finished, so without results: {names}.", missing=True))
+    classes = {tuple(run.header.classes) for run in experiment.runs.values() if run.header is not None}
+    if len(classes) > 1:
+        blocks.append(
+            Text(f"These runs tell apart {len(classes)} different sets of classes: their numbers can't be compared.")
+        )
+    blocks += groups(experiment)
+    blocks += confusions(experiment)
+    blocks += probes(experiment)
+    blocks += evaluations(experiment)
+    return Section("results", "Results", blocks)
+
+
+def table(experiment: Experiment) -> Block:
+    """All runs."""
+    runs = [node for node in experiment.nodes if node.is_run]
+    summaries = [experiment.runs[node.path].summary or {} for node in runs]
+    splits = [split for split in ("val", "test") if any(summary.get(split) for summary in summaries)]
+    wanted = [("test", *metric) for metric in METRICS] + [("val", *metric) for metric in METRICS[:3]]
+    if "test" not in splits:
+        wanted = [("val", *metric) for metric in METRICS]
+    there = [(split, key, word) for split, key, word in wanted if any(key in (s.get(split) or {}) for s in summaries)]
+    rows = []
+    for node, summary in zip(runs, summaries, strict=True):
+        cells = ((summary.get(split) or {}).get(metric) for split, metric, _ in there)
+        kind = f"{node.config['modality']} alone" if "modality" in node.config else "joint"
+        rows.append((experiment.name(node), kind, *map(percent, cells)))
+    columns = ("run", "trained on", *(f"{split} {word}" for split, _, word in there))
+    return Grid(Table("the best epoch of each run, chosen on val", columns, rows, left=2))
+
+
+def groups(experiment: Experiment) -> list[Block]:
+    """Means and deviations of runs that differ in seeds alone."""
+    rows = []
+    for name, nodes in experiment.groups.items():
+        summaries = [experiment.runs[node.path].summary for node in nodes]
+        done = [summary.get("test") or summary["val"] for summary in summaries if summary]
+        key = "map" if any("map" in values for values in done) else "accuracy"
+        numbers = [values[key] for values in done]
+        if len(numbers) > 1:
+            deviation = percent(float(np.std(numbers, ddof=1)))
+            rows.append((name, str(len(numbers)), percent(float(np.mean(numbers))), deviation))
+    if not rows:
+        return []
+    title = "test accuracy (mAP) over seeds; deviation of single runs"
+    return [Grid(Table(title, ("runs", "seeds", "mean", "deviation"), rows))]
+
+
+def confusions(experiment: Experiment) -> list[Block]:
+    """Of each group of finished fused runs, its seeds together; or of other runs where there is none."""
+    kind = "fused" if experiment.of_kind("fused") else "classifier"
+    blocks: list[Block] = [Heading("Which classes are taken for which")]
+    figures = []
+    for name, group in experiment.groups.items():
+        several = []
+        for node in (node for node in group if node.kind == kind and experiment.runs[node.path].summary is not None):
+            try:
+                several.append(answers_of(node.path))
+            except (AvptError, OSError, KeyError, ValueError) as error:
+                blocks.append(Text(excuse(error), missing=True))
+        if not several:
+            continue
+        if several[0].labels.ndim > 1:
+            blocks.append(precisions(name, several[0]))
+            continue
+        classes, split = several[0].classes, several[0].split
+        tables = [per_class(answers.logits["joint"], answers.labels)["confusion"] for answers in several]
+        confusion = np.array(tables).sum(axis=0)
+        pairs = worst(confusion, classes)
+        seeds = f" of {len(several)} seeds together" if len(several) > 1 else ""
+        alt = f"`{name}`: {int(confusion.trace())} of {int(confusion.sum())} {split} clips right{seeds}"
+        caption = f"{alt}. Taken for another most often: {'; '.join(pairs)}." if pairs else f"{alt}."
+        figures.append(drawn(draw_confusion(confusion.tolist(), classes), caption.replace("`", ""), caption))
+    blocks += [Figures(figures)] if figures else []
+    return blocks if len(blocks) > 1 else []
+
+
+def worst(confusion: np.ndarray[Any, Any], classes: Sequence[str]) -> list[str]:
+    """The pairs that are mixed up most, in words."""
+    off = confusion - np.diag(np.diag(confusion))
+    order = np.argsort(-off, axis=None, kind="stable")[:3]
+    pairs = [divmod(int(place), len(classes)) for place in order if off.flat[place] > 0]
+    return [f"{classes[true]} for {classes[taken]} ({off[true, taken]})" for true, taken in pairs]
+
+
+def precisions(name: str, answers: Answers) -> Block:
+    """Average precision of the classes that have clips, the worst first."""
+    record = per_class(answers.logits["joint"], answers.labels)
+    known = [
+        (precision, cls, count)
+        for precision, cls, count in zip(record["average_precision"], answers.classes, record["count"], strict=True)
+        if precision is not None
+    ]
+    rows = [(cls, str(count), percent(precision)) for precision, cls, count in sorted(known)[: 2 * MOST_PAIRS]]
+    title = f"{name}: average precision on {answers.split}, the lowest {len(rows)} of {len(known)} classes"
+    return Grid(Table(title, ("class", "clips", "average precision"), rows))
+
+
+def probes(experiment: Experiment) -> list[Block]:
+    """Linear probes, where `avpt probe` was run."""
+    rows = []
+    for node in experiment.of_kind("probe"):
+        found = probe_of(node)
+        if found is not None:
+            model = experiment.origin(node, "model")
+            alone, difference = found.alone, found.difference
+            name = experiment.name(model) if model else experiment.name(node)
+            gap = "–" if difference is None else points(difference)
+            chance = "–" if difference is None or found.p is None else chance_words(found.p)
+            rows.append((name, found.modality, percent(found.accuracy), percent(alone), gap, chance))
+    if not rows:
+        return []
+    columns = ("encoder of", "modality", "probe", "before joint training", "difference", "over clips")
+    title = "test accuracy (mAP) of a linear probe of each encoder; McNemar's test over clips, of these models alone"
+    return [Heading("Linear probes"), Grid(Table(title, columns, rows, left=2))]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a linear probe found an encoder to be worth."""
+
+    modality: str
+    accuracy: float | None
+    alone: float | None  # of the encoder that it started from
+    difference: float | None
+    p: float | None  # of the difference, by McNemar's test
+
+
+def probe_of(node: Node) -> Probe | None:
+    """What `avpt probe` wrote; None where it says nothing that we know."""
+    try:
+        metrics = artifacts.read_header(node.path)[0].metrics
+    except AvptError:
+        return None
+    before, mcnemar = metrics.get("stage1"), metrics.get("mcnemar")
+    return Probe(
+        modality=str(metrics.get("modality")),
+        accuracy=number(metrics.get("accuracy", metrics.get("map"))),
+        alone=number(before.get("accuracy", before.get("map"))) if isinstance(before, dict) else None,
+        difference=number(metrics.get("difference")),
+        p=number(mcnemar.get("p")) if isinstance(mcnemar, dict) else None,
+    )
+
+
+def number(value: Any) -> float | None:
+    """A number, or that of the test split (else val) of a record of splits."""
+    if isinstance(value, dict):
+        value = value.get("val") if value.get("test") is None else value["test"]
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def evaluations(experiment: Experiment) -> list[Block]:
+    """Records that `avpt evaluate --out` wrote."""
+    rows = []
+    for node in experiment.of_kind("evaluation"):
+        try:
+            record = read(node.path, EvaluationRecord)
+        except (OSError, RecordError):
+            continue
+        model, config = experiment.origin(node, "model"), node.config
+        how = [f"without {config['drop']}"] if config.get("drop") else []
+        if config.get("snr") is not None:
+            how.append(f"noise on {config.get('noise') or 'its input'} at {config['snr']:g} dB")
+        cells = (percent((scores or {}).get("accuracy")) for scores in (record["val"], record["test"]))
+        name = experiment.name(model) if model else experiment.name(node)
+        rows.append((name, ", ".join(how) or "as it is", *cells))
+    if not rows:
+        return []
+    columns = ("model", "input", "val accuracy", "test accuracy")
+    return [Heading("Evaluations"), Grid(Table("records of `avpt evaluate`", columns, rows, left=2))]

@@ -1,0 +1,198 @@
+"""All that belongs to some runs: what they were made from, what was made from them, and what is not to be found."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from avpt.errors import AvptError
+from avpt.files.outputs import sha256_if_there, sha256_json
+from avpt.report.page.blocks import Block, Text
+from avpt.runs.folder import Run, read_run
+from avpt.runs.lineage import Lineage, Node
+from avpt.types import Modality
+
+log = logging.getLogger(__name__)
+
+MADE_OF = ("init", "weights", "audio", "visual", "confidence", "store", "model")
+READ = ("predictions.safetensors", "mask.safetensors", "metrics.jsonl", "summary.json")
+
+
+@dataclass(frozen=True)
+class Missing:
+    """An input that a file records and that was not found."""
+
+    owner: Path
+    name: str  # store, audio, visual, init, weights, confidence, model
+    checksum: str
+
+
+@dataclass
+class Experiment:
+    """Runs and what they hang on, those that others were made from first."""
+
+    nodes: list[Node] = field(default_factory=list)
+    origins: dict[Path, dict[str, Node | None]] = field(default_factory=dict)  # by name of the input
+    missing: list[Missing] = field(default_factory=list)
+    runs: dict[Path, Run] = field(default_factory=dict)  # by the path of the node
+    kin: dict[Path, str] = field(default_factory=dict)  # the same for what differs in nothing but seeds
+    groups: dict[str, list[Node]] = field(default_factory=dict)  # runs that are kin, by a name
+    checksums: dict[Path, str] = field(default_factory=dict)  # of a node, as others record it
+    given: dict[Path, int] = field(default_factory=dict)  # places of the runs that were asked for; others are before
+
+    def of_kind(self, *kinds: str) -> list[Node]:
+        """Its stores, encoders, runs, ..., in the order in which they were given."""
+        return sorted(
+            (node for node in self.nodes if node.kind in kinds), key=lambda node: self.given.get(node.path, 0)
+        )
+
+    def origin(self, node: Node, name: str) -> Node | None:
+        """What a node was made from."""
+        return self.origins[node.path].get(name)
+
+    @cached_property
+    def base(self) -> str:
+        """The folder that names start from: the one that all runs lie in."""
+        return os.path.commonpath([node.path.parent for node in self.nodes if node.is_run])
+
+    def name(self, node: Node) -> str:
+        """What the page calls it."""
+        return os.path.relpath(node.path, self.base)
+
+    def unfinished(self) -> list[Node]:
+        """Runs whose training has not ended."""
+        return [node for node in self.nodes if node.is_run and self.runs[node.path].summary is None]
+
+    def stage1(self, modality: Modality) -> list[Node]:
+        """Fine-tuned encoders of one modality."""
+        return [node for node in self.of_kind("classifier") if node.config.get("modality") == modality]
+
+    def group_of(self, node: Node) -> str:
+        """The name of a run's group."""
+        return next(name for name, nodes in self.groups.items() if node in nodes)
+
+    def contents(self) -> dict[str, str]:
+        """A checksum of all that the page reads of each of them, by name; what is missing too."""
+        return {self.name(node): self._content(node) for node in self.nodes} | {
+            f"{lost.name} of {os.path.relpath(lost.owner, self.base)}": "not found" for lost in self.missing
+        }
+
+    def _content(self, node: Node) -> str:
+        if node.is_run:
+            files = {name: node.path / name for name in READ}
+            read = {name: found for name, file in files.items() if (found := sha256_if_there(file))}
+            return sha256_json([self.checksums[node.path], read])
+        return self.checksums[node.path] or sha256_if_there(node.path)
+
+
+def gather(paths: Sequence[Path], folders: Sequence[Path] | None) -> Experiment:
+    """Find everything that belongs to some runs.
+
+    Raises:
+        AvptError: one is no run folder, or a damaged one.
+    """
+    given = list(dict.fromkeys(Path(os.path.normpath(path.absolute())) for path in paths))
+    for path in given:
+        read_run(path)  # the search passes over what it can't read; of what is asked for it must be told
+    lineage = Lineage(given, folders)
+    there = {node.path: node for node in lineage.nodes()}
+    wanted = [there[path] for path in given if path in there]
+    experiment = Experiment(given={path: place for place, path in enumerate(given, 1)})
+    depth: dict[Path, int] = {}
+    for node in wanted:
+        _climb(lineage, node, experiment, depth)
+    for node in [node for node in lineage.nodes() if node.kind == "confidence" and node.path not in depth]:
+        if all(origin is not None and origin.path in depth for origin in lineage.origins(node).values()):
+            _climb(lineage, node, experiment, depth)
+    for node in list(experiment.nodes):
+        if node.is_run:
+            for other in lineage.made_from(node, "probe", "evaluation"):
+                if other.inputs.get("model") in lineage.checksums(node):  # not of a model that ours is the stage 1 of
+                    _climb(lineage, other, experiment, depth)
+    experiment.nodes.sort(key=lambda node: (depth[node.path], os.fspath(node.path)))
+    for node in experiment.nodes:
+        own = lineage.checksum(node.files[0]) if node.files else next(iter(lineage.checksums(node)), "")
+        experiment.checksums[node.path] = own
+        if node.is_run:
+            experiment.runs[node.path] = read_run(node.path)
+        whole = lineage.whole_config(node.config, node.inputs)
+        experiment.kin[node.path] = sha256_json([node.kind, whole])
+    experiment.groups = _groups(experiment)
+    for lost in {lost.checksum: lost for lost in reversed(experiment.missing)}.values():
+        log.warning("%s of %s was not found; --search FOLDER looks elsewhere", lost.name, lost.owner)
+    return experiment
+
+
+def _climb(lineage: Lineage, node: Node, experiment: Experiment, depth: dict[Path, int]) -> int:
+    """Take up a node and all that it was made from; returns its distance from what was made from nothing."""
+    if node.path in depth:
+        return depth[node.path]
+    depth[node.path] = 0  # no file can hold its own checksum, but a store may call itself what it likes
+    experiment.origins[node.path] = origins = lineage.origins(node)
+    below = [0]
+    for name, origin in origins.items():
+        if origin is not None:
+            below.append(1 + _climb(lineage, origin, experiment, depth))
+        elif name in MADE_OF:
+            experiment.missing.append(Missing(node.path, name, node.inputs[name]))
+    depth[node.path] = max(below)
+    experiment.nodes.append(node)
+    return depth[node.path]
+
+
+def _groups(experiment: Experiment) -> dict[str, list[Node]]:
+    """Runs that differ in seeds alone; called by their folder's name where that tells them apart."""
+    alike: dict[str, list[Node]] = defaultdict(list)
+    for node in experiment.nodes:
+        if node.is_run:
+            alike[experiment.kin[node.path]].append(node)
+    labels = {key: common_name(experiment, nodes) for key, nodes in alike.items()}
+    groups: dict[str, list[Node]] = {}
+    for key, nodes in alike.items():
+        shared = list(labels.values()).count(labels[key]) > 1
+        name = experiment.name(nodes[0]) if shared else labels[key]
+        groups[name if name not in groups else f"{name} ({len(groups)})"] = nodes
+    return groups
+
+
+def common_name(experiment: Experiment, nodes: Sequence[Node]) -> str:
+    """What the paths of some nodes have in common."""
+    last = {node.path.name for node in nodes}
+    if len(last) == 1 and not next(iter(last)).isdecimal():
+        return next(iter(last))
+    above = {node.path.parent.name for node in nodes}  # audio-abri/0, audio-abri/1, ...
+    return next(iter(above)) if len(above) == 1 and len(nodes) > 1 else experiment.name(nodes[0])
+
+
+def told(experiment: Experiment, node: Node, name: str) -> str:
+    """Why an input of a node can't be shown, and what to do."""
+    checksum = node.inputs.get(name)
+    if checksum is None:
+        return f"{experiment.name(node)} records no {name}."
+    return (
+        f"The {name} that {experiment.name(node)} was made from (checksum {checksum[:12]}…) was not found around the "
+        "runs: moved, removed or changed. If it is elsewhere, name that folder with --search."
+    )
+
+
+def absences(experiment: Experiment, *names: str) -> list[Block]:
+    """The same of all inputs of these names that were not found."""
+    lost = {missing.checksum: missing for missing in reversed(experiment.missing) if missing.name in names}
+    owners = {node.path: node for node in experiment.nodes}
+    return [Text(told(experiment, owners[missing.owner], missing.name), missing=True) for missing in lost.values()]
+
+
+def excuse(error: AvptError | OSError | KeyError | ValueError) -> str:
+    """What went wrong with a file, for the page."""
+    return f"This can't be shown: {error}."
+
+
+def mean_of(rows: Sequence[Mapping[str, float]], name: str) -> float | None:
+    """The mean of a value over the rows that have it."""
+    values = [row[name] for row in rows if name in row]
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,90 @@
+"""One self-contained HTML page: nothing is loaded, nothing runs, and every word from outside is escaped."""
+
+from __future__ import annotations
+
+import html
+import re
+from functools import cache
+from itertools import count
+from pathlib import Path
+from typing import Any, cast
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup, escape
+
+from avpt.files.checking import RecordError, check, parse
+from avpt.files.records import Provenance
+from avpt.report.page.blocks import Page
+from avpt.text import as_json, printable
+
+GENERATOR = "avpt report"
+START = 1 << 20  # bytes of a page in which its provenance stands
+PROVENANCE = re.compile(r'<meta name="generator" content="avpt report">\s*<meta name="avpt" content="([^"]*)">')
+NARROW = 320  # points of a drawing that a phone has room for
+ROW, COLUMN, BOX = 44, 186, (152, 34)  # of a graph, pixels
+
+
+def render(page: Page, ink: str) -> str:
+    """The page as HTML; `ink` is the colour in drawings that becomes the page's own."""
+    numbers = count(1)
+    text = _template().render(
+        page=page,
+        record=as_json(page.provenance),
+        drawing=lambda svg, alt: inline(svg, alt, f"f{next(numbers)}", ink),
+        generator=GENERATOR,
+        row=ROW,
+        column=COLUMN,
+        box=BOX,
+    )
+    return printable(text, keep="\n")
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("avpt.report.page", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["prose"] = prose
+    return environment.get_template("report.html.jinja")
+
+
+def prose(text: str) -> Markup:
+    """Words with `commands` and names set apart."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def inline(svg: bytes, alt: str, prefix: str, ink: str) -> Markup:
+    """A drawing of matplotlib's as part of a page: ids of its own, the page's ink, words for those who can't see it."""
+    text = svg.decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="', f'id="{prefix}-', text)
+    text = text.replace('xlink:href="#', f'xlink:href="#{prefix}-').replace("url(#", f"url(#{prefix}-")
+    text = re.sub(f"{ink}|#000000", "currentColor", text)
+    width = float(re.search(r'width="([\d.]+)pt"', text)[1])  # type: ignore[index]
+    wide = " wide" if width > NARROW else ""
+    opening = re.match(r"<svg[^>]*>", text)
+    assert opening is not None
+    box = re.search(r'viewBox="([^"]*)"', opening[0])
+    assert box is not None
+    start = (
+        f'<svg class="drawing{wide}" style="--points: {width:.0f}" viewBox="{box[1]}" role="img" '
+        f'aria-label="{html.escape(alt)}" xmlns:xlink="http://www.w3.org/1999/xlink">'
+    )
+    return Markup(start + text[opening.end() :].strip())
+
+
+def read_provenance(path: Path) -> dict[str, Any] | None:
+    """What a page says it was made from; None where a file is no such page."""
+    with path.open("rb") as file:
+        start = file.read(START).decode(errors="replace")
+    found = PROVENANCE.search(start)
+    try:
+        return cast(dict[str, Any], check(parse(html.unescape(found[1])), Provenance)) if found else None
+    except RecordError:
+        return None

@@ -1,0 +1,1 @@
+"""Run folders, where things came from, groups of runs, and a trained model in use."""

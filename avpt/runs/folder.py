@@ -1,0 +1,142 @@
+"""The run folder that a training command fills: whose it is, and when it counts as finished; no torch needed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from avpt.errors import ArtifactError, OutputError
+from avpt.files.artifacts import Header, read_header
+from avpt.files.checking import RecordError, read_lines
+from avpt.files.outputs import begin, differences, look_into, read_record, refuse, sweep
+from avpt.files.records import Epoch, Provenance, RunSummary
+from avpt.text import decimals
+from avpt.types import Report, Table
+
+OWNED = re.compile(
+    r"((model|last|dynamics|predictions|mask)\.safetensors|(metrics|timing)\.jsonl|summary\.json"
+    r"|checkpoint/(settings\.json|(last|previous)\.pt)|tensorboard/events\.out\.tfevents\.[^/]*)|(checkpoint/)?\..*\.tmp"
+)
+SETTINGS = "checkpoint/settings.json"
+AGAIN = "run the command that made it again with --overwrite"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder says of itself, finished or not."""
+
+    path: Path
+    kind: str  # classifier, fused
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    epochs: list[dict[str, Any]]  # the rows of metrics.jsonl
+    summary: dict[str, Any] | None  # None while it is unfinished
+    header: Header | None  # of its best model
+
+    @property
+    def progress(self) -> str:
+        """In words: finished, or how far it came."""
+        done, planned = len(self.epochs), self.config.get("epochs", 0)
+        if self.summary:
+            return f"finished, stopped early after {done} of {planned} epochs" if done < planned else "finished"
+        return f"unfinished, {done} of {planned} epochs done"
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder looks like one that a training command filled."""
+    return (path / "checkpoint").is_dir() or ((path / "summary.json").exists() and (path / "metrics.jsonl").exists())
+
+
+def read_run(path: Path) -> Run:
+    """Read the records of a run folder; no tensors.
+
+    Raises:
+        ArtifactError, OutputError: it is not one, or damaged.
+    """
+    if not path.exists():
+        raise ArtifactError(f"{path} does not exist; it should be a run folder written by avpt")
+    if not is_run(path):
+        raise ArtifactError(f"{path} is not a run folder written by avpt")
+    header, summary = None, None
+    if (path / "summary.json").exists():
+        summary = read_record(path / "summary.json", AGAIN, RunSummary)
+        header, _ = read_header(path / "model.safetensors")
+    if header is not None and not (path / SETTINGS).exists():  # checkpoint/ was removed to save space
+        settings: dict[str, Any] = {"config": header.config, "inputs": header.inputs}
+    else:
+        settings = read_record(path / SETTINGS, AGAIN, Provenance)
+    config = settings["config"]
+    kind = "classifier" if "modality" in config else "fused"
+    return Run(path, kind, config, settings["inputs"], _read_epochs(path / "metrics.jsonl"), summary, header)
+
+
+def _read_epochs(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [cast(dict[str, Any], row) for row in read_lines(path, Epoch)]
+    except FileNotFoundError:
+        return []
+    except RecordError as error:
+        raise ArtifactError(f"{path} is damaged ({error}); {AGAIN}") from None
+
+
+def find_summary(
+    path: Path, settings: dict[str, Any], defaults: dict[str, Any], overwrite: bool
+) -> dict[str, Any] | None:
+    """Look whether the run is already there; nothing is changed. Call it inside `outputs.claim`.
+
+    Args:
+        path: the run folder.
+        settings: `config` and `inputs` of the run.
+        defaults: of the options.
+        overwrite: the caller means to start over.
+
+    Returns:
+        The summary of a run that is finished just so, or None where there is work to do.
+
+    Raises:
+        OutputError: the folder holds something else.
+    """
+    whole = all((path / name).exists() for name in ("summary.json", "model.safetensors"))
+    if whole and not overwrite and not (path / SETTINGS).exists():  # checkpoint/ was removed to save space
+        header, _ = read_header(path / "model.safetensors")
+        found: dict[str, Any] | None = {"config": header.config, "inputs": header.inputs}
+    else:
+        found = look_into(path, SETTINGS, OWNED, overwrite)
+    if found is None:
+        return None
+    if different := differences(found, settings, defaults):
+        if not _is_continued(found, settings, defaults):
+            raise refuse(path, different)
+    elif (path / "summary.json").exists():
+        return read_record(path / "summary.json", "--overwrite starts over", RunSummary)
+    if (path / "metrics.jsonl").exists() and not any((path / "checkpoint").glob("*.pt")):
+        raise OutputError(f"{path} has epochs behind it, but its checkpoint is gone; --overwrite starts over")
+    return None
+
+
+def begin_run(path: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """Make the folder, or take it up again where an unfinished or shorter run is."""
+    (path / "summary.json").unlink(missing_ok=True)  # from here on the run is unfinished
+    begin(path, SETTINGS, settings, overwrite)
+    sweep([*path.glob(".*.tmp"), *path.glob("checkpoint/.*.tmp")])
+
+
+def _is_continued(found: dict[str, Any], wanted: dict[str, Any], defaults: dict[str, Any]) -> bool:
+    """More epochs of the same run, under a schedule that does not depend on how many there are."""
+    longer = found["config"].get("epochs", 0) < wanted["config"]["epochs"]
+    same = not differences(
+        {**found, "config": found["config"] | {"epochs": wanted["config"]["epochs"]}}, wanted, defaults
+    )
+    return longer and same and wanted["config"]["schedule"] != "cosine"
+
+
+def report(path: Path, summary: dict[str, Any], title: str) -> Report:
+    """The record and table of a finished run."""
+    names = [name for name in ("val", "test") if summary[name] is not None]
+    rows = [
+        (metric, *(decimals(summary[split].get(metric)) for split in names)) for metric in sorted(summary[names[0]])
+    ]
+    table = Table(f"{title}, best epoch {summary['best_epoch']} of {summary['epochs']}", ("", *names), rows)
+    return Report({"run": str(path), **summary}, (path,), [table])

@@ -1,0 +1,202 @@
+"""What artifacts were made from: files record their inputs by checksum, and here the files are found again."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from avpt.errors import AvptError
+from avpt.files.artifacts import read_header
+from avpt.files.checking import RecordError, read
+from avpt.files.outputs import sha256_if_there
+from avpt.files.records import Fingerprinted, NamedProvenance, Provenance
+from avpt.runs.folder import is_run, read_run
+
+log = logging.getLogger(__name__)
+
+LEVELS_UP, LEVELS_DOWN = 2, 3  # from a run folder: where recipes put what it was made from
+MOST_ENTRIES = 20_000  # of folders, that are looked through before the search ends
+
+
+@dataclass(frozen=True)
+class Node:
+    """A store, an artifact or a run folder, and what it says of itself."""
+
+    path: Path
+    kind: str  # store, encoder, classifier, fused, confidence, predictions, probe, ...
+    config: dict[str, Any]
+    inputs: dict[str, str]  # name -> checksum or fingerprint
+    files: tuple[Path, ...] = field(repr=False)  # those that others may have been made from; a store has none
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it is a run folder."""
+        return self.path.is_dir() and self.kind != "store"
+
+
+class Lineage:
+    """The artifacts in some folders, found by the checksums under which others record them.
+
+    Folders are walked and files hashed when they are first asked for: the runs, `folders`, what is around the runs.
+    """
+
+    def __init__(self, paths: Sequence[Path], folders: Sequence[Path] | None = None) -> None:
+        """Look at `paths`, in `folders` and around `paths`.
+
+        Raises:
+            AvptError: one of the folders is none.
+        """
+        for folder in folders or ():
+            if not folder.is_dir():
+                raise AvptError(f"{folder} is not a folder; --search takes folders to find inputs in")
+        named = [folder.absolute() for folder in folders or ()]
+        self._unread = _unique(chain((path.absolute() for path in paths), named, _walk(named), _walk(_around(paths))))
+        self._nodes: dict[Path, Node | None] = {}
+        self._checksums: dict[Path, str] = {}
+
+    def find(self, checksum: str) -> Node | None:
+        """The store, artifact or run that a recorded input is; None where it is not to be found."""
+        for node in self.nodes():
+            if checksum in self.checksums(node):
+                return node
+        return None
+
+    def origins(self, node: Node) -> dict[str, Node | None]:
+        """What a node was made from, by the names under which it records that."""
+        return {name: self.find(checksum) for name, checksum in node.inputs.items()}
+
+    def made_from(self, node: Node, *kinds: str) -> list[Node]:
+        """The nodes of some kinds that record a node among their inputs."""
+        own = self.checksums(node)
+        return [other for other in self.nodes() if other.kind in kinds and own & set(other.inputs.values())]
+
+    def checksums(self, node: Node) -> set[str]:
+        """The names under which others may record a node."""
+        if node.kind == "store":
+            return {node.config["fingerprint"]}
+        return {checksum for file in node.files if (checksum := self.checksum(file))}
+
+    def checksum(self, file: Path) -> str:
+        """The checksum of one of a node's files; empty where it has been removed since it was seen."""
+        if file not in self._checksums:
+            self._checksums[file] = sha256_if_there(file)
+        return self._checksums[file]
+
+    def nodes(self) -> Iterator[Node]:
+        """All of them, read as far as they are asked for."""
+        yield from [node for node in self._nodes.values() if node is not None]
+        for path in self._unread:
+            self._nodes[path] = node = read_node(path)
+            if node is not None:
+                yield node
+
+    def whole_config(
+        self,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        complete: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] = lambda kind, config: config,
+    ) -> dict[str, Any]:
+        """The options of a run and, under dotted names, of all that it was made from; checksums of what is missing.
+
+        Seeds are left out, and so is what hangs on nothing but a seed: two runs of one experiment have equal records.
+        What several things were made from is told once, under its shortest name, and then by that name.
+
+        Args:
+            config: of the run.
+            inputs: of the run.
+            complete: fills in, by kind, the options of an input that are younger than its record.
+        """
+        whole: dict[str, Any] = {}
+        told: dict[str | Path, str] = {}
+        waiting: list[tuple[str, Mapping[str, Any], Mapping[str, str]]] = [("", config, inputs)]
+        for prefix, options, made_from in waiting:  # which grows as it goes
+            whole |= {f"{prefix}{option}": value for option, value in options.items() if option != "seed"}
+            for name, checksum in sorted(made_from.items()):
+                node = self.find(checksum)
+                is_known = node is not None and node.kind != "store"
+                thing = node.path if node is not None and is_known else checksum
+                if thing in told:
+                    whole[f"{prefix}{name}"] = f"as {told[thing]}"
+                    continue
+                told[thing] = f"{prefix}{name}"
+                if node is not None and is_known:
+                    waiting.append((f"{prefix}{name}.", complete(node.kind, node.config), node.inputs))
+                else:
+                    whole[f"{prefix}{name}"] = checksum
+        return whole
+
+
+def read_node(path: Path) -> Node | None:
+    """What lies at a path, or None where it is nothing of avpt's, or can't be read."""
+    try:
+        if path.is_dir() and (path / "store.json").is_file():
+            settings = read(path / "settings.json", Provenance)
+            fingerprint = read(path / "store.json", Fingerprinted)["fingerprint"]
+            return Node(path, "store", {**settings["config"], "fingerprint": fingerprint}, settings["inputs"], ())
+        if path.is_dir():
+            run = read_run(path)
+            files = [path / name for name in ("model.safetensors", "dynamics.safetensors")]
+            return Node(path, run.kind, run.config, run.inputs, tuple(file for file in files if file.is_file()))
+        if path.suffix == ".json":
+            record = read(path, NamedProvenance)
+            return Node(path, record["kind"], {**record["config"]}, record["inputs"], ())
+        header, _ = read_header(path)
+        return Node(path, header.kind, header.config, header.inputs, (path,))
+    except (AvptError, OSError, RecordError):
+        return None  # a search comes by all sorts of files
+
+
+def _around(paths: Sequence[Path]) -> Iterator[Path]:
+    """The folders above each path, the nearest first; neither a home nor the root of a file system is walked."""
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 - Path's own fails where nobody knows it
+    for path in paths:
+        for folder in path.absolute().parents[:LEVELS_UP]:
+            if folder != home and not folder.is_mount():
+                yield folder
+
+
+def _walk(roots: Iterable[Path]) -> Iterator[Path]:
+    """Stores, run folders, safetensors and JSON files in some folders, breadth first; not what lies inside of these."""
+    level, seen, entries = list(dict.fromkeys(roots)), set[str](), 0
+    for _ in range(LEVELS_DOWN):
+        below: list[Path] = []
+        for folder in level:
+            if (real := os.path.realpath(folder)) in seen:
+                continue
+            seen.add(real)
+            try:
+                found = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            except OSError:
+                continue
+            entries += len(found)
+            if entries > MOST_ENTRIES:
+                log.warning("too many files are around %s to look through; name nearer folders with --search", folder)
+                return
+            for entry in found:
+                path = Path(entry.path)
+                if entry.name.startswith("."):
+                    continue
+                try:
+                    is_folder, is_file = path.is_dir(), path.is_file()
+                    is_ours = is_folder and (is_run(path) or (path / "store.json").exists())
+                except OSError:  # what may not be looked into, or is gone by now
+                    continue
+                if is_ours or (is_file and path.suffix in (".safetensors", ".json")):
+                    yield path
+                elif is_folder:
+                    below.append(path)
+        level = below
+
+
+def _unique(paths: Iterable[Path]) -> Iterator[Path]:
+    """Each file or folder once, under the first of its names: a link leads to what may have been seen already."""
+    seen = set[str]()
+    for path in paths:
+        if (real := os.path.realpath(path)) not in seen:  # not `resolve`, which a ring of links stops
+            seen.add(real)
+            yield path

@@ -1,0 +1,100 @@
+"""A trained model read back from a path with everything that it takes to use it: classes and input pipeline."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from avpt.errors import ArtifactError
+from avpt.files.artifacts import Header
+from avpt.files.checking import RecordError, convert
+from avpt.loading.dataset import InputSpec
+from avpt.loading.evaluation import check_sound, other_pictures
+from avpt.models.checkpoint import load_network
+from avpt.models.encoder import Classifier
+from avpt.models.fusion import FusedModel
+from avpt.options import TrainConfig, allows
+from avpt.store.splits import require_modality
+from avpt.store.store import SplitIndex, Store
+from avpt.types import Modality, Split
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A classifier or a fused model on the CPU, in evaluation mode."""
+
+    model: Classifier | FusedModel
+    modalities: tuple[Modality, ...]  # those that it takes, in the order of its inputs
+    input: InputSpec
+    classes: list[str]
+    multi_label: bool
+    header: Header
+
+    def option(self, name: str) -> Any:
+        """An option of the training, or its default where the header does not tell."""
+        return training_option(self.header, name)
+
+
+def training_option(header: Header, name: str) -> Any:
+    """An option of a model's training, or its default where the header does not tell."""
+    value = header.config.get(name)
+    return value if allows(TrainConfig, name, value) else TrainConfig.defaults()[name]
+
+
+def load_trained(path: Path) -> Trained:
+    """The model that stands for a path: a classifier or fused artifact, or the best model of a run folder.
+
+    Raises:
+        ArtifactError: missing, damaged, an encoder without a head, or something else altogether.
+    """
+    loaded = load_network(path, "classifier", "fused")
+    assert isinstance(loaded.network, Classifier | FusedModel)
+    return Trained(
+        model=loaded.network,
+        modalities=tuple(loaded.encoders),
+        input=read_input(path, loaded.header),
+        classes=loaded.header.classes,
+        multi_label=loaded.header.spec["multi_label"],
+        header=loaded.header,
+    )
+
+
+def read_input(path: Path, header: Header) -> InputSpec:
+    """The input pipeline that a model was trained with.
+
+    Raises:
+        ArtifactError: the spec has none, or one that no training could have had.
+    """
+    values = header.spec.get("input")
+    if not isinstance(values, dict):
+        raise ArtifactError(f"{path} has no input pipeline: it is not trained yet; `avpt finetune-unimodal` does that")
+    try:
+        return convert(values, InputSpec)
+    except RecordError as error:
+        raise ArtifactError(f"{path} has a damaged input pipeline ({error}); make it again") from None
+
+
+def check_clips(
+    store: Store, splits: Mapping[Split, SplitIndex], modalities: Sequence[Modality], spec: InputSpec
+) -> None:
+    """See that a store's clips can go through a model's input pipeline; other frames than it knows are warned of.
+
+    Raises:
+        StoreError: clips lack a modality, or their spectrograms are of another make.
+    """
+    for split, index in splits.items():
+        for modality in modalities:
+            require_modality(store, split, index, modality)
+    if "audio" in modalities:
+        check_sound(store, spec, list(splits.values()))
+        if (stream := store.settings.get("audio_stream")) != spec.audio_stream:
+            named = ["left out" if one is None else one for one in (stream, spec.audio_stream)]
+            told = "%s holds the sound of other streams than the model was trained on (--audio-stream %s against %s)"
+            log.warning(told, store.path, *named)
+    if "visual" in modalities and (different := other_pictures(store.settings, spec)):
+        log.warning("%s holds other frames than the model was trained on (%s)", store.path, ", ".join(different))

@@ -1,0 +1,323 @@
+"""What both training stories share: a run folder is filled from a store, a model, and the training options."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from avpt.files.artifacts import Header
+from avpt.loading.dataset import Augmentation, ClipDataset, InputSpec, Masking, grid
+from avpt.loading.loader import Loader, deaths_told
+from avpt.loading.masking import most_masked
+from avpt.loading.pictures import picture
+from avpt.machine.processes import loading_workers
+from avpt.models.encoder import freeze, norm_parameters
+from avpt.models.fusion import shares
+from avpt.options import FinetuneConfig, FuseConfig, TrainConfig
+from avpt.store.splits import balancing_weights
+from avpt.store.store import SplitIndex, Store
+from avpt.training import objective, optim, run_writer, runtime
+from avpt.training.balancing.ogm_ge import OgmGe
+from avpt.training.curves import drawn, need_tensorboard
+from avpt.training.display import display
+from avpt.training.loop import fit
+from avpt.training.mixing import averaged, mix_clips
+from avpt.training.passes import Stepping, evaluate
+from avpt.training.repeatable import check_repeatable
+from avpt.training.state import Progress
+from avpt.training.watch import Watcher, Watchers, announced
+from avpt.training.world import World
+from avpt.types import MODALITIES, Batch, Modality, Split
+
+log = logging.getLogger(__name__)
+
+NUM_PICTURES = 4  # clips whose inputs TensorBoard shows
+MOST_TRIED = 4  # clips that the run is tried on before it begins, where they have no more in all than
+POINTS_TRIED = 2**17  # points of spectrograms and pictures; else two, as BatchNorm needs
+
+
+def start(config: TrainConfig, world: World) -> torch.device:
+    """Make ready what does not depend on the data; nothing is written yet."""
+    if config.tensorboard:
+        world.first(need_tensorboard)
+    return runtime.start(config.seed, config.device, config.precision, world)
+
+
+def input_spec(store: Store, config: TrainConfig) -> InputSpec:
+    """How this store's clips become this run's inputs."""
+    settings = store.settings
+    stored = {name: settings[name] for name in InputSpec.__dataclass_fields__ if name in settings}
+    return InputSpec(
+        **stored, mean=store.mean, std=store.std, image_size=config.image_size, num_frames=config.num_frames
+    )
+
+
+def augmentation(config: TrainConfig) -> Augmentation:
+    """What this run does to its training clips at random."""
+    dropout = config.modality_dropout if isinstance(config, FuseConfig) else 0.0
+    return Augmentation(config.crop_scale, config.flip, config.spec_augment, dropout)
+
+
+@deaths_told()
+def train(
+    config: TrainConfig,
+    model: nn.Module,
+    store: Store,
+    splits: Mapping[Split, SplitIndex],
+    modalities: Sequence[Modality],
+    header: Header,
+    begin: Callable[[], None],
+    world: World,
+    masking: Masking | None = None,
+) -> dict[str, Any]:
+    """Train, choose the best epoch on val, look at test once, and write the run folder. Returns the summary.
+
+    Of several processes all train, and the first writes: it makes the folder with `begin` once nothing is refused.
+    """
+    device = next(model.parameters()).device
+    spec = input_spec(store, config)
+    workers = loading_workers(config.workers, world.local_size)
+
+    def loader(split: Split, augmented: Augmentation | None = None, masking: Masking | None = None) -> Loader:
+        codec = store.settings["frame_codec"]
+        dataset = ClipDataset(
+            splits[split],
+            modalities,
+            spec,
+            codec,
+            seed=config.seed,
+            augmentation=augmented,
+            masking=masking,
+        )
+        shuffle_seed = None if augmented is None else config.seed
+        weights = None
+        if augmented is not None and config.balanced_sampling:
+            weights = torch.from_numpy(balancing_weights(splits[split].labels))
+        return Loader(
+            dataset,
+            config.batch_size,
+            device=device,
+            workers=workers,
+            shuffle_seed=shuffle_seed,
+            weights=weights,
+            process=world.rank,
+            processes=world.size,
+        )
+
+    train_clips, num_val_clips = splits["train"], len(splits["val"])
+    if "visual" in modalities and (most := int(train_clips.num_visual_frames.max())) < config.num_frames:
+        log.warning("no clip has more than %d frame(s): --num-frames %d feeds them repeatedly", most, config.num_frames)
+    encoders = encoder_parameters(model)
+    if config.freeze_encoders:
+        for name in encoders:
+            freeze(model.get_submodule(name))
+    model.to(memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
+    undecayed = set() if config.decay_norm else norm_parameters(model)
+    train_loader = loader("train", augmentation(config), masking)
+    if world.size > 1:
+        largest = max(last - first for first, last in pairwise(train_loader.sampler.edges))
+        fewest, more = divmod(largest, world.size)
+        each = f"{fewest} or {fewest + 1}" if more else str(fewest)
+        log.info("%d processes: batches of %d clips in all, %s on each", world.size, largest, each)
+    average = averaged(model, config.ema) if config.ema is not None else None
+    stepping = Stepping(
+        config.precision,
+        config.accumulate,
+        config.clip_grad,
+        config.checkpoint_every,
+        label_smoothing=config.label_smoothing,
+        mix=mix(config, store, world),
+        balance=balance(config, model, world),
+        average=average,
+    )
+    check_repeatable(model, first_clips(train_loader), stepping, world)
+    world.first(begin)
+    with watching(config, train_loader, store.multi_label, list(encoders), world) as watcher:
+        progress = fit(
+            model,
+            train=train_loader,
+            val=loader("val"),
+            clean_train=loader("train") if config.dynamics == "eval" else None,
+            clip_ids=train_clips.ids,
+            num_val_clips=num_val_clips,
+            optimizer=optim.build_optimizer(
+                model,
+                undecayed,
+                {parameter for parameters in encoders.values() for parameter in parameters},
+                name=config.optimizer,
+                lr=config.lr,
+                momentum=config.momentum,
+                weight_decay=config.weight_decay,
+                encoder_lr_scale=config.encoder_lr_scale,
+            ),
+            rate=optim.learning_rate(
+                lr=config.lr,
+                schedule=config.schedule,
+                epochs=config.epochs,
+                milestones=config.milestone_epochs,
+                factor=config.lr_factor,
+                warmup_epochs=config.warmup_epochs,
+            ),
+            epochs=config.epochs,
+            checkpoint=config.out / "checkpoint" / "last.pt",
+            measure=measure,
+            watcher=watcher,
+            stepping=stepping,
+            world=world,
+            watched=encoders,
+            compiled=config.compile,
+            patience=config.patience,
+        )
+        judged: nn.Module = model if average is None else average.module
+        last = {name: value.detach().clone() for name, value in judged.state_dict().items()}
+        model.load_state_dict(progress.best_model)
+        held_out: tuple[Split, ...] = ("val", "test")
+        predictions = {
+            split: evaluate(
+                model,
+                announced(loader(split), 0, watcher, f"evaluating the best epoch on {split}"),
+                len(splits[split]),
+                world,
+            )
+            for split in held_out
+            if split in splits
+        }
+    summary = summarize(progress, predictions)
+    if not world.is_first:
+        return summary
+    run_writer.finish_run(
+        config.out,
+        header,
+        progress,
+        last,
+        train_ids=train_clips.ids,
+        predictions=predictions,
+        prediction_ids={split: splits[split].ids for split in predictions},
+        summary=summary,
+        modality=modalities[0] if len(modalities) == 1 else "joint",
+    )
+    return summary
+
+
+def first_clips(train: Loader) -> Batch:
+    """A few clips of the run's first batch: kernels are the same for many, which take longer."""
+    spec, modalities = train.dataset.spec, train.dataset.modalities
+    planes = {"audio": 1, "visual": spec.num_frames}
+    points = sum(planes[modality] * math.prod(grid(spec, modality)) for modality in modalities)
+    count = max(2, min(MOST_TRIED, POINTS_TRIED // points))
+    return train.clips(0, [position for _, position, _ in next(iter(train.sampler))[:count]])
+
+
+def mix(config: TrainConfig, store: Store, world: World) -> Callable[[Batch, int], Batch] | None:
+    """Mixup for a run that asks for it."""
+    if not isinstance(config, FinetuneConfig) or config.mixup is None:
+        return None
+    return partial(mix_clips, alpha=config.mixup, num_classes=len(store.classes), seed=config.seed, part=world.rank)
+
+
+def balance(config: TrainConfig, model: nn.Module, world: World) -> OgmGe | None:
+    """What balances the modalities' gradients in a run that asks for it."""
+    if not isinstance(config, FuseConfig) or config.balance == "none":
+        return None
+    return OgmGe(model, shares, config.ogm_alpha, config.ogm_window, config.seed, world)
+
+
+@contextmanager
+def watching(
+    config: TrainConfig, train: Loader, multi_label: bool, encoders: Sequence[str], world: World
+) -> Iterator[Watcher]:
+    """All that looks on while the first process trains: files, curves where asked for, and the terminal."""
+    if not world.is_first:
+        yield Watcher()
+        return
+    metrics = ["loss", "map" if multi_label else "accuracy"]
+    metrics += [f"{name}_accuracy" for name in encoders if len(encoders) > 1]
+    timings = run_writer.read_timings(config.out)
+    watchers: list[Watcher] = [run_writer.RunFiles(config.out)]
+    with ExitStack() as held:
+        if config.tensorboard:
+            positions = _clips_to_show(train)
+            watchers.append(
+                held.enter_context(
+                    drawn(config.out / "tensorboard", timings, lambda epoch: pictures(train, epoch - 1, positions))
+                )
+            )
+        watchers.append(held.enter_context(display(config.epochs, len(train), timings, metrics, encoders)))
+        yield Watchers(watchers)
+
+
+def _clips_to_show(train: Loader) -> list[int]:
+    """Positions of the same few in every epoch: those of which most is masked, else the first."""
+    if train.dataset.masking is not None:
+        return most_masked(train.dataset.masking, NUM_PICTURES)
+    return list(range(min(NUM_PICTURES, len(train.dataset))))
+
+
+def pictures(train: Loader, epoch: int, positions: Sequence[int]) -> dict[str, Tensor]:
+    """Some clips' inputs as the network sees them in an epoch (from 0): (3, height, width) uint8 by a name for each."""
+    dataset = train.dataset
+    batch = train.clips(epoch, positions)
+    return {
+        f"inputs/{dataset.index.ids[position]}": picture(
+            {modality: values[i] for modality, values in zip(dataset.modalities, batch.inputs, strict=False)}
+        )
+        for i, position in enumerate(positions)
+    }
+
+
+def encoder_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Each encoder's parameters, by what a run calls it."""
+    encoders = {name: getattr(model, name) for name in ("encoder", *MODALITIES) if hasattr(model, name)}
+    return {name: list(encoder.parameters()) for name, encoder in encoders.items()}
+
+
+def measure(outputs: dict[str, Tensor]) -> dict[str, float | None]:
+    """Metrics of one split; for a fused model also the accuracy of each modality's share of the logits."""
+    values = objective.metrics(outputs["logits"], outputs["labels"])
+    for modality in ("audio", "visual"):
+        if f"{modality}_logits" in outputs:
+            values[f"{modality}_accuracy"] = objective.accuracy(outputs[f"{modality}_logits"], outputs["labels"])
+    return values
+
+
+def summarize(progress: Progress, predictions: Mapping[Split, dict[str, Tensor]]) -> dict[str, Any]:
+    """What `summary.json` says: the best model on val and, where there is one, on test."""
+    summary: dict[str, Any] = {
+        "best_epoch": progress.best_epoch,
+        "epochs": len(progress.records),
+        "test": None,
+    }
+    return summary | {split: measure(outputs) for split, outputs in predictions.items()}
+
+
+def model_header(
+    kind: str,
+    config: TrainConfig,
+    store: Store,
+    settings: Mapping[str, Any],
+    spec: dict[str, Any],
+    device: torch.device,
+    world: World,
+) -> Header:
+    """The header of a run's artifacts, its metrics still to come."""
+    return Header(
+        kind=kind,
+        spec=spec
+        | {
+            "input": input_spec(store, config).record(),
+            "num_classes": len(store.classes),
+            "multi_label": store.multi_label,
+        },
+        config=settings["config"],
+        inputs=settings["inputs"],
+        classes=store.classes,
+        environment=runtime.environment(device) | {"processes": world.size},
+    )

@@ -1,0 +1,1 @@
+"""Methods that balance the modalities while both are trained, one a file."""
