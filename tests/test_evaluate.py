@@ -540,7 +540,7 @@ def test_any_spec_is_taken_or_refused_in_one_line(
     change(values, tensors)
     artifacts.save(path, replace(header, **values), tensors)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("avpt.runs.trained_model.LARGEST_INPUT", 2**17)  # what is taken must not take hours
+        patched.setattr("avpt.files.records.LARGEST_INPUT", 2**17)  # what is taken must not take hours
         result: Result = avpt("evaluate", path, experiment.store, *HERE, "--split", "test", "--quiet")
     path.unlink()
     assert result.code in (0, 1)
