@@ -10,10 +10,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+from avpt.commands._segments import cut, seconds_of, written
 from avpt.datasets import audioset, crema_d, esc50, folder, image_folder, kinetics_sounds, vggsound
 from avpt.datasets.dividing import split_by_hash, stratify
 from avpt.datasets.rows import SUFFIXES, Dataset, Media, Row, Source, find_media
@@ -21,6 +22,7 @@ from avpt.errors import ConfigError, ManifestError, OutputError, listed
 from avpt.files.checking import RecordError, read
 from avpt.files.outputs import claim, differences, refuse, sha256, write_json, write_text
 from avpt.files.records import ManifestRecord
+from avpt.machine.progress import track
 from avpt.options import ManifestConfig
 from avpt.store.manifest import CONTROL, warn_of_lookalikes
 from avpt.text import for_sheet
@@ -123,6 +125,8 @@ def gather(config: ManifestConfig, dataset: Dataset, source: Source, base: str) 
     """Every clip once, in the order of the lists, with its split and its media."""
     gathered, shares = Gathered(), (config.test_share, config.val_fraction)
     rows = list(dataset.rows(source))
+    if config.group_by is not None:
+        rows = group(rows, config.group_by)
     chosen = stratify(rows, *shares) if dataset.stratified else {}
     prefix = "" if base == "." else f"{base}/"
     first: dict[str, tuple[str, Split | None, tuple[str, int]]] = {}
@@ -136,9 +140,50 @@ def gather(config: ManifestConfig, dataset: Dataset, source: Source, base: str) 
             source.bad(*row.place, f"{here}, but {label} of {split} in line {line} of {path}; take one out")
     source.check()
     check(config, gathered)
+    if config.segment is not None:
+        gathered.clips = cut_all(config, gathered.clips)
     clips_of = Counter(clip[-1] for clip in gathered.clips)  # by recording: one of which there is one clip is no news
     gathered.clips = [(*clip[:-1], clip[-1] if clips_of[clip[-1]] > 1 else "") for clip in gathered.clips]
     return gathered
+
+
+def group(rows: list[Row], expression: str) -> list[Row]:
+    """Rows that go by what an expression finds in their ids: its first group, or all of it."""
+    found = [re.search(expression, row.id) for row in rows]
+    if alone := [row.id for row, match in zip(rows, found, strict=True) if match is None]:
+        if len(alone) == len(rows):
+            raise ConfigError(f"--group-by {expression} is found in no clip's path, such as {alone[0]}; mend it")
+        log.warning("--group-by is not found in %d of %d paths (%s)", len(alone), len(rows), listed(alone, 3))
+    names = [match and "".join(match.groups()[:1] or [match[0]]) for match in found]
+    return [replace(row, group=name or row.group) for row, name in zip(rows, names, strict=True)]
+
+
+def cut_all(config: ManifestConfig, clips: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Each clip's pieces in its place; a clip that is shorter than one, or can't be cut, stays as it is."""
+    segment, hop = config.segment, config.hop or config.segment
+    assert segment is not None
+    assert hop is not None
+    pieces: list[tuple[str, ...]] = []
+    whole: list[str] = []
+    with track(len(clips), "cut") as show:
+        for number, clip in enumerate(clips):
+            show(number, len(whole))
+            clip_id, label, split, video, audio, frames, *_, recording = clip
+            paths = [config.out.absolute().parent / path for path in dict.fromkeys((audio or video, video)) if path]
+            seconds = seconds_of(paths) if paths and not frames else None
+            times = cut(seconds, segment, hop, config.last_piece) if seconds else []
+            if seconds is None:
+                whole.append(clip_id)
+            if not times:
+                pieces.append(clip)
+            for start, end in times:
+                begin, stop = written(start), written(end)
+                name = f"{clip_id}_{begin}_{stop}"
+                pieces.append((name, label, split, video, audio, frames, begin, stop, recording))
+    if whole:
+        told = "%d of %d clips stay whole: they are pictures, or their files do not say how long they are (%s)"
+        log.warning(told, len(whole), len(clips), listed(whole, 3))
+    return pieces
 
 
 def add(gathered: Gathered, media: Media, row: Row, prefix: str, split: Split) -> None:

@@ -1,5 +1,6 @@
 """What the commands take that make and check a store."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -57,6 +58,27 @@ class ManifestConfig(OutputConfig):
         Option(min=0, max=0.9, help="The same where there is no test split.", show_default="0; crema-d 0.1"),
     ] = None
 
+    segment: Annotated[
+        float | None,
+        Option(
+            min=0.1, max=100_000, help="Class folders: cut files into pieces of so many seconds.", show_default="whole"
+        ),
+    ] = None
+    hop: Annotated[
+        float | None,
+        Option(min=0.01, max=100_000, help="Seconds from the start of a piece to the next.", show_default="--segment"),
+    ] = None
+    last_piece: Annotated[
+        Literal["drop", "keep"], Option(help="A last piece of which less than nine tenths are there.")
+    ] = "drop"
+    group_by: Annotated[
+        str | None,
+        Option(
+            help="Class folders: a regular expression; clips in whose path it finds the same stay in one split.",
+            show_default="each file by itself",
+        ),
+    ] = None
+
     def __post_init__(self) -> None:
         super().__post_init__()
         folders = self.name in ("image-folder", "folder")
@@ -68,9 +90,19 @@ class ManifestConfig(OutputConfig):
             ("--trimmed", self.trimmed and not youtube, "its files are not named by YouTube ids"),
             ("--test-fold", self.test_fold is not None and self.name != "esc50", "only ESC-50 has folds"),
             ("--test-fraction", self.test_fraction is not None and official, "its lists say which clips are test"),
+            ("--segment", self.segment is not None and self.name != "folder", "its clips are not files of any length"),
+            ("--group-by", self.group_by is not None and not folders, "it knows which of its clips belong together"),
         ):
             if unfit:
                 raise ConfigError(f"{option} does not go with {self.name}: {why}; leave it out")
+        if self.segment is None and (self.hop is not None or self.last_piece != "drop"):
+            raise ConfigError("--hop and --last-piece do nothing without --segment; add that, or leave them out")
+        if self.hop is not None and self.segment is not None and self.hop > self.segment:
+            raise ConfigError(f"--hop {self.hop:g} is over --segment {self.segment:g}: what lies between would be lost")
+        try:
+            re.compile(self.group_by or "")
+        except re.error as error:
+            raise ConfigError(f"--group-by is no regular expression ({error}); mend it") from None
         if self.test_share + self.val_fraction >= 1:
             raise ConfigError(
                 f"--test-fraction {self.test_share:g} and --val-fraction {self.val_fraction:g} leave nothing for train"
