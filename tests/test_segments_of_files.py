@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 import wave
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import avpt, done
+from conftest import Experiment, avpt, done
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -120,3 +121,55 @@ def test_a_file_that_does_not_open_is_told_and_left_to_preprocess(tmp_path: Path
     result = done("manifest", "folder", tmp_path / "clips", "--segment", "1", "--out", tmp_path / "m.csv")
     assert "1 of 2 clips stay whole" in result.stderr
     assert [row["id"] for row in rows_of(tmp_path / "m.csv")] == ["cat/a_0_1", "cat/a_1_2", "cat/broken"]
+
+
+# --- predict -----------------------------------------------------------------------------------------------------
+
+
+def test_answers_for_each_piece_and_their_mean(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long, short = record(tmp_path / "long.wav", 1.3), record(tmp_path / "short.wav", 0.4)
+    model = experiment.audio / "model.safetensors"
+    command = ("predict", model, long, short, "--segment", "0.5", "--workers", "1", "--device", "cpu")
+    lines = [json.loads(line) for line in done(*command, "--format", "jsonl").stdout.splitlines()]
+    assert [(line["clip"], line.get("piece"), line.get("pieces")) for line in lines] == [
+        (str(long), [0.0, 0.5], None),
+        (str(long), [0.5, 1.0], None),
+        (str(long), [1.0, 1.3], None),
+        (str(long), None, 3),
+        (str(short), None, None),
+    ]
+    manifest = tmp_path / "pieces.csv"
+    manifest.write_text("audio,start,end\nlong.wav,0,0.5\nlong.wav,0.5,1\nlong.wav,1,1.3\nshort.wav,,\n")
+    apart = done("predict", model, "--manifest", manifest, "--workers", "1", "--device", "cpu", "--json").json()
+    one_by_one = [line["top"] for line in apart["predictions"]]
+    assert [line["top"] for line in lines[:3]] + [lines[4]["top"]] == one_by_one
+    probabilities = [{entry["label"]: entry["probability"] for entry in top} for top in one_by_one[:3]]
+    expected = {label: np.mean([one[label] for one in probabilities]) for label in probabilities[0]}
+    mean = {entry["label"]: entry["probability"] for entry in lines[3]["top"]}
+    assert mean == pytest.approx(expected)
+    assert list(mean.values()) == sorted(mean.values(), reverse=True)
+    assert lines[3]["looked_at"] == {"audio": [0.0, 1.3]}
+
+    best = done(*command, "--top", "1", "--json").json()
+    assert best["clips"] == 4
+    assert [line["top"][0]["label"] for line in best["predictions"]] == [line["top"][0]["label"] for line in lines]
+    monkeypatch.chdir(tmp_path)  # names that a table has room for
+    table = done(*command[:2], long.name, short.name, *command[4:], "--top", "1").stdout
+    rows = [line.strip() for line in table.splitlines() if ".wav" in line]
+    names = ("long.wav 0-0.5 s", "long.wav 0.5-1 s", "long.wav 1-1.3 s", "long.wav mean of 3", "short.wav")
+    assert [row.startswith(name) for row, name in zip(rows, names, strict=True)] == [True] * 5
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--hop", "1"), "--hop does nothing without --segment"),
+        (("--segment", "1", "--manifest", "m.csv"), "one or the"),
+    ],
+)
+def test_options_of_predict_that_make_no_sense(experiment: Experiment, options: tuple[str, ...], says: str) -> None:
+    result = avpt("predict", experiment.audio, "x.wav", *options)
+    assert result.code == 1
+    assert says in result.error

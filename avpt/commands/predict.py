@@ -9,9 +9,12 @@ import os
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from avpt.commands._segments import cut, seconds_of, written
 from avpt.datasets.rows import KINDS
 from avpt.errors import ConfigError, OutputError, listed
 from avpt.files import artifacts
@@ -48,6 +51,15 @@ class Answer:
     seconds: float | None = None  # that it lasts, None where its file does not tell
     longer: bool = False  # than what was looked at, by far
     error: str | None = None
+    piece: tuple[float, float] | None = None  # where a piece of a file starts and ends, in seconds
+    pieces: int | None = None  # of which this is the mean
+
+    @property
+    def name(self) -> str:
+        """The clip as a table and a message call it."""
+        if self.piece is not None:
+            return f"{self.clip} {written(self.piece[0])}-{written(self.piece[1])} s"
+        return self.clip if self.pieces is None else f"{self.clip} mean of {self.pieces}"
 
 
 def run(config: PredictConfig) -> Report:
@@ -55,10 +67,10 @@ def run(config: PredictConfig) -> Report:
     artifacts.read_header(artifacts.model_file(config.model))  # there, before anything is decoded
     clips = find_clips(config)
     if config.out is None:
-        return report(config, label(config, clips))
+        return report(config, answer_all(config, clips))
     with claim(config.out):
         there = look_at(config)
-        answers = label(config, clips)
+        answers = answer_all(config, clips)
         result = report(config, answers)
         if there is not None and there != result.text.encode() and not config.overwrite:
             raise OutputError(f"{config.out} holds other answers; choose another --out, or --overwrite to replace it")
@@ -116,6 +128,50 @@ def look_at(config: PredictConfig) -> bytes | None:
     return content
 
 
+def answer_all(config: PredictConfig, clips: Sequence[Clip]) -> list[Answer]:
+    """An answer for each clip; of one that is cut into pieces an answer for each of them, then their mean."""
+    if config.segment is None:
+        return label(config, clips)
+    hop = config.hop or config.segment
+    pieces = [(row, times) for row, clip in enumerate(clips) for times in times_of(clip, config.segment, hop)]
+    rows = [replace(clips[row], start=times[0], end=times[1]) if times else clips[row] for row, times in pieces]
+    labelled = zip(pieces, label(config, rows), strict=True)
+    answers: list[Answer] = []
+    for row, group in groupby(labelled, key=lambda one: one[0][0]):
+        parts = [replace(found, piece=times) for (_, times), found in group]
+        answers += [shortlist(found, config.top) for found in parts]
+        if parts[0].piece is not None:
+            answers.append(shortlist(mean_of(clips[row].id, parts), config.top))
+    return answers
+
+
+def times_of(clip: Clip, segment: float, hop: float) -> list[tuple[float, float] | None]:
+    """Start and end of each piece of a file; None for one that is not cut: a picture, or no longer than a piece."""
+    seconds = seconds_of([clip.video]) if clip.video else None
+    return list(cut(seconds, segment, hop, "keep")) or [None] if seconds else [None]
+
+
+def mean_of(clip: str, parts: Sequence[Answer]) -> Answer:
+    """The mean of the pieces' probabilities, over those that have an answer."""
+    answered = [part for part in parts if part.error is None]
+    if not answered:
+        return Answer(clip, error=parts[0].error, pieces=0)
+    rankings = {}
+    for name in dict.fromkeys(name for part in answered for name in part.rankings):
+        probabilities = [dict(part.rankings[name]) for part in answered if name in part.rankings]
+        means = {label: fmean(one[label] for one in probabilities) for label in probabilities[0]}
+        rankings[name] = sorted(means.items(), key=lambda pair: -pair[1])
+    heard = tuple(modality for modality in MODALITIES if any(modality in part.modalities for part in answered))
+    spans = {m: [part.looked_at[m] for part in answered if m in part.looked_at] for m in heard}
+    looked_at = {m: (min(start for start, _ in parts), max(end for _, end in parts)) for m, parts in spans.items()}
+    return Answer(clip, heard, rankings, looked_at=looked_at, pieces=len(answered))
+
+
+def shortlist(found: Answer, top: int) -> Answer:
+    """The answer with the best classes alone."""
+    return replace(found, rankings={name: ranking[:top] for name, ranking in found.rankings.items()})
+
+
 def label(config: PredictConfig, clips: Sequence[Clip]) -> list[Answer]:
     """Decode in workers, answer here, in the order of the clips."""
     from avpt.commands._shards import Task, decode_task, told
@@ -145,7 +201,8 @@ def label(config: PredictConfig, clips: Sequence[Clip]) -> list[Answer]:
         show(0, 0)
         for task, result in results:
             clip = clips[task.row]
-            found = answer(clip, told(task, result, "raise --worker-memory"), settings, trained, config.top, device)
+            top = config.top if config.segment is None else None  # means are taken over all classes
+            found = answer(clip, told(task, result, "raise --worker-memory"), settings, trained, top, device)
             answers[task.row] = found
             if found.error is not None:
                 failed += 1
@@ -153,11 +210,12 @@ def label(config: PredictConfig, clips: Sequence[Clip]) -> list[Answer]:
             for what in found.partial:
                 log.warning("%s: %s", found.clip, what)
             show(len(answers), failed)
-    if longer := [answers[row] for row in range(len(clips)) if answers[row].longer]:
+    longer = [answers[row] for row in range(len(clips)) if answers[row].longer]
+    if longer and config.segment is None:
         first = f"{longer[0].clip}: {part_of(longer[0])}"
         log.warning(
             "of %d of %d clips only the beginning was looked at, as long as the model's training clips (first %s); "
-            "start and end in a --manifest choose another part",
+            "--segment looks at all of it, start and end in a --manifest at another part",
             len(longer),
             len(clips),
             first,
@@ -188,7 +246,7 @@ def answer(
     decoded: DecodedClip | Failure,
     settings: ClipSettings,
     trained: Trained,
-    top: int,
+    top: int | None,
     device: torch.device,
 ) -> Answer:
     """Give one clip to the model; what it lacks of a fused model's modalities counts as zero features."""
@@ -227,8 +285,9 @@ def answer(
 def report(config: PredictConfig, answers: Sequence[Answer]) -> Report:
     """The answers in the format asked for, and how many clips have none."""
     records = [record_of(found) for found in answers]
-    bad = [found for found in answers if found.error is not None]
-    summary = {"model": str(config.model), "clips": len(answers), "failed": len(bad), "predictions": records}
+    bad = [found for found in answers if found.error is not None and found.pieces is None]
+    single = [found for found in answers if found.pieces is None]
+    summary = {"model": str(config.model), "clips": len(single), "failed": len(bad), "predictions": records}
     tables, text = [], ""
     if config.written_as == "table":
         tables = [table_of(config, answers)]
@@ -238,7 +297,7 @@ def report(config: PredictConfig, answers: Sequence[Answer]) -> Report:
         text = "".join(as_json(record) + "\n" for record in records)
     problem = None
     if bad:
-        problem = f"{len(bad)} of {len(answers)} clips have no answer, first {bad[0].clip}: {bad[0].error}"
+        problem = f"{len(bad)} of {len(single)} clips have no answer, first {bad[0].name}: {bad[0].error}"
     return Report(summary, tables=tables, problem=problem, text=text)
 
 
@@ -250,6 +309,8 @@ def record_of(found: Answer) -> dict[str, Any]:
         "looked_at": {name: list(part) for name, part in found.looked_at.items()},
     }
     record |= {"seconds": None if found.seconds is None else round(found.seconds, 2)}
+    if found.piece is not None or found.pieces is not None:
+        record |= {"piece": found.piece and list(found.piece), "pieces": found.pieces}
     for name, ranking in found.rankings.items():
         ranked = [{"label": label, "probability": probability} for label, probability in ranking]
         record["top" if name == "joint" else name] = ranked
@@ -273,7 +334,7 @@ def csv_of(answers: Sequence[Answer], top: int) -> str:
     writer = csv.writer(text)
     writer.writerow(["clip", "modalities", "error", "partial", "looked_at", *ranked])
     for found in answers:
-        cells = [found.clip, " ".join(found.modalities), found.error or "", "; ".join(found.partial), part_of(found)]
+        cells = [found.name, " ".join(found.modalities), found.error or "", "; ".join(found.partial), part_of(found)]
         for name in names:
             ranking = found.rankings.get(name, [])
             cells += [cell for label, probability in ranking for cell in (label, f"{probability:.6g}")]
@@ -288,9 +349,9 @@ def table_of(config: PredictConfig, answers: Sequence[Answer]) -> Table:
     rows: list[tuple[str, ...]] = []
     for found in answers:
         if found.error is not None:
-            rows.append((found.clip, *["no answer", ""] * len(names)))
+            rows.append((found.name, *["no answer", ""] * len(names)))
         for i in range(max((len(ranking) for ranking in found.rankings.values()), default=0)):
-            cells = [found.clip if i == 0 else ""]
+            cells = [found.name if i == 0 else ""]
             for name in names:
                 ranking = found.rankings.get(name, [])
                 cells += [ranking[i][0], f"{ranking[i][1]:.3f}"] if i < len(ranking) else ["", ""]
@@ -298,4 +359,5 @@ def table_of(config: PredictConfig, answers: Sequence[Answer]) -> Table:
     heads = [head for name in names for head in (name if len(names) > 1 else "label", "")]
     longer = [found for found in answers if found.longer]
     part = f", of {len(longer)} only a part: {part_of(longer[0])}" if longer else ""
-    return Table(f"{config.model} on {len(answers)} clips{part}", ("clip", *heads), rows)
+    count = sum(found.pieces is None for found in answers)
+    return Table(f"{config.model} on {count} clips{part}", ("clip", *heads), rows)

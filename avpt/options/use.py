@@ -101,6 +101,19 @@ class PredictConfig(OutputConfig):
     root: Annotated[
         Path | None, Option(help="Folder that paths in --manifest start from.", show_default="the manifest's")
     ] = None
+    segment: Annotated[
+        float | None,
+        Option(
+            min=0.1,
+            max=100_000,
+            help="Cut long files into pieces of so many seconds: an answer for each, and their mean.",
+            show_default="the beginning of each file",
+        ),
+    ] = None
+    hop: Annotated[
+        float | None,
+        Option(min=0.01, max=100_000, help="Seconds from the start of a piece to the next.", show_default="--segment"),
+    ] = None
     top: Annotated[int, Option(min=1, max=1_000_000, help="Classes shown of each clip.")] = 5
     format: Annotated[
         Literal["table", "csv", "jsonl"] | None,
@@ -121,6 +134,10 @@ class PredictConfig(OutputConfig):
             raise ConfigError("there is nothing to label; give media files, or --manifest")
         if self.files and self.manifest is not None:
             raise ConfigError("--manifest does not go with files beside it; give one or the other")
+        if self.segment is not None and self.manifest is not None:
+            raise ConfigError("--segment does not go with --manifest, whose start and end cut the clips; leave it out")
+        if self.hop is not None and self.segment is None:
+            raise ConfigError("--hop does nothing without --segment; add that, or leave it out")
         if self.root is not None and self.manifest is None:
             raise ConfigError("--root does nothing without --manifest; leave it out")
         if self.out is not None and self.written_as == "table":
