@@ -53,6 +53,7 @@ def test_places_in_a_job(environment: Callable[..., None]) -> None:
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2 where WORLD_SIZE is 2"),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "1"}, "WORLD_SIZE is 2 without MASTER_ADDR, where"),
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "p"}, "MASTER_PORT is 'p' in the"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "65536"}, "must be a number up to 65535"),
     ],
 )
 def test_an_environment_that_makes_no_sense(environment: Callable[..., None], values: Any, says: str) -> None:

@@ -276,20 +276,24 @@ def _see_it_ready(context: ForkServerContext, preload: str, memory: int | None) 
 
 def _try_out(pipe: Connection, preload: str, memory: int | None) -> None:
     """Say what would be wrong with every task, so that none is blamed for it."""
+    with contextlib.suppress(OSError):  # the parent is gone
+        pipe.send(_problem(preload, memory))
+
+
+def _problem(preload: str, memory: int | None) -> str:
+    """What keeps a worker from its tasks; empty where nothing does."""
     try:
         importlib.import_module(preload)
     except Exception as error:
-        pipe.send(TOO_LITTLE_MEMORY if wants_memory(error) else f"{type(error).__name__}: {error}")
-        return
+        return TOO_LITTLE_MEMORY if wants_memory(error) else f"{type(error).__name__}: {error}"
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     room = limit - _status("VmSize")
     if memory is not None and limit != resource.RLIM_INFINITY and room < memory:
-        pipe.send(
+        return (
             f"ulimit -v leaves it {max(0, room) / 2**30:.2g} GiB, under --worker-memory {memory / 2**30:g}; "
             "raise that limit, or make --worker-memory smaller"
         )
-        return
-    pipe.send("")
+    return ""
 
 
 def _status(name: str) -> int:

@@ -143,7 +143,7 @@ def place_in_job() -> tuple[int, int, int | None, int | None]:
     Raises:
         ConfigError: the environment makes no sense.
     """
-    if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+    if not (os.environ.get("RANK") and os.environ.get("WORLD_SIZE")):
         return 0, 1, 0, 1
     place = [number_of(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
     rank, size, local_rank, local_size = place
@@ -160,14 +160,21 @@ def place_in_job() -> tuple[int, int, int | None, int | None]:
     return (rank, size, local_rank, local_size) if size > 1 else (0, 1, 0, 1)
 
 
-def number_of(name: str) -> int | None:
-    """A number that a launcher left in the environment."""
+def number_of(name: str, most: int = 10**9 - 1) -> int | None:
+    """The number that a launcher left in the environment; None where it is unset or empty.
+
+    Raises:
+        ConfigError: it is no number from 0 to `most`.
+    """
     text = os.environ.get(name)
-    if text is not None and not (text.isascii() and text.isdecimal() and len(text) < 10):
+    if not text:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) <= most):
         raise ConfigError(
-            f"{name} is {text[:100]!r} in the environment; it must be a number, as torchrun sets it, or unset"
+            f"{name} is {text[:100]!r} in the environment; it must be a number up to {most}, as torchrun sets it, "
+            "or unset"
         )
-    return None if text is None else int(text)
+    return int(text)
 
 
 class InterruptedWork(Exception):  # noqa: N818, no error

@@ -29,6 +29,7 @@ APART = "this process can't work with the others ({}); mend that, and the same c
 # what backends say of a connection; what else they say is this process's own trouble
 OF_OTHERS = re.compile(r"peer|remote|time[d -]*out|connect|socket|broken pipe|heartbeat", re.IGNORECASE)
 PLACE_IN_SOURCE = re.compile(r"\[[^\]]*\.(?:cc|cpp|h|hpp):\d+\] *")
+LAST_PORT = 65_535
 MOST_TOLD = 300  # characters of a backend's error
 
 
@@ -163,7 +164,7 @@ def join_world() -> Iterator[World]:
         raise ConfigError(
             f"WORLD_SIZE is {size} without {' and '.join(lacking)}, where the processes meet; torchrun sets that"
         )
-    number_of("MASTER_PORT")
+    number_of("MASTER_PORT", LAST_PORT)
     world = World(rank, size)
     signal_when_parent_dies(signal.SIGTERM)  # torchrun starts its processes in sessions of their own
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
