@@ -16,6 +16,7 @@ from html.parser import HTMLParser
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -354,10 +355,10 @@ def copied(experiment: Experiment, tmp_path: Path, without: tuple[str, ...] = ()
     return folder
 
 
-def report(folder: Path, *runs: str, says: str) -> Parsed:
-    """The page of some runs of a copy, which warns."""
+def report(folder: Path, *runs: str, says: str = "") -> Parsed:
+    """The page of some runs of a copy, which warns of this, or of nothing."""
     result = done("report", *(folder / run for run in runs), "--search", folder, "--out", folder / "page.html")
-    assert says in result.stderr
+    assert says in result.stderr if says else "warning" not in result.stderr
     parsed = check_sound((folder / "page.html").read_text(encoding="utf-8"))
     parsed.words = " ".join(parsed.words.split())
     return parsed
@@ -412,7 +413,7 @@ def test_an_unfinished_run_is_shown_as_such(experiment: Experiment, tmp_path: Pa
 def test_damaged_predictions_are_told(experiment: Experiment, tmp_path: Path) -> None:
     folder = copied(experiment, tmp_path)
     (folder / "fused" / "predictions.safetensors").write_bytes(b"cut short")
-    parsed = report(folder, "fused", says="")
+    parsed = report(folder, "fused")
     assert "predictions.safetensors is cut short" in parsed.words
 
 
@@ -725,6 +726,8 @@ def browser(tmp_path: Path) -> list[str]:
         "--headless=new",
         "--no-sandbox",
         "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-component-update",
         "--hide-scrollbars",
         f"--user-data-dir={tmp_path / 'own'}",
     )
@@ -735,13 +738,24 @@ def browse(command: list[str], *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*command, *more], capture_output=True, text=True, timeout=120, check=True)
 
 
+def browse_logged(command: list[str], page: Path, log: Path) -> tuple[subprocess.CompletedProcess[str], set[str]]:
+    """Show a page; also what was asked for meanwhile, by the page or by the browser for itself."""
+    result = browse(command, "--dump-dom", f"--log-net-log={log}", page.as_uri())
+    return result, set(re.findall(r'"url":"((?:https?|file|ws|ftp)s?:[^"]*)"', log.read_text(encoding="utf-8")))
+
+
 def test_a_browser_shows_it_without_complaint(page: Path, browser: list[str], tmp_path: Path) -> None:
-    log = tmp_path / "net.json"
-    result = browse(browser, "--dump-dom", f"--log-net-log={log}", page.as_uri())
+    greedy = tmp_path / "greedy.html"
+    beside = {"http://127.0.0.1:9/picture.png", (tmp_path / "beside.png").as_uri()}
+    greedy.write_text("".join(f'<img src="{url}">' for url in beside), encoding="utf-8")
+    _, asked = browse_logged(browser, greedy, tmp_path / "greedy.json")
+    assert asked > beside  # so a page that loads something is noticed
+    own = asked - beside - {greedy.as_uri()}  # what this browser asks for whatever it shows
+    result, asked = browse_logged(browser, page, tmp_path / "net.json")
     assert "CONSOLE" not in result.stderr
     assert '<h2 id="provenance-title">' in result.stdout
-    asked = set(re.findall(r'"url":"((?:https?|file|ws)s?:[^"]*)"', log.read_text(encoding="utf-8")))
-    assert not [url for url in asked if "report" in url and not url.startswith("file:")]
+    hosts = {urlsplit(url).hostname for url in own}
+    assert {url for url in asked if urlsplit(url).hostname not in hosts - {None}} == {page.as_uri()}
 
 
 @pytest.mark.parametrize("width", [360, 1200])
