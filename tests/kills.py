@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PATIENCE = 60.0  # seconds that a process gets to come to the point where it is killed
+PATIENCE = 120.0  # seconds that a process gets to come to the point where it is killed
 
 
 def wait_for(happened: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
@@ -102,3 +102,26 @@ def to_go_on(word: str, *command: str | Path) -> str:
     """The last words of a command that was stopped."""
     again = shlex.join(["python", "-m", "avpt", *map(str, command)])
     return f"avpt: {word}; the same command again goes on from here: {again}"
+
+
+def descendants(ancestor: int) -> list[int]:
+    """Processes that this one started, and those that they did, and so on."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[0] not in "ZX":
+            parents[int(folder.name)] = int(fields[1])
+    found = [ancestor]
+    for pid in found:
+        found += [child for child, parent in parents.items() if parent == pid]
+    return found[1:]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False

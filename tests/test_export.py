@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 import torch
 import torchvision
-from conftest import ROOT, TRAIN_OPTIONS, Experiment, avpt, digit_rows, done
+from helpers import ROOT, TRAIN_OPTIONS, Experiment, avpt, digit_rows, done
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import ctypes
 import itertools
 import json
@@ -10,11 +9,9 @@ import os
 import random
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
-import zlib
 from collections.abc import Iterator
 from functools import partial
 from multiprocessing.connection import Connection
@@ -24,8 +21,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import STORE_OPTIONS, Experiment, Result, avpt, digit_rows, done, files_of, write_manifest
+from helpers import (
+    STORE_OPTIONS,
+    Experiment,
+    Result,
+    avpt,
+    digit_rows,
+    done,
+    failures_of,
+    files_of,
+    untimed,
+    write_manifest,
+)
 from kills import fork_servers, kill, killed, running, session, stopped, to_go_on, wait_for, workers
+from media import grey_png
 
 from avpt.commands import _shards
 from avpt.engines.local import Crashed, Hung, run_isolated
@@ -40,16 +49,6 @@ MIB = 2**20
 
 def preprocess(experiment: Experiment, out: Path) -> tuple[str | Path, ...]:
     return ("preprocess", experiment.manifest, "--out", out, *STORE_OPTIONS)
-
-
-def untimed(store: Path) -> dict[str, bytes]:
-    """Every file of a store but its clock; what a killed writer left beside counts too."""
-    return {path.name: path.read_bytes() for path in store.iterdir() if path.name != "timing.json"}
-
-
-def failures_of(store: Path) -> list[dict[str, str]]:
-    with (store / "failures.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 # --- killed from outside -----------------------------------------------------------------------------------------
@@ -462,19 +461,6 @@ def test_a_clip_that_never_finds_memory_is_one_line_that_says_what_to_do(
         assert words in row["error"]
     done(*command, "--worker-memory", "3", "--retry-failures")  # as it says
     assert failures_of(store) == []
-
-
-def grey_png(path: Path, side: int) -> Path:
-    """A PNG of one grey, in RGB."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    compress = zlib.compressobj(1)
-    pixels = b"".join(compress.compress(b"\0" + b"\x80" * 3 * side) for _ in range(side)) + compress.flush()
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))
-    return path
 
 
 @pytest.mark.parametrize("gibibytes", ["0.05", "0.1"])

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATCHES, STORE_OPTIONS, Experiment, digit_rows, done, finetune, fork, fuse, write_manifest
-from test_datasets import touch
+from helpers import PATCHES, STORE_OPTIONS, Experiment, digit_rows, done, finetune, fork, fuse, touch, write_manifest
 
 from avpt.commands import _shards
 from avpt.files.outputs import atomic, claim, sweep, take_turn, write_text

@@ -13,7 +13,7 @@ import av
 import make_digits
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from make_digits import Synthesizer, add_noise, draw_clips, draw_picture, split_pictures, split_variants

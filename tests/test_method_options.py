@@ -9,25 +9,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from closeness import near
-from conftest import (
+from helpers import (
     PATCHES,
     STORE_OPTIONS,
     TRAIN_OPTIONS,
     Experiment,
+    assert_consistent,
     avpt,
     digit_rows,
     done,
     files_of,
     finetune,
     fuse,
+    job,
+    lines,
+    near,
     write_manifest,
 )
 from safetensors import safe_open
 from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score, roc_auc_score
-from test_fusion import assert_consistent
-from test_processes import job
 from torch import Tensor
 
 from avpt.loading.dataset import ClipDataset, InputSpec
@@ -38,10 +39,6 @@ from avpt.store.store import Store
 
 State = dict[str, Tensor]
 Options = tuple[str, ...]
-
-
-def lines(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def recorded(run: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, avpt, done
+from helpers import ROOT, avpt, done
 from media import FILMS, Clips
 from safetensors import safe_open
 from safetensors.torch import load_file

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from conftest import Result, digit_rows, forked, said, write_manifest
+from helpers import Result, digit_rows, forked, said, write_manifest
 
 from avpt.cli import CONFIGS, app
 from avpt.report.shell_commands import given as as_given
@@ -66,7 +66,9 @@ def check_calls(calls: list[list[str]]) -> None:
         options = COMMANDS[name].make_context(name, arguments).params
         config = CONFIGS[name](**options)
         record = config.record()
-        given = {word.removeprefix("--no-").removeprefix("--").replace("-", "_") for word in arguments if word[:2] == "--"}
+        given = {
+            word.removeprefix("--no-").removeprefix("--").replace("-", "_") for word in arguments if word[:2] == "--"
+        }
         assert given <= options.keys()
         for option in given & record.keys():  # of which the others are paths, change nothing, or are idle here
             words = as_given(type(config), option, record[option])

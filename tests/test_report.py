@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import torch
-from conftest import STORE_OPTIONS, TRAIN_OPTIONS, Experiment, avpt, digit_rows, done, fuse, write_manifest
+from helpers import STORE_OPTIONS, TRAIN_OPTIONS, Experiment, avpt, digit_rows, done, fuse, write_manifest
 from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import escape

@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Experiment, avpt, done, files_of, finetune, forked, fuse
+from curves import assert_curves_say_what_the_files_say
+from helpers import Experiment, avpt, done, files_of, finetune, forked, fuse
 from kills import PATIENCE, killed, running, session, stopped, to_go_on, wait_for
-from test_watching import assert_curves_say_what_the_files_say
 
 # --- training ----------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import STORE_OPTIONS, Result, avpt, done, write_manifest
+from helpers import STORE_OPTIONS, Result, avpt, done, write_manifest
 from hypothesis import given
 from hypothesis import strategies as st
 

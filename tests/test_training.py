@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -12,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from closeness import near
-from conftest import (
+from helpers import (
     STORE_OPTIONS,
     TRAIN_OPTIONS,
     Experiment,
@@ -22,6 +20,9 @@ from conftest import (
     done,
     files_of,
     finetune,
+    lines,
+    near,
+    summary,
     write_manifest,
 )
 from hypothesis import given, settings
@@ -55,15 +56,6 @@ State = dict[str, Tensor]
 def names(tensors: State, prefix: str = "") -> list[str]:
     flat, offsets = bytes(tensors[f"{prefix}id_bytes"].tolist()), tensors[f"{prefix}id_offsets"].tolist()
     return [flat[offsets[i] : offsets[i + 1]].decode() for i in range(len(offsets) - 1)]
-
-
-def lines(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def summary(run: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    return record
 
 
 def train(experiment: Experiment, out: Path, *options: str, modality: str = "visual") -> Path:
