@@ -72,7 +72,7 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Clips:
-    """The clips of tests/streams.py by name."""
+    """The clips of tests/media.py by name."""
     return Clips(tmp_path_factory.mktemp("clips"))
 
 

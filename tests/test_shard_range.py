@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers import STORE_OPTIONS, Experiment, avpt, done, failures_of, one_line, untimed
-from kills import killed, running, wait_for
+from kills import decode_or_not, killed, running, wait_for
 
 from avpt.commands import _shards
 from avpt.files.outputs import claim
@@ -204,8 +204,6 @@ def test_overwrite_does_not_go_with_it(experiment: Experiment, tmp_path: Path) -
 def test_the_run_that_finishes_judges_the_failures(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from test_kills import decode_or_not
-
     store = tmp_path / "store"
     command = (*preprocess(experiment, store), "--max-failures", "0.05")
     with monkeypatch.context() as patched:
@@ -229,8 +227,6 @@ def test_the_run_that_finishes_judges_the_failures(
 def test_shards_that_are_tried_again_unfinish_the_store_of_a_run_beside(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from test_kills import decode_or_not
-
     from avpt.commands import preprocess as stage
 
     store = tmp_path / "store"

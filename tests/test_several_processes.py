@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -31,7 +30,7 @@ from helpers import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from kills import PATIENCE, alive, descendants, wait_for
+from kills import PATIENCE, alive, chance, descendants, wait_for
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -284,12 +283,12 @@ def torchrun(*command: str | Path, log: Path) -> subprocess.Popen[str]:
 def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
     experiment: Experiment, whole: tuple[Path, list[Result]], tmp_path: Path, victim: str
 ) -> None:
-    run, log = tmp_path / "run", tmp_path / "log"
+    run, log, moments = tmp_path / "run", tmp_path / "log", chance()
     command = (*training(experiment), "--out", run, "--checkpoint-every", "1", "--workers", "1")
     agent = torchrun(*command, log=log)
     try:
         wait_for((run / "checkpoint" / "previous.pt").exists, "two steps")
-        time.sleep(random.uniform(0, 0.3))
+        time.sleep(moments.uniform(0, 0.3))
         processes = descendants(agent.pid)
         ranks = sorted(pid for pid in processes if os.getsid(pid) == pid)
         assert len(ranks) == 2
