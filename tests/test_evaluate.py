@@ -515,7 +515,7 @@ JSON = st.recursive(
 
 
 @given(st.data())
-@settings(max_examples=20)
+@settings(max_examples=8)  # each an evaluation
 def test_any_spec_is_taken_or_refused_in_one_line(
     experiment: Experiment, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:

@@ -132,7 +132,10 @@ def test_predictions_are_the_models_own(experiment: Experiment) -> None:
         near(found[f"test_{name}"], value, 1e-4)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    ["sum", "film", *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name not in ("sum", "film"))],
+)  # the others are trained by many tests, and by that of masking with every method
 def test_every_fusion_trains_from_bare_encoders(experiment: Experiment, tmp_path: Path, name: str) -> None:
     run = tmp_path / "run"
     encoders = ("--audio", experiment.audio_init, "--visual", experiment.visual_init)

@@ -32,7 +32,7 @@ def epochs_done(run: Path) -> int:
     return metrics.read_text(encoding="utf-8").count("\n") if metrics.exists() else 0
 
 
-@pytest.mark.parametrize("kind", ["visual", "fused"])
+@pytest.mark.parametrize("kind", ["visual", pytest.param("fused", marks=pytest.mark.slow)])  # "masked" below is fused
 def test_killed_training_is_finished_by_the_same_command(experiment: Experiment, tmp_path: Path, kind: str) -> None:
     run = tmp_path / "run"
     command = (*training(experiment, kind), "--out", run)
@@ -261,7 +261,11 @@ def test_more_epochs_under_cosine_are_refused(experiment: Experiment, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+    ("number", "code", "word"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        pytest.param(signal.SIGTERM, 143, "terminated", marks=pytest.mark.slow),  # as where it goes on, above
+    ],
 )
 def test_training_told_to_stop_says_how_to_go_on(
     experiment: Experiment, tmp_path: Path, number: signal.Signals, code: int, word: str

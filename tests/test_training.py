@@ -372,7 +372,8 @@ def test_abri_layers_learn_in_training(experiment: Experiment) -> None:
 
 
 def test_every_option_changes_the_result(experiment: Experiment, tmp_path: Path) -> None:
-    plain = train(experiment, tmp_path / "plain")
+    two_steps = ("--batch-size", "9")  # momentum shows in the second
+    plain = train(experiment, tmp_path / "plain", *two_steps)
     model = (plain / "last.safetensors").read_bytes()[-4_000_000:]  # tensors, not the header
     options = (
         ("--optimizer", "adam"),
@@ -387,11 +388,11 @@ def test_every_option_changes_the_result(experiment: Experiment, tmp_path: Path)
     )
     seen = {model}
     for number, option in enumerate(options):
-        run = train(experiment, tmp_path / str(number), *option)
+        run = train(experiment, tmp_path / str(number), *two_steps, *option)
         seen.add((run / "last.safetensors").read_bytes()[-4_000_000:])
     assert len(seen) == 1 + len(options)
     heard = [
-        train(experiment, tmp_path / f"a{i}", *more, modality="audio")
+        train(experiment, tmp_path / f"a{i}", *two_steps, *more, modality="audio")
         for i, more in enumerate(((), ("--spec-augment", "8", "12")))
     ]
     assert len({(run / "metrics.jsonl").read_bytes() for run in heard}) == 2

@@ -226,7 +226,8 @@ def test_without_a_terminal_there_are_lines(
 
 def test_quiet_says_nothing(experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(display._Lines, "every", 0.0)
-    result = done(*finetune(experiment, "visual", experiment.visual_init), "--quiet", "--out", tmp_path / "run")
+    command = (*finetune(experiment, "visual", experiment.visual_init), "--epochs", "1")
+    result = done(*command, "--quiet", "--out", tmp_path / "run")
     assert (result.stdout, result.stderr) == (f"{tmp_path / 'run'}\n", "")
 
 
