@@ -661,7 +661,7 @@ def test_no_output_is_an_input(experiment: Experiment, tmp_path: Path) -> None:
     for command in commands:
         result = avpt(*command, "--overwrite", "--quiet")
         assert (result.code, result.stdout) == (1, ""), command
-        assert "choose another --out" in result.error or "--format onnx writes" in result.error
+        assert ("--format onnx writes" if "onnx" in command else "choose another --out") in result.error
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 

@@ -493,8 +493,10 @@ def test_workers_and_quiet_are_no_difference(experiment: Experiment, name: str) 
 
 
 def test_the_options_of_a_no_op_that_can_not_matter(experiment: Experiment) -> None:
+    before = state_of(experiment.store) | state_of(experiment.confidence)
     done(*step(experiment, "store"), "--clip-timeout", "7", "--max-failures", "0.2", "--seed", "9")
     done(*step(experiment, "confidence"), "--mask-ratio", "0.9", "--mask-rule", "released")
+    assert state_of(experiment.store) | state_of(experiment.confidence) == before
 
 
 @pytest.mark.parametrize("name", ["visual_init", "visual", "confidence", "fused"])

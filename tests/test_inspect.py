@@ -544,15 +544,16 @@ def test_without_its_store_the_parameters_are_shown(experiment: Experiment, befo
         tmp_path / "plots",
         *HERE,
         says=f"{store} does not exist",
+        silent=False,
     )
     assert result.json() == inspect(before)
     assert (tmp_path / "plots" / "filters.png").exists()
     shutil.copytree(experiment.store, store)
     shard = next(store.glob("train-*.h5"))
     shard.write_bytes(shard.read_bytes()[:5000])
-    refused("inspect", before, "--store", store, *FEW, *HERE, says="missing or truncated")
+    refused("inspect", before, "--store", store, *FEW, *HERE, says="missing or truncated", silent=False)
     (store / "store.json").unlink()
-    refused("inspect", before, "--store", store, *FEW, *HERE, says=f"{store} is unfinished")
+    refused("inspect", before, "--store", store, *FEW, *HERE, says=f"{store} is unfinished", silent=False)
 
 
 def test_a_store_that_lacks_what_is_needed(experiment: Experiment, before: Path, tmp_path: Path) -> None:
@@ -560,8 +561,19 @@ def test_a_store_that_lacks_what_is_needed(experiment: Experiment, before: Path,
     manifest = write_manifest(tmp_path / "m.csv", rows[:1] + [row | {"split": "test"} for row in rows[1:4]])
     done("preprocess", manifest, "--out", tmp_path / "deaf", *STORE_OPTIONS, "--mel-bins", "16")
     says = "has 1 train clips, and two or more are needed; --split can be test"
-    refused("inspect", before, "--store", tmp_path / "deaf", *FEW, *HERE, says=says)
-    refused("inspect", before, "--store", tmp_path / "deaf", "--split", "val", *FEW, *HERE, says="has 0 val clips")
+    refused("inspect", before, "--store", tmp_path / "deaf", *FEW, *HERE, says=says, silent=False)
+    refused(
+        "inspect",
+        before,
+        "--store",
+        tmp_path / "deaf",
+        "--split",
+        "val",
+        *FEW,
+        *HERE,
+        says="has 0 val clips",
+        silent=False,
+    )
     refused(
         "inspect",
         before,
@@ -572,6 +584,9 @@ def test_a_store_that_lacks_what_is_needed(experiment: Experiment, before: Path,
         *FEW,
         *HERE,
         says="no clip of test has pictures",
+        silent=False,
     )
     says = "other spectrograms than the model was trained on (mel_bins 16 against 32)"
-    refused("inspect", experiment.audio, "--store", tmp_path / "deaf", "--split", "test", *HERE, says=says)
+    refused(
+        "inspect", experiment.audio, "--store", tmp_path / "deaf", "--split", "test", *HERE, says=says, silent=False
+    )

@@ -370,7 +370,8 @@ def test_a_seek_that_lands_late_is_noticed(
     found = heard(path, rate, 15.3, 16.3)
     off = lag(found, expected, int(NEAR * rate))
     assert abs(off) <= (0 if FILMS[name].exact else NEAR * rate)
-    assert not pictures or shown(path, 15.3, 16.3) == pictures
+    assert len(pictures) == (10 if FILMS[name].video else 0)
+    assert (shown(path, 15.3, 16.3) if FILMS[name].video else []) == pictures
     clip = decode_clip(path, None, None, 15.3, 16.3, ClipSettings(fps=10, max_frames=10, frame_size=48))
     assert len(clip.frames) == len(pictures)
 

@@ -206,6 +206,7 @@ def test_json_files(experiment: Experiment) -> None:
         "val": {"shards": ["val-00000", "val-00001"], "clips": VAL},
         "test": {"shards": ["test-00000", "test-00001"], "clips": TEST},
     }
+    assert len(list(store.glob("*.h5"))) == 7
     for shard in store.glob("*.h5"):
         beside = json_of(shard.with_suffix(".json"))
         assert beside["sha256"] == hashlib.sha256(shard.read_bytes()).hexdigest()

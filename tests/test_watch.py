@@ -404,4 +404,9 @@ def test_pictures_are_of_the_clips_of_which_most_is_masked() -> None:
 
 
 def test_a_watcher_may_look_away(tmp_path: Path) -> None:
-    trained(tmp_path, watcher=Watcher(), epochs=1)
+    seen: list[int] = []
+    expected = trained(tmp_path / "looks", watcher=AfterStep(lambda epoch, state: seen.append(epoch)), epochs=1)
+    assert seen == [0] * STEPS
+    found = trained(tmp_path / "looks-away", watcher=Watcher(), epochs=1)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
