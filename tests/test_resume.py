@@ -139,7 +139,7 @@ def finished_after_kills(tmp_path: Path, *command: str | Path, kills: int) -> tu
 
 @pytest.mark.parametrize(
     "name",
-    ["plain", "masked", "mixed", *(pytest.param(name, marks=pytest.mark.slow) for name in ("layer", "balanced"))],
+    ["masked", "mixed", *(pytest.param(name, marks=pytest.mark.slow) for name in ("plain", "layer", "balanced"))],
 )
 def test_training_killed_at_any_step_comes_to_the_same_bytes(
     experiment: Experiment, layer_init: Path, tmp_path: Path, name: str
