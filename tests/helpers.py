@@ -236,8 +236,8 @@ def files_of(folder: Path, *, without: Callable[[str], bool] = lambda name: Fals
 def near(found: Tensor, expected: Tensor, share: float = 1e-5) -> None:
     """Each is as good as the largest: what was added up to a small one may have been large.
 
-    What a network gives hangs on the processor, and on how many clips are in a batch; and how large that is, after
-    the few steps of these tests, on the processor too.
+    What a network gives depends on the processor, and on how many clips are in a batch; and how large that is,
+    after the few steps of these tests, on the processor too.
     """
     torch.testing.assert_close(found, expected, rtol=share, atol=share * float(expected.abs().max()))
 
@@ -275,6 +275,7 @@ def in_processes(size: int, folder: Path, body: Callable[[World], Any], without:
 
 
 def touch(folder: Path, *names: str) -> Path:
+    """Put files of one byte below a folder."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"x")
@@ -287,6 +288,7 @@ def untimed(store: Path) -> dict[str, bytes]:
 
 
 def failures_of(store: Path) -> list[dict[str, str]]:
+    """The rows of failures.csv."""
     with (store / "failures.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
@@ -319,6 +321,7 @@ def mixed_rows(folder: Path) -> list[dict[str, str]]:
 
 
 def summary(run: Path) -> dict[str, Any]:
+    """What a finished run says of itself."""
     record: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     return record
 
@@ -337,8 +340,10 @@ def assert_consistent(run: Path) -> None:
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The records of a file with one JSON a line."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    """What a run recorded of each of its epochs."""
+    return rows_of(run / "metrics.jsonl")
