@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import random
 import shlex
 import signal
 import subprocess
@@ -12,7 +14,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PATIENCE = 60.0  # seconds that a process gets to come to the point where it is killed
+from avpt.commands import _shards
+from avpt.media.clip import DecodedClip
+from avpt.store.store import Failure
+
+PATIENCE = 120.0  # seconds that a process gets to come to the point where it is killed
+
+
+def chance() -> random.Random:
+    """What draws the moments of a test's kills; pytest shows its seed where the test fails.
+
+    AVPT_KILL_SEED=N draws them again, as far as the machine is as fast.
+    """
+    seed = int(os.environ.get("AVPT_KILL_SEED", random.randrange(10**6)))
+    print("AVPT_KILL_SEED =", seed)
+    return random.Random(seed)
 
 
 def wait_for(happened: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
@@ -102,3 +118,50 @@ def to_go_on(word: str, *command: str | Path) -> str:
     """The last words of a command that was stopped."""
     again = shlex.join(["python", "-m", "avpt", *map(str, command)])
     return f"avpt: {word}; the same command again goes on from here: {again}"
+
+
+def descendants(ancestor: int) -> list[int]:
+    """Processes that this one started, and those that they did, and so on."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[0] not in "ZX":
+            parents[int(folder.name)] = int(fields[1])
+    found = [ancestor]
+    for pid in found:
+        found += [child for child, parent in parents.items() if parent == pid]
+    return found[1:]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def act(task: str) -> str:
+    """Runs in a worker."""
+    if task == "hang":
+        time.sleep(600)
+    elif task == "abort":
+        os.abort()
+    elif task == "segfault":
+        ctypes.string_at(0)
+    elif task == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif task == "exit":
+        os._exit(3)
+    elif task == "raise":
+        raise ValueError("no")
+    return task.upper()
+
+
+def decode_or_not(task: _shards.Task) -> DecodedClip | Failure:
+    """Stands in for `decode_task` in the workers: two clips of train are beyond decoding."""
+    if task.clip.split == "train" and task.row in (2, 5):
+        act("hang" if task.row == 2 else "segfault")
+    return _shards.decode_task(task)

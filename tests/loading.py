@@ -1,4 +1,4 @@
-"""A script of tests/test_loading.py: batches of a store through loading processes, under some start method."""
+"""A script of tests/test_loader_processes.py: batches of a store through loading processes, under some start method."""
 
 from __future__ import annotations
 

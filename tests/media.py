@@ -10,6 +10,7 @@ import colorsys
 import heapq
 import struct
 import wave
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -527,3 +528,79 @@ class Clips:
             unfinished.parent.mkdir(exist_ok=True)
             CLIPS[name](unfinished).rename(path)
         return path
+
+
+def grey_png(path: Path, side: int) -> Path:
+    """A PNG of one grey, in RGB."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    compress = zlib.compressobj(1)
+    pixels = b"".join(compress.compress(b"\0" + b"\x80" * 3 * side) for _ in range(side)) + compress.flush()
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))
+    return path
+
+
+RATE = 25  # pictures a second
+SECONDS = 22  # of most files
+REALTIME = {"deadline": "realtime", "cpu-used": "8", "g": "60"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a long file is made."""
+
+    suffix: str
+    video: str | None
+    audio: str | None
+    sample_rate: int = 16000
+    exact: bool = False  # its sound is found to the sample
+    begin: int = 0  # seconds; the first stamp
+    varying: bool = False
+    options: dict[str, str] = field(default_factory=dict)
+
+
+def noise(samples: int, rate: int) -> np.ndarray:
+    """(samples,) int16, mostly below 2 kHz, so that every codec keeps its form."""
+    width = rate // 4000
+    white = np.random.default_rng(0).normal(size=samples + width)
+    smooth = np.convolve(white, np.hanning(width + 2)[1:-1], "valid")[:samples]
+    return np.asarray(smooth / smooth.std() * 6000).clip(-32000, 32000).astype(np.int16)
+
+
+def stamps_of(recipe: Recipe, seconds: int) -> list[int]:
+    """Milliseconds of each picture."""
+    if not recipe.varying:
+        return [1000 * i // RATE for i in range(RATE * seconds)]
+    steps = np.random.default_rng(1).choice([10, 20, 40, 80, 700], size=RATE * seconds, p=[0.3, 0.3, 0.2, 0.18, 0.02])
+    stamps = np.concatenate([[0], np.cumsum(steps)])
+    return [int(stamp) for stamp in stamps if stamp < 1000 * seconds]
+
+
+def make_film(path: Path, recipe: Recipe, seconds: int = SECONDS) -> Path:
+    pictures = sound = None
+    if recipe.video:
+        stamps = stamps_of(recipe, seconds)
+        pictures = Pictures(
+            drawn=map(numbered, range(len(stamps))),
+            codec=recipe.video,
+            rate=RATE,
+            stamps=stamps if recipe.varying else None,
+            begin=recipe.begin,
+            bit_rate=400_000,
+            options=recipe.options,
+        )
+    if recipe.audio:
+        layout, channels = ("stereo", 2) if recipe.audio == "vorbis" else ("mono", 1)
+        sound = Sound(
+            samples=noise(seconds * recipe.sample_rate, recipe.sample_rate)[:, None].repeat(channels, axis=1),
+            codec=recipe.audio,
+            rate=recipe.sample_rate,
+            layout=layout,
+            begin=recipe.begin,
+            bit_rate=None if recipe.audio.startswith(("pcm", "flac")) else 96_000,
+            options={"strict": "-2"} if recipe.audio == "vorbis" else {},
+        )
+    return write(path, pictures, sound)

@@ -91,6 +91,7 @@ def test_epoch(modality: str) -> None:
     assert record["seconds_per_step"].keys() == {"loaded", "held"}
 
 
+@pytest.mark.slow
 def test_memory() -> None:
     record = benchmark("memory", "--clips", "20", "40", "--batch-size", "8", "--workers", "1", "--epochs", "1")
     assert record["target"] == "flat"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ from typing import Any, get_args
 
 import pytest
 import typer.main
-from conftest import (
+from helpers import (
     PATCHES,
     ROOT,
     STORE_OPTIONS,
@@ -29,6 +28,7 @@ from conftest import (
     files_of,
     finetune,
     fuse,
+    state_of,
     write_manifest,
 )
 
@@ -55,16 +55,6 @@ def step(experiment: Experiment, name: str) -> tuple[str | Path, ...]:
         "fused": (*fuse(experiment), *confidence),
     }
     return (*commands[name], "--out", getattr(experiment, name))
-
-
-def state_of(path: Path) -> dict[str, tuple[int, int, str]]:
-    """Inode, time and checksum of a file, or of every file and folder below one."""
-    found = {}
-    for item in (path, *path.rglob("*")):
-        stat = item.stat()
-        content = hashlib.sha256(item.read_bytes()).hexdigest() if item.is_file() else ""
-        found[str(item)] = (stat.st_ino, stat.st_mtime_ns, content)
-    return found
 
 
 # --- light start -------------------------------------------------------------------------------------------------
@@ -503,8 +493,10 @@ def test_workers_and_quiet_are_no_difference(experiment: Experiment, name: str) 
 
 
 def test_the_options_of_a_no_op_that_can_not_matter(experiment: Experiment) -> None:
+    before = state_of(experiment.store) | state_of(experiment.confidence)
     done(*step(experiment, "store"), "--clip-timeout", "7", "--max-failures", "0.2", "--seed", "9")
     done(*step(experiment, "confidence"), "--mask-ratio", "0.9", "--mask-rule", "released")
+    assert state_of(experiment.store) | state_of(experiment.confidence) == before
 
 
 @pytest.mark.parametrize("name", ["visual_init", "visual", "confidence", "fused"])

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Experiment, avpt, done
+from helpers import Experiment, done, refused
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import t as student
@@ -79,15 +79,6 @@ def folder(tmp_path: Path) -> Path:
 
 def compare(*arguments: str | Path) -> dict[str, Any]:
     return done("compare", "--json", *arguments).json()
-
-
-def refused(*arguments: str | Path, says: str) -> None:
-    result = avpt("compare", *arguments, "--quiet")
-    assert result.code == 1, result.stderr
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("avpt: ")
-    assert says in line
 
 
 def markdown_tables(path: Path) -> list[list[list[str]]]:
@@ -270,7 +261,7 @@ def test_search_finds_what_is_not_around(experiment: Experiment, folder: Path) -
     assert "not to be found" in done("compare", *runs).stderr
     result = done("compare", *runs, "--search", folder / "stage1")
     assert "not to be found" not in result.stderr
-    refused(*runs, "--search", folder / "nowhere", says="is not a folder")
+    refused("compare", *runs, "--search", folder / "nowhere", says="is not a folder")
 
 
 # --- what does not fit ---------------------------------------------------------------------------------------------
@@ -298,7 +289,7 @@ def test_an_unfinished_run_is_shown_and_does_not_count(experiment: Experiment, f
 def test_runs_on_other_classes_or_clips(experiment: Experiment, folder: Path) -> None:
     run = write_run(experiment.fused, folder / "a")
     other = write_run(experiment.fused, folder / "b", classes=["0", "1", "seven"])
-    refused(run, other, says=f"only 2 in {run}, only seven in {other}")
+    refused("compare", run, other, says=f"only 2 in {run}, only seven in {other}")
     moved = write_run(experiment.fused, folder / "c", seed=1, inputs={"store": "e" * 64})
     result = done("compare", run, moved, "--json")
     assert "2 different stores" in result.stderr
@@ -307,19 +298,19 @@ def test_runs_on_other_classes_or_clips(experiment: Experiment, folder: Path) ->
 
 def test_what_is_no_run_is_refused(experiment: Experiment, folder: Path) -> None:
     run = write_run(experiment.fused, folder / "a")
-    refused(folder / "nothing", says="does not exist")
-    refused(experiment.store, says="is not a run folder")
-    refused(run, experiment.confidence, says="is not a run folder")
-    refused(run, "--metric", "top1", says="--metric top1 is in none of the runs; they have accuracy,")
+    refused("compare", folder / "nothing", says="does not exist")
+    refused("compare", experiment.store, says="is not a run folder")
+    refused("compare", run, experiment.confidence, says="is not a run folder")
+    refused("compare", run, "--metric", "top1", says="--metric top1 is in none of the runs; they have accuracy,")
     (run / "metrics.jsonl").write_text("{")
-    refused(run, says="metrics.jsonl is damaged")
+    refused("compare", run, says="metrics.jsonl is damaged")
     for name, text, says in (
         ("summary.json", '{"best_epoch": 1, "epochs": 1, "val": 3, "test": null}', "(val: expected object, got int)"),
         ("metrics.jsonl", '{"epoch": 1, "lr": 0.1, "train": [], "val": {}}', "(line 1: train: expected object, got"),
     ):
         broken = write_run(experiment.fused, folder / name)
         (broken / name).write_text(text)
-        refused(broken, says=f"{name} is damaged {says}")
+        refused("compare", broken, says=f"{name} is damaged {says}")
 
 
 def test_real_runs_of_both_kinds(experiment: Experiment) -> None:
@@ -367,15 +358,15 @@ def test_csv_and_markdown(experiment: Experiment, folder: Path) -> None:
     before = {path: path.read_bytes() for path in folder.glob("t.*")}
     done("compare", *runs, *files)
     assert {path: path.read_bytes() for path in folder.glob("t.*")} == before
-    refused(*runs[:2], *files, says="holds another comparison")
+    refused("compare", *runs[:2], *files, says="holds another comparison")
     done("compare", *runs[:2], *files, "--overwrite")
     assert (folder / "t.csv").read_bytes() != before[folder / "t.csv"]
     (folder / "mine.csv").write_text("dear diary")
-    refused(*runs, "--csv", folder / "mine.csv", "--overwrite", says="was not written by avpt")
-    refused(*runs, "--markdown", folder / "mine.csv", says="was not written by avpt")
+    refused("compare", *runs, "--csv", folder / "mine.csv", "--overwrite", says="was not written by avpt")
+    refused("compare", *runs, "--markdown", folder / "mine.csv", says="was not written by avpt")
     (folder / "mine.md").write_text("| group | of mine |\n")
-    refused(*runs, "--markdown", folder / "mine.md", "--overwrite", says="was not written by avpt")
-    refused(*runs, "--csv", folder, says="was not written by avpt")
+    refused("compare", *runs, "--markdown", folder / "mine.md", "--overwrite", says="was not written by avpt")
+    refused("compare", *runs, "--csv", folder, says="was not written by avpt")
 
 
 def test_a_whole_comparison_in_markdown(experiment: Experiment, folder: Path) -> None:
@@ -452,7 +443,7 @@ def test_curves_are_drawn_once(experiment: Experiment, folder: Path) -> None:
     done("compare", *runs, "--plot", folder / "plots")
     assert {path: path.read_bytes() for path in (folder / "plots").iterdir()} == before
     other = write_run(experiment.fused, folder / "b", lr=0.5, curve=(0.9, 0.1))
-    refused(*runs, other, "--plot", folder / "plots", says="is another figure")
+    refused("compare", *runs, other, "--plot", folder / "plots", says="is another figure")
 
 
 def test_many_options_stay_within_the_terminal(experiment: Experiment, folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from conftest import PATCHES, Experiment, avpt, done
+from helpers import PATCHES, Experiment, avpt, done
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open

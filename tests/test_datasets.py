@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from conftest import STORE_OPTIONS, Result, avpt, digit_rows, done, files_of
+from helpers import STORE_OPTIONS, Result, avpt, digit_rows, done, files_of, touch
 from hypothesis import given
 from hypothesis import strategies as st
 from media import Clips
@@ -34,13 +34,6 @@ def write(path: Path, *lines: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join([*lines, ""]), encoding="utf-8")
     return path
-
-
-def touch(folder: Path, *names: str) -> Path:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(b"x")
-    return folder
 
 
 def copy(source: Path, target: Path) -> None:
@@ -68,7 +61,8 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def refused(*arguments: str | Path) -> str:
+def refusal(*arguments: str | Path) -> str:
+    """All that is said of rows or files that no manifest can be made of."""
     result = avpt("manifest", *arguments)
     assert (result.code, result.stdout) == (1, ""), result.stderr
     assert "Traceback" not in result.stderr
@@ -254,15 +248,15 @@ def test_audioset_classes_lie_beside_a_list_or_anywhere(tmp_path: Path) -> None:
     assert len(make("audioset", folder, "--list", lists / "eval_segments.csv")) == 1
     (lists / "class_labels_indices.csv").rename(tmp_path / "labels.csv")
     command = ("audioset", folder, "--list", lists / "eval_segments.csv", "--out", tmp_path / "manifest.csv")
-    assert "name it with --classes" in refused(*command)
+    assert "name it with --classes" in refusal(*command)
     assert done("manifest", *command, "--classes", tmp_path / "labels.csv").stdout  # the same names: the same manifest
-    assert "no such file" in refused(*command, "--classes", tmp_path / "none.csv")
+    assert "no such file" in refusal(*command, "--classes", tmp_path / "none.csv")
 
 
 def test_audioset_labels_that_a_manifest_can_not_hold(tmp_path: Path) -> None:
     folder = touch(audioset(tmp_path / "audioset"), "ccccccccccc_0_9.wav")
     write(folder / "csv" / "eval_segments.csv", 'ccccccccccc, 0.000, 9.000, "/m/x"', 'd, 0.0, 1.0, "/m/none"')
-    told = refused("audioset", folder, "--out", tmp_path / "manifest.csv")
+    told = refusal("audioset", folder, "--out", tmp_path / "manifest.csv")
     assert "line 1: label 'a;b' holds ';'" in told
     assert "line 2: label code '/m/none' is not one of /m/09x0r, /m/05zppz, /m/x" in told
 
@@ -383,10 +377,10 @@ def test_image_folder_with_splits(tmp_path: Path) -> None:
         **{"id": "test/ant/4.PNG", "label": "ant", "split": "test", "frames": "images/test/ant/4.PNG"},
     }
     done("preprocess", tmp_path / "manifest.csv", "--out", tmp_path / "store", *STORE_OPTIONS, "--workers", "1")
-    told = refused("image-folder", folder, "--out", tmp_path / "other.csv", "--val-fraction", "0.5")
+    told = refusal("image-folder", folder, "--out", tmp_path / "other.csv", "--val-fraction", "0.5")
     assert "--val-fraction does not go with a val split" in told
     shutil.rmtree(folder / "validation")
-    told = refused("image-folder", folder, "--out", tmp_path / "other.csv", "--test-fraction", "0.5")
+    told = refusal("image-folder", folder, "--out", tmp_path / "other.csv", "--test-fraction", "0.5")
     assert "--test-fraction does not go with folders that are splits" in told
     done("manifest", "image-folder", folder, "--out", tmp_path / "other.csv", "--val-fraction", "0.9")
     rows = rows_of(tmp_path / "other.csv")
@@ -398,7 +392,7 @@ def test_a_class_may_be_called_train_but_splits_stand_alone(tmp_path: Path) -> N
     folder = touch(tmp_path / "vehicles", "train/a.wav", "bus/b.wav")
     assert column(make("folder", folder), "label") == ["bus", "train"]
     touch(folder, "test/c/d.wav")
-    told = refused("folder", folder, "--out", tmp_path / "other.csv")
+    told = refusal("folder", folder, "--out", tmp_path / "other.csv")
     assert "test, train look like splits, but bus lies beside them" in told
 
 
@@ -458,7 +452,7 @@ def test_missing_clips_are_told_and_listed(tmp_path: Path) -> None:
     found = json.loads(beside.read_text(encoding="utf-8"))
     for counts in (5, {"x": 5}, {"x": {"train": -1}}):
         beside.write_text(json.dumps(found | {"summary": found["summary"] | {"by_class": counts}}), encoding="utf-8")
-        assert "m.csv.json was not written by avpt manifest (summary" in refused(
+        assert "m.csv.json was not written by avpt manifest (summary" in refusal(
             "vggsound", folder, "--out", tmp_path / "m.csv"
         )
     beside.write_text(json.dumps(found), encoding="utf-8")
@@ -469,9 +463,9 @@ def test_missing_clips_are_told_and_listed(tmp_path: Path) -> None:
 
 def test_nothing_there_says_what_was_looked_for(tmp_path: Path) -> None:
     folder = touch(tmp_path / "vgg", "readme.md")
-    assert "hold no list of vggsound; name one with --list" in refused("vggsound", folder, "--out", tmp_path / "m.csv")
+    assert "hold no list of vggsound; name one with --list" in refusal("vggsound", folder, "--out", tmp_path / "m.csv")
     write(folder / "vggsound.csv", "aaaaaaaaaaa,1,x,train")
-    told = refused("vggsound", folder, "--out", tmp_path / "m.csv")
+    told = refusal("vggsound", folder, "--out", tmp_path / "m.csv")
     assert "none of 1 clips; the first would be aaaaaaaaaaa_000001_000011, aaaaaaaaaaa_000001, " in told
     assert "video .mp4, .mkv" in told
     for name, nothing in {
@@ -479,9 +473,9 @@ def test_nothing_there_says_what_was_looked_for(tmp_path: Path) -> None:
         "image-folder": "no folder for each class with clips in it",
         "crema-d": "no media that are named like those of crema-d",
     }.items():
-        assert f"hold {nothing}" in refused(name, folder, "--out", tmp_path / "m.csv")
-    assert "is not a folder" in refused("folder", tmp_path / "none", "--out", tmp_path / "m.csv")
-    assert "no such file" in refused("vggsound", folder, "--list", tmp_path / "no.csv", "--out", tmp_path / "m.csv")
+        assert f"hold {nothing}" in refusal(name, folder, "--out", tmp_path / "m.csv")
+    assert "is not a folder" in refusal("folder", tmp_path / "none", "--out", tmp_path / "m.csv")
+    assert "no such file" in refusal("vggsound", folder, "--list", tmp_path / "no.csv", "--out", tmp_path / "m.csv")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["vgg"]
 
 
@@ -503,7 +497,7 @@ BAD_LINES = [
 @pytest.mark.parametrize(("name", "file", "line", "told"), BAD_LINES)
 def test_bad_lines(tmp_path: Path, name: str, file: str, line: str, told: str) -> None:
     path = write(tmp_path / file, "", line)
-    message = refused(name, touch(tmp_path / "media", "x.mp4"), "--list", path, "--out", tmp_path / "m.csv")
+    message = refusal(name, touch(tmp_path / "media", "x.mp4"), "--list", path, "--out", tmp_path / "m.csv")
     assert message.startswith(f"{path}: line 2: ")
     assert told in message
     assert "\n" not in message
@@ -512,7 +506,7 @@ def test_bad_lines(tmp_path: Path, name: str, file: str, line: str, told: str) -
 def test_bad_lines_are_told_all_at_once(tmp_path: Path) -> None:
     first = write(tmp_path / "one.csv", *(["aaaaaaaaaaa,1,x,train", "bad"] * 15))
     second = write(tmp_path / "two.csv", *(["bad"] * 15))
-    message = refused("vggsound", tmp_path, "--list", first, "--list", second, "--out", tmp_path / "m.csv")
+    message = refusal("vggsound", tmp_path, "--list", first, "--list", second, "--out", tmp_path / "m.csv")
     head, *lines = message.splitlines()
     assert head == "the lists have 30 bad lines"
     assert len(lines) == MAX_LISTED + 1
@@ -525,15 +519,15 @@ def test_bad_lines_are_told_all_at_once(tmp_path: Path) -> None:
 def test_bad_lists(tmp_path: Path) -> None:
     options = ("--out", tmp_path / "m.csv", "--list")
     (tmp_path / "latin.csv").write_bytes("aaaaaaaaaaa,1,x,train\nbbbbbbbbbbb,1,Hündchen,train\n".encode("latin-1"))
-    assert "line 2: not UTF-8" in refused("vggsound", tmp_path, *options, tmp_path / "latin.csv")
+    assert "line 2: not UTF-8" in refusal("vggsound", tmp_path, *options, tmp_path / "latin.csv")
     path = write(tmp_path / "clips.csv", "1041_TIE_NEU_XX,NEU")
-    assert "the name does not say which split" in refused("crema-d", tmp_path, *options, path)
+    assert "the name does not say which split" in refusal("crema-d", tmp_path, *options, path)
     path = write(tmp_path / "esc50.csv", "filename,fold", "a.wav,1")
-    assert "line 1 does not name columns filename, fold, category, src_file" in refused(
+    assert "line 1 does not name columns filename, fold, category, src_file" in refusal(
         "esc50", tmp_path, *options, path
     )
     path = write(tmp_path / "vggsound.csv", "aaaaaaaaaaa,1,x,train", "aaaaaaaaaaa,1,x,train", "aaaaaaaaaaa,1,x,test")
-    told = refused("vggsound", tmp_path, *options, path)
+    told = refusal("vggsound", tmp_path, *options, path)
     assert f"{path}: line 3: aaaaaaaaaaa_000001 is x of test, but x of train in line 1 of {path}; take one" in told
 
 
@@ -549,7 +543,7 @@ def test_names_that_a_manifest_can_not_hold(tmp_path: Path) -> None:
     assert told in result.stderr
     assert r"'a/b\nc', 'a/\udcff'" in result.stderr
     (folder / "a" / "ok.wav").unlink()
-    assert r"only names that can't be in a manifest" in refused("folder", folder, "--out", tmp_path / "n.csv")
+    assert r"only names that can't be in a manifest" in refusal("folder", folder, "--out", tmp_path / "n.csv")
 
 
 def test_links_that_go_round_end(tmp_path: Path) -> None:
@@ -592,7 +586,7 @@ def test_media_are_found_under_the_other_spelling_of_accents(tmp_path: Path) -> 
     ],
 )
 def test_options_that_make_no_sense_are_refused(tmp_path: Path, name: str, option: Sequence[str], why: str) -> None:
-    assert why in refused(name, tmp_path, "--out", tmp_path / "m.csv", *option)
+    assert why in refusal(name, tmp_path, "--out", tmp_path / "m.csv", *option)
 
 
 # --- again -------------------------------------------------------------------------------------------------------

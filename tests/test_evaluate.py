@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from closeness import near
-from conftest import (
+from helpers import (
     STORE_OPTIONS,
     TRAIN_OPTIONS,
     Experiment,
@@ -22,6 +21,8 @@ from conftest import (
     avpt,
     digit_rows,
     done,
+    near,
+    refused,
     write_manifest,
 )
 from hypothesis import given, settings
@@ -48,15 +49,6 @@ def evaluate(model: Path, store: Path, *options: str | Path) -> dict[str, Any]:
 def summary(run: Path) -> dict[str, Any]:
     record: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     return record
-
-
-def refused(*arguments: str | Path, says: str) -> None:
-    result = avpt(*arguments, "--quiet")
-    assert result.code == 1, result.stderr
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("avpt: ")
-    assert says in line
 
 
 def changed(source: Path, target: Path, change: Callable[[dict[str, Any], State], None]) -> Path:
@@ -523,7 +515,7 @@ JSON = st.recursive(
 
 
 @given(st.data())
-@settings(max_examples=20)
+@settings(max_examples=8)  # each an evaluation
 def test_any_spec_is_taken_or_refused_in_one_line(
     experiment: Experiment, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from conftest import avpt, done
+from helpers import avpt, done
 from tiny import change_shard, write_tiny_store
 
 from avpt.errors import StoreError

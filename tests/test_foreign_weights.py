@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import avpt
+from helpers import avpt
 from torch import Tensor
 
 from avpt.errors import ArtifactError, AvptError

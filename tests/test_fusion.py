@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from closeness import near
-from conftest import TRAIN_OPTIONS, Experiment, avpt, done, fuse
+from helpers import TRAIN_OPTIONS, Experiment, assert_consistent, avpt, done, fuse, near
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -98,26 +97,8 @@ def test_encoders_of_different_width_fuse() -> None:
             assert model(torch.randn(1, 1, 32, 32), torch.randn(1, 1, 3, 32, 32)).shape == (1, 3)
 
 
-def summary(run: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    return record
-
-
 def part(state: State, prefix: str) -> State:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
-def assert_consistent(run: Path) -> None:
-    """Shares add up, and the summary's accuracies are those of the predictions."""
-    tensors, record = load_file(run / "predictions.safetensors"), summary(run)
-    for split in ("val", "test"):
-        labels = tensors[f"{split}_labels"].tolist()
-        total = tensors[f"{split}_audio_logits"] + tensors[f"{split}_visual_logits"]
-        near(total, tensors[f"{split}_logits"], 1e-4)
-        for name, key in (("", "accuracy"), ("audio_", "audio_accuracy"), ("visual_", "visual_accuracy")):
-            rows = tensors[f"{split}_{name}logits"].tolist()
-            hits = sum(row.index(max(row)) == label for row, label in zip(rows, labels, strict=True))
-            assert record[split][key] == pytest.approx(hits / len(labels))
 
 
 def test_a_fused_run_keeps_abri_and_is_consistent(experiment: Experiment) -> None:
@@ -151,7 +132,10 @@ def test_predictions_are_the_models_own(experiment: Experiment) -> None:
         near(found[f"test_{name}"], value, 1e-4)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    ["sum", "film", *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name not in ("sum", "film"))],
+)  # the others are trained by many tests, and by that of masking with every method
 def test_every_fusion_trains_from_bare_encoders(experiment: Experiment, tmp_path: Path, name: str) -> None:
     run = tmp_path / "run"
     encoders = ("--audio", experiment.audio_init, "--visual", experiment.visual_init)

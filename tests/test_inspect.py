@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import Experiment, Result, avpt, done, write_manifest
+from helpers import STORE_OPTIONS, Experiment, digit_rows, done, refused, write_manifest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.container import BarContainer
@@ -34,15 +34,6 @@ FEW = ("--image-size", "32", "--num-frames", "1")
 
 def inspect(*arguments: str | Path) -> dict[str, Any]:
     return done("inspect", *arguments, "--json", *HERE).json()
-
-
-def refused(*arguments: str | Path, says: str, code: int = 1) -> Result:
-    result = avpt("inspect", *arguments, "--quiet", *HERE)
-    assert result.code == code
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("avpt: ")
-    assert says in line
-    return result
 
 
 def layers_of(state: State) -> list[str]:
@@ -206,7 +197,7 @@ def test_either_encoder_of_a_fused_model(experiment: Experiment) -> None:
     assert (record["norm"], record["modality"]) == ("abri-channel", "audio")
     assert record["layers"][0]["alpha"]["mean"] == pytest.approx(state["audio.bn1.alpha"].mean().item())
     assert inspect(experiment.fused, "--modality", "visual")["norm"] == "batchnorm"
-    refused(experiment.fused, says="holds two encoders; say which with --modality")
+    refused("inspect", experiment.fused, *HERE, says="holds two encoders; say which with --modality")
 
 
 def test_imagenet_from_the_cache(before: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,15 +367,26 @@ def test_figures_are_not_mixed(experiment: Experiment, before: Path, tmp_path: P
     assert {path.stem for path in (tmp_path / "other").iterdir()} == {"abnormal", "abnormal-1e-06", "gamma", "filters"}
     content = (tmp_path / "other" / "gamma.png").read_bytes()
     says = "is another figure; choose another folder, or --overwrite"
-    result = refused(init, "--plot", tmp_path / "other", says=says)
+    result = refused("inspect", init, "--plot", tmp_path / "other", *HERE, says=says, silent=False)
     assert result.stdout == done("inspect", init).stdout  # the tables are shown all the same
     assert not (tmp_path / "other" / "alpha.pdf").exists()  # and nothing is mixed
     assert (tmp_path / "other" / "gamma.png").read_bytes() == content
-    assert refused(init, "--store", experiment.store, *FEW, "--plot", tmp_path / "other", says=says).stdout == ""
+    refused("inspect", init, "--store", experiment.store, *FEW, "--plot", tmp_path / "other", *HERE, says=says)
     late = tmp_path / "late" / "filters.pdf"  # which is drawn after the clips alone
     late.parent.mkdir()
     late.write_bytes(b"another")
-    result = refused(before, "--store", experiment.store, *FEW, "--plot", late.parent, says="no figure is written: ")
+    result = refused(
+        "inspect",
+        before,
+        "--store",
+        experiment.store,
+        *FEW,
+        "--plot",
+        late.parent,
+        *HERE,
+        says="no figure is written: ",
+        silent=False,
+    )
     assert "dead channels: zero at 99.9%" in result.stdout
     assert list(late.parent.iterdir()) == [late]
     done("inspect", init, "--plot", tmp_path / "other", "--overwrite")
@@ -474,60 +476,117 @@ def without_norm(state: State) -> None:
 
 def test_files_that_can_not_be_inspected(experiment: Experiment, before: Path, tmp_path: Path) -> None:
     path = tmp_path / "bad.safetensors"
-    refused(tmp_path / "none", says="does not exist; inspect takes imagenet, a file with weights or a run folder")
-    refused(edited(before, path, without_norm), says=f"{path} has no BatchNorm layer")
     refused(
+        "inspect",
+        tmp_path / "none",
+        *HERE,
+        says="does not exist; inspect takes imagenet, a file with weights or a run folder",
+    )
+    refused("inspect", edited(before, path, without_norm), *HERE, says=f"{path} has no BatchNorm layer")
+    refused(
+        "inspect",
         edited(before, path, lambda state: state["layer2.0.bn1.weight"].fill_(torch.nan)),
+        *HERE,
         says="holds infinite values or NaN",
     )
-    refused(edited(before, path, lambda state: state.pop("layer2.0.bn1.bias")), says="layer2.0.bn1.bias is missing")
-    refused(edited(before, path, lambda s: s.update({"conv1.weight": torch.ones(64, 6, 7, 7)})), says="is 64x6x7x7")
-    refused(edited(experiment.audio_init, path, lambda s: s.pop("bn1.new_bias")), says="bn1.new_bias")
-    refused(edited(experiment.audio_init, path, lambda s: s.update({"bn1.alpha": torch.ones(3)})), says="bn1.alpha")
-    refused(experiment.confidence, says="not a ResNet in torchvision's layout")
-    refused(experiment.store, says="is not a run folder")
+    refused(
+        "inspect",
+        edited(before, path, lambda state: state.pop("layer2.0.bn1.bias")),
+        *HERE,
+        says="layer2.0.bn1.bias is missing",
+    )
+    refused(
+        "inspect",
+        edited(before, path, lambda s: s.update({"conv1.weight": torch.ones(64, 6, 7, 7)})),
+        *HERE,
+        says="is 64x6x7x7",
+    )
+    refused("inspect", edited(experiment.audio_init, path, lambda s: s.pop("bn1.new_bias")), *HERE, says="bn1.new_bias")
+    refused(
+        "inspect",
+        edited(experiment.audio_init, path, lambda s: s.update({"bn1.alpha": torch.ones(3)})),
+        *HERE,
+        says="bn1.alpha",
+    )
+    refused("inspect", experiment.confidence, *HERE, says="not a ResNet in torchvision's layout")
+    refused("inspect", experiment.store, *HERE, says="is not a run folder")
     torch.save([torch.ones(3)], tmp_path / "list.pt")
-    refused(tmp_path / "list.pt", says="it holds no tensors by name; a state_dict does")
+    refused("inspect", tmp_path / "list.pt", *HERE, says="it holds no tensors by name; a state_dict does")
     (tmp_path / "text.pt").write_text("hi")
-    refused(tmp_path / "text.pt", says="neither safetensors nor what torch.save writes")
-    refused(before, "--arch", "resnet50", says="it looks like resnet18")
+    refused("inspect", tmp_path / "text.pt", *HERE, says="neither safetensors nor what torch.save writes")
+    refused("inspect", before, "--arch", "resnet50", *HERE, says="it looks like resnet18")
     (tmp_path / "file").write_text("x")
-    refused(before, "--plot", tmp_path / "file", says="is a file; --plot takes a folder")
-    refused(before, "--image-size", "32", says="--image-size is for clips; say with --store whose")
-    refused(before, "--after", tmp_path / "none", says="does not exist")
+    refused("inspect", before, "--plot", tmp_path / "file", *HERE, says="is a file; --plot takes a folder")
+    refused("inspect", before, "--image-size", "32", *HERE, says="--image-size is for clips; say with --store whose")
+    refused("inspect", before, "--after", tmp_path / "none", *HERE, says="does not exist")
     other = tmp_path / "other.safetensors"
     done("init", "--modality", "visual", "--arch", "resnet34", "--weights", "random", "--out", other)
-    refused(before, "--after", other, says=f"{other} is a resnet34 and {before} a resnet18")
+    refused("inspect", before, "--after", other, *HERE, says=f"{other} is a resnet34 and {before} a resnet18")
     run = tmp_path / "run"
     shutil.copytree(experiment.visual, run)
     (run / "summary.json").unlink()
-    refused(run, says=f"{run} is unfinished")
+    refused("inspect", run, *HERE, says=f"{run} is unfinished")
 
 
 def test_without_its_store_the_parameters_are_shown(experiment: Experiment, before: Path, tmp_path: Path) -> None:
     table = done("inspect", before).stdout
     store = tmp_path / "store"
-    assert refused(before, "--store", store, says="neither dead channels nor feature maps can be shown").stdout == table
-    result = refused(before, "--store", store, "--json", "--plot", tmp_path / "plots", says=f"{store} does not exist")
+    says = "neither dead channels nor feature maps can be shown"
+    result = refused("inspect", before, "--store", store, *HERE, says=says, silent=False)
+    assert result.stdout == table
+    result = refused(
+        "inspect",
+        before,
+        "--store",
+        store,
+        "--json",
+        "--plot",
+        tmp_path / "plots",
+        *HERE,
+        says=f"{store} does not exist",
+        silent=False,
+    )
     assert result.json() == inspect(before)
     assert (tmp_path / "plots" / "filters.png").exists()
     shutil.copytree(experiment.store, store)
     shard = next(store.glob("train-*.h5"))
     shard.write_bytes(shard.read_bytes()[:5000])
-    refused(before, "--store", store, *FEW, says="missing or truncated")
+    refused("inspect", before, "--store", store, *FEW, *HERE, says="missing or truncated", silent=False)
     (store / "store.json").unlink()
-    refused(before, "--store", store, *FEW, says=f"{store} is unfinished")
+    refused("inspect", before, "--store", store, *FEW, *HERE, says=f"{store} is unfinished", silent=False)
 
 
 def test_a_store_that_lacks_what_is_needed(experiment: Experiment, before: Path, tmp_path: Path) -> None:
-    from conftest import STORE_OPTIONS, digit_rows
-
     rows = [row | {"frames": ""} for row in digit_rows() if row["split"] == "train"]
     manifest = write_manifest(tmp_path / "m.csv", rows[:1] + [row | {"split": "test"} for row in rows[1:4]])
     done("preprocess", manifest, "--out", tmp_path / "deaf", *STORE_OPTIONS, "--mel-bins", "16")
     says = "has 1 train clips, and two or more are needed; --split can be test"
-    refused(before, "--store", tmp_path / "deaf", *FEW, says=says)
-    refused(before, "--store", tmp_path / "deaf", "--split", "val", *FEW, says="has 0 val clips")
-    refused(before, "--store", tmp_path / "deaf", "--split", "test", *FEW, says="no clip of test has pictures")
+    refused("inspect", before, "--store", tmp_path / "deaf", *FEW, *HERE, says=says, silent=False)
+    refused(
+        "inspect",
+        before,
+        "--store",
+        tmp_path / "deaf",
+        "--split",
+        "val",
+        *FEW,
+        *HERE,
+        says="has 0 val clips",
+        silent=False,
+    )
+    refused(
+        "inspect",
+        before,
+        "--store",
+        tmp_path / "deaf",
+        "--split",
+        "test",
+        *FEW,
+        *HERE,
+        says="no clip of test has pictures",
+        silent=False,
+    )
     says = "other spectrograms than the model was trained on (mel_bins 16 against 32)"
-    refused(experiment.audio, "--store", tmp_path / "deaf", "--split", "test", says=says)
+    refused(
+        "inspect", experiment.audio, "--store", tmp_path / "deaf", "--split", "test", *HERE, says=says, silent=False
+    )

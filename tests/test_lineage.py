@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Experiment
+from helpers import Experiment
 
 from avpt.errors import AvptError
 from avpt.files import artifacts

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import STORE_OPTIONS, Experiment, digit_rows, done, finetune, write_manifest
+from helpers import STORE_OPTIONS, Experiment, digit_rows, done, finetune, write_manifest
 from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms import v2

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import subprocess
 import sys
 from collections import Counter
+from contextlib import redirect_stderr, redirect_stdout
 from itertools import chain
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import av
 import make_digits
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import ROOT, Result
 from hypothesis import given
 from hypothesis import strategies as st
 from make_digits import Synthesizer, add_noise, draw_clips, draw_picture, split_pictures, split_variants
@@ -29,9 +31,17 @@ def synthesizer() -> Synthesizer:
     return Synthesizer()
 
 
-def make(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), "--out", str(out), *options]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+def make(out: Path, *options: str) -> Result:
+    """Run the script in this process."""
+    stdout, stderr, code = io.StringIO(), io.StringIO(), 0
+    with redirect_stdout(stdout), redirect_stderr(stderr), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(SCRIPT), "--out", str(out), *options])
+        try:
+            make_digits.main()
+        except SystemExit as end:  # with a code, or with words as Python would print them
+            code = end.code if isinstance(end.code, int) else 1
+            stderr.write(f"{end.code}\n" if isinstance(end.code, str) else "")
+    return Result(code, stdout.getvalue(), stderr.getvalue())
 
 
 def make_few(out: Path, seed: int = 0) -> Path:
@@ -167,7 +177,7 @@ def test_the_same_again_and_nothing_else(few: Path, tmp_path: Path) -> None:
 def test_a_folder_that_is_something_else_is_left_alone(few: Path, options: tuple[str, ...]) -> None:
     before = contents(few)
     result = make(few, *options)
-    assert (result.returncode, result.stdout) == (1, "")
+    assert (result.code, result.stdout) == (1, "")
     assert result.stderr == f"{few}: is there already, and not with these options; remove it, or give another --out\n"
     assert contents(few) == before
 
@@ -175,6 +185,13 @@ def test_a_folder_that_is_something_else_is_left_alone(few: Path, options: tuple
 @pytest.mark.parametrize("options", [("--per-class", "0"), ("--picture-noise", "-1"), ("--snr", "loud")])
 def test_wrong_options(options: tuple[str, ...], tmp_path: Path) -> None:
     result = make(tmp_path / "out", *options)
-    assert result.returncode == 2
+    assert result.code == 2
     assert options[0] in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_it_is_a_program(few: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "--out", str(few), "--seed", "1"]
+    process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    result = make(few, "--seed", "1")
+    assert (process.returncode, process.stdout, process.stderr) == (result.code, result.stdout, result.stderr)

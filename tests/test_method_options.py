@@ -9,25 +9,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from closeness import near
-from conftest import (
+from helpers import (
     PATCHES,
     STORE_OPTIONS,
     TRAIN_OPTIONS,
     Experiment,
+    assert_consistent,
     avpt,
     digit_rows,
     done,
     files_of,
     finetune,
     fuse,
+    job,
+    lines,
+    near,
     write_manifest,
 )
 from safetensors import safe_open
 from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score, roc_auc_score
-from test_fusion import assert_consistent
-from test_processes import job
 from torch import Tensor
 
 from avpt.loading.dataset import ClipDataset, InputSpec
@@ -38,10 +39,6 @@ from avpt.store.store import Store
 
 State = dict[str, Tensor]
 Options = tuple[str, ...]
-
-
-def lines(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def recorded(run: Path) -> dict[str, Any]:
@@ -68,13 +65,19 @@ def masked(experiment: Experiment, *options: str) -> tuple[str | Path, ...]:
 
 
 @pytest.fixture(scope="module")
-def plain(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> dict[str, State]:
-    """Tensors after one epoch without any of the methods."""
+def plain_runs(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One epoch without any of the methods."""
     folder = tmp_path_factory.mktemp("plain")
     commands = {"visual": unimodal(experiment), "fused": masked(experiment)}
     for name, command in commands.items():
         done(*command, "--out", folder / name)
-    return {name: load_file(folder / name / "last.safetensors") for name in commands}
+    return {name: folder / name for name in commands}
+
+
+@pytest.fixture(scope="module")
+def plain(plain_runs: dict[str, Path]) -> dict[str, State]:
+    """Tensors after that epoch."""
+    return {name: load_file(run / "last.safetensors") for name, run in plain_runs.items()}
 
 
 # --- each has its effect -----------------------------------------------------------------------------------------
@@ -165,7 +168,9 @@ def test_a_method_of_joint_training_changes_the_result_and_is_recorded(
         assert "gradient_factor" not in lines(run)[0]
 
 
-@pytest.mark.parametrize("fusion", ["concat", "sum", "film", "gated"])
+@pytest.mark.parametrize(
+    "fusion", ["gated", *(pytest.param(one, marks=pytest.mark.slow) for one in ("concat", "sum", "film"))]
+)
 def test_masking_goes_with_every_fusion_balance_and_dropout(
     experiment: Experiment, tmp_path: Path, fusion: str
 ) -> None:
@@ -306,9 +311,8 @@ def test_a_branch_that_has_seen_nothing_is_not_frozen(experiment: Experiment, tm
     done(*finetune(experiment, "audio", experiment.audio), "--epochs", "1", "--freeze-encoders", "--out", run)
 
 
-def test_ogm_ges_own_options_are_idle_without_it(experiment: Experiment, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    done(*masked(experiment), "--out", run)
+def test_ogm_ges_own_options_are_idle_without_it(experiment: Experiment, plain_runs: dict[str, Path]) -> None:
+    run = plain_runs["fused"]
     assert not {"ogm_alpha", "ogm_window"} & recorded(run).keys()
     assert done(*masked(experiment, "--ogm-alpha", "0.8"), "--out", run).stdout == f"{run}\n"
 

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Experiment
+from helpers import Experiment, in_processes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_processes import in_processes
 from torch import Tensor, nn
 
 from avpt.errors import AvptError

@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 from av.format import ContainerFormat, formats_available
-from conftest import avpt, write_manifest
+from helpers import avpt, write_manifest
 from media import Clips, Pictures, Sound, number_of, numbered, tones, write
 from PIL import Image
 

@@ -14,9 +14,8 @@ import av
 import h5py
 import numpy as np
 import pytest
-from conftest import Result, avpt, write_manifest
-from media import Clips, Sound, spoiled, write
-from test_segments import REALTIME, Recipe, make, noise
+from helpers import Result, avpt, write_manifest
+from media import REALTIME, Clips, Recipe, Sound, make_film, noise, spoiled, write
 
 SOUND = "no_picture.ts"  # its picture stream holds no picture
 PICTURE = "sound_of_no_codec.mp4"
@@ -243,7 +242,7 @@ def test_a_duration_that_is_guessed_is_no_measure(preprocess: Preprocess, tmp_pa
 @pytest.mark.parametrize("name", ["mkv", "webm"])
 def test_stamps_that_do_not_start_at_zero_cut_nothing_off(preprocess: Preprocess, tmp_path: Path, name: str) -> None:
     recipe = Recipe(name, "libvpx", "libopus", 48000, begin=50, options=REALTIME)
-    clip = make(tmp_path / f"a.{name}", recipe, 6)
+    clip = make_film(tmp_path / f"a.{name}", recipe, 6)
     cut = tmp_path / f"cut.{name}"
     cut.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
     with av.open(str(clip)) as container:

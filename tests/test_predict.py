@@ -12,15 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import (
-    STORE_OPTIONS,
-    TRAIN_OPTIONS,
-    Experiment,
-    avpt,
-    digit_rows,
-    done,
-    write_manifest,
-)
+from helpers import STORE_OPTIONS, TRAIN_OPTIONS, Experiment, avpt, digit_rows, done, write_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from media import FILMS, Clips

@@ -12,16 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from closeness import near
-from conftest import (
-    STORE_OPTIONS,
-    TRAIN_OPTIONS,
-    Experiment,
-    avpt,
-    digit_rows,
-    done,
-    write_manifest,
-)
+from helpers import STORE_OPTIONS, TRAIN_OPTIONS, Experiment, avpt, digit_rows, done, near, refused, write_manifest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -40,15 +31,6 @@ HERE = ("--workers", "0", "--device", "cpu")
 
 def probe(*arguments: str | Path) -> dict[str, Any]:
     return done("probe", *arguments, "--json", *HERE).json()
-
-
-def refused(*arguments: str | Path, says: str) -> None:
-    result = avpt("probe", *arguments, "--quiet", *HERE)
-    assert result.code == 1, result.stderr
-    assert result.stdout == ""
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("avpt: ")
-    assert says in line
 
 
 def expected(tensors: dict[str, Tensor], prefix: str = "") -> tuple[float, float, float]:
@@ -151,8 +133,10 @@ def test_again_is_nothing_and_other_options_are_refused(experiment: Experiment, 
     when = out.stat().st_mtime_ns
     assert probe(*command) == record
     assert out.stat().st_mtime_ns == when
-    refused(*command, "--batch-size", "4", says="batch_size: nothing there, 4 now")
-    refused(experiment.audio, experiment.store, "--out", out, says="was made with other options or inputs")
+    refused("probe", *command, "--batch-size", "4", *HERE, says="batch_size: nothing there, 4 now")
+    refused(
+        "probe", experiment.audio, experiment.store, "--out", out, *HERE, says="was made with other options or inputs"
+    )
     done("probe", *command, "--overwrite", *HERE)
     assert out.read_bytes() == first
     assert done("probe", *command, *HERE).stdout == f"{out}\n"
@@ -213,7 +197,7 @@ def test_a_store_without_val_and_test(experiment: Experiment, tmp_path: Path) ->
     assert [line.split()[0] for line in told.splitlines() if line.startswith((" val", " test"))] == ["val"]
     (tmp_path / "held").mkdir()
     held_out = stored(tmp_path / "held", [row for row in digit_rows() if row["split"] != "train"])
-    refused(experiment.visual, held_out, says="has no training clips")
+    refused("probe", experiment.visual, held_out, *HERE, says="has no training clips")
 
 
 # --- what does not fit -----------------------------------------------------------------------------------------------
@@ -234,8 +218,8 @@ def test_the_stage_1_encoder_is_not_to_be_found(experiment: Experiment, tmp_path
         assert result.stderr == ""
         assert "stage1" in result.json()
     recorded, other = sha256(experiment.visual / "model.safetensors"), sha256(experiment.visual_init)
-    refused(*command[1:4], "visual", "--stage1", experiment.visual_init, says=other[:12])
-    refused(*command[1:4], "visual", "--stage1", experiment.visual_init, says=recorded[:12])
+    refused("probe", *command[1:4], "visual", "--stage1", experiment.visual_init, *HERE, says=other[:12])
+    refused("probe", *command[1:4], "visual", "--stage1", experiment.visual_init, *HERE, says=recorded[:12])
 
 
 def test_joint_training_straight_from_init(experiment: Experiment, tmp_path: Path) -> None:
@@ -246,26 +230,30 @@ def test_joint_training_straight_from_init(experiment: Experiment, tmp_path: Pat
     result = done(*again, "--json", "--search", experiment.folder)
     assert "there is no stage-1 encoder to compare with" in result.stderr
     assert "stage1" not in result.json()
-    refused(*again[1:5], "--stage1", experiment.audio_init, says="has no statistics yet")
-    refused(experiment.audio_init, experiment.store, says="has no statistics yet")
+    refused("probe", *again[1:5], "--stage1", experiment.audio_init, *HERE, says="has no statistics yet")
+    refused("probe", experiment.audio_init, experiment.store, *HERE, says="has no statistics yet")
 
 
 def test_bad_input(experiment: Experiment, tmp_path: Path) -> None:
     store = experiment.store
-    refused(experiment.fused, store, says="holds two encoders; add --modality audio or --modality visual")
-    refused(experiment.audio, store, "--modality", "visual", says="which takes audio input")
-    refused(experiment.audio, store, "--stage1", experiment.audio, says="--stage1 is for fused models")
-    refused(experiment.confidence, store, says="is of kind confidence")
-    refused(tmp_path / "nothing", store, says="does not exist")
-    refused(experiment.audio, tmp_path / "nothing", says="does not exist")
+    refused(
+        "probe", experiment.fused, store, *HERE, says="holds two encoders; add --modality audio or --modality visual"
+    )
+    refused("probe", experiment.audio, store, "--modality", "visual", *HERE, says="which takes audio input")
+    refused("probe", experiment.audio, store, "--stage1", experiment.audio, *HERE, says="--stage1 is for fused models")
+    refused("probe", experiment.confidence, store, *HERE, says="is of kind confidence")
+    refused("probe", tmp_path / "nothing", store, *HERE, says="does not exist")
+    refused("probe", experiment.audio, tmp_path / "nothing", *HERE, says="does not exist")
     (tmp_path / "begun" / "checkpoint").mkdir(parents=True)
-    refused(tmp_path / "begun", store, says="is unfinished")
+    refused("probe", tmp_path / "begun", store, *HERE, says="is unfinished")
     (tmp_path / "mine.safetensors").write_text("mine")
-    refused(experiment.audio, store, "--out", tmp_path / "mine.safetensors", says="was not written by avpt")
+    refused(
+        "probe", experiment.audio, store, "--out", tmp_path / "mine.safetensors", *HERE, says="was not written by avpt"
+    )
     silent = [{name: row[name] for name in ("id", "label", "split", "frames")} for row in digit_rows()]
     quiet = tmp_path / "silent"
     quiet.mkdir()
-    refused(experiment.audio, stored(quiet, silent), says="no clip of train has sound")
+    refused("probe", experiment.audio, stored(quiet, silent), *HERE, says="no clip of train has sound")
 
 
 # --- the parts -------------------------------------------------------------------------------------------------------

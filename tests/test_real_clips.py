@@ -18,11 +18,18 @@ import h5py
 import numpy as np
 import pytest
 from av.stream import Disposition
-from conftest import ROOT, done, write_manifest
-from expected import assert_similar, full_decode, shrink
-from test_ffmpeg import ALIKE, DRAWN_ALIKE, looks_alike, needs_ffmpeg, sounds_alike
-from test_segments import shows_the_same, sounds_the_same
-from test_video import colours_by_arithmetic, read, shows_what_decodes
+from by_ffmpeg import ALIKE, DRAWN_ALIKE, looks_alike, needs_ffmpeg, sounds_alike
+from expected import (
+    assert_similar,
+    colours_by_arithmetic,
+    full_decode,
+    read,
+    shows_the_same,
+    shows_what_decodes,
+    shrink,
+    sounds_the_same,
+)
+from helpers import ROOT, done, write_manifest
 
 from avpt.errors import MediaError
 from avpt.media.audio import read_waveform

@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 
 import pytest
 import torch
-from conftest import avpt, done
+from helpers import avpt, done
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Experiment, avpt, done, files_of, finetune, fuse
-from test_processes import job
+from helpers import Experiment, avpt, done, files_of, finetune, fuse, job
 from torch import Tensor, nn
 
 from avpt.errors import ConfigError

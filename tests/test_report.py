@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import STORE_OPTIONS, TRAIN_OPTIONS, Experiment, avpt, digit_rows, done, fuse, write_manifest
+from helpers import STORE_OPTIONS, TRAIN_OPTIONS, Experiment, avpt, digit_rows, done, fuse, write_manifest
 from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import escape
@@ -354,10 +354,10 @@ def copied(experiment: Experiment, tmp_path: Path, without: tuple[str, ...] = ()
     return folder
 
 
-def report(folder: Path, *runs: str, says: str) -> Parsed:
-    """The page of some runs of a copy, which warns."""
+def report(folder: Path, *runs: str, says: str = "") -> Parsed:
+    """The page of some runs of a copy, which warns of this, or of nothing."""
     result = done("report", *(folder / run for run in runs), "--search", folder, "--out", folder / "page.html")
-    assert says in result.stderr
+    assert says in result.stderr if says else "warning" not in result.stderr
     parsed = check_sound((folder / "page.html").read_text(encoding="utf-8"))
     parsed.words = " ".join(parsed.words.split())
     return parsed
@@ -412,7 +412,7 @@ def test_an_unfinished_run_is_shown_as_such(experiment: Experiment, tmp_path: Pa
 def test_damaged_predictions_are_told(experiment: Experiment, tmp_path: Path) -> None:
     folder = copied(experiment, tmp_path)
     (folder / "fused" / "predictions.safetensors").write_bytes(b"cut short")
-    parsed = report(folder, "fused", says="")
+    parsed = report(folder, "fused")
     assert "predictions.safetensors is cut short" in parsed.words
 
 
@@ -731,17 +731,36 @@ def browser(tmp_path: Path) -> list[str]:
     return [CHROMIUM, *own, "--enable-logging=stderr", "--v=0", "--virtual-time-budget=2000"]
 
 
+Request = tuple[str, str]  # on whose behalf, and a URL
+
+
 def browse(command: list[str], *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*command, *more], capture_output=True, text=True, timeout=120, check=True)
 
 
+def browse_logged(command: list[str], page: Path, log: Path) -> tuple[subprocess.CompletedProcess[str], set[Request]]:
+    """Show a page; also what was asked of the network meanwhile, by the page or by the browser for itself."""
+    result = browse(command, "--dump-dom", f"--log-net-log={log}", page.as_uri())
+    return result, set(re.findall(r'"traffic_annotation":(\d+),"url":"([^"]*)"', log.read_text(encoding="utf-8")))
+
+
 def test_a_browser_shows_it_without_complaint(page: Path, browser: list[str], tmp_path: Path) -> None:
-    log = tmp_path / "net.json"
-    result = browse(browser, "--dump-dom", f"--log-net-log={log}", page.as_uri())
+    """The browser says in its log on whose behalf it asks for something: see first what it says of a page."""
+    greedy = tmp_path / "greedy.html"
+    wanted = {f"http://127.0.0.1:9/{name}" for name in ("picture.png", "style.css", "script.js")}
+    tags = (
+        '<img src="{}picture.png">',
+        '<link rel="stylesheet" href="{}style.css">',
+        '<script src="{}script.js"></script>',
+    )
+    greedy.write_text("".join(tags).replace("{}", "http://127.0.0.1:9/"), encoding="utf-8")
+    _, asked = browse_logged(browser, greedy, tmp_path / "greedy.json")
+    of_pages = {whose for whose, url in asked if url in wanted}
+    assert {url for whose, url in asked if whose in of_pages} == wanted
+    result, asked = browse_logged(browser, page, tmp_path / "net.json")
     assert "CONSOLE" not in result.stderr
     assert '<h2 id="provenance-title">' in result.stdout
-    asked = set(re.findall(r'"url":"((?:https?|file|ws)s?:[^"]*)"', log.read_text(encoding="utf-8")))
-    assert not [url for url in asked if "report" in url and not url.startswith("file:")]
+    assert not [url for whose, url in asked if whose in of_pages]
 
 
 @pytest.mark.parametrize("width", [360, 1200])

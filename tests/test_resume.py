@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Experiment, avpt, done, files_of, finetune, forked, fuse
-from kills import PATIENCE, killed, running, session, stopped, to_go_on, wait_for
-from test_watching import assert_curves_say_what_the_files_say
+from curves import assert_curves_say_what_the_files_say
+from helpers import Experiment, avpt, done, files_of, finetune, forked, fuse
+from kills import PATIENCE, chance, killed, running, session, stopped, to_go_on, wait_for
 
 # --- training ----------------------------------------------------------------------------------------------------
 
@@ -32,7 +32,7 @@ def epochs_done(run: Path) -> int:
     return metrics.read_text(encoding="utf-8").count("\n") if metrics.exists() else 0
 
 
-@pytest.mark.parametrize("kind", ["visual", "fused"])
+@pytest.mark.parametrize("kind", ["visual", pytest.param("fused", marks=pytest.mark.slow)])  # "masked" below is fused
 def test_killed_training_is_finished_by_the_same_command(experiment: Experiment, tmp_path: Path, kind: str) -> None:
     run = tmp_path / "run"
     command = (*training(experiment, kind), "--out", run)
@@ -96,7 +96,7 @@ def mode(experiment: Experiment, layer_init: Path, name: str) -> tuple[str | Pat
     return (*training(experiment, kind), *CHECKPOINTS, *options)
 
 
-def kill_somewhere(log: Path, run: Path, *command: str | Path) -> bool:
+def kill_somewhere(moments: random.Random, log: Path, run: Path, *command: str | Path) -> bool:
     """Start it, and SIGKILL it at a random moment after its first checkpoint; False where it ended before."""
 
     def saved() -> int:
@@ -113,7 +113,7 @@ def kill_somewhere(log: Path, run: Path, *command: str | Path) -> bool:
             break
         time.sleep(0.01)
     if not ended:
-        time.sleep(random.uniform(0, 0.4))
+        time.sleep(moments.uniform(0, 0.4))
         os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     wait_for(lambda: not session(pid), "the workers of a killed avpt to end", 15)
@@ -125,8 +125,10 @@ def kill_somewhere(log: Path, run: Path, *command: str | Path) -> bool:
 def finished_after_kills(tmp_path: Path, *command: str | Path, kills: int) -> tuple[int, dict[str, bytes]]:
     """How often it was killed, of at most so many times, and the files that it left when it was done."""
     run = tmp_path / "killed"
-    count = 0
-    while count < kills and kill_somewhere(tmp_path / "log", run, *command, "--out", run, "--workers", str(count % 3)):
+    count, moments = 0, chance()
+    while count < kills and kill_somewhere(
+        moments, tmp_path / "log", run, *command, "--out", run, "--workers", str(count % 3)
+    ):
         count += 1
     done(*command, "--out", run)
     assert epochs_done(run) == 2
@@ -137,7 +139,7 @@ def finished_after_kills(tmp_path: Path, *command: str | Path, kills: int) -> tu
 
 @pytest.mark.parametrize(
     "name",
-    ["plain", "masked", "mixed", *(pytest.param(name, marks=pytest.mark.slow) for name in ("layer", "balanced"))],
+    ["masked", "mixed", *(pytest.param(name, marks=pytest.mark.slow) for name in ("plain", "layer", "balanced"))],
 )
 def test_training_killed_at_any_step_comes_to_the_same_bytes(
     experiment: Experiment, layer_init: Path, tmp_path: Path, name: str
@@ -171,12 +173,12 @@ def test_training_killed_many_times_comes_to_the_same_bytes(
 def test_stopped_training_goes_on_with_the_command_that_it_names(
     experiment: Experiment, layer_init: Path, tmp_path: Path
 ) -> None:
-    command = mode(experiment, layer_init, "plain")
+    command, moments = mode(experiment, layer_init, "plain"), chance()
     whole, run = tmp_path / "whole", tmp_path / "run of 'mine'"
     done(*command, "--out", whole)
     with running(*command, "--checkpoint-every", "100", "--out", run, "--quiet", "--overwrite") as process:
         wait_for(lambda: epochs_done(run) > 0, "the first epoch")
-        time.sleep(random.uniform(0, 0.3))
+        time.sleep(moments.uniform(0, 0.3))
         code, (line,) = stopped(process, signal.SIGTERM)
     assert code == 143
     assert line == to_go_on("terminated", *command, "--checkpoint-every", "100", "--out", run, "--quiet")
@@ -187,12 +189,12 @@ def test_stopped_training_goes_on_with_the_command_that_it_names(
 
 
 def test_a_checkpoint_cut_short_costs_no_bytes(experiment: Experiment, layer_init: Path, tmp_path: Path) -> None:
-    command = mode(experiment, layer_init, "layer")
+    command, moments = mode(experiment, layer_init, "layer"), chance()
     whole, run = tmp_path / "whole", tmp_path / "run"
     done(*command, "--out", whole)
     last = run / "checkpoint" / "last.pt"
     while not (last.exists() and last.with_name("previous.pt").exists()):  # one only where it had saved only once
-        assert kill_somewhere(tmp_path / "log", run, *command, "--checkpoint-every", "1", "--out", run)
+        assert kill_somewhere(moments, tmp_path / "log", run, *command, "--checkpoint-every", "1", "--out", run)
     os.truncate(last, last.stat().st_size // 3)
     result = done(*command, "--out", run)
     assert f"warning: {last} is damaged" in result.stderr
@@ -259,7 +261,11 @@ def test_more_epochs_under_cosine_are_refused(experiment: Experiment, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+    ("number", "code", "word"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        pytest.param(signal.SIGTERM, 143, "terminated", marks=pytest.mark.slow),  # as where it goes on, above
+    ],
 )
 def test_training_told_to_stop_says_how_to_go_on(
     experiment: Experiment, tmp_path: Path, number: signal.Signals, code: int, word: str

@@ -8,9 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from conftest import STORE_OPTIONS, Experiment, Result, avpt, done
-from kills import killed, running, wait_for
-from test_kills import failures_of, untimed
+from helpers import STORE_OPTIONS, Experiment, avpt, done, failures_of, one_line, untimed
+from kills import decode_or_not, killed, running, wait_for
 
 from avpt.commands import _shards
 from avpt.files.outputs import claim
@@ -28,14 +27,6 @@ def shards_of(store: Path) -> set[str]:
 
 def left_behind(store: Path) -> list[Path]:
     return [path for folder in (store, store.parent) for path in folder.glob(".*")]
-
-
-def refused(result: Result, *words: str) -> None:
-    assert result.code == 1
-    assert result.stdout == ""
-    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
-    for word in words:
-        assert word in result.error
 
 
 @pytest.mark.parametrize("ranges", [("0:1", "1:3", "3:"), ("5:7", "0:5"), ("3:4", ":3", "4:100"), (":",), ("0:7",)])
@@ -88,10 +79,10 @@ def test_a_range_is_refused_while_the_whole_is_written_and_the_other_way_round(
     store = tmp_path / "store"
     command = preprocess(experiment, store)
     with claim(store):
-        refused(avpt(*command, "--shard-range", "0:1"), f"{store} is being written by another avpt")
+        one_line(avpt(*command, "--shard-range", "0:1"), f"{store} is being written by another avpt")
     with claim(store, part="0:1"):
-        refused(avpt(*command), f"{store} is being written by another avpt")
-        refused(avpt(*command, "--overwrite"), f"{store} is being written by another avpt")
+        one_line(avpt(*command), f"{store} is being written by another avpt")
+        one_line(avpt(*command, "--overwrite"), f"{store} is being written by another avpt")
     assert not store.exists()
     assert not left_behind(store)
 
@@ -99,7 +90,7 @@ def test_a_range_is_refused_while_the_whole_is_written_and_the_other_way_round(
 def test_the_same_range_twice_at_once_is_refused(experiment: Experiment, tmp_path: Path) -> None:
     store = tmp_path / "store"
     with claim(store, part="0:1"):
-        refused(avpt(*preprocess(experiment, store), "--shard-range", "0:1"), "is being written by another avpt")
+        one_line(avpt(*preprocess(experiment, store), "--shard-range", "0:1"), "is being written by another avpt")
         done(*preprocess(experiment, store), "--shard-range", "1:2")
     assert shards_of(store) == {NAMES[1]}
     assert not left_behind(store)
@@ -109,7 +100,7 @@ def test_other_options_in_one_of_the_runs_are_refused(experiment: Experiment, tm
     store = tmp_path / "store"
     done(*preprocess(experiment, store), "--shard-range", "0:1")
     for name, value in (("--mel-bins", "33"), ("--shard-size", "4"), ("--limit", "30")):
-        refused(avpt(*preprocess(experiment, store), "--shard-range", "1:2", name, value), name[2:].replace("-", "_"))
+        one_line(avpt(*preprocess(experiment, store), "--shard-range", "1:2", name, value), name[2:].replace("-", "_"))
     assert shards_of(store) == {NAMES[0]}
 
 
@@ -201,20 +192,18 @@ def test_two_that_write_the_same_file_at_once_both_succeed(tmp_path: Path) -> No
 @pytest.mark.parametrize("text", ["", "x", "3:2", "1", "1:1", "-1:2", "1:2:3", "a:b", "1.5:2", "1 :2"])
 def test_what_is_no_range_is_told(experiment: Experiment, tmp_path: Path, text: str) -> None:
     result = avpt(*preprocess(experiment, tmp_path / "store"), f"--shard-range={text}")
-    refused(result, f"--shard-range is {text!r}", "A:B" if text not in ("3:2", "1:1") else "B is the shard after")
+    one_line(result, f"--shard-range is {text!r}", "A:B" if text not in ("3:2", "1:1") else "B is the shard after")
     assert not (tmp_path / "store").exists()
 
 
 def test_overwrite_does_not_go_with_it(experiment: Experiment, tmp_path: Path) -> None:
     result = avpt(*preprocess(experiment, tmp_path / "store"), "--shard-range", "0:1", "--overwrite")
-    refused(result, "--overwrite does not go with --shard-range")
+    one_line(result, "--overwrite does not go with --shard-range")
 
 
 def test_the_run_that_finishes_judges_the_failures(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from test_kills import decode_or_not
-
     store = tmp_path / "store"
     command = (*preprocess(experiment, store), "--max-failures", "0.05")
     with monkeypatch.context() as patched:
@@ -238,8 +227,6 @@ def test_the_run_that_finishes_judges_the_failures(
 def test_shards_that_are_tried_again_unfinish_the_store_of_a_run_beside(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from test_kills import decode_or_not
-
     from avpt.commands import preprocess as stage
 
     store = tmp_path / "store"

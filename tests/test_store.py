@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import STORE_OPTIONS, Experiment, avpt, digit_rows, done, files_of, write_manifest
+from helpers import STORE_OPTIONS, Experiment, avpt, digit_rows, done, files_of, mixed_rows, write_manifest
 from media import Clips
 from PIL import Image
 from torchaudio.compliance import kaldi
@@ -206,6 +206,7 @@ def test_json_files(experiment: Experiment) -> None:
         "val": {"shards": ["val-00000", "val-00001"], "clips": VAL},
         "test": {"shards": ["test-00000", "test-00001"], "clips": TEST},
     }
+    assert len(list(store.glob("*.h5"))) == 7
     for shard in store.glob("*.h5"):
         beside = json_of(shard.with_suffix(".json"))
         assert beside["sha256"] == hashlib.sha256(shard.read_bytes()).hexdigest()
@@ -258,23 +259,6 @@ def test_raw_frames_float32_limit_and_shard_size(experiment: Experiment, tmp_pat
     assert fbank.dtype == np.float32
     others = [read(experiment.store / f"train-{number:05d}.h5")["audio/fbank"] for number in range(3)]
     assert np.array_equal(fbank.astype(np.float16), np.concatenate(others))
-
-
-def mixed_rows(folder: Path) -> list[dict[str, str]]:
-    """Copies of six clips with several labels; one without picture, one without sound, two broken."""
-    folder.mkdir()
-    chosen = [row for row in digit_rows() if row["split"] == "train"][::3]
-    labels = ("cat;dog", "dog", "élan;cat", "cat", "dog;élan;cat", "élan")
-    rows = []
-    for number, (row, label) in enumerate(zip(chosen, labels, strict=True)):
-        media = {key: shutil.copy(row[key], folder) for key in ("audio", "frames")}
-        split = "val" if number == 3 else "train"
-        rows.append(
-            {"id": f"clip {number}", "label": label, "split": split} | {k: Path(v).name for k, v in media.items()}
-        )
-    del rows[1]["frames"]
-    del rows[2]["audio"]
-    return rows
 
 
 def test_several_labels_one_modality_and_repeated_sound(tmp_path: Path) -> None:

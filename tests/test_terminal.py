@@ -16,10 +16,9 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from conftest import avpt, done
+from helpers import avpt, done, touch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_datasets import touch
 
 from avpt import options
 from avpt.cli import CONFIGS

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import Experiment
+from helpers import Experiment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image

@@ -16,12 +16,21 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from conftest import STORE_OPTIONS, Experiment, Result, avpt, digit_rows, done, files_of, write_manifest
+from helpers import (
+    STORE_OPTIONS,
+    Experiment,
+    Result,
+    avpt,
+    digit_rows,
+    done,
+    files_of,
+    mixed_rows,
+    state_of,
+    write_manifest,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_cli import state_of
-from test_store import mixed_rows
 
 from avpt.commands import verify
 from avpt.files.outputs import claim, sha256_json

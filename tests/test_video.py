@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from av.stream import Disposition
-from expected import assert_similar, full_decode, shrink
+from expected import assert_similar, colours_by_arithmetic, full_decode, read, shows_what_decodes, shrink
 from media import RAINBOW, Clips, Pictures, number_of, numbered, turned, with_matrix, write
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
@@ -68,16 +68,6 @@ def write_video(
 
 def grey(value: int, height: int = 16, width: int = 16) -> np.ndarray:
     return np.full((height, width, 3), value, np.uint8)
-
-
-def read(path: Path, fps: float = 1.0, max_frames: int = 100, frame_size: int = 256, **options: Any) -> Any:
-    shown = read_frames(path, fps=fps, max_frames=max_frames, frame_size=frame_size, **options)
-    assert shown is not None
-    assert [time for time, _ in shown] == pytest.approx([k / fps for k in range(len(shown))])
-    for _, rgb in shown:
-        assert rgb.dtype == np.uint8
-        assert rgb.flags.c_contiguous
-    return [rgb for _, rgb in shown]
 
 
 def values(shown: list[np.ndarray]) -> list[int]:
@@ -176,19 +166,6 @@ def test_clips_show_what_a_full_decode_holds(clips: Clips, name: str, count: int
             assert rgb.max() == 0
         elif not name.startswith("damaged"):
             assert number_of(rgb) == latest
-
-
-def shows_what_decodes(path: Path) -> list[tuple[int, np.ndarray]]:
-    """Check the picture of each second against a full decode; returns it with its place among all."""
-    times, pictures = full_decode(path)
-    shown = []
-    for k, rgb in enumerate(read(path, frame_size=96)):
-        latest = max((i for i, time in enumerate(times) if time <= k + 1e-6), default=0)
-        height, width = pictures[latest].shape[:2]
-        scale = min(1.0, 96 / min(height, width))
-        assert_similar(rgb, shrink(pictures[latest], round(height * scale), round(width * scale)))
-        shown.append((latest, rgb))
-    return shown
 
 
 def test_full_size_is_never_enlarged_and_keeps_its_pixels(clips: Clips) -> None:
@@ -291,31 +268,6 @@ def test_colours_follow_the_streams_matrix_and_range(
 @pytest.mark.parametrize("name", ["with_cover.mp4", "ten_bits.mp4"])
 def test_colours_of_a_drawn_pattern_by_arithmetic(clips: Clips, name: str) -> None:
     colours_by_arithmetic(clips[name])
-
-
-def colours_by_arithmetic(path: Path) -> None:
-    """4:2:0 chroma lies on the left, halfway between rows, as MPEG has it where nothing is said; BT.601, limited."""
-    with av.open(str(path)) as container:
-        frame = next(container.decode(video=0))
-    depth = 16 if "10" in frame.format.name else 8
-    y, u, v = (
-        np.frombuffer(bytes(plane), f"u{depth // 8}").reshape(plane.height, -1)[:, : plane.width].astype(float)
-        for plane in frame.planes
-    )
-    rows, columns = (np.arange(y.shape[0]) + 0.5) / 2 - 0.5, np.arange(y.shape[1]) / 2
-
-    def between(chroma: np.ndarray) -> np.ndarray:
-        wide = np.stack([np.interp(columns, np.arange(chroma.shape[1]), row) for row in chroma])
-        return np.stack([np.interp(rows, np.arange(len(wide)), column) for column in wide.T], axis=1)
-
-    scale = 4 if depth == 16 else 1
-    y = (y / scale - 16) / 219
-    u, v = ((between(chroma) / scale - 128) / 224 for chroma in (u, v))
-    r, b = y + 2 * (1 - 0.299) * v, y + 2 * (1 - 0.114) * u
-    expected = 255 * np.stack([r, (y - 0.299 * r - 0.114 * b) / 0.587, b], axis=2).clip(0, 1)
-    error = np.abs(read(path, frame_size=1000)[0] - expected)
-    assert error.max() < 2
-    assert error.mean() < 0.3
 
 
 def test_a_frame_over_the_limit_is_refused(clips: Clips, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from conftest import Experiment, Result, avpt, done
+from helpers import Experiment, Result, avpt, done
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open

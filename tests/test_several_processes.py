@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from closeness import near
-from conftest import Experiment, Result, done, files_of, finetune, fork, forked, fuse, said
+from helpers import (
+    Experiment,
+    Result,
+    done,
+    files_of,
+    finetune,
+    forked,
+    fuse,
+    in_processes,
+    job,
+    near,
+    places,
+)
 from hypothesis import given
 from hypothesis import strategies as st
+from kills import PATIENCE, alive, chance, descendants, wait_for
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -36,28 +44,8 @@ from avpt.store.store import Store
 from avpt.training import objective
 from avpt.training.passes import Stepping, measure_dynamics, train_epoch
 from avpt.training.state import new_epoch
-from avpt.training.world import World, join_world
+from avpt.training.world import World
 from avpt.types import Batch
-
-PATIENCE = 120.0
-
-
-def places(size: int) -> list[dict[str, str]]:
-    """The environment that torchrun would give to each of so many processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    job = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [job | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
-
-
-def job(folder: Path, *command: str | Path, size: int = 2) -> list[Result]:
-    """Run a command in several processes; what each said."""
-    folder.mkdir(exist_ok=True)
-    logs = [folder / f"process-{rank}.json" for rank in range(size)]
-    pids = [forked(log, *command, environment=place) for log, place in zip(logs, places(size), strict=True)]
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-    return [said(log, code) for log, code in zip(logs, codes, strict=True)]
 
 
 def training(experiment: Experiment) -> tuple[str | Path, ...]:
@@ -120,20 +108,6 @@ def test_every_clip_is_evaluated_once(num_clips: int, batch_size: int, processes
 
 
 # --- one step ----------------------------------------------------------------------------------------------------
-
-
-def in_processes(size: int, folder: Path, body: Callable[[World], Any], without: Sequence[str] = ()) -> list[Any]:
-    """What a function gives in each of several copies of this process, some of torchrun's variables left out."""
-
-    def run(rank: int, place: dict[str, str]) -> int:
-        os.environ.update({name: value for name, value in place.items() if name not in without})
-        with join_world() as world:
-            torch.save(body(world), folder / f"{rank}.pt")
-        return 0
-
-    pids = [fork(partial(run, rank, place)) for rank, place in enumerate(places(size))]
-    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * size
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(size)]
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -292,29 +266,6 @@ def test_more_processes_than_clips_is_one_line(experiment: Experiment, tmp_path:
 # --- torchrun ----------------------------------------------------------------------------------------------------
 
 
-def descendants(ancestor: int) -> list[int]:
-    """Processes that this one started, and those that they did, and so on."""
-    parents = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        except OSError:
-            continue
-        if fields[0] not in "ZX":
-            parents[int(folder.name)] = int(fields[1])
-    found = [ancestor]
-    for pid in found:
-        found += [child for child, parent in parents.items() if parent == pid]
-    return found[1:]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
 def torchrun(*command: str | Path, log: Path) -> subprocess.Popen[str]:
     with log.open("w", encoding="utf-8") as file:
         return subprocess.Popen(
@@ -326,25 +277,18 @@ def torchrun(*command: str | Path, log: Path) -> subprocess.Popen[str]:
         )
 
 
-def wait_for(happened: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not happened():
-        assert time.monotonic() < deadline, f"waited for {what}"
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize(
     "victim", ["last", pytest.param("first", marks=pytest.mark.slow), pytest.param("torchrun", marks=pytest.mark.slow)]
 )
 def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
     experiment: Experiment, whole: tuple[Path, list[Result]], tmp_path: Path, victim: str
 ) -> None:
-    run, log = tmp_path / "run", tmp_path / "log"
+    run, log, moments = tmp_path / "run", tmp_path / "log", chance()
     command = (*training(experiment), "--out", run, "--checkpoint-every", "1", "--workers", "1")
     agent = torchrun(*command, log=log)
     try:
         wait_for((run / "checkpoint" / "previous.pt").exists, "two steps")
-        time.sleep(random.uniform(0, 0.3))
+        time.sleep(moments.uniform(0, 0.3))
         processes = descendants(agent.pid)
         ranks = sorted(pid for pid in processes if os.getsid(pid) == pid)
         assert len(ranks) == 2

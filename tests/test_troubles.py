@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from conftest import avpt, done, write_manifest
+from helpers import avpt, done, write_manifest
 from media import X264, Clips, Pictures, Sound, number_of, numbered, ordinary, replaced, sound_stream, tones, write
 from PIL import Image
 

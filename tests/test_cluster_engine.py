@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import STORE_OPTIONS, avpt, digit_rows, done, write_manifest
+from helpers import STORE_OPTIONS, avpt, digit_rows, done, failures_of, untimed, write_manifest
 from kills import killed, running, stopped, to_go_on, wait_for
-from media import Clips
-from test_kills import failures_of, grey_png, untimed
+from media import Clips, grey_png
 
 OBJECTS = 100 * 2**20  # bytes of the object store of a node, which nothing here uses
 CORES = 2  # of a node

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATCHES, STORE_OPTIONS, Experiment, digit_rows, done, finetune, fork, fuse, write_manifest
-from test_datasets import touch
+from helpers import PATCHES, STORE_OPTIONS, Experiment, digit_rows, done, finetune, fork, fuse, touch, write_manifest
 
 from avpt.commands import _shards
 from avpt.files.outputs import atomic, claim, sweep, take_turn, write_text
@@ -183,6 +182,18 @@ def test_nothing_is_left_where_the_work_had_been_done_before(experiment: Experim
     assert all_of(tmp_path / "out").keys() - goal.keys()
     done(*command)
     assert all_of(tmp_path / "out") == goal
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, synced = tmp_path / "a.txt", []
+
+    def sync(descriptor: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{descriptor}").readlink(), path.exists()))
+
+    monkeypatch.setattr(os, "fsync", sync)  # which tests/conftest.py has made do nothing
+    write_text(path, "whole")
+    assert synced == [(tmp_path / ".a.txt.tmp", False), (tmp_path, True)]
+    assert path.read_text() == "whole"
 
 
 # --- those who are dead, and those who are not -------------------------------------------------------------------

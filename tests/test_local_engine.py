@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import ctypes
 import itertools
 import json
 import os
 import random
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
-import zlib
 from collections.abc import Iterator
 from functools import partial
 from multiprocessing.connection import Connection
@@ -24,8 +20,33 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import STORE_OPTIONS, Experiment, Result, avpt, digit_rows, done, files_of, write_manifest
-from kills import fork_servers, kill, killed, running, session, stopped, to_go_on, wait_for, workers
+from helpers import (
+    STORE_OPTIONS,
+    Experiment,
+    Result,
+    avpt,
+    digit_rows,
+    done,
+    failures_of,
+    files_of,
+    untimed,
+    write_manifest,
+)
+from kills import (
+    act,
+    chance,
+    decode_or_not,
+    fork_servers,
+    kill,
+    killed,
+    running,
+    session,
+    stopped,
+    to_go_on,
+    wait_for,
+    workers,
+)
+from media import grey_png
 
 from avpt.commands import _shards
 from avpt.engines.local import Crashed, Hung, run_isolated
@@ -42,24 +63,12 @@ def preprocess(experiment: Experiment, out: Path) -> tuple[str | Path, ...]:
     return ("preprocess", experiment.manifest, "--out", out, *STORE_OPTIONS)
 
 
-def untimed(store: Path) -> dict[str, bytes]:
-    """Every file of a store but its clock; what a killed writer left beside counts too."""
-    return {path.name: path.read_bytes() for path in store.iterdir() if path.name != "timing.json"}
-
-
-def failures_of(store: Path) -> list[dict[str, str]]:
-    with (store / "failures.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 # --- killed from outside -----------------------------------------------------------------------------------------
 
 
 def test_a_killed_preprocess_is_finished_by_the_same_command(experiment: Experiment, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    seed = random.randrange(10**6)
-    print("seed", seed)
-    moments = random.Random(seed)
+    moments = chance()
     for count in ("1", "2"):
         goal = len(list(store.glob("*.h5"))) + 1
 
@@ -163,9 +172,7 @@ class _Itself:
 
 @pytest.mark.slow
 def test_kill_upon_kill_of_parents_and_workers_at_random_moments(tmp_path: Path) -> None:
-    seed = int(os.environ.get("AVPT_KILL_SEED", random.randrange(10**6)))
-    print("AVPT_KILL_SEED =", seed)
-    chance = random.Random(seed)
+    moments = chance()
     rows = [row | {"id": f"{i}-{j}"} for i in range(40) for j, row in enumerate(digit_rows())]
     options = ("preprocess", write_manifest(tmp_path / "manifest.csv", rows), *STORE_OPTIONS, "--out")
     undisturbed, store = tmp_path / "undisturbed", tmp_path / "store"
@@ -176,18 +183,18 @@ def test_kill_upon_kill_of_parents_and_workers_at_random_moments(tmp_path: Path)
         if kills["parent"] >= 24 and min(kills.values()) >= 4:
             break
         with running(*options, store, "--workers", count) as process:
-            early = chance.random() < 0.2
+            early = moments.random() < 0.2
             if early:
-                time.sleep(chance.uniform(0, 3))
+                time.sleep(moments.uniform(0, 3))
             else:
-                for _ in range(chance.randrange(4)):
+                for _ in range(moments.randrange(4)):
                     if not one_more_shard(process, store):
                         break
-                    time.sleep(chance.uniform(0, 0.05))
-                    victim = chance.choice(list(kills)[1:])
-                    kills[victim] += kill_some(process.pid, victim, chance)
+                    time.sleep(moments.uniform(0, 0.05))
+                    victim = moments.choice(list(kills)[1:])
+                    kills[victim] += kill_some(process.pid, victim, moments)
                 one_more_shard(process, store)
-                time.sleep(chance.uniform(0, 0.1))
+                time.sleep(moments.uniform(0, 0.1))
             if process.poll() is None:
                 killed(process)
                 kills["parent"] += 1
@@ -210,13 +217,13 @@ def one_more_shard(process: subprocess.Popen[str], store: Path) -> bool:
     return process.poll() is None
 
 
-def kill_some(leader: int, victim: str, chance: random.Random) -> bool:
+def kill_some(leader: int, victim: str, moments: random.Random) -> bool:
     """Kill some process of a session; whether there was one."""
     if victim == "idle workers":
         kill(leader, signal.SIGSTOP)
         time.sleep(0.2)
     found = fork_servers(leader) if victim == "fork server" else workers(leader)
-    for pid in chance.sample(found, min(1, len(found))) if victim == "worker" else found:
+    for pid in moments.sample(found, min(1, len(found))) if victim == "worker" else found:
         kill(pid)
     if victim == "idle workers":
         kill(leader, signal.SIGCONT)
@@ -291,23 +298,6 @@ def test_preprocess_told_to_stop_says_how_to_go_on(
 # --- clips that hang or crash ------------------------------------------------------------------------------------
 
 
-def act(task: str) -> str:
-    """Runs in a worker."""
-    if task == "hang":
-        time.sleep(600)
-    elif task == "abort":
-        os.abort()
-    elif task == "segfault":
-        ctypes.string_at(0)
-    elif task == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    elif task == "exit":
-        os._exit(3)
-    elif task == "raise":
-        raise ValueError("no")
-    return task.upper()
-
-
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_task_that_hangs_or_crashes_costs_its_own_result_only(count: int) -> None:
     tasks = ["kill", *GOOD[:4], "hang", *GOOD[4:8], "abort", "raise", *GOOD[8:], "segfault", "exit"]
@@ -346,13 +336,6 @@ def fork_servers_of_this_process() -> list[int]:
         for pid, parent in session(os.getsid(0)).items()
         if parent == os.getpid() and b"multiprocessing.forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
-
-
-def decode_or_not(task: _shards.Task) -> DecodedClip | Failure:
-    """Stands in for `decode_task` in the workers: two clips of train are beyond decoding."""
-    if task.clip.split == "train" and task.row in (2, 5):
-        act("hang" if task.row == 2 else "segfault")
-    return _shards.decode_task(task)
 
 
 def test_clips_that_hang_or_crash_are_lines_in_failures_csv_and_can_be_tried_again(
@@ -462,19 +445,6 @@ def test_a_clip_that_never_finds_memory_is_one_line_that_says_what_to_do(
         assert words in row["error"]
     done(*command, "--worker-memory", "3", "--retry-failures")  # as it says
     assert failures_of(store) == []
-
-
-def grey_png(path: Path, side: int) -> Path:
-    """A PNG of one grey, in RGB."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    compress = zlib.compressobj(1)
-    pixels = b"".join(compress.compress(b"\0" + b"\x80" * 3 * side) for _ in range(side)) + compress.flush()
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))
-    return path
 
 
 @pytest.mark.parametrize("gibibytes", ["0.05", "0.1"])

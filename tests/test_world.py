@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_processes import in_processes, places
+from helpers import in_processes, places
 from torch import Tensor
 
 from avpt.errors import AvptError, ConfigError, OtherProcessError

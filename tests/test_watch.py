@@ -17,18 +17,18 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import Experiment, avpt, done, files_of, finetune, fuse
+from curves import assert_curves_say_what_the_files_say, curves, images
+from helpers import Experiment, avpt, done, files_of, finetune, fuse, rows_of
 from kills import PATIENCE, to_go_on
-from PIL import Image
-from test_checkpoints import NUM_CLIPS, STEPS, AfterStep, InOrder, Stop, _signals_raise, trained
 from torch import Tensor
+from toy import NUM_CLIPS, STEPS, AfterStep, InOrder, Stop, trained
 
 from avpt.loading.dataset import Masking
 from avpt.loading.masking import most_masked
@@ -40,18 +40,12 @@ from avpt.training.state import Clock, EpochState, Progress
 from avpt.training.watch import Watcher, Watchers
 from avpt.types import Batch
 
-__all__ = ["_signals_raise"]
-
 COLUMNS, ROWS = 80, 24
 
 
 def masked_fusion(experiment: Experiment) -> tuple[str | Path, ...]:
     """The command that the experiment's fused run was made with, without --out."""
     return (*fuse(experiment), "--confidence", experiment.confidence, "--mask-threshold", "0.1")
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 # --- on a terminal -----------------------------------------------------------------------------------------------
@@ -232,7 +226,8 @@ def test_without_a_terminal_there_are_lines(
 
 def test_quiet_says_nothing(experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(display._Lines, "every", 0.0)
-    result = done(*finetune(experiment, "visual", experiment.visual_init), "--quiet", "--out", tmp_path / "run")
+    command = (*finetune(experiment, "visual", experiment.visual_init), "--epochs", "1")
+    result = done(*command, "--quiet", "--out", tmp_path / "run")
     assert (result.stdout, result.stderr) == (f"{tmp_path / 'run'}\n", "")
 
 
@@ -295,59 +290,6 @@ def test_an_epoch_of_which_only_the_evaluation_was_left_has_no_rate(tmp_path: Pa
 
 
 # --- TensorBoard -------------------------------------------------------------------------------------------------
-
-
-def flat(row: Mapping[str, Any]) -> dict[str, float]:
-    one = {name: value for name, value in row.items() if not isinstance(value, dict) and name != "epoch"}
-    two = {f"{name}/{key}": v for name, values in row.items() if isinstance(values, dict) for key, v in values.items()}
-    return one | two
-
-
-def events(folder: Path) -> Any:
-    """What TensorBoard makes of a run's event files."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    accumulator = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0})
-    accumulator.Reload()
-    return accumulator
-
-
-def curves(folder: Path) -> dict[str, dict[int, float]]:
-    """Value by step of each curve; no step is there twice."""
-    found = events(folder)
-    whole = {}
-    for name in found.Tags()["scalars"]:
-        points = [(event.step, event.value) for event in found.Scalars(name)]
-        whole[name] = dict(points)
-        assert len(whole[name]) == len(points), f"{name} has a step twice: {points}"
-    return whole
-
-
-def images(folder: Path) -> dict[str, dict[int, Any]]:
-    """(height, width, 3) uint8 by step of each picture."""
-    found = events(folder)
-    whole = {}
-    for name in found.Tags()["images"]:
-        pictures = [(event.step, event.encoded_image_string) for event in found.Images(name)]
-        whole[name] = {step: np.asarray(Image.open(io.BytesIO(encoded))) for step, encoded in pictures}
-        assert len(whole[name]) == len(pictures), f"{name} has a step twice"
-    return whole
-
-
-def assert_curves_say_what_the_files_say(run: Path) -> None:
-    expected: dict[str, dict[int, float]] = {}
-    for row in rows_of(run / "metrics.jsonl"):
-        for name, value in flat(row).items():
-            expected.setdefault(name, {})[row["epoch"]] = value
-    for epoch, timing in read_timings(run).items():
-        for name, value in flat({"timing": timing}).items():
-            if name != "timing/epoch":
-                expected.setdefault(name, {})[epoch] = value
-    found = curves(run / "tensorboard")
-    assert found.keys() == expected.keys()
-    assert {"lr", "train/loss", "val/accuracy", "timing/clips_per_second", "timing/waiting"} <= found.keys()
-    for name, points in expected.items():
-        assert found[name] == pytest.approx(points, rel=1e-6), name
 
 
 def test_tensorboard_has_the_numbers_and_masked_inputs(experiment: Experiment, tmp_path: Path) -> None:
@@ -462,4 +404,9 @@ def test_pictures_are_of_the_clips_of_which_most_is_masked() -> None:
 
 
 def test_a_watcher_may_look_away(tmp_path: Path) -> None:
-    trained(tmp_path, watcher=Watcher(), epochs=1)
+    seen: list[int] = []
+    expected = trained(tmp_path / "looks", watcher=AfterStep(lambda epoch, state: seen.append(epoch)), epochs=1)
+    assert seen == [0] * STEPS
+    found = trained(tmp_path / "looks-away", watcher=Watcher(), epochs=1)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())

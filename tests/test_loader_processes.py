@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kills import alive, descendants, wait_for
 from loading import loader, sums
-from test_processes import alive, descendants, wait_for
 
 from avpt.errors import AvptError
 from avpt.files.outputs import write_json
