@@ -317,3 +317,11 @@ def verify(settings: options.VerifyConfig) -> Report:
     from avpt.commands import verify as stage
 
     return stage.run(settings)
+
+
+@command(options.GuideConfig)
+def guide(settings: options.GuideConfig) -> Report:
+    """Read the manual: the list of its pages, or one of them."""
+    from avpt.commands import guide as stage
+
+    return stage.run(settings)
