@@ -23,7 +23,6 @@ import torch
 import typer
 from conftest import ROOT, Result, avpt, digit_rows, done, write_manifest
 from rich.console import Console
-from test_layers import BELOW, LAYERS
 
 from avpt import options
 from avpt.cli import CONFIGS, app
@@ -459,16 +458,6 @@ def test_a_terminal_shows_a_page_rendered(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 # --- avpt/README.md ----------------------------------------------------------------------------------------------
-
-
-def test_the_map_has_the_layers_that_imports_are_held_to() -> None:
-    rows = re.findall(r"^\| (\w+) \| (`.*`) \| (.*?) ?\|$", PAGES["avpt/README.md"], flags=re.MULTILINE)
-    rooms = {layer: tuple(re.findall(r"`(\w+)`", folders)) for layer, folders, _ in rows}
-    assert list(rooms) == list(LAYERS)
-    assert {layer: sorted(names) for layer, names in rooms.items()} == {
-        layer: sorted(names) for layer, names in LAYERS.items()
-    }
-    assert {layer: set(below.split(", ")) - {""} for layer, _, below in rows} == BELOW
 
 
 def test_the_map_names_what_is_there() -> None:
