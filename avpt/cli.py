@@ -51,7 +51,7 @@ class _Program(TyperGroup):
 app = typer.Typer(
     name="avpt",
     cls=_Program,
-    help="Adapt pre-trained encoders to sound and picture, and train them together.",
+    help="Adapt pre-trained encoders to sound and picture, and train them together.\n\n`avpt guide` is the manual.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
