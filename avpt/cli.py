@@ -51,7 +51,7 @@ class _Program(TyperGroup):
 app = typer.Typer(
     name="avpt",
     cls=_Program,
-    help="Adapt pre-trained encoders to sound and picture, and train them together.",
+    help="Adapt pre-trained encoders to sound and picture, and train them together.\n\n`avpt guide` is the manual.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -315,5 +315,13 @@ def info(settings: options.InfoConfig) -> Report:
 def verify(settings: options.VerifyConfig) -> Report:
     """Check every file, checksum and value of a store, and name the shard and the clip that are damaged."""
     from avpt.commands import verify as stage
+
+    return stage.run(settings)
+
+
+@command(options.GuideConfig)
+def guide(settings: options.GuideConfig) -> Report:
+    """Read the manual: the list of its pages, or one of them."""
+    from avpt.commands import guide as stage
 
     return stage.run(settings)

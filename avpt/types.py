@@ -72,7 +72,7 @@ class Report:
     """What a command did: the paths it wrote, the record that scripts read, tables for people.
 
     `problem` is what is wrong with what it looked at, and the next step: shown last, with exit code 1. `text` is
-    shown as it stands, after the tables.
+    shown as it stands, after the tables; `page` is Markdown, which a terminal renders and shows page by page.
     """
 
     summary: dict[str, Any]
@@ -80,3 +80,4 @@ class Report:
     tables: list[Table] = field(default_factory=list)
     problem: str | None = None
     text: str = ""
+    page: str = ""

@@ -4,7 +4,7 @@
 # Data      made by recipes/make_digits.py: real handwriting, synthesised speech; 400 train, 100 val, 1,000 test clips
 # Hardware  two CPU cores
 # Minutes   about 40 for three seeds, of one core; reckoned from its parts
-# Expect    joint test accuracy 0.963 to 0.966 each way, no two of which differ over three seeds; the table is in README.md
+# Expect    joint test accuracy 0.963 to 0.966 each way, no two differ over three seeds; table in recipes/README.md
 #
 # SEEDS="0 1 2" EPOCHS=8 FUSED_EPOCHS=5 OUT=DIR recipes/masking.sh
 set -euo pipefail

@@ -4,7 +4,7 @@
 # Data      VGGSOUND=DIR: vggsound.csv and the clips (309 classes, about 183,000 train and 15,000 test where all are
 #           still to be had); no val split is shipped, so 5 % of train is set aside, the same clips in every command
 # Hardware  one node of 8 GPUs, 64 cores or more; a store of about 100 GB
-# Hours     about 8 core-hours to preprocess (measured rates, see README.md), some 20 on 8 GPUs to train (an estimate)
+# Hours     about 8 core-hours to preprocess (see `avpt guide large-data`), some 20 on 8 GPUs to train (an estimate)
 # Published joint 49.1, with OGM-GE 50.6 (its paper, CVPR 2022, other settings: alpha 0.1, encoders from random). For scale,
 #           transformers pre-trained on AudioSet: sound 59.5, pictures 47.0, both 65.5 (CAV-MAE, arXiv 2210.07839).
 #           No number of arXiv 2302.03533 is at hand for this split

@@ -330,6 +330,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         **COMMON,
     },
     "export": {"model": REQUIRED, "--format": REQUIRED, "--out": REQUIRED, "--modality": None, **COMMON},
+    "guide": {"topic": None, "--json": False, "--quiet": False, "--debug": False},
     "info": {"path": REQUIRED, "--json": False, "--quiet": False, "--debug": False},
     "verify": {
         "store": REQUIRED,

@@ -307,7 +307,9 @@ def test_without_the_extra_it_says_what_to_install(
 
 
 def test_the_readmes_code_makes_the_inputs_of_the_training(experiment: Experiment, tmp_path: Path) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    blocks = re.findall(
+        r"```python\n(.*?)```", (ROOT / "avpt/guide/export.md").read_text(encoding="utf-8"), flags=re.DOTALL
+    )
     (block,) = (block for block in blocks if "def audio(waveform)" in block)
     done(
         "export",

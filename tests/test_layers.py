@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "avpt"
@@ -110,3 +111,14 @@ def test_no_name_stands_in_three_rooms() -> None:
     for name in MODULES:
         rooms.setdefault(name.rpartition(".")[2], set()).add(room_of(name))
     assert {name: found for name, found in rooms.items() if len(found) > 2} == {}
+
+
+def test_the_map_has_the_layers_that_imports_are_held_to() -> None:
+    text = (PACKAGE / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) \| (`.*`) \| (.*?) ?\|$", text, flags=re.MULTILINE)
+    rooms = {layer: tuple(re.findall(r"`(\w+)`", folders)) for layer, folders, _ in rows}
+    assert list(rooms) == list(LAYERS)
+    assert {layer: sorted(names) for layer, names in rooms.items()} == {
+        layer: sorted(names) for layer, names in LAYERS.items()
+    }
+    assert {layer: set(below.split(", ")) - {""} for layer, _, below in rows} == BELOW

@@ -140,8 +140,24 @@ def show(report: Report, *, json: bool, quiet: bool) -> None:
             if report.text:
                 text = "\r\n".join(printable(part, keep="\n") for part in report.text.split("\r\n"))  # of CSV
                 print(text, end="", file=sys.stderr if report.outputs else sys.stdout)
+            if report.page:
+                _print_page(report.page)
         for path in report.outputs:
             _print_path(path)
+
+
+def _print_page(markdown: str) -> None:
+    """A page of our own: rendered and paged on a terminal, as it stands elsewhere."""
+    if not sys.stdout.isatty():
+        print(markdown, end="")
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    os.environ.setdefault("LESS", "-FRX")  # colours pass, and what fits on the screen stays there, as git has it
+    console = Console()
+    with console.pager(styles=True):
+        console.print(Markdown(markdown, code_theme="ansi_dark", hyperlinks=False))
 
 
 def _print_path(path: Path) -> None:

@@ -5,7 +5,7 @@ from avpt.options.diagnose import CompareConfig, InspectConfig, ProbeConfig, Rep
 from avpt.options.init import InitConfig
 from avpt.options.stores import ManifestConfig, PreprocessConfig, VerifyConfig
 from avpt.options.train import FinetuneConfig, FuseConfig, MaskConfig, ScoreConfig, TrainConfig
-from avpt.options.use import EvaluateConfig, ExportConfig, InfoConfig, PredictConfig
+from avpt.options.use import EvaluateConfig, ExportConfig, GuideConfig, InfoConfig, PredictConfig
 
 __all__ = [
     "CompareConfig",
@@ -14,6 +14,7 @@ __all__ = [
     "ExportConfig",
     "FinetuneConfig",
     "FuseConfig",
+    "GuideConfig",
     "InfoConfig",
     "InitConfig",
     "InspectConfig",

@@ -30,6 +30,13 @@ class InfoConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class GuideConfig(Config):
+    """`avpt guide`."""
+
+    topic: Annotated[str | None, Argument(help="A page of the manual.", show_default="list them")] = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class EvaluateConfig(OutputConfig):
     """`avpt evaluate`."""
 
