@@ -21,7 +21,7 @@ import h5py
 import pytest
 import torch
 import typer
-from conftest import ROOT, Result, avpt, digit_rows, done, write_manifest
+from helpers import ROOT, Result, avpt, digit_rows, done, write_manifest
 from rich.console import Console
 
 from avpt import options

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Experiment, avpt, done
+from helpers import Experiment, avpt, done
 from hypothesis import given
 from hypothesis import strategies as st
 
