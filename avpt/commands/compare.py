@@ -18,17 +18,8 @@ from avpt.errors import OutputError
 from avpt.files.outputs import claim, write_text
 from avpt.options import CompareConfig
 from avpt.runs.folder import read_run
-from avpt.runs.groups import (
-    HELD_OUT,
-    Compared,
-    check_clips,
-    curve_of,
-    group,
-    metric_of,
-    metrics_of,
-    pattern,
-    seed_of,
-)
+from avpt.runs.groups import Compared, differing, group, pattern, seed_of, value_in_words
+from avpt.runs.scores import HELD_OUT, check_clips, curve_of, metric_of, metrics_of
 from avpt.text import for_sheet, printable, sparkline
 from avpt.types import Folded, Report, Split, Table
 
@@ -60,7 +51,7 @@ def run(config: CompareConfig) -> Report:
 
 def compare(groups: Sequence[Compared], metrics: Sequence[str], tested: Sequence[str]) -> dict[str, Any]:
     """The record: groups with their runs and statistics, and the tests between them."""
-    differ = group_tests.differing([one.options for one in groups])
+    differ = differing([one.options for one in groups])
     finished = [run for one in groups for run in one.finished]
     split: Split = "test" if all(run.summary and run.summary["test"] for run in finished) else "val"
     tests = []
@@ -136,7 +127,7 @@ def tables(groups: Sequence[Compared], record: Mapping[str, Any], metrics: Seque
 def options_table(groups: Sequence[Compared], differ: Sequence[str]) -> Table:
     """A row a group; a dash where it does not have an option."""
     rows = [
-        (one.letter, *(group_tests.in_words(one.options[name]) if name in one.options else "-" for name in differ))
+        (one.letter, *(value_in_words(one.options[name]) if name in one.options else "-" for name in differ))
         for one in groups
     ]
     return Table("options that differ", ("", *differ), rows, left=1 + len(differ))
@@ -247,7 +238,7 @@ def as_csv(groups: Sequence[Compared], differ: Sequence[str], metrics: Sequence[
         for run in one.runs:
             state = "finished" if run.summary is not None else "unfinished"
             beside = [one.letter, run.path, seed_of(run), state, len(run.epochs), (run.summary or {}).get("best_epoch")]
-            options = [group_tests.in_words(one.options[name]) if name in one.options else "" for name in differ]
+            options = [value_in_words(one.options[name]) if name in one.options else "" for name in differ]
             cells = [*beside, *options, *(metric_of(run, *column) for column in columns)]
             writer.writerow(map(for_sheet, cells))
     return text.getvalue()

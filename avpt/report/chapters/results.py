@@ -115,7 +115,16 @@ def groups(experiment: Experiment) -> list[Block]:
     if not rows:
         return []
     title = "test accuracy (mAP) over seeds; deviation of single runs"
-    return [Grid(Table(title, ("runs", "seeds", "mean", "deviation"), rows))]
+    blocks: list[Block] = [Grid(Table(title, ("runs", "seeds", "mean", "deviation"), rows))]
+    if experiment.pooled:
+        blocks.append(
+            Text(
+                f"What {experiment.pooled} of the runs were made from was not found: those with equal options and "
+                "other seeds count as repeats, whatever their inputs. Folders to look in are named with --search.",
+                missing=True,
+            )
+        )
+    return blocks
 
 
 def confusions(experiment: Experiment) -> list[Block]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from avpt.errors import AvptError, listed
-from avpt.options import MaskConfig, OutputConfig
+from avpt.options import MaskConfig, OutputConfig, complete, recorded_option
 from avpt.report.chapters.initialisation import Start
 from avpt.report.chapters.results import Answers, Probe, answers_of, probe_of
 from avpt.report.differences import (
@@ -29,6 +29,7 @@ from avpt.report.differences import (
 from avpt.report.drawing import percent, points
 from avpt.report.experiment import Experiment, mean_of
 from avpt.report.page.blocks import Verdict
+from avpt.runs.groups import seed_of
 from avpt.runs.lineage import Node
 from avpt.types import MODALITIES, Modality
 
@@ -136,8 +137,8 @@ def against_abri(experiment: Experiment, results: Results) -> list[str]:
         init = experiment.origin(run, "init")
         if init is None:
             continue
-        config = {name: value for name, value in run.config.items() if name != "seed"}
-        own = {name: init.config.get(name) for name in ("arch", "modality")}
+        config = {name: value for name, value in complete(run.kind, run.config).items() if name != "seed"}
+        own = {name: recorded_option(init.kind, init.config, name) for name in ("arch", "modality")}
         key = json.dumps([config, own, run.inputs.get("store")], sort_keys=True)
         alike[key][weights_of(experiment, init), init.config.get("bn", "")].append(run)
     found: list[tuple[str, Difference]] = []
@@ -149,7 +150,7 @@ def against_abri(experiment: Experiment, results: Results) -> list[str]:
                 ("BatchNorm kept", kinds.get((weights, "keep"), [])),
                 ("random weights", kinds.get((RANDOM, "keep"), [])),
             ):
-                pairs = [(other, abri) for other in others for abri in revived if seed(other) == seed(abri)]
+                pairs = [(other, abri) for other in others for abri in revived if seed_of(other) == seed_of(abri)]
                 if difference := compare_runs(pairs, results):
                     before, after = percent(difference.before), percent(difference.after)
                     who = f"{revived[0].config['modality']} with ABRi ({after}) against {words} ({before})"
@@ -173,18 +174,13 @@ def weights_of(experiment: Experiment, init: Node) -> str:
     return init.inputs.get("weights", str(init.config.get("weights")))
 
 
-def seed(run: Node) -> int:
-    """A run's."""
-    return int(run.config.get("seed", 0))
-
-
 def compare_runs(pairs: Sequence[tuple[Node, Node]], results: Results, side: str = "joint") -> Difference | None:
     """Pairs of runs by what they answered; None where no pair can be compared."""
     found = []
     for before, after in pairs:
         one, other = results.right(before, side), results.right(after, side)
         if one is not None and other is not None and results.classes(before) == results.classes(after):
-            found.append((one, other, seed(after)))
+            found.append((one, other, seed_of(after)))
     return compare(*map(list, zip(*found, strict=True))) if found else None
 
 
@@ -267,7 +263,7 @@ def of_group(
             origin = experiment.origin(run, modality)
             alone, share = results.right(origin), results.right(run, modality)
             if origin is not None and alone and share and results.classes(origin) == results.classes(run):
-                pairs.append((alone, share, seed(run)))
+                pairs.append((alone, share, seed_of(run)))
         fall = compare(*map(list, zip(*pairs, strict=True))) if pairs else None
         if fall is not None:
             words.append(
@@ -292,7 +288,7 @@ def probes_of(experiment: Experiment, runs: Sequence[Node], modality: Modality) 
         if model is None or model not in runs:
             continue
         if probe is not None and probe.modality == modality and probe.difference is not None:
-            found.setdefault(seed(model), []).append(probe)
+            found.setdefault(seed_of(model), []).append(probe)
     return dict(sorted(found.items()))
 
 
@@ -328,7 +324,7 @@ def gradient_words(experiment: Experiment, name: str, runs: Sequence[Node]) -> l
 
 def unmasked(run: Node) -> bool:
     """Whether a fused run is plain joint training."""
-    return run.config.get("mask") == "none" and run.config.get("balance", "none") == "none"
+    return all(recorded_option(run.kind, run.config, name) == "none" for name in ("mask", "balance"))
 
 
 def gained(experiment: Experiment, results: Results) -> Verdict:
@@ -392,6 +388,6 @@ def comparisons(experiment: Experiment, results: Results) -> list[tuple[str, Dif
 def key_of(run: Node) -> str:
     """All that runs to be compared have in common: options but the mask's, and inputs but the confidence."""
     masks = MaskConfig.__dataclass_fields__.keys() - OutputConfig.__dataclass_fields__.keys()
-    config = {name: value for name, value in run.config.items() if name not in masks}
+    config = {name: value for name, value in complete(run.kind, run.config).items() if name not in masks}
     inputs = {name: checksum for name, checksum in run.inputs.items() if name != "confidence"}
     return json.dumps([config, inputs], sort_keys=True)
