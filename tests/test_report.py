@@ -33,7 +33,8 @@ from avpt.files.artifacts import Header
 from avpt.files.outputs import sha256
 from avpt.loading.transforms import clip_seed
 from avpt.options import FuseConfig, InitConfig
-from avpt.report.chapters import initialisation, verdicts
+from avpt.report.chapters import initialisation
+from avpt.report.chapters.verdicts import three_questions
 from avpt.report.differences import compare
 from avpt.report.experiment import gather
 from avpt.report.page.blocks import (
@@ -554,7 +555,7 @@ def seeded(run: Path, out: Path, seed: int, wrong: int) -> Path:
 def judge(runs: list[Path], *folders: Path) -> list[Verdict]:
     """The verdicts on some runs, without their page."""
     found = gather(runs, folders)
-    return verdicts.verdicts(found, initialisation.starts(found), folders[0])
+    return three_questions.verdicts(found, initialisation.starts(found), folders[0])
 
 
 def probe(folder: Path, run: Path, modality: str, difference: float, p: float | None = 0.5) -> None:

@@ -82,14 +82,15 @@ def find_summary(config: ReportConfig, provenance: dict[str, Any]) -> dict[str, 
 def write(config: ReportConfig, experiment: Experiment, record: dict[str, Any]) -> dict[str, Any]:
     """Tell the story section by section."""
     from avpt.figures.style import INK
-    from avpt.report.chapters import clips, dominance, initialisation, learning, provenance, results, verdicts
+    from avpt.report.chapters import clips, dominance, initialisation, learning, provenance, results
+    from avpt.report.chapters.verdicts import three_questions
     from avpt.report.differences import CAVEAT
     from avpt.report.page.blocks import Page
     from avpt.report.page.html import render
 
     starts = initialisation.starts(experiment)
     folder = config.out.absolute().parent
-    said = verdicts.verdicts(experiment, starts, folder)
+    said = three_questions.verdicts(experiment, starts, folder)
     sections = [
         clips.section(experiment, config.clips),
         initialisation.section(experiment, starts),

@@ -13,7 +13,7 @@ from avpt.errors import OutputError
 from avpt.files import artifacts
 from avpt.files.artifacts import Header
 from avpt.files.outputs import claim, sha256, write_text
-from avpt.options import ScoreConfig
+from avpt.options import FinetuneConfig, ScoreConfig
 from avpt.text import for_sheet
 from avpt.types import MODALITIES, Modality, Report, Table
 
@@ -45,7 +45,7 @@ def score(config: ScoreConfig, header: Header, found: Header | None = None) -> R
     from avpt.confidence.formulas import statistics
 
     dynamics = {modality: read_dynamics(getattr(config, modality), modality) for modality in MODALITIES}
-    check_comparable(dynamics)
+    check_comparable(dynamics, FinetuneConfig.defaults())
     ids = join_ids(dynamics, skip=config.missing == "skip")
     columns: dict[str, Tensor] = {}
     for modality, recorded in dynamics.items():
@@ -111,14 +111,8 @@ def preview_table(columns: dict[str, Tensor], dynamics: dict[Modality, Dynamics]
     from avpt.loading.dataset import grid
     from avpt.loading.masking import count_patches, patches_to_mask
 
-    ratios = mask_ratios(
-        {modality: columns[f"{modality}_confidence"] for modality in MODALITIES},
-        mask=config.mask,
-        rule=config.mask_rule,
-        ratio=config.ratio,
-        eta=config.mask_eta,
-        threshold=config.mask_threshold,
-    )
+    confidence: dict[Modality, Tensor] = {modality: columns[f"{modality}_confidence"] for modality in MODALITIES}
+    ratios = mask_ratios(confidence, **config.ratio_options)
     rows = []
     for modality in MODALITIES:
         plane = grid(dynamics[modality].input, modality)

@@ -14,7 +14,7 @@ from avpt.figures.style import CYCLE
 from avpt.loading.dataset import ClipDataset, Masking
 from avpt.loading.loader import Loader
 from avpt.loading.masking import most_masked, plan_masking
-from avpt.options import FuseConfig
+from avpt.options import FuseConfig, restore_config
 from avpt.report.chapters.dominance import ratios_of
 from avpt.report.drawing import drawn, fed, percent
 from avpt.report.experiment import Experiment, absences, excuse, mean_of, told
@@ -204,7 +204,7 @@ def masked_inputs(experiment: Experiment, nodes: list[Node], clips: int) -> list
     """Clips of each run that masks, of several seeds the first, with and without their masks."""
     blocks: list[Block] = []
     for node in {experiment.group_of(node): node for node in reversed(nodes)}.values():
-        if node.config.get("mask") == "none":
+        if node.option("mask") == "none":
             continue
         store = experiment.origin(node, "store")
         if store is None:
@@ -219,7 +219,8 @@ def masked_inputs(experiment: Experiment, nodes: list[Node], clips: int) -> list
 
 def inputs_of(experiment: Experiment, node: Node, store: Store, clips: int) -> Block:
     """The clips of which a run masks most, in its first epoch."""
-    config = config_of(node)
+    config = restore_config(node.kind, node.config)
+    assert isinstance(config, FuseConfig)
     index = training_splits(store, MODALITIES, config.val_fraction)["train"]
     ratios = ratios_of(node)
     there = {m: torch.stack([ratios[m][clip_id] for clip_id in index.ids]) for m in MODALITIES}
@@ -254,11 +255,3 @@ def inputs_of(experiment: Experiment, node: Node, store: Store, clips: int) -> B
             pictures += [fed({modality: seen[i]}, f"{what} {how}, ratio {ratio:.2f}", how) for seen, how in versions]
         cards.append(Card(index.ids[position], pictures, [f"mask ratio: {', '.join(shares)}"]))
     return Cards(f"{experiment.name(node)}, epoch 1; what is masked is magenta", cards)
-
-
-def config_of(node: Node) -> FuseConfig:
-    """The options that a fused run was made with; its paths are not needed here."""
-    options = {name: tuple(value) if isinstance(value, list) else value for name, value in node.config.items()}
-    known = {name: value for name, value in options.items() if name in FuseConfig.__dataclass_fields__}
-    paths: dict[str, Any] = dict.fromkeys(("store", "out", "audio", "visual", "confidence"), node.path)
-    return FuseConfig(**paths | known)
