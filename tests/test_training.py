@@ -42,8 +42,9 @@ from avpt.store.splits import carve, training_splits
 from avpt.store.store import SplitIndex, Store
 from avpt.training import objective
 from avpt.training.loop import fit
-from avpt.training.optim import build_optimizer, learning_rate
+from avpt.training.optim import build_optimizer
 from avpt.training.passes import Stepping
+from avpt.training.schedules import learning_rate
 from avpt.training.state import Progress
 from avpt.training.watch import Watcher
 from avpt.training.world import World

@@ -16,7 +16,7 @@ from avpt.options.base import (
     Transient,
     whole_number,
 )
-from avpt.types import LARGEST_IMAGE, MOST_FRAMES, Modality
+from avpt.types import LARGEST_IMAGE, MOST_FRAMES, Modality, ScheduleName
 
 MOST_VALUES = 1 << 33  # of the pictures of a step: no device has the memory for what comes of them
 AUGMENTATION = "Augmentation"  # a heading in help; also so that --no-flip takes no room beside the other options
@@ -134,7 +134,7 @@ class TrainConfig(OutputConfig):
     balanced_sampling: Annotated[
         bool, Option("--balanced-sampling", help="Draw clips so that classes come equally often.")
     ] = False
-    schedule: Annotated[Literal["step", "cosine", "constant"], Option(help="Learning rate over epochs.")] = "step"
+    schedule: Annotated[ScheduleName, Option(help="Learning rate over epochs.")] = "step"
     milestones: Annotated[str, Option(help="Epochs after which a step schedule drops, joined by commas.")] = "60"
     lr_factor: Annotated[float, Option(min=0, max=1, help="What a step schedule multiplies by.")] = 0.1
     warmup_epochs: Annotated[int, Option(min=0, max=MOST_EPOCHS, help="Epochs of linear warm-up, step by step.")] = 0

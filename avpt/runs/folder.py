@@ -13,6 +13,7 @@ from avpt.files.checking import RecordError, read_lines
 from avpt.files.outputs import begin, differences, look_into, read_record, refuse, sweep
 from avpt.files.records import Epoch, Provenance, RunSummary
 from avpt.text import decimals
+from avpt.training.schedules import SCHEDULES
 from avpt.types import Report, Table
 
 OWNED = re.compile(
@@ -124,12 +125,12 @@ def begin_run(path: Path, settings: dict[str, Any], overwrite: bool) -> None:
 
 
 def _is_continued(found: dict[str, Any], wanted: dict[str, Any], defaults: dict[str, Any]) -> bool:
-    """More epochs of the same run, under a schedule that does not depend on how many there are."""
+    """More epochs of the same run, under a schedule that lets it go on."""
     longer = found["config"].get("epochs", 0) < wanted["config"]["epochs"]
     same = not differences(
         {**found, "config": found["config"] | {"epochs": wanted["config"]["epochs"]}}, wanted, defaults
     )
-    return longer and same and wanted["config"]["schedule"] != "cosine"
+    return longer and same and SCHEDULES[wanted["config"]["schedule"]].continues
 
 
 def report(path: Path, summary: dict[str, Any], title: str) -> Report:

@@ -24,7 +24,7 @@ from avpt.models.fusion import shares
 from avpt.options import FinetuneConfig, FuseConfig, TrainConfig
 from avpt.store.splits import balancing_weights
 from avpt.store.store import SplitIndex, Store
-from avpt.training import objective, optim, run_writer, runtime
+from avpt.training import objective, optim, run_writer, runtime, schedules
 from avpt.training.balancing.ogm_ge import OgmGe
 from avpt.training.curves import drawn, need_tensorboard
 from avpt.training.display import display
@@ -158,7 +158,7 @@ def train(
                 weight_decay=config.weight_decay,
                 encoder_lr_scale=config.encoder_lr_scale,
             ),
-            rate=optim.learning_rate(
+            rate=schedules.learning_rate(
                 lr=config.lr,
                 schedule=config.schedule,
                 epochs=config.epochs,
