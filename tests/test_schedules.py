@@ -20,7 +20,7 @@ CHOICES: tuple[ScheduleName, ...] = get_args(get_args(type_hints(FinetuneConfig)
 
 
 def config_of(schedule: ScheduleName, epochs: int, **options: Any) -> FinetuneConfig:
-    nowhere = dict.fromkeys(("store", "out", "init"), Path())
+    nowhere: dict[str, Any] = dict.fromkeys(("store", "out", "init"), Path())
     return FinetuneConfig(**nowhere, modality="audio", epochs=epochs, schedule=schedule, **options)
 
 

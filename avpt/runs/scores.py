@@ -9,11 +9,12 @@ from typing import Any
 
 from avpt.errors import ArtifactError, ConfigError, listed
 from avpt.runs.folder import Run
+from avpt.training.metrics import key_name
 from avpt.types import Split
 
 log = logging.getLogger(__name__)
 
-FIRST = ("map", "accuracy", "audio_accuracy", "visual_accuracy")  # of the metrics; the others follow by name
+FIRST = (key_name(True), key_name(False), "audio_accuracy", "visual_accuracy")  # the others follow by name
 HELD_OUT: tuple[Split, ...] = ("test", "val")
 
 

@@ -1,4 +1,4 @@
-"""Learning rates over a run: what each schedule does, and whether a finished run can go on under it; no torch needed."""
+"""Schedules of the learning rate, and whether a finished run can go on under them; no torch needed."""
 
 from __future__ import annotations
 
