@@ -14,8 +14,7 @@ from textwrap import fill, wrap
 from typing import Any
 
 from avpt.diagnosis import group_tests
-from avpt.errors import OutputError
-from avpt.files.outputs import claim, write_text
+from avpt.files.outputs import check_ours, claim, must_write, write_text
 from avpt.options import CompareConfig
 from avpt.runs.folder import read_run
 from avpt.runs.groups import Compared, differing, group, pattern, seed_of, value_in_words
@@ -285,12 +284,8 @@ def write(path: Path, text: str, first: str, option: str, overwrite: bool) -> li
         OutputError: another file is there.
     """
     with claim(path):
-        found = path.read_bytes() if path.is_file() else None
-        if path.is_dir() or (found is not None and not found.startswith(first.encode())):
-            raise OutputError(f"{path} was not written by avpt; choose another {option}")
-        if found is not None and found != text.encode() and not overwrite:
-            raise OutputError(f"{path} holds another comparison; choose another {option}, or --overwrite to replace it")
-        if found != text.encode():
+        found = check_ours(path, lambda content: content.startswith(first.encode()), option=option)
+        if must_write(path, text.encode(), found, "holds another comparison", option=option, overwrite=overwrite):
             write_text(path, text)
     return [path]
 
