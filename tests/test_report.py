@@ -601,6 +601,21 @@ def test_a_gain_takes_three_seeds_and_a_test_over_them(
         assert f"{len(masked)} seed" in verdict.headline
 
 
+def test_runs_of_an_older_avpt_are_compared_with_newer_ones(
+    experiment: Experiment, joint: Path, tmp_path: Path
+) -> None:
+    """An option that one record does not have counts as its default in both."""
+    before = seeded(joint, tmp_path / "none", 0, 9)
+    header, _ = artifacts.read_header(before / "model.safetensors")
+    config = {name: value for name, value in header.config.items() if name not in ("ema", "balance", "patience")}
+    artifacts.save(before / "model.safetensors", replace(header, config=config), {"weight": torch.zeros(1)})
+    after = seeded(experiment.fused, tmp_path / "by", 0, 0)
+    starved, gained = judge([before, after], tmp_path, experiment.folder)[1:]
+    assert gained.answer == "unclear"
+    assert "`by`: 0.0 % unmasked, 100.0 % masked" in " ".join(gained.details)
+    assert "no finished run of plain joint training" not in " ".join(starved.details)
+
+
 @pytest.mark.parametrize(
     ("audio", "visual", "answer", "says"),
     [
