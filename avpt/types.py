@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 Modality = Literal["audio", "visual"]
 Split = Literal["train", "val", "test"]
+ScheduleName = Literal["step", "cosine", "constant"]
 
 MODALITIES: tuple[Modality, ...] = ("audio", "visual")
 SPLITS: tuple[Split, ...] = ("train", "val", "test")

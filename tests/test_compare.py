@@ -23,7 +23,9 @@ from scipy.stats import tstd, ttest_rel
 from avpt.diagnosis import group_tests
 from avpt.files import artifacts
 from avpt.files.outputs import sha256
+from avpt.report.experiment import gather
 from avpt.runs.folder import read_run
+from avpt.runs.groups import group_runs, name_groups
 
 CURVE = (0.4, 0.6)  # val accuracy by epoch
 
@@ -262,6 +264,45 @@ def test_search_finds_what_is_not_around(experiment: Experiment, folder: Path) -
     result = done("compare", *runs, "--search", folder / "stage1")
     assert "not to be found" not in result.stderr
     refused("compare", *runs, "--search", folder / "nowhere", says="is not a folder")
+
+
+# --- one answer for both commands --------------------------------------------------------------------------------
+
+
+def grouped(runs: Sequence[Path], folder: Path) -> list[list[Path]]:
+    """How `compare` groups some runs; the page of a report and its verdicts see the same groups."""
+    groups = [[Path(run["run"]) for run in one["runs"]] for one in compare(*runs)["groups"]]
+    found = [[node.path for node in nodes if node.path in runs] for nodes in gather(runs, None).groups.values()]
+    assert sorted(map(sorted, filter(None, found))) == sorted(map(sorted, groups))
+    done("report", *runs, "--out", folder / "page.html", "--clips", "0", "--overwrite")
+    page = (folder / "page.html").read_text(encoding="utf-8")
+    assert ("over seeds; deviation of single runs" in page) == any(len(group) > 1 for group in groups)
+    return groups
+
+
+def test_both_commands_group_runs_of_an_older_avpt_with_newer_ones(experiment: Experiment, folder: Path) -> None:
+    """Older are the run itself, or what it was made from; another value than the default is another group."""
+    young = ["ema", "patience", "label_smoothing"]
+    old = write_run(experiment.audio, folder / "old", seed=1, without=young)
+    new = write_run(experiment.audio, folder / "new")
+    other = write_run(experiment.audio, folder / "other", seed=2, ema=0.9)
+    assert grouped([old, new, other], folder) == [[old, new], [other]]
+    made_of = [{"audio": sha256(run / "model.safetensors")} for run in (old, new, other)]
+    fused = [write_run(experiment.fused, folder / f"fused-{i}", seed=i, inputs=made_of[i]) for i in range(3)]
+    assert grouped(fused, folder) == [fused[:2], fused[2:]]
+
+
+def test_both_commands_group_runs_whose_inputs_are_gone(experiment: Experiment, folder: Path) -> None:
+    def lost(name: str, seed: int, letter: str) -> Path:
+        return write_run(experiment.fused, folder / name, seed=seed, inputs={"audio": letter * 64})
+
+    runs = [lost("a", 0, "a"), lost("b", 1, "b")]
+    assert grouped(runs, folder) == [runs]
+    result = done("report", *runs, "--out", folder / "page.html", "--clips", "0", "--overwrite")
+    assert "what 2 of the runs were made from is not to be found" in result.stderr
+    assert "count as repeats, whatever their inputs" in (folder / "page.html").read_text(encoding="utf-8")
+    runs.append(lost("c", 0, "c"))  # one seed with two inputs can't be repeats
+    assert grouped(runs, folder) == [[run] for run in runs]
 
 
 # --- what does not fit ---------------------------------------------------------------------------------------------
@@ -529,7 +570,7 @@ RECORDS = st.fixed_dictionaries(
 @given(st.lists(st.tuples(RECORDS, st.integers(0, 3)), min_size=1, max_size=7))
 def test_every_run_is_in_one_group_with_its_own_options(runs: list[tuple[dict[str, Any], int]]) -> None:
     options, seeds = [run[0] for run in runs], [run[1] for run in runs]
-    groups = group_tests.group_runs(options, seeds)
+    groups = group_runs(options, seeds)
     assert sorted(i for group in groups for i in group.members) == list(range(len(runs)))
     for group in groups:
         assert len({json.dumps(options[i].get("lr")) for i in group.members}) == 1
@@ -537,7 +578,7 @@ def test_every_run_is_in_one_group_with_its_own_options(runs: list[tuple[dict[st
             assert len({seeds[i] for i in group.members}) == len(group.members)
         else:
             assert all(options[i] == group.options for i in group.members)
-    names = group_tests.name_groups([group.options for group in groups])
+    names = name_groups([group.options for group in groups])
     told = [name for name in names if name]
     assert len(set(told)) == len(told)
 

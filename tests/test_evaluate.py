@@ -36,7 +36,7 @@ from avpt.loading.evaluation import fit_frames, match_classes, noisy_pictures, n
 from avpt.media.audio import log_mel
 from avpt.store.shard_files import ShardFiles
 from avpt.store.store import SplitIndex
-from avpt.training import objective
+from avpt.training import metrics
 
 State = dict[str, Tensor]
 HERE = ("--workers", "0", "--device", "cpu")
@@ -124,7 +124,7 @@ def test_each_class_and_the_confusion_matrix(experiment: Experiment, tmp_path: P
 
 
 def test_a_class_without_clips_has_no_accuracy() -> None:
-    found = objective.per_class(torch.eye(4)[[0, 0, 2]], torch.tensor([0, 1, 2]))
+    found = metrics.per_class(torch.eye(4)[[0, 0, 2]], torch.tensor([0, 1, 2]))
     assert found["accuracy"] == [1.0, 0.0, 1.0, None]
     assert found["confusion"] == [[1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
 

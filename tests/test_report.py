@@ -33,7 +33,8 @@ from avpt.files.artifacts import Header
 from avpt.files.outputs import sha256
 from avpt.loading.transforms import clip_seed
 from avpt.options import FuseConfig, InitConfig
-from avpt.report.chapters import initialisation, verdicts
+from avpt.report.chapters import initialisation
+from avpt.report.chapters.verdicts import three_questions
 from avpt.report.differences import compare
 from avpt.report.experiment import gather
 from avpt.report.page.blocks import (
@@ -554,7 +555,7 @@ def seeded(run: Path, out: Path, seed: int, wrong: int) -> Path:
 def judge(runs: list[Path], *folders: Path) -> list[Verdict]:
     """The verdicts on some runs, without their page."""
     found = gather(runs, folders)
-    return verdicts.verdicts(found, initialisation.starts(found), folders[0])
+    return three_questions.verdicts(found, initialisation.starts(found), folders[0])
 
 
 def probe(folder: Path, run: Path, modality: str, difference: float, p: float | None = 0.5) -> None:
@@ -598,6 +599,21 @@ def test_a_gain_takes_three_seeds_and_a_test_over_them(
     if len(masked) < 3:
         assert "no test over seeds" in words
         assert f"{len(masked)} seed" in verdict.headline
+
+
+def test_runs_of_an_older_avpt_are_compared_with_newer_ones(
+    experiment: Experiment, joint: Path, tmp_path: Path
+) -> None:
+    """An option that one record does not have counts as its default in both."""
+    before = seeded(joint, tmp_path / "none", 0, 9)
+    header, _ = artifacts.read_header(before / "model.safetensors")
+    config = {name: value for name, value in header.config.items() if name not in ("ema", "balance", "patience")}
+    artifacts.save(before / "model.safetensors", replace(header, config=config), {"weight": torch.zeros(1)})
+    after = seeded(experiment.fused, tmp_path / "by", 0, 0)
+    starved, gained = judge([before, after], tmp_path, experiment.folder)[1:]
+    assert gained.answer == "unclear"
+    assert "`by`: 0.0 % unmasked, 100.0 % masked" in " ".join(gained.details)
+    assert "no finished run of plain joint training" not in " ".join(starved.details)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ from avpt.loading.sampling import EpochSampler, batch_bounds, share_of
 from avpt.models.checkpoint import load_encoder
 from avpt.models.encoder import Classifier, EncoderSpec, build_encoder
 from avpt.store.store import Store
-from avpt.training import objective
+from avpt.training import metrics
 from avpt.training.passes import Stepping, measure_dynamics, train_epoch
 from avpt.training.state import new_epoch
 from avpt.training.world import World
@@ -197,7 +197,7 @@ def test_the_metrics_are_those_of_the_saved_model(experiment: Experiment, whole:
             logits = model.eval()(*batch.inputs)
         near(predictions[f"{split}_logits"], logits, 1e-4)
         assert torch.equal(predictions[f"{split}_labels"], batch.labels)
-        assert summary[split] == objective.metrics(predictions[f"{split}_logits"], predictions[f"{split}_labels"])
+        assert summary[split] == metrics.measure(predictions[f"{split}_logits"], predictions[f"{split}_labels"])
 
 
 def test_eval_dynamics_and_masking_go_through(experiment: Experiment, tmp_path: Path) -> None:

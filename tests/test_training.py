@@ -41,10 +41,11 @@ from avpt.models.encoder import Classifier, EncoderSpec, build_encoder, norm_par
 from avpt.store.shard_files import ShardFiles
 from avpt.store.splits import carve, training_splits
 from avpt.store.store import SplitIndex, Store
-from avpt.training import objective
+from avpt.training import metrics, objective
 from avpt.training.loop import fit
-from avpt.training.optim import build_optimizer, learning_rate
+from avpt.training.optim import build_optimizer
 from avpt.training.passes import Stepping
+from avpt.training.schedules import learning_rate
 from avpt.training.state import Progress
 from avpt.training.watch import Watcher
 from avpt.training.world import World
@@ -415,7 +416,7 @@ def test_same_command_same_bytes_whatever_the_workers(experiment: Experiment, tm
 def test_single_label_metrics(clips: int, classes: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     logits, labels = random.normal(size=(clips, classes)).astype(np.float32), random.integers(0, classes, clips)
-    found = objective.metrics(torch.from_numpy(logits), torch.from_numpy(labels))
+    found = metrics.measure(torch.from_numpy(logits), torch.from_numpy(labels))
     exact = logits.astype(np.float64)
     ranks = [sorted(range(classes), key=lambda k, row=row: -row[k]) for row in exact.tolist()]  # type: ignore[misc]
     chances = np.exp(exact) / np.exp(exact).sum(1, keepdims=True)
@@ -465,7 +466,7 @@ def test_multi_label_metrics(clips: int, classes: int, share: float, seed: int) 
     labels = (random.random((clips, classes)) < share).astype(np.float32)
     labels[np.arange(clips), random.integers(0, classes, clips)] = 1  # no clip is without a label
     logits = random.normal(size=(clips, classes)).astype(np.float32)
-    found = objective.metrics(torch.from_numpy(logits), torch.from_numpy(labels))
+    found = metrics.measure(torch.from_numpy(logits), torch.from_numpy(labels))
     chances = 1 / (1 + np.exp(-logits.astype(np.float64)))
     some = [k for k in range(classes) if labels[:, k].any()]
     both = [k for k in some if not labels[:, k].all()]
@@ -478,13 +479,13 @@ def test_multi_label_metrics(clips: int, classes: int, share: float, seed: int) 
     }
     assert (found.pop("auc") is None) == (expected["auc"] is None)
     if (auc := expected.pop("auc")) is not None:
-        assert objective.metrics(torch.from_numpy(logits), torch.from_numpy(labels))["auc"] == pytest.approx(auc)
+        assert metrics.measure(torch.from_numpy(logits), torch.from_numpy(labels))["auc"] == pytest.approx(auc)
     assert found == pytest.approx(expected, rel=1e-5)
-    assert objective.key_metric(found) == found["map"]
+    assert metrics.key_metric(found) == found["map"]
     confidence = objective.true_probability(torch.from_numpy(logits), torch.from_numpy(labels))
     by_hand = [chances[i][labels[i] > 0].mean() for i in range(clips)]
     np.testing.assert_allclose(confidence.numpy(), by_hand, rtol=1e-5)
-    correct = objective.is_correct(torch.from_numpy(logits), torch.from_numpy(labels))
+    correct = metrics.is_correct(torch.from_numpy(logits), torch.from_numpy(labels))
     assert correct.tolist() == [labels[i, top[i]] > 0 for i in range(clips)]
 
 

@@ -62,7 +62,8 @@ def evaluate(config: EvaluateConfig, store: Store, header: Header) -> dict[str, 
     from avpt.models.fusion import FusedModel, OneModality
     from avpt.runs import training_run
     from avpt.runs.trained_model import load_trained
-    from avpt.training import objective, passes, runtime
+    from avpt.training import passes, runtime
+    from avpt.training.metrics import per_class
     from avpt.training.world import World
 
     trained = load_trained(config.model)
@@ -90,7 +91,7 @@ def evaluate(config: EvaluateConfig, store: Store, header: Header) -> dict[str, 
             record["clips"][split] = len(index)
             if config.per_class:
                 record["classes"] = trained.classes
-                record.setdefault("per_class", {})[split] = objective.per_class(outputs["logits"], outputs["labels"])
+                record.setdefault("per_class", {})[split] = per_class(outputs["logits"], outputs["labels"])
             tensors |= {f"{split}_{name}": value for name, value in outputs.items()}
             tensors |= artifacts.pack_ids(index.ids, prefix=f"{split}_")
     if config.predictions is not None:

@@ -6,11 +6,10 @@ import logging
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from avpt.errors import ConfigError, OutputError
+from avpt.errors import ConfigError
 from avpt.files import artifacts, export_headers
 from avpt.files.artifacts import Header
-from avpt.files.checking import RecordError, check
-from avpt.files.outputs import apart, atomic, claim
+from avpt.files.outputs import apart, atomic, check_found, claim
 from avpt.files.records import ExportSpec
 from avpt.options import ExportConfig
 from avpt.types import Modality, Report, Table
@@ -37,10 +36,7 @@ def run(config: ExportConfig) -> Report:
         if found is None:
             found = export(config, header)
         else:
-            try:
-                check(found.spec, ExportSpec)
-            except RecordError as error:
-                raise OutputError(f"{config.out} is damaged ({error}); --overwrite makes it again") from None
+            check_found(config.out, found.spec, ExportSpec)
     return report(config, found)
 
 

@@ -76,14 +76,7 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
     if config.mask != "none" and config.confidence is not None:
         certain, known = files.read_confidence(config.confidence, clips)
         files.check_scored_from(config.confidence, {"audio": config.audio, "visual": config.visual})
-        ratios = formulas.mask_ratios(
-            certain,
-            mask=config.mask,
-            rule=config.mask_rule,
-            ratio=config.ratio,
-            eta=config.mask_eta,
-            threshold=config.mask_threshold,
-        )
+        ratios = formulas.mask_ratios(certain, **config.ratio_options)
         ratios = formulas.spread(ratios, known, len(clips))
         masking = plan_masking(ratios, training_run.input_spec(store, config), config.patch)
 

@@ -18,9 +18,9 @@ from avpt.commands._segments import cut, seconds_of, written
 from avpt.datasets import audioset, crema_d, esc50, folder, image_folder, kinetics_sounds, vggsound
 from avpt.datasets.dividing import split_by_hash, stratify
 from avpt.datasets.rows import SUFFIXES, Dataset, Media, Row, Source, find_media
-from avpt.errors import ConfigError, ManifestError, OutputError, listed
+from avpt.errors import ConfigError, ManifestError, listed
 from avpt.files.checking import RecordError, read
-from avpt.files.outputs import claim, differences, refuse, sha256, write_json, write_text
+from avpt.files.outputs import check_same, claim, foreign, is_there, sha256, write_json, write_text
 from avpt.files.records import ManifestRecord
 from avpt.machine.progress import track
 from avpt.options import ManifestConfig
@@ -73,8 +73,7 @@ def run(config: ManifestConfig) -> Report:
         settings = {"schema": 1, "config": config.record(), "inputs": inputs}
         found = read_record(out)
         if found and not config.overwrite:
-            if different := differences(found, settings, config.defaults()):
-                raise refuse(out, different)
+            check_same(out, found, settings, config.defaults())
             if all(digest(path) == found["files"].get(path.name) for path in (out, missing_of(out))):
                 return report(out, found["summary"])
         gathered = gather(config, dataset, Source(media, lists, classes, config.fold, config.trimmed), inputs["folder"])
@@ -272,7 +271,7 @@ def write(out: Path, gathered: Gathered, record: dict[str, Any], known: Mapping[
     for path in texts:
         # one that is as it would be now was written by a run that was killed before it wrote the record
         if path.exists() and digest(path) not in (known.get(path.name), files.get(path.name)):
-            raise OutputError(f"{path} was not written by avpt, or changed since; move it away or choose another --out")
+            raise foreign(path, otherwise="changed since")
     for path, text in texts.items():
         if text:
             write_text(path, text)
@@ -292,16 +291,13 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def read_record(out: Path) -> dict[str, Any] | None:
     """The record that an earlier run left beside the manifest, None where there is none."""
     path = record_of(out)
-    if out.is_dir():
-        raise OutputError(f"{out} is a folder; --out must name a file")
+    is_there(out)
     if not path.exists():
         return None
     try:
         return cast(dict[str, Any], read(path, ManifestRecord))
     except RecordError as error:
-        raise OutputError(
-            f"{path} was not written by avpt manifest ({error}); move it away or choose another --out"
-        ) from None
+        raise foreign(path, "avpt manifest", why=error) from None
 
 
 def record_of(out: Path) -> Path:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from avpt.commands._segments import cut, seconds_of, written
 from avpt.datasets.rows import KINDS
-from avpt.errors import ConfigError, OutputError, listed
+from avpt.errors import ConfigError, listed
 from avpt.files import artifacts
-from avpt.files.outputs import claim, write_text
+from avpt.files.outputs import check_ours, claim, is_there, must_write, write_text
 from avpt.machine.processes import num_cores
 from avpt.machine.progress import track
 from avpt.options import PredictConfig
@@ -69,12 +69,11 @@ def run(config: PredictConfig) -> Report:
     if config.out is None:
         return report(config, answer_all(config, clips))
     with claim(config.out):
-        there = look_at(config)
+        there = check_ours(config.out, is_ours, "this command") if is_there(config.out) else None
         answers = answer_all(config, clips)
         result = report(config, answers)
-        if there is not None and there != result.text.encode() and not config.overwrite:
-            raise OutputError(f"{config.out} holds other answers; choose another --out, or --overwrite to replace it")
-        if there != result.text.encode():
+        text = result.text.encode()
+        if must_write(config.out, text, there, "holds other answers", option="--out", overwrite=config.overwrite):
             write_text(config.out, result.text)
     return replace(result, text="", outputs=(config.out,))
 
@@ -110,22 +109,9 @@ def clip_of(path: Path) -> Clip:
     return Clip(shown, (), "test", Path.cwd(), written, None, None)
 
 
-def look_at(config: PredictConfig) -> bytes | None:
-    """What is at --out already, None where nothing is.
-
-    Raises:
-        OutputError: it is nothing that this command writes.
-    """
-    path = config.out
-    assert path is not None
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; --out must name a file")
-    if not path.exists():
-        return None
-    content = path.read_bytes()
-    if not content.startswith((b'{"audio":', b'{"clip":', b"clip,modalities,error,")):
-        raise OutputError(f"{path} was not written by this command; choose another --out")
-    return content
+def is_ours(content: bytes) -> bool:
+    """Whether this command may have written a file."""
+    return content.startswith((b'{"audio":', b'{"clip":', b"clip,modalities,error,"))
 
 
 def answer_all(config: PredictConfig, clips: Sequence[Clip]) -> list[Answer]:

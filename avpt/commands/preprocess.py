@@ -18,11 +18,10 @@ from avpt.commands._shards import Job, Shard, make_shard, make_shards, plan_shar
 from avpt.errors import ManifestError, StoreError, listed
 from avpt.files.outputs import (
     begin,
+    check_same,
     claim,
-    differences,
     look_into,
     read_record,
-    refuse,
     sweep,
     take_turn,
     write_json,
@@ -69,8 +68,8 @@ def run(config: PreprocessConfig) -> Report:
             found = look_into(out, "settings.json", OWNED, config.overwrite)
             if found is None:
                 begin(out, "settings.json", settings, config.overwrite)
-            elif different := differences(found, settings, config.defaults()):
-                raise refuse(out, different)
+            else:
+                check_same(out, found, settings, config.defaults())
             settings = found or settings  # a store goes on as it was begun, by an older avpt too
             if config.retry_failures:
                 forget_failures(out, mine)

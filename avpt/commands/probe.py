@@ -16,6 +16,7 @@ from avpt.machine.processes import loading_workers
 from avpt.options import ProbeConfig, TrainConfig
 from avpt.runs.lineage import Lineage
 from avpt.store.store import Store
+from avpt.training.metrics import key_name, key_name_of
 from avpt.types import Modality, Report, Split, Table
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def probe(
     tensors: dict[str, Tensor] = {f"{split}_labels": values for split, values in labels.items()}
     for split, index in splits.items():
         tensors |= artifacts.pack_ids(index.ids, prefix=f"{split}_")
-    metric = "map" if store.multi_label else "accuracy"
+    metric = key_name(store.multi_label)
     record: dict[str, Any] = {"modality": modality, "clips": {split: len(index) for split, index in splits.items()}}
     right = {}
     for prefix, one in probed.items():
@@ -232,12 +233,12 @@ def encode_splits(
 def probe_features(
     features: dict[Split, Tensor], labels: dict[Split, Tensor]
 ) -> tuple[Probe, dict[str, float | None], dict[Split, Tensor]]:
-    """The probe; its accuracy (several labels: mAP) on val and test; which of their clips it gets right, (clips,)."""
+    """The probe; the metric that decides, on val and test; which of their clips it gets right, (clips,)."""
     from avpt.diagnosis.probing import fit_probe
-    from avpt.training import objective
+    from avpt.training import metrics
 
     def score(logits: Any, labels: Any) -> float:
-        return objective.key_metric(objective.metrics(tensor_of(logits), tensor_of(labels)))
+        return metrics.key_metric(metrics.measure(tensor_of(logits), tensor_of(labels)))
 
     arrays = {split: (features[split].numpy(), labels[split].numpy()) for split in features}
     fitted = fit_probe(arrays["train"], arrays["val"], score)
@@ -247,14 +248,14 @@ def probe_features(
         if split in features:
             logits = fitted.logits(arrays[split][0])
             scores[split] = score(logits, arrays[split][1])
-            right[split] = objective.is_correct(tensor_of(logits), labels[split])
+            right[split] = metrics.is_correct(tensor_of(logits), labels[split])
     return fitted, scores, right
 
 
 def report(config: ProbeConfig, header: Header) -> Report:
     """A row a split; with the stage-1 encoder both and their difference."""
     record = header.metrics
-    metric = "map" if "map" in record else "accuracy"
+    metric = key_name_of(record)
     splits = [split for split in HELD_OUT if record[metric][split] is not None]
     rows = []
     for split in splits:

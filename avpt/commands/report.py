@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avpt.errors import OutputError
-from avpt.files.outputs import claim, differences, refuse, write_text
+from avpt.files.outputs import claim, foreign, is_reused, is_there, write_text
 from avpt.options import ReportConfig
 from avpt.types import Report
 
@@ -54,13 +53,11 @@ def read_page(path: Path) -> dict[str, Any] | None:
     """
     from avpt.report.page.html import read_provenance
 
-    if not path.exists():
+    if not is_there(path):
         return None
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; --out must name a file")
     found = read_provenance(path)
     if found is None or not isinstance(found.get("summary"), dict):
-        raise OutputError(f"{path} was not written by this command, or is damaged; choose another --out")
+        raise foreign(path, "this command")
     return found
 
 
@@ -71,10 +68,8 @@ def find_summary(config: ReportConfig, provenance: dict[str, Any]) -> dict[str, 
         OutputError: something else is there.
     """
     found = read_page(config.out)
-    if found is None or config.overwrite:
+    if found is None or not is_reused(config.out, found, provenance, config.defaults(), config.overwrite):
         return None
-    if different := differences(found, provenance, config.defaults()):
-        raise refuse(config.out, different)
     summary: dict[str, Any] = found["summary"]
     return {"report": str(config.out)} | summary
 
@@ -82,14 +77,15 @@ def find_summary(config: ReportConfig, provenance: dict[str, Any]) -> dict[str, 
 def write(config: ReportConfig, experiment: Experiment, record: dict[str, Any]) -> dict[str, Any]:
     """Tell the story section by section."""
     from avpt.figures.style import INK
-    from avpt.report.chapters import clips, dominance, initialisation, learning, provenance, results, verdicts
+    from avpt.report.chapters import clips, dominance, initialisation, learning, provenance, results
+    from avpt.report.chapters.verdicts import three_questions
     from avpt.report.differences import CAVEAT
     from avpt.report.page.blocks import Page
     from avpt.report.page.html import render
 
     starts = initialisation.starts(experiment)
     folder = config.out.absolute().parent
-    said = verdicts.verdicts(experiment, starts, folder)
+    said = three_questions.verdicts(experiment, starts, folder)
     sections = [
         clips.section(experiment, config.clips),
         initialisation.section(experiment, starts),

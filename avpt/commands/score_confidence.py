@@ -9,11 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avpt.errors import OutputError
 from avpt.files import artifacts
 from avpt.files.artifacts import Header
-from avpt.files.outputs import claim, sha256, write_text
-from avpt.options import ScoreConfig
+from avpt.files.outputs import check_ours, claim, must_write, sha256, write_text
+from avpt.options import FinetuneConfig, ScoreConfig
 from avpt.text import for_sheet
 from avpt.types import MODALITIES, Modality, Report, Table
 
@@ -45,7 +44,7 @@ def score(config: ScoreConfig, header: Header, found: Header | None = None) -> R
     from avpt.confidence.formulas import statistics
 
     dynamics = {modality: read_dynamics(getattr(config, modality), modality) for modality in MODALITIES}
-    check_comparable(dynamics)
+    check_comparable(dynamics, FinetuneConfig.defaults())
     ids = join_ids(dynamics, skip=config.missing == "skip")
     columns: dict[str, Tensor] = {}
     for modality, recorded in dynamics.items():
@@ -82,15 +81,11 @@ def write_csv(path: Path, ids: Sequence[str], columns: dict[str, Tensor], overwr
     writer.writerow(["id", *columns])
     for clip_id, *values in zip(ids, *(column.tolist() for column in columns.values()), strict=True):
         writer.writerow([for_sheet(clip_id), *(f"{value:.9g}" for value in values)])
+    first, content = f"id,{','.join(columns)}".encode(), text.getvalue()
     with claim(path):
-        found = path.read_bytes() if path.is_file() else None
-        if path.is_dir() or (found is not None and not found.startswith(f"id,{','.join(columns)}".encode())):
-            raise OutputError(f"{path} was not written by avpt; choose another --csv")
-        if found == text.getvalue().encode():
-            return
-        if found is not None and not overwrite:
-            raise OutputError(f"{path} holds other statistics; choose another --csv, or --overwrite to replace it")
-        write_text(path, text.getvalue())
+        found = check_ours(path, lambda there: there.startswith(first), option="--csv")
+        if must_write(path, content.encode(), found, "holds other statistics", option="--csv", overwrite=overwrite):
+            write_text(path, content)
 
 
 def statistics_table(columns: dict[str, Tensor]) -> Table:
@@ -111,14 +106,8 @@ def preview_table(columns: dict[str, Tensor], dynamics: dict[Modality, Dynamics]
     from avpt.loading.dataset import grid
     from avpt.loading.masking import count_patches, patches_to_mask
 
-    ratios = mask_ratios(
-        {modality: columns[f"{modality}_confidence"] for modality in MODALITIES},
-        mask=config.mask,
-        rule=config.mask_rule,
-        ratio=config.ratio,
-        eta=config.mask_eta,
-        threshold=config.mask_threshold,
-    )
+    confidence: dict[Modality, Tensor] = {modality: columns[f"{modality}_confidence"] for modality in MODALITIES}
+    ratios = mask_ratios(confidence, **config.ratio_options)
     rows = []
     for modality in MODALITIES:
         plane = grid(dynamics[modality].input, modality)

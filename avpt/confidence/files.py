@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,8 +20,7 @@ from avpt.types import MODALITIES, Modality
 
 log = logging.getLogger(__name__)
 
-# options that keep a model from becoming sure, and what they are where a header does not tell
-SOFTENING = {"label_smoothing": 0.0, "mixup": None}
+SOFTENING = ("label_smoothing", "mixup")  # options that keep a model from becoming sure
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,12 @@ def read_dynamics(path: Path, modality: Modality) -> Dynamics:
     return Dynamics(path, ids, probability, correct, spec.input, artifact.header)
 
 
-def check_comparable(dynamics: dict[Modality, Dynamics]) -> None:
+def check_comparable(dynamics: dict[Modality, Dynamics], defaults: Mapping[str, Any]) -> None:
     """See that one run's confidence means what the other's does; what only makes one of them surer is warned of.
+
+    Args:
+        dynamics: of both runs.
+        defaults: of their options, for those that a header does not have.
 
     Raises:
         ArtifactError: the runs learnt other classes, or recorded in another way.
@@ -94,7 +97,8 @@ def check_comparable(dynamics: dict[Modality, Dynamics]) -> None:
             f"{audio.path} and {visual.path} can't be compared: only {one} has one label a clip; "
             "train both on one store"
         )
-    ways = [recorded.header.config.get("dynamics", "train") for recorded in (audio, visual)]
+    options = [{**defaults, **recorded.header.config} for recorded in (audio, visual)]
+    ways = [config["dynamics"] for config in options]
     if ways[0] != ways[1]:
         raise ArtifactError(
             f"{audio.path} recorded with --dynamics {ways[0]}, {visual.path} with --dynamics {ways[1]}, so their "
@@ -106,8 +110,8 @@ def check_comparable(dynamics: dict[Modality, Dynamics]) -> None:
     if epochs[0] != epochs[1]:
         told = "%s recorded over %d epochs, %s over %d: a run is surer the longer it learns, so that epochs decide"
         log.warning(f"{told} which modality dominates", audio.path, epochs[0], visual.path, epochs[1])
-    for name, default in SOFTENING.items():
-        there, here = (recorded.header.config.get(name, default) for recorded in (audio, visual))
+    for name in SOFTENING:
+        there, here = (config[name] for config in options)
         if there != here:
             told = "%s was trained with --%s %s, %s with %s, which makes one of them less sure than the other"
             log.warning(told, audio.path, name.replace("_", "-"), there or "none", visual.path, here or "none")

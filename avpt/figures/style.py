@@ -13,8 +13,7 @@ import matplotlib
 from cycler import cycler
 from matplotlib.figure import Figure
 
-from avpt.errors import OutputError
-from avpt.files.outputs import atomic
+from avpt.files.outputs import atomic, check_ours, must_write
 
 ONE_COLUMN, TWO_COLUMNS = 3.35, 6.9  # inches, of a usual two-column paper
 
@@ -96,11 +95,8 @@ def check(files: Mapping[str, bytes], folder: Path, *, overwrite: bool = False) 
         OutputError: another figure of such a name is there, and `overwrite` is not meant; or a file of someone else's.
     """
     for path, content in ((folder / name, content) for name, content in files.items()):
-        found = path.read_bytes() if path.is_file() else None
-        if path.is_dir() or (found is not None and MARK not in found):
-            raise OutputError(f"{path} was not written by avpt; choose another folder")
-        if found is not None and found != content and not overwrite:
-            raise OutputError(f"{path} is another figure; choose another folder, or --overwrite to replace it")
+        found = check_ours(path, lambda there: MARK in there, option="folder")
+        must_write(path, content, found, "is another figure", option="folder", overwrite=overwrite)
 
 
 def write(files: Mapping[str, bytes], folder: Path, *, overwrite: bool = False) -> list[Path]:

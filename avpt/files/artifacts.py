@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from avpt import __version__
 from avpt.errors import ArtifactError, OutputError
 from avpt.files.checking import RecordError, check, convert, parse
-from avpt.files.outputs import atomic, differences, refuse, sha256
+from avpt.files.outputs import atomic, check_found, foreign, is_reused, is_there, sha256
 from avpt.files.records import METRICS, Metrics, Provenance
 from avpt.files.tensors import misfits, wrong_values
 from avpt.files.tensors import pack_ids as pack_ids
@@ -189,22 +189,13 @@ def reuse(path: Path, header: Header, defaults: Mapping[str, Any], overwrite: bo
     """
     if path.suffix.lower() in OTHER_SUFFIXES:
         raise OutputError(f"{path} would not be what its name says; this is written as .safetensors")
-    if not path.exists():
+    if not is_there(path):
         return None
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; --out must name a file")
     try:
         found, _ = read_header(path)
     except ArtifactError:
-        raise OutputError(f"{path} was not written by avpt, or is damaged; remove it or choose another --out") from None
-    if found.kind != header.kind:  # whatever --overwrite says: it may be what this command reads
-        raise OutputError(f"{path} holds a {found.kind}; remove it or choose another --out")
-    if overwrite:
+        raise foreign(path) from None
+    if not is_reused(path, asdict(found), asdict(header), defaults, overwrite):
         return None
-    if different := differences(asdict(found), asdict(header), defaults):
-        raise refuse(path, different)
-    try:
-        check(found.metrics, METRICS.get(found.kind, Metrics))
-    except RecordError as error:
-        raise OutputError(f"{path} is damaged ({error}); --overwrite makes it again") from None
+    check_found(path, found.metrics, METRICS.get(found.kind, Metrics))
     return found

@@ -10,7 +10,7 @@ from typing import Any
 
 from avpt.errors import ArtifactError, AvptError, OutputError
 from avpt.files.artifacts import Header, parse_header
-from avpt.files.outputs import differences, refuse
+from avpt.files.outputs import is_reused, is_there
 
 KEY = "avpt"  # of ONNX's metadata_props, as in a safetensors header
 PT2_MEMBER = f"{KEY}.json"  # of the extra files in a .pt2 archive
@@ -65,16 +65,10 @@ def reuse(path: Path, header: Header, defaults: Mapping[str, Any], overwrite: bo
     Raises:
         OutputError: something else is there.
     """
-    if not path.exists():
+    if not is_there(path):
         return None
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; --out must name a file")
     try:
         found = read_exported(path)
     except ArtifactError as error:
         raise OutputError(f"{error}; remove it or choose another --out") from None
-    if overwrite:
-        return None
-    if different := differences(asdict(found), asdict(header), defaults):
-        raise refuse(path, different)
-    return found
+    return found if is_reused(path, asdict(found), asdict(header), defaults, overwrite) else None

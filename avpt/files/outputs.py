@@ -10,14 +10,14 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from typing import Any
 
 from avpt.errors import OutputError
-from avpt.files.checking import RecordError, read
+from avpt.files.checking import RecordError, check, read
 from avpt.files.records import Provenance
 
 log = logging.getLogger(__name__)
@@ -260,12 +260,69 @@ def _short(value: Any) -> str:
     return text[:12] if re.fullmatch(r"[0-9a-f]{64}", text) else text
 
 
-def refuse(path: Path, different: list[str]) -> OutputError:
-    """The error for an output that was made with other options or inputs."""
-    return OutputError(
-        f"{path} was made with other options or inputs ({'; '.join(different)}); "
-        "choose another --out, or --overwrite to start over"
-    )
+def check_same(
+    path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> None:
+    """See that an output that is there was made with the options and inputs that are wanted now.
+
+    Raises:
+        OutputError: it was not, and what differs.
+    """
+    if different := differences(found, wanted, defaults):
+        raise OutputError(
+            f"{path} was made with other options or inputs ({'; '.join(different)}); "
+            "choose another --out, or --overwrite to start over"
+        )
+
+
+def foreign(
+    path: Path, by: str = "avpt", *, why: object = "", otherwise: str = "is damaged", option: str = "--out"
+) -> OutputError:
+    """The error for an output whose place is taken by a file that is not ours to replace.
+
+    Args:
+        path: of the file.
+        by: who would have written it.
+        why: it is not.
+        otherwise: what else may have become of it.
+        option: that names the output.
+    """
+    seen = f" ({why})" if why else ""
+    return OutputError(f"{path} was not written by {by}{seen}, or {otherwise}; remove it or choose another {option}")
+
+
+def is_there(path: Path) -> bool:
+    """Whether something is where a file is to be written.
+
+    Raises:
+        OutputError: a folder is.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; --out must name a file")
+    return path.exists()
+
+
+def is_reused(
+    path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], defaults: Mapping[str, Any], overwrite: bool
+) -> bool:
+    """Whether a file that is there, and says how it was made, was made in just this way; False where to make it anew.
+
+    Args:
+        path: the file.
+        found: `kind`, `config` and `inputs` as it holds them.
+        wanted: the same as it must hold them.
+        defaults: of the options.
+        overwrite: the caller means to start over.
+
+    Raises:
+        OutputError: it is of another kind, whatever `overwrite` says, for it may be what this command reads; or it was
+            made in another way.
+    """
+    if found["kind"] != wanted["kind"]:
+        raise OutputError(f"{path} holds a {found['kind']}; remove it or choose another --out")
+    if not overwrite:
+        check_same(path, found, wanted, defaults)
+    return not overwrite
 
 
 def reuse_record(
@@ -283,23 +340,62 @@ def reuse_record(
     Raises:
         OutputError: something else is there.
     """
-    if not path.exists():
+    if not is_there(path):
         return None
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; --out must name a file")
     try:
         found: dict[str, Any] = read(path, kind)
     except RecordError as error:
-        raise OutputError(
-            f"{path} was not written by this command, or is damaged ({error}); choose another --out"
-        ) from None
-    if found["kind"] != provenance["kind"]:
-        raise OutputError(f"{path} was not written by this command; choose another --out")
-    if overwrite:
-        return None
-    if different := differences(found, provenance, defaults):
-        raise refuse(path, different)
+        raise foreign(path, "this command", why=error) from None
+    return found if is_reused(path, found, provenance, defaults, overwrite) else None
+
+
+def check_found(path: Path, content: Any, kind: Any) -> None:
+    """See that what an output that is there says of itself can be shown again: that it is a typed record of some kind.
+
+    Raises:
+        OutputError: it is damaged.
+    """
+    try:
+        check(content, kind)
+    except RecordError as error:
+        raise OutputError(f"{path} is damaged ({error}); --overwrite makes it again") from None
+
+
+def check_ours(path: Path, is_ours: Callable[[bytes], bool], by: str = "avpt", option: str = "--out") -> bytes | None:
+    """What is where a file goes that does not say how it was made, None where nothing is.
+
+    Args:
+        path: of the file.
+        is_ours: tells by its content whether avpt may have written it.
+        by: who would have.
+        option: that names the output.
+
+    Raises:
+        OutputError: it is not ours.
+    """
+    found = path.read_bytes() if path.is_file() else None
+    if path.is_dir() or (found is not None and not is_ours(found)):
+        raise foreign(path, by, option=option)
     return found
+
+
+def must_write(path: Path, content: bytes, found: bytes | None, other: str, *, option: str, overwrite: bool) -> bool:
+    """Whether a file's content has yet to be written over what was `found` there.
+
+    Args:
+        path: of the file.
+        content: that it is to have.
+        found: what it has; None where there is none.
+        other: what to say of another content, such as "holds other answers".
+        option: that names the output.
+        overwrite: another content may be replaced.
+
+    Raises:
+        OutputError: another content is there.
+    """
+    if found is not None and found != content and not overwrite:
+        raise OutputError(f"{path} {other}; choose another {option}, or --overwrite to replace it")
+    return found != content
 
 
 def look_into(path: Path, settings_file: str, owned: re.Pattern[str], overwrite: bool) -> dict[str, Any] | None:

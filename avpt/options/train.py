@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 from typer import Argument, Option
 
@@ -16,10 +16,20 @@ from avpt.options.base import (
     Transient,
     whole_number,
 )
-from avpt.types import LARGEST_IMAGE, MOST_FRAMES, Modality
+from avpt.types import LARGEST_IMAGE, MOST_FRAMES, Modality, ScheduleName
 
 MOST_VALUES = 1 << 33  # of the pictures of a step: no device has the memory for what comes of them
 AUGMENTATION = "Augmentation"  # a heading in help; also so that --no-flip takes no room beside the other options
+
+
+class RatioOptions(TypedDict):
+    """How much is masked of a clip, as `confidence.formulas.mask_ratios` takes it."""
+
+    mask: Literal["adaptive", "uniform", "none"]
+    rule: Literal["dominant", "released"]
+    ratio: dict[Modality, float]
+    eta: float
+    threshold: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,10 +66,14 @@ class MaskConfig(OutputConfig):
         super().__post_init__()
         _ = self.patch
 
+    @staticmethod
+    def mask_options() -> set[str]:
+        """The names of the options that say what is masked."""
+        return {f.name for f in dataclasses.fields(MaskConfig)} - {f.name for f in dataclasses.fields(OutputConfig)}
+
     def idle(self) -> set[str]:
         """The shape of a mask without masking."""
-        masking = {f.name for f in dataclasses.fields(MaskConfig)} - {f.name for f in dataclasses.fields(OutputConfig)}
-        return super().idle() | (masking - {"mask"} if self.mask == "none" else set())
+        return super().idle() | (self.mask_options() - {"mask"} if self.mask == "none" else set())
 
     @property
     def patch(self) -> dict[Modality, tuple[int, int]]:
@@ -77,6 +91,17 @@ class MaskConfig(OutputConfig):
         return {
             "audio": self.mask_ratio if audio is None else audio,
             "visual": self.mask_ratio if visual is None else visual,
+        }
+
+    @property
+    def ratio_options(self) -> RatioOptions:
+        """What turns confidence into mask ratios, by the names that the formulas have for it."""
+        return {
+            "mask": self.mask,
+            "rule": self.mask_rule,
+            "ratio": self.ratio,
+            "eta": self.mask_eta,
+            "threshold": self.mask_threshold,
         }
 
 
@@ -109,7 +134,7 @@ class TrainConfig(OutputConfig):
     balanced_sampling: Annotated[
         bool, Option("--balanced-sampling", help="Draw clips so that classes come equally often.")
     ] = False
-    schedule: Annotated[Literal["step", "cosine", "constant"], Option(help="Learning rate over epochs.")] = "step"
+    schedule: Annotated[ScheduleName, Option(help="Learning rate over epochs.")] = "step"
     milestones: Annotated[str, Option(help="Epochs after which a step schedule drops, joined by commas.")] = "60"
     lr_factor: Annotated[float, Option(min=0, max=1, help="What a step schedule multiplies by.")] = 0.1
     warmup_epochs: Annotated[int, Option(min=0, max=MOST_EPOCHS, help="Epochs of linear warm-up, step by step.")] = 0

@@ -14,6 +14,7 @@ from avpt.errors import AvptError
 from avpt.files.outputs import sha256_if_there, sha256_json
 from avpt.report.page.blocks import Block, Text
 from avpt.runs.folder import Run, read_run
+from avpt.runs.groups import count_pooled, group_made
 from avpt.runs.lineage import Lineage, Node
 from avpt.types import Modality
 
@@ -40,8 +41,9 @@ class Experiment:
     origins: dict[Path, dict[str, Node | None]] = field(default_factory=dict)  # by name of the input
     missing: list[Missing] = field(default_factory=list)
     runs: dict[Path, Run] = field(default_factory=dict)  # by the path of the node
-    kin: dict[Path, str] = field(default_factory=dict)  # the same for what differs in nothing but seeds
+    kin: dict[Path, str] = field(default_factory=dict)  # the same for what differs in the seed alone
     groups: dict[str, list[Node]] = field(default_factory=dict)  # runs that are kin, by a name
+    pooled: int = 0  # runs that are in a group though what they were made from is not to be found
     checksums: dict[Path, str] = field(default_factory=dict)  # of a node, as others record it
     given: dict[Path, int] = field(default_factory=dict)  # places of the runs that were asked for; others are before
 
@@ -120,8 +122,11 @@ def gather(paths: Sequence[Path], folders: Sequence[Path] | None) -> Experiment:
         experiment.checksums[node.path] = own
         if node.is_run:
             experiment.runs[node.path] = read_run(node.path)
-        whole = lineage.whole_config(node.config, node.inputs)
-        experiment.kin[node.path] = sha256_json([node.kind, whole])
+    for kind in dict.fromkeys(node.kind for node in experiment.nodes):
+        nodes = [node for node in experiment.nodes if node.kind == kind]
+        groups = group_made(nodes, lineage)
+        experiment.kin |= {nodes[i].path: f"{kind} {n}" for n, group in enumerate(groups) for i in group.members}
+        experiment.pooled += count_pooled(groups) if nodes[0].is_run else 0
     experiment.groups = _groups(experiment)
     for lost in {lost.checksum: lost for lost in reversed(experiment.missing)}.values():
         log.warning("%s of %s was not found; --search FOLDER looks elsewhere", lost.name, lost.owner)
@@ -146,7 +151,7 @@ def _climb(lineage: Lineage, node: Node, experiment: Experiment, depth: dict[Pat
 
 
 def _groups(experiment: Experiment) -> dict[str, list[Node]]:
-    """Runs that differ in seeds alone; called by their folder's name where that tells them apart."""
+    """Runs that are kin, named after their folder where that tells them apart."""
     alike: dict[str, list[Node]] = defaultdict(list)
     for node in experiment.nodes:
         if node.is_run:

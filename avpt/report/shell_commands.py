@@ -9,30 +9,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from avpt.options import (
-    Config,
-    EvaluateConfig,
-    FinetuneConfig,
-    FuseConfig,
-    InitConfig,
-    PreprocessConfig,
-    ProbeConfig,
-    ScoreConfig,
-    flag,
-    parameter,
-)
+from avpt.options import Config, flag, parameter
+from avpt.options.recorded import CONFIGS
 from avpt.runs.lineage import Node
 
 LINE = 76  # characters after which a command is broken
 
-COMMANDS: dict[str, tuple[str, type[Config]]] = {
-    "store": ("preprocess", PreprocessConfig),
-    "encoder": ("init", InitConfig),
-    "classifier": ("finetune-unimodal", FinetuneConfig),
-    "confidence": ("score-confidence", ScoreConfig),
-    "fused": ("fuse-train", FuseConfig),
-    "probe": ("probe", ProbeConfig),
-    "evaluation": ("evaluate", EvaluateConfig),
+COMMANDS = {  # by what they write
+    "store": "preprocess",
+    "encoder": "init",
+    "classifier": "finetune-unimodal",
+    "confidence": "score-confidence",
+    "fused": "fuse-train",
+    "probe": "probe",
+    "evaluation": "evaluate",
 }
 ARGUMENTS = {  # inputs that have no option's name before them, in their order
     "store": ("manifest",),
@@ -48,7 +38,7 @@ def command_of(node: Node, origins: Mapping[str, Node | None], folder: Path) -> 
 
     Only options that differ from their defaults are given. An input that was not found is a word in capitals.
     """
-    name, config_type = COMMANDS[node.kind]
+    name, config_type = COMMANDS[node.kind], CONFIGS[node.kind]
 
     def place(what: str) -> str:
         origin = origins.get(what)

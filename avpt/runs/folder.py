@@ -10,9 +10,10 @@ from typing import Any, cast
 from avpt.errors import ArtifactError, OutputError
 from avpt.files.artifacts import Header, read_header
 from avpt.files.checking import RecordError, read_lines
-from avpt.files.outputs import begin, differences, look_into, read_record, refuse, sweep
+from avpt.files.outputs import begin, check_same, differences, look_into, read_record, sweep
 from avpt.files.records import Epoch, Provenance, RunSummary
 from avpt.text import decimals
+from avpt.training.schedules import SCHEDULES
 from avpt.types import Report, Table
 
 OWNED = re.compile(
@@ -106,11 +107,10 @@ def find_summary(
         found = look_into(path, SETTINGS, OWNED, overwrite)
     if found is None:
         return None
-    if different := differences(found, settings, defaults):
-        if not _is_continued(found, settings, defaults):
-            raise refuse(path, different)
-    elif (path / "summary.json").exists():
-        return read_record(path / "summary.json", "--overwrite starts over", RunSummary)
+    if not _is_continued(found, settings, defaults):
+        check_same(path, found, settings, defaults)
+        if (path / "summary.json").exists():
+            return read_record(path / "summary.json", "--overwrite starts over", RunSummary)
     if (path / "metrics.jsonl").exists() and not any((path / "checkpoint").glob("*.pt")):
         raise OutputError(f"{path} has epochs behind it, but its checkpoint is gone; --overwrite starts over")
     return None
@@ -124,12 +124,12 @@ def begin_run(path: Path, settings: dict[str, Any], overwrite: bool) -> None:
 
 
 def _is_continued(found: dict[str, Any], wanted: dict[str, Any], defaults: dict[str, Any]) -> bool:
-    """More epochs of the same run, under a schedule that does not depend on how many there are."""
+    """More epochs of the same run, under a schedule that lets it go on."""
     longer = found["config"].get("epochs", 0) < wanted["config"]["epochs"]
     same = not differences(
         {**found, "config": found["config"] | {"epochs": wanted["config"]["epochs"]}}, wanted, defaults
     )
-    return longer and same and wanted["config"]["schedule"] != "cosine"
+    return longer and same and SCHEDULES[wanted["config"]["schedule"]].continues
 
 
 def report(path: Path, summary: dict[str, Any], title: str) -> Report:

@@ -1,33 +1,151 @@
-"""Runs read and grouped for a comparison: those that differ in the seed alone belong together."""
+"""Which runs differ in the seed alone: one answer for `compare`, for the page of a report and for its verdicts."""
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from itertools import combinations
 from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
-from avpt.diagnosis import group_tests
-from avpt.errors import ArtifactError, ConfigError, listed
-from avpt.options import Config, FinetuneConfig, FuseConfig, InitConfig, ScoreConfig
+from avpt.errors import listed
+from avpt.options import complete, recorded_option
 from avpt.runs.folder import Run
-from avpt.runs.lineage import Lineage
+from avpt.runs.lineage import Lineage, Node
+from avpt.runs.scores import curve_of, metric_of
 from avpt.types import Split
 
 log = logging.getLogger(__name__)
 
-CONFIGS: dict[str, type[Config]] = {
-    "classifier": FinetuneConfig,
-    "fused": FuseConfig,
-    "encoder": InitConfig,
-    "confidence": ScoreConfig,
-}
-PATHS = ("store", "out", "init", "audio", "visual", "confidence")  # options of theirs, which no record has
-FIRST = ("map", "accuracy", "audio_accuracy", "visual_accuracy")  # of the metrics; the others follow by name
-HELD_OUT: tuple[Split, ...] = ("test", "val")
+CHECKSUM = re.compile("[0-9a-f]{64}")
+MOST_NAMED = 3  # options in the name of a group
+POOLED = (
+    "what %d of the runs were made from is not to be found: runs with equal options and other seeds count as "
+    "repeats, whatever their inputs; name folders to look in with --search"
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in the seed alone."""
+
+    members: list[int]  # positions of the runs
+    options: dict[str, Any]  # that all of them have
+    pooled: bool  # inputs that are not to be found differ, and may differ in more than the seed
+
+
+def group_made(made: Sequence[Run | Node], lineage: Lineage) -> list[Group]:
+    """Put together runs, or other things of one kind, that differ in the seed alone, wherever in their history."""
+    return group_runs([options_of(one, lineage) for one in made], [seed_of(one) for one in made])
+
+
+def options_of(made: Run | Node, lineage: Lineage) -> dict[str, Any]:
+    """All that a run's result depends on but the seed: its options, and those of all that it was made from."""
+    whole = lineage.whole_config(complete(made.kind, made.config), made.inputs, complete)
+    whole = {name: value for name, value in whole.items() if name.split(".")[-1] != "modality"}  # its place says it
+    return {"model": made.config.get("modality", "joint"), **whole}
+
+
+def seed_of(made: Run | Node) -> int:
+    """The seed of a run itself, not of what it was made from."""
+    return int(recorded_option(made.kind, made.config, "seed") or 0)
+
+
+def group_runs(options: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[Group]:
+    """Put runs together whose options are equal.
+
+    An input that is not to be found is among the options as a checksum. Where each of the runs that are equal but for
+    such inputs has inputs of its own and a seed of its own, they count as repeats; otherwise other inputs are another
+    group.
+
+    Args:
+        options: of each run, all that its result depends on but the seed.
+        seeds: of each run.
+    """
+    alike: dict[str, list[int]] = {}
+    for run, values in enumerate(options):
+        alike.setdefault(_key({name: is_lost(name, value) or value for name, value in values.items()}), []).append(run)
+    groups = []
+    for runs in alike.values():
+        exact: dict[str, list[int]] = {}
+        for run in runs:
+            exact.setdefault(_key(options[run]), []).append(run)
+        if 1 < len(exact) == len(runs) == len({seeds[run] for run in runs}):
+            shared = {name: value for name, value in options[runs[0]].items() if not is_lost(name, value)}
+            groups.append(Group(runs, shared, pooled=True))
+        else:
+            groups += [Group(members, dict(options[members[0]]), pooled=False) for members in exact.values()]
+    return sorted(groups, key=lambda group: group.members[0])
+
+
+def _key(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True)
+
+
+def is_lost(name: str, value: Any) -> bool:
+    """Whether it is the checksum of a file that is not to be found; a store is as good as its fingerprint."""
+    is_store = name.split(".")[-1] in ("store", "fingerprint")
+    return not is_store and isinstance(value, str) and CHECKSUM.fullmatch(value) is not None
+
+
+def count_pooled(groups: Sequence[Group]) -> int:
+    """How many runs count as repeats though what they were made from is not to be found; that is warned of."""
+    pooled = sum(len(group.members) for group in groups if group.pooled)
+    if pooled:
+        log.warning(POOLED, pooled)
+    return pooled
+
+
+# --- names -------------------------------------------------------------------------------------------------------
+
+
+def differing(options: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Options that two groups which both have them disagree on, those of the runs themselves first.
+
+    One that only some have (the shape of a mask) follows from another (whether there is one).
+    """
+    values: dict[str, set[str]] = {}
+    for group in options:
+        for name, value in group.items():
+            values.setdefault(name, set()).add(_key({"": value}))
+    return sorted((name for name, found in values.items() if len(found) > 1), key=lambda name: (name.count("."), name))
+
+
+def name_groups(options: Sequence[Mapping[str, Any]]) -> list[str]:
+    """For each group the fewest options that tell it from all others; empty where a few do not."""
+    names = differing(options)
+    return [_tell(i, options, names) for i in range(len(options))]
+
+
+def _tell(own: int, options: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    have = [name for name in names if name in options[own]]
+    for count in range(1, MOST_NAMED + 1):
+        for chosen in combinations(have[:12], count):
+            alike = [all(n in group and group[n] == options[own][n] for n in chosen) for group in options]
+            if sum(alike) == 1:
+                return ", ".join(f"{name}={value_in_words(options[own][name])}" for name in chosen)
+    return ""
+
+
+def value_in_words(value: Any) -> str:
+    """An option's value for a table."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return " ".join(map(value_in_words, value))
+    return f"{value[:12]}..." if CHECKSUM.fullmatch(str(value)) else str(value)
+
+
+# --- groups to be compared ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -57,57 +175,19 @@ class Compared:
         return [curve for run in self.finished if (curve := curve_of(run, metric))]
 
 
-def measured(run: Run) -> list[dict[str, Any]]:
-    """Every set of metrics that a run has: of its best model, and on val epoch by epoch."""
-    best = [(run.summary or {}).get(split) or {} for split in HELD_OUT]
-    return best + [row.get("val", {}) for row in run.epochs]
-
-
-def check_clips(runs: Sequence[Run]) -> None:
-    """See that all runs tell the same classes apart; other clips of these are warned of.
-
-    Raises:
-        ArtifactError: they do not, and which differ.
-    """
-    known = [(run, set(run.header.classes)) for run in runs if run.header is not None]
-    for other, classes in known[1:]:
-        first, wanted = known[0]
-        if classes != wanted:
-            only = [
-                f"only {listed(sorted(some))} in {of.path}"
-                for some, of in ((wanted - classes, first), (classes - wanted, other))
-                if some
-            ]
-            raise ArtifactError(
-                f"{first.path} and {other.path} were trained on different classes ({', '.join(only)}); "
-                "compare runs on the same ones"
-            )
-    stores = Counter(run.inputs.get("store") for run in runs)
-    if len(stores) > 1:
-        log.warning("the runs were made on %d different stores: their numbers are of different clips", len(stores))
-
-
 def group(runs: Sequence[Run], search: Sequence[Path] | None) -> list[Compared]:
     """The groups in the order of their first runs, lettered and named by what tells them apart."""
-    lineage = Lineage([run.path for run in runs], search)
-    seeds = [seed_of(run) for run in runs]
-    found = group_tests.group_runs([options_of(run, lineage) for run in runs], seeds)
-    pooled = sum(len(group.members) for group in found if group.pooled)
-    if pooled:
-        log.warning(
-            "what %d of the runs were made from is not to be found: runs with equal options and other seeds count as "
-            "repeats, whatever their inputs; name folders to look in with --search",
-            pooled,
-        )
+    found = group_made(runs, Lineage([run.path for run in runs], search))
+    count_pooled(found)
     options = [group.options for group in found]
-    apart = [n for n in group_tests.differing(options) if any(group_tests.is_lost(n, some.get(n)) for some in options)]
-    if apart:
+    unknown = [name for name in differing(options) if any(is_lost(name, some.get(name)) for some in options)]
+    if unknown:
         log.warning(
             "groups differ by inputs that are not to be found, known by their checksums alone (%s); name folders to "
             "look in with --search",
-            listed(apart),
+            listed(unknown),
         )
-    names = group_tests.name_groups(options)
+    names = name_groups(options)
     groups = []
     for number, (name, one) in enumerate(zip(names, found, strict=True)):
         members = [runs[i] for i in one.members]
@@ -133,56 +213,3 @@ def pattern(runs: Sequence[Run]) -> str:
     # letter by letter, which is what is wanted here: seed-0, seed-1 -> seed-*
     starts = ((commonprefix(names), names) for names in zip(*parts, strict=True))  # noqa: RUF071
     return str(Path(*(start if len(set(names)) == 1 else f"{start}*" for start, names in starts)))
-
-
-def options_of(run: Run, lineage: Lineage) -> dict[str, Any]:
-    """All that a run's result depends on but the seed."""
-    whole = lineage.whole_config(complete(run.kind, run.config), run.inputs, complete)
-    whole = {name: value for name, value in whole.items() if name.split(".")[-1] != "modality"}  # its place says it
-    return {"model": run.config.get("modality", "joint"), **whole}
-
-
-def complete(kind: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The options of a record, with the defaults of those that are younger than it and count beside the others."""
-    config_type = CONFIGS.get(kind)
-    if config_type is None:
-        return config
-    names = {field.name for field in fields(config_type)}
-    known: dict[str, Any] = {name: Path() for name in PATHS if name in names}
-    known |= {name: value for name, value in config.items() if name in names}
-    try:
-        settings = config_type(**known)
-    except (ConfigError, TypeError, ValueError, AttributeError):  # of a newer avpt
-        return config
-    return {**config, **settings.record()}
-
-
-def seed_of(run: Run) -> int:
-    """The seed of a run itself."""
-    seed: int = run.config.get("seed", 0)
-    return seed
-
-
-def metric_of(run: Run, split: Split, metric: str) -> float | None:
-    """A metric of a finished run's best model, where it has that."""
-    values = (run.summary or {}).get(split) or {}
-    return values.get(metric)
-
-
-def curve_of(run: Run, metric: str) -> list[float]:
-    """A metric on val, epoch by epoch; empty where the run does not have it."""
-    return [row["val"][metric] for row in run.epochs if row.get("val", {}).get(metric) is not None]
-
-
-def metrics_of(runs: Sequence[Run], asked: Sequence[str] | None) -> list[str]:
-    """The metrics to show, the one that is tested first.
-
-    Raises:
-        ConfigError: no run has one that was asked for.
-    """
-    there = {name for run in runs for values in measured(run) for name in values}
-    if unknown := [name for name in asked or () if name not in there]:
-        raise ConfigError(
-            f"--metric {unknown[0]} is in none of the runs; they have {listed(sorted(there), 10) or 'none'}"
-        )
-    return list(asked or sorted(there, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name)))

@@ -15,6 +15,7 @@ from avpt.files.artifacts import read_header
 from avpt.files.checking import RecordError, read
 from avpt.files.outputs import sha256_if_there
 from avpt.files.records import Fingerprinted, NamedProvenance, Provenance
+from avpt.options import recorded_option
 from avpt.runs.folder import is_run, read_run
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,10 @@ class Node:
     def is_run(self) -> bool:
         """Whether it is a run folder."""
         return self.path.is_dir() and self.kind != "store"
+
+    def option(self, name: str) -> Any:
+        """An option that it was made with, or its default where its record does not have it."""
+        return recorded_option(self.kind, self.config, name)
 
 
 class Lineage:

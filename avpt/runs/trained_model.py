@@ -16,7 +16,7 @@ from avpt.loading.evaluation import check_sound, other_pictures
 from avpt.models.checkpoint import load_network
 from avpt.models.encoder import Classifier
 from avpt.models.fusion import FusedModel
-from avpt.options import TrainConfig, allows
+from avpt.options import TrainConfig, allows, recorded_option
 from avpt.store.splits import require_modality
 from avpt.store.store import SplitIndex, Store
 from avpt.types import Modality, Split
@@ -42,7 +42,7 @@ class Trained:
 
 def training_option(header: Header, name: str) -> Any:
     """An option of a model's training, or its default where the header does not tell."""
-    value = header.config.get(name)
+    value = recorded_option(header.kind, header.config, name)
     return value if allows(TrainConfig, name, value) else TrainConfig.defaults()[name]
 
 

@@ -24,7 +24,8 @@ from avpt.models.fusion import shares
 from avpt.options import FinetuneConfig, FuseConfig, TrainConfig
 from avpt.store.splits import balancing_weights
 from avpt.store.store import SplitIndex, Store
-from avpt.training import objective, optim, run_writer, runtime
+from avpt.training import metrics, optim, run_writer, runtime, schedules
+from avpt.training.balancing.method import Balancing
 from avpt.training.balancing.ogm_ge import OgmGe
 from avpt.training.curves import drawn, need_tensorboard
 from avpt.training.display import display
@@ -158,7 +159,7 @@ def train(
                 weight_decay=config.weight_decay,
                 encoder_lr_scale=config.encoder_lr_scale,
             ),
-            rate=optim.learning_rate(
+            rate=schedules.learning_rate(
                 lr=config.lr,
                 schedule=config.schedule,
                 epochs=config.epochs,
@@ -223,7 +224,7 @@ def mix(config: TrainConfig, store: Store, world: World) -> Callable[[Batch, int
     return partial(mix_clips, alpha=config.mixup, num_classes=len(store.classes), seed=config.seed, part=world.rank)
 
 
-def balance(config: TrainConfig, model: nn.Module, world: World) -> OgmGe | None:
+def balance(config: TrainConfig, model: nn.Module, world: World) -> Balancing | None:
     """What balances the modalities' gradients in a run that asks for it."""
     if not isinstance(config, FuseConfig) or config.balance == "none":
         return None
@@ -238,8 +239,8 @@ def watching(
     if not world.is_first:
         yield Watcher()
         return
-    metrics = ["loss", "map" if multi_label else "accuracy"]
-    metrics += [f"{name}_accuracy" for name in encoders if len(encoders) > 1]
+    shown = ["loss", metrics.key_name(multi_label)]
+    shown += [f"{name}_accuracy" for name in encoders if len(encoders) > 1]
     timings = run_writer.read_timings(config.out)
     watchers: list[Watcher] = [run_writer.RunFiles(config.out)]
     with ExitStack() as held:
@@ -250,7 +251,7 @@ def watching(
                     drawn(config.out / "tensorboard", timings, lambda epoch: pictures(train, epoch - 1, positions))
                 )
             )
-        watchers.append(held.enter_context(display(config.epochs, len(train), timings, metrics, encoders)))
+        watchers.append(held.enter_context(display(config.epochs, len(train), timings, shown, encoders)))
         yield Watchers(watchers)
 
 
@@ -281,10 +282,10 @@ def encoder_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 def measure(outputs: dict[str, Tensor]) -> dict[str, float | None]:
     """Metrics of one split; for a fused model also the accuracy of each modality's share of the logits."""
-    values = objective.metrics(outputs["logits"], outputs["labels"])
+    values = metrics.measure(outputs["logits"], outputs["labels"])
     for modality in ("audio", "visual"):
         if f"{modality}_logits" in outputs:
-            values[f"{modality}_accuracy"] = objective.accuracy(outputs[f"{modality}_logits"], outputs["labels"])
+            values[f"{modality}_accuracy"] = metrics.accuracy(outputs[f"{modality}_logits"], outputs["labels"])
     return values
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from avpt.errors import AvptError, OtherProcessError, listed
 from avpt.machine.processes import InterruptedWork, held_back
-from avpt.training import objective, runtime
+from avpt.training import metrics, runtime
 from avpt.training.checkpoint import load_checkpoint, save_checkpoint
 from avpt.training.passes import NotFiniteError, Stepping, evaluate, measure_dynamics, train_epoch
 from avpt.training.state import Batches, Clock, EpochState, Progress, new_epoch
@@ -210,8 +210,8 @@ def fit(
             if seen.factors:
                 record["gradient_factor"] = {name: total / seen.step for name, total in seen.factors.items()}
             progress.records.append(record)
-            if objective.key_metric(values) > progress.best_value:
-                progress.best_epoch, progress.best_value = epoch + 1, objective.key_metric(values)
+            if metrics.key_metric(values) > progress.best_value:
+                progress.best_epoch, progress.best_value = epoch + 1, metrics.key_metric(values)
                 weights = judged.state_dict()
                 progress.best_model = {name: value.detach().cpu().clone() for name, value in weights.items()}
             state = new_epoch(len(clip_ids))

@@ -1,14 +1,9 @@
-"""Loss, confidence and metrics; single-label where labels are (batch,), multi-label where (batch, classes)."""
+"""Loss and confidence; single-label where labels are (batch,), multi-label where (batch, classes)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor
 from torch.nn import functional
-
-from avpt.errors import AvptError
 
 
 def loss(logits: Tensor, labels: Tensor, targets: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
@@ -37,75 +32,3 @@ def true_probability(logits: Tensor, labels: Tensor) -> Tensor:
     if labels.ndim == 1:
         return logits.float().softmax(dim=1).gather(1, labels[:, None])[:, 0]
     return (logits.float().sigmoid() * labels).sum(dim=1) / labels.sum(dim=1)
-
-
-def is_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """(batch,) bool: the top-scored label is a true one."""
-    top = logits.argmax(dim=1)
-    if labels.ndim == 1:
-        return top == labels
-    return labels.gather(1, top[:, None])[:, 0] > 0
-
-
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of clips whose top-scored label is a true one."""
-    return float(is_correct(logits, labels).double().mean())
-
-
-def metrics(logits: Tensor, labels: Tensor) -> dict[str, float | None]:
-    """Everything that is reported of a split, from all its logits (clips, classes) on the CPU.
-
-    Single-label: accuracy, top5, macro_f1 (scikit-learn's: over the classes that clips have or are
-    taken for), loss.
-    Multi-label: map and auc (over the classes for which they are defined; auc is None where there is none of these),
-    accuracy of the top label, loss.
-
-    Raises:
-        AvptError: the logits are not numbers.
-    """
-    from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
-
-    if not logits.isfinite().all():
-        raise AvptError("the model's logits are no longer numbers; lower --lr, with --overwrite")
-    values: dict[str, float | None] = {
-        "loss": float(loss(logits.double(), labels.double() if labels.ndim > 1 else labels))
-    }
-    values["accuracy"] = accuracy(logits, labels)
-    if labels.ndim == 1:
-        top = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        values["top5"] = float((top == labels[:, None]).any(dim=1).double().mean())
-        values["macro_f1"] = float(f1_score(labels, logits.argmax(dim=1), average="macro", zero_division=0))
-        return values
-    positives = labels.sum(dim=0)
-    some, both = positives > 0, (positives > 0) & (positives < len(labels))
-    values["map"] = float(average_precision_score(labels[:, some], logits[:, some], average="macro"))
-    values["auc"] = float(roc_auc_score(labels[:, both], logits[:, both], average="macro")) if both.any() else None
-    return values
-
-
-def key_metric(values: Mapping[str, float | None]) -> float:
-    """What the best epoch is chosen by: accuracy, or mAP when multi-label."""
-    value = values.get("map", values["accuracy"])
-    assert value is not None, "every clip has a label"
-    return value
-
-
-def per_class(logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """What each class comes to, in the order of the classes; None where it has no clip.
-
-    Single-label: `count` of its clips, `accuracy` among them, `confusion` (a row a true class, a column a predicted
-    one). Multi-label: `count`, `average_precision`.
-    """
-    from sklearn.metrics import average_precision_score, confusion_matrix
-
-    if labels.ndim == 1:
-        confusion = confusion_matrix(labels, logits.argmax(dim=1), labels=range(logits.shape[1]))
-        counts = confusion.sum(axis=1).tolist()
-        right = confusion.diagonal().tolist()
-        accuracies = [hits / count if count else None for hits, count in zip(right, counts, strict=True)]
-        return {"count": counts, "accuracy": accuracies, "confusion": confusion.tolist()}
-    counts = labels.sum(dim=0).long().tolist()
-    precisions = [
-        float(average_precision_score(labels[:, i], logits[:, i])) if count else None for i, count in enumerate(counts)
-    ]
-    return {"count": counts, "average_precision": precisions}

@@ -1,9 +1,7 @@
-"""Optimiser and learning rate."""
+"""The optimiser, and which parameters it treats how."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -36,30 +34,3 @@ def build_optimizer(
     if name == "sgd":
         return torch.optim.SGD(groups.values(), lr=lr, momentum=momentum)
     return (torch.optim.Adam if name == "adam" else torch.optim.AdamW)(groups.values(), lr=lr)
-
-
-def learning_rate(
-    *,
-    lr: float,
-    schedule: Literal["step", "cosine", "constant"],
-    epochs: int,
-    milestones: Sequence[int],
-    factor: float,
-    warmup_epochs: int,
-) -> Callable[[int, int, int], float]:
-    """The learning rate as a function of (epoch from 0, step from 0, steps per epoch).
-
-    Linear warm-up goes step by step and reaches the full rate with its last step; the schedule itself changes
-    between epochs. Cosine falls from the full rate at the first epoch after warm-up towards 0 past the last one.
-    """
-
-    def rate(epoch: int, step: int, steps: int) -> float:
-        if epoch < warmup_epochs:
-            return lr * (epoch * steps + step + 1) / (warmup_epochs * steps)
-        if schedule == "cosine":
-            return lr * 0.5 * (1 + math.cos(math.pi * (epoch - warmup_epochs) / (epochs - warmup_epochs)))
-        if schedule == "step":
-            return float(lr * factor ** sum(epoch >= milestone for milestone in milestones))
-        return lr
-
-    return rate

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from avpt.training import objective
-from avpt.training.balancing.ogm_ge import OgmGe
+from avpt.training.balancing.method import Balancing
 from avpt.training.state import EpochState, new_epoch
 from avpt.training.world import World
 from avpt.types import Batch
@@ -30,7 +30,7 @@ class Stepping:
     checkpoint_every: int | None = None  # steps; None is each epoch
     label_smoothing: float = 0.0
     mix: Callable[[Batch, int], Batch] | None = None  # clips with one another, by (batch, step of the run)
-    balance: OgmGe | None = None
+    balance: Balancing | None = None
     average: AveragedModel | None = None  # of the weights, moved along with each step
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from avpt.training import objective
+from avpt.training import metrics, objective
 from avpt.training.world import World
 from avpt.types import Batch
 
@@ -41,7 +41,7 @@ class EpochState:
         """Note how sure the model is of each clip of a batch, and the loss without smoothing."""
         self.loss[batch.rows] = objective.clip_losses(logits.float(), batch.labels, batch.targets).cpu()
         self.probability[batch.rows] = objective.true_probability(logits, batch.labels).cpu()
-        self.correct[batch.rows] = objective.is_correct(logits, batch.labels).cpu()
+        self.correct[batch.rows] = metrics.is_correct(logits, batch.labels).cpu()
 
     def merged(self, world: World) -> EpochState:
         """The same of all processes together."""

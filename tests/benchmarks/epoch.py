@@ -25,7 +25,7 @@ from avpt.media.clip import ClipSettings
 from avpt.models.encoder import Classifier, EncoderSpec, Norm, build_encoder
 from avpt.models.fusion import FusedModel
 from avpt.store.store import Store
-from avpt.training import objective
+from avpt.training import metrics
 from avpt.training.loop import fit
 from avpt.training.optim import build_optimizer
 from avpt.training.passes import Stepping
@@ -170,7 +170,7 @@ def main() -> None:
             rate=lambda epoch, step, steps: 1e-3,
             epochs=2 * (options.pairs + 1),
             checkpoint=folder / "last.pt",
-            measure=lambda outputs: objective.metrics(outputs["logits"], outputs["labels"]),
+            measure=lambda outputs: metrics.measure(outputs["logits"], outputs["labels"]),
             watcher=Timer(),
             stepping=Stepping(),
             world=World(),

@@ -126,21 +126,14 @@ def read(experiment: Experiment, node: Node) -> Confidence:
     tensors = artifacts.load(node.path, "confidence").tensors
     ids, mean = artifacts.unpack_ids(tensors), {m: tensors[f"{m}_confidence"] for m in MODALITIES}
     for run in experiment.of_kind("fused"):
-        adaptive = run.config.get("mask") == "adaptive" and run.config.get("mask_rule", "dominant") == "dominant"
+        adaptive = run.option("mask") == "adaptive" and run.option("mask_rule") == "dominant"
         if adaptive and experiment.origin(run, "confidence") is node and (run.path / "mask.safetensors").is_file():
             ratios = ratios_of(run)
             nothing = torch.tensor(0.0)
             ratio = {m: torch.stack([ratios[m].get(clip_id, nothing) for clip_id in ids]) for m in MODALITIES}
-            return Confidence(ids, mean, ratio, run.config["mask_threshold"], f"as in {experiment.name(run)}")
+            return Confidence(ids, mean, ratio, run.option("mask_threshold"), f"as in {experiment.name(run)}")
     defaults = MaskConfig()
-    ratio = mask_ratios(
-        mean,
-        mask=defaults.mask,
-        rule=defaults.mask_rule,
-        ratio=defaults.ratio,
-        eta=defaults.mask_eta,
-        threshold=defaults.mask_threshold,
-    )
+    ratio = mask_ratios(mean, **defaults.ratio_options)
     return Confidence(ids, mean, ratio, defaults.mask_threshold, "as --mask adaptive would by default; no run does")
 
 
@@ -155,7 +148,7 @@ def masked(experiment: Experiment) -> list[Block]:
     """How much each run masks."""
     rows = []
     for run in experiment.of_kind("fused"):
-        if run.config.get("mask") == "none" or not (run.path / "mask.safetensors").is_file():
+        if run.option("mask") == "none" or not (run.path / "mask.safetensors").is_file():
             continue
         cells = []
         for ratios in ratios_of(run).values():
@@ -166,8 +159,7 @@ def masked(experiment: Experiment) -> list[Block]:
                 f"{some.mean():.3f}" if len(some) else "–",
                 f"{values.max():.3f}",
             ]
-        rule = run.config.get("mask_rule", "")
-        rows.append((experiment.name(run), f"{run.config['mask']}, {rule}", *cells))
+        rows.append((experiment.name(run), f"{run.option('mask')}, {run.option('mask_rule')}", *cells))
     if not rows:
         return []
     columns = (

@@ -62,7 +62,7 @@ class Start:
     @property
     def pretrained(self) -> bool:
         """Whether there was anything before."""
-        return self.node.config.get("weights") != "random"
+        return bool(self.node.option("weights") != "random")
 
 
 def starts(experiment: Experiment) -> list[Start]:
@@ -70,7 +70,7 @@ def starts(experiment: Experiment) -> list[Start]:
     found = []
     for node in experiment.of_kind("encoder"):
         header, _ = artifacts.read_header(node.path)
-        threshold = float(node.config.get("abnormal_threshold", 1e-6))
+        threshold = float(node.option("abnormal_threshold"))
         trained: dict[str, Channels] = {}
         alphas: dict[str, dict[str, list[float]]] = {}
         for run in experiment.of_kind("classifier"):
@@ -129,7 +129,7 @@ def section(experiment: Experiment, found: Sequence[Start]) -> Section:
                     experiment.name(start.node),
                     start.node.config.get("modality", ""),
                     origin(experiment, start),
-                    BN.get(start.node.config.get("bn", ""), ""),
+                    BN.get(start.node.option("bn"), ""),
                     "no BatchNorm" if start.loaded is None else percent(start.loaded.share),
                     name,
                     percent(after.share if after else None),
@@ -161,7 +161,7 @@ def together(experiment: Experiment, found: Sequence[Start]) -> list[Start]:
 def origin(experiment: Experiment, start: Start) -> str:
     """Where the weights are from."""
     if "weights" not in start.node.inputs:
-        return str(start.node.config.get("weights"))
+        return str(start.node.option("weights"))
     found = experiment.origin(start.node, "weights")
     return "a file that was not found" if found is None else experiment.name(found)
 
@@ -187,7 +187,7 @@ def of_start(experiment: Experiment, start: Start) -> list[Block]:
     if start.alphas:
         layers = list(next(iter(start.alphas.values())))
         learnt = {run: [alpha[layer] for layer in layers] for run, alpha in start.alphas.items()}
-        initial = float(start.node.config.get("alpha", 0.5))
+        initial = float(start.node.option("alpha"))
         every = [value for several in learnt.values() for layer in several for value in layer]
         mean = sum(every) / len(every)
         moved = max(every, key=lambda value: abs(value - initial))

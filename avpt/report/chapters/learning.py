@@ -14,7 +14,7 @@ from avpt.figures.style import CYCLE
 from avpt.loading.dataset import ClipDataset, Masking
 from avpt.loading.loader import Loader
 from avpt.loading.masking import most_masked, plan_masking
-from avpt.options import FuseConfig
+from avpt.options import FuseConfig, restore_config
 from avpt.report.chapters.dominance import ratios_of
 from avpt.report.drawing import drawn, fed, percent
 from avpt.report.experiment import Experiment, absences, excuse, mean_of, told
@@ -23,6 +23,7 @@ from avpt.runs import training_run
 from avpt.runs.lineage import Node
 from avpt.store.splits import training_splits
 from avpt.store.store import Store
+from avpt.training.metrics import WORDS, key_name_of
 from avpt.types import MODALITIES, Table
 
 Row = Mapping[str, Any]
@@ -97,14 +98,15 @@ def grouped(experiment: Experiment, nodes: list[Node]) -> dict[str, list[list[Ro
 
 
 def key_metric(experiment: Experiment, nodes: list[Node]) -> tuple[str, str]:
-    """What runs are judged by, and its name: accuracy, or mAP where clips have several labels."""
+    """The metric that some runs are judged by, and what it is called."""
     rows = [row for node in nodes for row in experiment.runs[node.path].epochs]
-    return ("map", "mAP") if any("map" in row.get("val", {}) for row in rows) else ("accuracy", "accuracy")
+    name = key_name_of({metric for row in rows for metric in row.get("val", {})})
+    return name, WORDS[name]
 
 
 def curves_of(experiment: Experiment, groups: dict[str, list[list[Row]]], key: str, word: str) -> Block:
     """Loss and accuracy, train and val; of one group in one figure each, of several in one each for train and val."""
-    kinds = (("loss", "loss"), ("accuracy" if key == "map" else key, "accuracy"))
+    kinds = (("loss", "loss"), ("accuracy", "accuracy"))  # which train has too
     figures: list[Figure | None] = []
     if len(groups) == 1:
         (several,) = groups.values()
@@ -115,8 +117,8 @@ def curves_of(experiment: Experiment, groups: dict[str, list[list[Row]]], key: s
         for split, metric, name in [(split, *kind) for kind in kinds for split in ("train", "val")]:
             pick = picker(split, metric)
             figures.append(one_curve(experiment, groups, f"{split} {name}", pick))
-    if key == "map":
-        figures.append(one_curve(experiment, groups, f"val {word}", picker("val", "map")))
+    if key != "accuracy":
+        figures.append(one_curve(experiment, groups, f"val {word}", picker("val", key)))
     there = [figure for figure in figures if figure]
     return Figures(there) if there else Text("No epoch is done yet.", missing=True)
 
@@ -182,7 +184,7 @@ def table(experiment: Experiment, nodes: list[Node], title: str) -> Block:
         run = experiment.runs[node.path]
         best = run.summary["best_epoch"] if run.summary else None
         last = run.epochs[-1]["val"] if run.epochs else {}
-        cells = (f"{last['loss']:.4f}" if "loss" in last else "–", percent(last.get("map", last.get("accuracy"))))
+        cells = (f"{last['loss']:.4f}" if "loss" in last else "–", percent(last.get(key_name_of(last))))
         rows.append((experiment.name(node), run.progress, "–" if best is None else str(best), *cells))
     columns = ("run", "is", "best epoch", "last val loss", "last val accuracy or mAP")
     return Grid(Table(f"runs of {title}", columns, rows, left=2))
@@ -204,7 +206,7 @@ def masked_inputs(experiment: Experiment, nodes: list[Node], clips: int) -> list
     """Clips of each run that masks, of several seeds the first, with and without their masks."""
     blocks: list[Block] = []
     for node in {experiment.group_of(node): node for node in reversed(nodes)}.values():
-        if node.config.get("mask") == "none":
+        if node.option("mask") == "none":
             continue
         store = experiment.origin(node, "store")
         if store is None:
@@ -219,7 +221,8 @@ def masked_inputs(experiment: Experiment, nodes: list[Node], clips: int) -> list
 
 def inputs_of(experiment: Experiment, node: Node, store: Store, clips: int) -> Block:
     """The clips of which a run masks most, in its first epoch."""
-    config = config_of(node)
+    config = restore_config(node.kind, node.config)
+    assert isinstance(config, FuseConfig)
     index = training_splits(store, MODALITIES, config.val_fraction)["train"]
     ratios = ratios_of(node)
     there = {m: torch.stack([ratios[m][clip_id] for clip_id in index.ids]) for m in MODALITIES}
@@ -254,11 +257,3 @@ def inputs_of(experiment: Experiment, node: Node, store: Store, clips: int) -> B
             pictures += [fed({modality: seen[i]}, f"{what} {how}, ratio {ratio:.2f}", how) for seen, how in versions]
         cards.append(Card(index.ids[position], pictures, [f"mask ratio: {', '.join(shares)}"]))
     return Cards(f"{experiment.name(node)}, epoch 1; what is masked is magenta", cards)
-
-
-def config_of(node: Node) -> FuseConfig:
-    """The options that a fused run was made with; its paths are not needed here."""
-    options = {name: tuple(value) if isinstance(value, list) else value for name, value in node.config.items()}
-    known = {name: value for name, value in options.items() if name in FuseConfig.__dataclass_fields__}
-    paths: dict[str, Any] = dict.fromkeys(("store", "out", "audio", "visual", "confidence"), node.path)
-    return FuseConfig(**paths | known)

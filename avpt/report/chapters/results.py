@@ -20,13 +20,13 @@ from avpt.report.drawing import drawn, percent, points
 from avpt.report.experiment import Experiment, excuse
 from avpt.report.page.blocks import Block, Figures, Grid, Heading, Section, Text
 from avpt.runs.lineage import Node
-from avpt.training.objective import is_correct, per_class
+from avpt.training.metrics import WORDS, is_correct, key_name_of, per_class
 from avpt.types import Table
 
 METRICS = (
-    ("map", "mAP"),
+    ("map", WORDS["map"]),
     ("auc", "AUC"),
-    ("accuracy", "accuracy"),
+    ("accuracy", WORDS["accuracy"]),
     ("macro_f1", "macro F1"),
     ("audio_accuracy", "audio share"),
     ("visual_accuracy", "visual share"),
@@ -107,7 +107,7 @@ def groups(experiment: Experiment) -> list[Block]:
     for name, nodes in experiment.groups.items():
         summaries = [experiment.runs[node.path].summary for node in nodes]
         done = [summary.get("test") or summary["val"] for summary in summaries if summary]
-        key = "map" if any("map" in values for values in done) else "accuracy"
+        key = key_name_of({metric for values in done for metric in values})
         numbers = [values[key] for values in done]
         if len(numbers) > 1:
             deviation = percent(float(np.std(numbers, ddof=1)))
@@ -115,7 +115,16 @@ def groups(experiment: Experiment) -> list[Block]:
     if not rows:
         return []
     title = "test accuracy (mAP) over seeds; deviation of single runs"
-    return [Grid(Table(title, ("runs", "seeds", "mean", "deviation"), rows))]
+    blocks: list[Block] = [Grid(Table(title, ("runs", "seeds", "mean", "deviation"), rows))]
+    if experiment.pooled:
+        blocks.append(
+            Text(
+                f"What {experiment.pooled} of the runs were made from was not found: those with equal options and "
+                "other seeds count as repeats, whatever their inputs. Folders to look in are named with --search.",
+                missing=True,
+            )
+        )
+    return blocks
 
 
 def confusions(experiment: Experiment) -> list[Block]:
@@ -207,8 +216,8 @@ def probe_of(node: Node) -> Probe | None:
     before, mcnemar = metrics.get("stage1"), metrics.get("mcnemar")
     return Probe(
         modality=str(metrics.get("modality")),
-        accuracy=number(metrics.get("accuracy", metrics.get("map"))),
-        alone=number(before.get("accuracy", before.get("map"))) if isinstance(before, dict) else None,
+        accuracy=number(metrics.get(key_name_of(metrics))),
+        alone=number(before.get(key_name_of(before))) if isinstance(before, dict) else None,
         difference=number(metrics.get("difference")),
         p=number(mcnemar.get("p")) if isinstance(mcnemar, dict) else None,
     )

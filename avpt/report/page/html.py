@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from avpt.files.checking import RecordError, check, parse
-from avpt.files.records import Provenance
+from avpt.files.records import NamedProvenance
 from avpt.report.page.blocks import Page
 from avpt.text import as_json, printable
 
@@ -85,6 +85,6 @@ def read_provenance(path: Path) -> dict[str, Any] | None:
         start = file.read(START).decode(errors="replace")
     found = PROVENANCE.search(start)
     try:
-        return cast(dict[str, Any], check(parse(html.unescape(found[1])), Provenance)) if found else None
+        return cast(dict[str, Any], check(parse(html.unescape(found[1])), NamedProvenance)) if found else None
     except RecordError:
         return None

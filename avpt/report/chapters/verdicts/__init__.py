@@ -1,0 +1,1 @@
+"""What this data says to the paper's claims, one question a file."""

@@ -1,0 +1,77 @@
+"""Schedules of the learning rate, and whether a finished run can go on under them; no torch needed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from avpt.types import ScheduleName
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a schedule goes by. Epochs count from 0."""
+
+    lr: float
+    epochs: int
+    milestones: Sequence[int]
+    factor: float
+    warmup_epochs: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A learning rate over the epochs after warm-up.
+
+    A finished run can be continued to more epochs if its rates would have been the same, had it been so long from the
+    start: that is, if they do not depend on `Plan.epochs`.
+    """
+
+    rate: Callable[[Plan, int], float]
+    continues: bool
+
+
+def _step(plan: Plan, epoch: int) -> float:
+    return float(plan.lr * plan.factor ** sum(epoch >= milestone for milestone in plan.milestones))
+
+
+def _cosine(plan: Plan, epoch: int) -> float:
+    """From the full rate at the first epoch after warm-up towards 0 past the last one."""
+    progress = (epoch - plan.warmup_epochs) / (plan.epochs - plan.warmup_epochs)
+    return plan.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _constant(plan: Plan, epoch: int) -> float:
+    return plan.lr
+
+
+SCHEDULES: dict[ScheduleName, Schedule] = {
+    "step": Schedule(_step, continues=True),
+    "cosine": Schedule(_cosine, continues=False),
+    "constant": Schedule(_constant, continues=True),
+}
+
+
+def learning_rate(
+    *,
+    lr: float,
+    schedule: ScheduleName,
+    epochs: int,
+    milestones: Sequence[int],
+    factor: float,
+    warmup_epochs: int,
+) -> Callable[[int, int, int], float]:
+    """The learning rate as a function of (epoch from 0, step from 0, steps per epoch).
+
+    Linear warm-up goes step by step and reaches the full rate with its last step; the schedule itself changes
+    between epochs.
+    """
+    plan = Plan(lr=lr, epochs=epochs, milestones=milestones, factor=factor, warmup_epochs=warmup_epochs)
+
+    def rate(epoch: int, step: int, steps: int) -> float:
+        if epoch < warmup_epochs:
+            return lr * (epoch * steps + step + 1) / (warmup_epochs * steps)
+        return SCHEDULES[schedule].rate(plan, epoch)
+
+    return rate
