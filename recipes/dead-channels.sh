@@ -3,8 +3,8 @@
 #
 # Data      made by recipes/make_digits.py: real handwriting, synthesised speech; 400 train, 100 val, 1,000 test clips
 # Hardware  two CPU cores
-# Minutes   about 40 for three seeds, of one core; reckoned from its parts
-# Expect    a table of test accuracy, mean and standard deviation of the seeds; not yet measured on these digits
+# Minutes   about 45 for three seeds, of one core
+# Expect    sound 0.92 from random and with BatchNorm kept, 0.86 with abri, 0.55 +- 0.13 with reset; recipes/README.md
 #
 # Encoders that are pre-trained at length on millions of pictures come with such channels; this one gets them in a
 # minute, as weight decay acts on BatchNorm too. `avpt inspect` then shows what the paper's Figure 2 shows.
