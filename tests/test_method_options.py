@@ -30,7 +30,7 @@ from test_fusion import assert_consistent
 from test_processes import job
 from torch import Tensor
 
-from avpt.loading.dataset import ClipDataset, InputSpec
+from avpt.loading.dataset import ClipDataset
 from avpt.loading.loader import Loader
 from avpt.models.checkpoint import load_encoder
 from avpt.models.encoder import Classifier
@@ -216,8 +216,7 @@ def test_several_processes_keep_the_average_of_the_first(experiment: Experiment,
     model = Classifier(load_encoder(run, "audio").encoder, 3)
     model.load_state_dict(load_file(run / "model.safetensors"))
     store = Store(experiment.store)
-    stored = {name: store.settings[name] for name in InputSpec.__dataclass_fields__ if name in store.settings}
-    spec = InputSpec(**stored, mean=store.mean, std=store.std, image_size=32, num_frames=1)
+    spec = store.input_spec(image_size=32, num_frames=1)
     clips = ClipDataset(store.indices["val"], ["audio"], spec, "jpeg")
     (batch,) = Loader(clips, 64, device=torch.device("cpu"), workers=0).epoch(0)
     with torch.inference_mode():
@@ -382,8 +381,7 @@ def test_confidence_in_several_labels_and_its_masks(several: Path) -> None:
     assert any(mask[f"{name}_ratio"].any() for name in dynamics)
 
     # the clean pass after the last epoch, by hand: the mean probability of a clip's own labels
-    stored = {name: store.settings[name] for name in InputSpec.__dataclass_fields__ if name in store.settings}
-    spec = InputSpec(**stored, mean=store.mean, std=store.std, image_size=32, num_frames=1)
+    spec = store.input_spec(image_size=32, num_frames=1)
     clips = ClipDataset(store.indices["train"], ["visual"], spec, "jpeg")
     (batch,) = Loader(clips, 64, device=torch.device("cpu"), workers=0).epoch(0)
     model = Classifier(load_encoder(several / "visual", "visual").encoder, 4)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from avpt.errors import AvptError
 from avpt.loading import transforms
-from avpt.loading.dataset import Augmentation, ClipDataset, InputSpec
+from avpt.loading.dataset import Augmentation, ClipDataset
 from avpt.loading.loader import Loader
 from avpt.loading.sampling import EpochSampler, share_of
 from avpt.machine.processes import InterruptedWork
@@ -745,8 +745,7 @@ def test_processes_share_the_draws(num_clips: int, batch_size: int, processes: i
 
 def dataset(experiment: Experiment, **augmentation: Any) -> ClipDataset:
     store = Store(experiment.store)
-    stored = {name: store.settings[name] for name in InputSpec.__dataclass_fields__ if name in store.settings}
-    spec = InputSpec(**stored, mean=store.mean, std=store.std, image_size=32, num_frames=1)
+    spec = store.input_spec(image_size=32, num_frames=1)
     jitter = Augmentation((0.3, 1.0), True, (4, 6), **augmentation)
     codec = store.settings["frame_codec"]
     return ClipDataset(store.indices["train"], MODALITIES, spec, codec, seed=2, augmentation=jitter)

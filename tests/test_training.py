@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from avpt.errors import StoreError
-from avpt.loading.dataset import ClipDataset, InputSpec
+from avpt.loading.dataset import ClipDataset
 from avpt.loading.loader import Loader
 from avpt.loading.sampling import EpochSampler
 from avpt.models.abri import AbriBatchNorm2d
@@ -84,8 +84,7 @@ def network(state: State, channels: int, num_classes: int, norm_layer: Any = Non
 def visual_clips(store_path: Path, split: Split) -> tuple[Tensor, Tensor]:
     """Inputs (clips, 3, 32, 32) and labels, unaugmented, in store order."""
     store = Store(store_path)
-    stored = {name: store.settings[name] for name in InputSpec.__dataclass_fields__ if name in store.settings}
-    spec = InputSpec(**stored, mean=store.mean, std=store.std, image_size=32, num_frames=1)
+    spec = store.input_spec(image_size=32, num_frames=1)
     clips = ClipDataset(store.indices[split], ["visual"], spec, "jpeg")
     batches = list(Loader(clips, 64, device=torch.device("cpu"), workers=0).epoch(0))
     assert len(batches) == 1

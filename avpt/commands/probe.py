@@ -169,7 +169,6 @@ def load(config: ProbeConfig, store: Store, path: Path, modality: Modality, like
         ArtifactError: there is none, or its BatchNorm has no statistics yet.
     """
     from avpt.models.checkpoint import check_frozen, load_network
-    from avpt.runs import training_run
     from avpt.runs.trained_model import read_input
 
     loaded = load_network(path, *KINDS)
@@ -178,7 +177,8 @@ def load(config: ProbeConfig, store: Store, path: Path, modality: Modality, like
     if trained is not None:
         pipeline = read_input(path, loaded.header)
     else:
-        pipeline = like or training_run.input_spec(store, TrainConfig(store=config.store, out=path))
+        usual = TrainConfig.defaults()
+        pipeline = like or store.input_spec(usual["image_size"], usual["num_frames"])
     image_size, num_frames = config.image_size or pipeline.image_size, config.num_frames or pipeline.num_frames
     return Probed(path, encoder, modality, replace(pipeline, image_size=image_size, num_frames=num_frames))
 

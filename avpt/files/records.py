@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NotRequired, Required, TypedDict
 import msgspec
 
 from avpt.errors import ConfigError
-from avpt.types import LARGEST_IMAGE, LARGEST_INPUT, MOST_FRAMES, MOST_SPECTROGRAM_FRAMES, Modality, Split
+from avpt.types import LARGEST_IMAGE, LARGEST_INPUT, MOST_FRAMES, MOST_SPECTROGRAM_FRAMES, FrameCodec, Modality, Split
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
@@ -221,7 +221,7 @@ class InputSpec:
     audio_dtype: Literal["float16", "float32"] = (
         "float16"  # these four make a clip file the same input as a store would
     )
-    frame_codec: Literal["jpeg", "raw"] = "jpeg"
+    frame_codec: FrameCodec = "jpeg"
     frame_accuracy: Literal["exact", "keyframe"] = "exact"
     audio_stream: Annotated[int, msgspec.Meta(ge=0, le=1000)] | None = None  # None: FFmpeg's choice
 

@@ -18,7 +18,7 @@ from avpt.options.base import (
     WorkerMemory,
     whole_number,
 )
-from avpt.types import LARGEST_INPUT, MOST_FRAMES, MOST_SPECTROGRAM_FRAMES
+from avpt.types import LARGEST_INPUT, MOST_FRAMES, MOST_SPECTROGRAM_FRAMES, FrameCodec
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -118,7 +118,7 @@ class PreprocessConfig(OutputConfig):
     frame_size: Annotated[int, Option(min=1, max=8192, help="Short side of a stored frame is scaled down to this.")] = (
         256
     )
-    frame_codec: Annotated[Literal["jpeg", "raw"], Option(help="How frames are stored.")] = "jpeg"
+    frame_codec: Annotated[FrameCodec, Option(help="How frames are stored.")] = "jpeg"
     frame_accuracy: Annotated[
         Literal["exact", "keyframe"],
         Option(help="The frame on screen, or the last key frame before it: several times faster."),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from avpt.files.artifacts import Header
-from avpt.loading.dataset import Augmentation, ClipDataset, InputSpec, Masking, grid
+from avpt.loading.dataset import Augmentation, ClipDataset, Masking, grid
 from avpt.loading.loader import Loader, deaths_told
 from avpt.loading.masking import most_masked
 from avpt.loading.pictures import picture
@@ -51,15 +51,6 @@ def start(config: TrainConfig, world: World) -> torch.device:
     return runtime.start(config.seed, config.device, config.precision, world)
 
 
-def input_spec(store: Store, config: TrainConfig) -> InputSpec:
-    """How this store's clips become this run's inputs."""
-    settings = store.settings
-    stored = {name: settings[name] for name in InputSpec.__dataclass_fields__ if name in settings}
-    return InputSpec(
-        **stored, mean=store.mean, std=store.std, image_size=config.image_size, num_frames=config.num_frames
-    )
-
-
 def augmentation(config: TrainConfig) -> Augmentation:
     """What this run does to its training clips at random."""
     dropout = config.modality_dropout if isinstance(config, FuseConfig) else 0.0
@@ -83,7 +74,7 @@ def train(
     Of several processes all train, and the first writes: it makes the folder with `begin` once nothing is refused.
     """
     device = next(model.parameters()).device
-    spec = input_spec(store, config)
+    spec = store.input_spec(config.image_size, config.num_frames)
     workers = loading_workers(config.workers, world.local_size)
 
     def loader(split: Split, augmented: Augmentation | None = None, masking: Masking | None = None) -> Loader:
@@ -312,7 +303,7 @@ def model_header(
         kind=kind,
         spec=spec
         | {
-            "input": input_spec(store, config).record(),
+            "input": store.input_spec(config.image_size, config.num_frames).record(),
             "num_classes": len(store.classes),
             "multi_label": store.multi_label,
         },

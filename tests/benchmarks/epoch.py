@@ -17,7 +17,7 @@ import torch
 from clips import CLASSES, HELP, decoded, processor_seconds, read_recordings, write_store
 from torch import nn
 
-from avpt.loading.dataset import Augmentation, ClipDataset, InputSpec
+from avpt.loading.dataset import Augmentation, ClipDataset
 from avpt.loading.loader import Loader
 from avpt.loading.masking import plan_masking
 from avpt.machine.processes import num_cores
@@ -88,10 +88,7 @@ class Held:
 def make_loader(path: Path, modalities: tuple[Modality, ...], options: argparse.Namespace) -> Loader:
     """As the training commands make it."""
     store = Store(path)
-    stored = {name: store.settings[name] for name in InputSpec.__dataclass_fields__ if name in store.settings}
-    spec = InputSpec(
-        **stored, mean=store.mean, std=store.std, image_size=options.image_size, num_frames=options.num_frames
-    )
+    spec = store.input_spec(image_size=options.image_size, num_frames=options.num_frames)
     clips = store.indices["train"]
     ratios: dict[Modality, torch.Tensor] = {m: torch.full((len(clips),), 0.2) for m in MODALITIES}
     dataset = ClipDataset(
