@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from avpt.diagnosis.channel_tables import channel_tables, foretold
 from avpt.errors import ArtifactError, OutputError, StoreError, listed
-from avpt.machine.processes import loading_workers
 from avpt.machine.progress import track
+from avpt.machine.workers import loading_workers
 from avpt.options import InspectConfig, TrainConfig
 from avpt.types import Report
 

@@ -12,7 +12,7 @@ from avpt.errors import ArtifactError, ConfigError
 from avpt.files import artifacts
 from avpt.files.artifacts import Header
 from avpt.files.outputs import claim
-from avpt.machine.processes import loading_workers
+from avpt.machine.workers import loading_workers
 from avpt.options import ProbeConfig, TrainConfig
 from avpt.runs.lineage import Lineage
 from avpt.store.store import Store
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KINDS = ("encoder", "classifier", "fused")
+KINDS: tuple[artifacts.Kind, ...] = ("encoder", "classifier", "fused")
 HELD_OUT: tuple[Split, ...] = ("val", "test")
 SURE = 0.05  # a p below it counts as a difference
 WIDTH = 80  # of a line where there is no terminal

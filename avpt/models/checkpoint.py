@@ -12,7 +12,7 @@ from torchvision.models import ResNet
 
 from avpt.errors import ArtifactError, listed
 from avpt.files import artifacts
-from avpt.files.artifacts import Header
+from avpt.files.artifacts import Header, Kind
 from avpt.files.checking import RecordError, convert
 from avpt.files.records import InputSpec
 from avpt.models.abnormal_channels import has_unmoved_statistics
@@ -126,7 +126,7 @@ class LoadedNetwork:
         return network.encoder if isinstance(network, Classifier) else network
 
 
-def load_network(path: Path, *kinds: str) -> LoadedNetwork:
+def load_network(path: Path, *kinds: Kind) -> LoadedNetwork:
     """Rebuild what an artifact, or the best model of a run folder, holds.
 
     Args:

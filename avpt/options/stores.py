@@ -12,6 +12,7 @@ from avpt.options.base import (
     MOST_WORKERS,
     ClipTimeout,
     Config,
+    DecodingWorkers,
     OutputConfig,
     Transient,
     UnusedSeed,
@@ -142,9 +143,7 @@ class PreprocessConfig(OutputConfig):
     limit: Annotated[
         int | None, Option(min=1, max=MOST_CLIPS, help="Only the first rows of the manifest.", show_default="all")
     ] = None
-    workers: Annotated[
-        int | None, Option(min=1, max=MOST_WORKERS, help="Decoding processes.", show_default="cores"), Transient
-    ] = None
+    workers: DecodingWorkers = None
     clip_timeout: ClipTimeout = 60.0
     worker_memory: WorkerMemory = 4.0
     max_failures: Annotated[

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avpt.files.artifacts import Header
+from avpt.files.artifacts import Header, Kind
 from avpt.loading.dataset import Augmentation, ClipDataset, Masking, grid
 from avpt.loading.loader import Loader, deaths_told
 from avpt.loading.masking import most_masked
 from avpt.loading.pictures import picture
-from avpt.machine.processes import loading_workers
+from avpt.machine.workers import loading_workers
 from avpt.models.encoder import freeze, norm_parameters
 from avpt.models.fusion import shares
 from avpt.options import FinetuneConfig, FuseConfig, TrainConfig
@@ -290,7 +290,7 @@ def summarize(progress: Progress, predictions: Mapping[Split, dict[str, Tensor]]
 
 
 def model_header(
-    kind: str,
+    kind: Kind,
     config: TrainConfig,
     store: Store,
     settings: Mapping[str, Any],

@@ -20,7 +20,7 @@ from torch import nn
 from avpt.loading.dataset import Augmentation, ClipDataset
 from avpt.loading.loader import Loader
 from avpt.loading.masking import plan_masking
-from avpt.machine.processes import num_cores
+from avpt.machine.workers import num_cores
 from avpt.media.clip import ClipSettings
 from avpt.models.encoder import Classifier, EncoderSpec, Norm, build_encoder
 from avpt.models.fusion import FusedModel
