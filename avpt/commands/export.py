@@ -50,9 +50,8 @@ def export(config: ExportConfig, header: Header) -> Header:
 
     from avpt.models import export
     from avpt.models.abnormal_channels import has_unmoved_statistics
-    from avpt.models.checkpoint import load_network
+    from avpt.models.checkpoint import load_network, read_input
     from avpt.models.encoder import Classifier
-    from avpt.runs.trained_model import read_input
 
     loaded = load_network(config.model, "encoder", "classifier", "fused")
     modalities = modalities_of(config, loaded)

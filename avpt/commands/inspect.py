@@ -184,7 +184,7 @@ def input_of(config: InspectConfig, store: Store, index: SplitIndex, sides: list
 
     from avpt.loading.dataset import InputSpec
     from avpt.loading.evaluation import check_sound, other_pictures
-    from avpt.runs.trained_model import read_input
+    from avpt.models.checkpoint import read_input
 
     sizes = ("image_size", "num_frames")
     asked = {name: value for name in sizes if (value := getattr(config, name)) is not None}

@@ -168,8 +168,7 @@ def load(config: ProbeConfig, store: Store, path: Path, modality: Modality, like
     Raises:
         ArtifactError: there is none, or its BatchNorm has no statistics yet.
     """
-    from avpt.models.checkpoint import check_frozen, load_network
-    from avpt.runs.trained_model import read_input
+    from avpt.models.checkpoint import check_frozen, load_network, read_input
 
     loaded = load_network(path, *KINDS)
     encoder, trained = loaded.encoder(modality), loaded.header.spec.get("input")
