@@ -24,7 +24,7 @@ from avpt.loading.dataset import Augmentation, ClipDataset
 from avpt.loading.loader import Loader
 from avpt.loading.sampling import EpochSampler, share_of
 from avpt.machine.processes import InterruptedWork
-from avpt.models.encoder import EncoderSpec, build_encoder, freeze
+from avpt.models.encoder import EncoderSpec, Freezable, build_encoder, freeze
 from avpt.models.fusion import FusedModel, FusionName, shares
 from avpt.store.splits import balancing_weights
 from avpt.store.store import Store
@@ -238,7 +238,7 @@ def test_ogm_ge_sees_what_a_compiled_model_does(tmp_path: Path, monkeypatch: pyt
     found = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        model = FusedModel(Narrow(1), Narrow(3), "concat", 3)
+        model = FusedModel(Narrow(1), Narrow(3), "concat", 3)  # type: ignore[arg-type]
         balance = OgmGe(model, shares, 0.8, (0, 0), 0, World())
         called: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
         for _ in range(2):
@@ -263,12 +263,16 @@ def test_shares_add_up_in_training_and_evaluation(name: FusionName) -> None:
 # --- a small model through the whole loop ------------------------------------------------------------------------
 
 
+class SmallEncoder(Freezable, nn.Sequential):
+    """Layers that can be frozen."""
+
+
 class Small(nn.Module):
     """An "encoder" with BatchNorm, and a head."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+        self.encoder = SmallEncoder(nn.Linear(3, 4), nn.BatchNorm1d(4))
         self.head = nn.Linear(4, 2)
 
     def forward(self, inputs: Tensor) -> Tensor:

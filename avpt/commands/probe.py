@@ -21,10 +21,10 @@ from avpt.types import Modality, Report, Split, Table
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-    from torchvision.models import ResNet
 
     from avpt.diagnosis.probing import Probe
     from avpt.loading.dataset import InputSpec
+    from avpt.models.encoder import Encoder
     from avpt.store.store import SplitIndex
 
 log = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ class Probed:
     """An encoder, and the pipeline that its inputs go through."""
 
     path: Path
-    encoder: ResNet
+    encoder: Encoder
     modality: Modality
     pipeline: InputSpec
 

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.models import ResNet
 
 from avpt.errors import ArtifactError, ConfigError
 from avpt.files import artifacts
 from avpt.files.artifacts import Header
 from avpt.models.abnormal_channels import norm_layers
 from avpt.models.abri import NEW
-from avpt.models.encoder import CHANNELS, EncoderSpec, Norm, build_encoder
+from avpt.models.encoder import CHANNELS, Encoder, EncoderSpec, Norm, build_encoder
 from avpt.models.fitting import check_finite, misfits
 from avpt.models.weights import find_weights, fit_weights, guess_arch
 from avpt.types import MODALITIES, Modality
@@ -24,7 +23,7 @@ from avpt.types import MODALITIES, Modality
 class AnyEncoder:
     """An encoder on the CPU, and where it came from."""
 
-    encoder: ResNet
+    encoder: Encoder
     spec: EncoderSpec  # as it is fed
     made_for: Modality  # what its own first convolution takes
     header: Header | None  # of an artifact of avpt's own

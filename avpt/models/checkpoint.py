@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchvision.models import ResNet
+from torch import nn
 
 from avpt.errors import ArtifactError, listed
 from avpt.files import artifacts
@@ -16,7 +16,7 @@ from avpt.files.artifacts import Header, Kind
 from avpt.files.checking import RecordError, convert
 from avpt.files.records import InputSpec
 from avpt.models.abnormal_channels import has_unmoved_statistics
-from avpt.models.encoder import Classifier, EncoderSpec, build_encoder, encoder_spec
+from avpt.models.encoder import Classifier, Encoder, EncoderSpec, build_encoder, encoder_spec
 from avpt.models.fitting import check_finite, described, misfits
 from avpt.models.fusion import FUSIONS, FusedModel
 from avpt.types import MODALITIES, Modality
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 class LoadedEncoder:
     """An encoder on the CPU, and where it came from."""
 
-    encoder: ResNet
+    encoder: Encoder
     spec: EncoderSpec
     input: InputSpec | None  # the input pipeline it was trained with; None for an encoder fresh from `init`
     store: str | None  # fingerprint of the one it was trained on
@@ -50,9 +50,7 @@ def load_encoder(path: Path, modality: Modality) -> LoadedEncoder:
         )
     values = loaded.header.spec.get("input")
     pipeline = None if values is None else read_input(path, loaded.header)
-    encoder = build_encoder(
-        spec
-    )  # drawn at random first: the head that is drawn next depends on it, and so do all runs
+    encoder = build_encoder(spec)  # drawn at random first: on that depends the head, which a training draws next
     encoder.load_state_dict(loaded.encoder(modality).state_dict())
     return LoadedEncoder(encoder, spec, pipeline, loaded.header.inputs.get("store"))
 
@@ -72,7 +70,7 @@ def read_input(path: Path, header: Header) -> InputSpec:
         raise ArtifactError(f"{path} has a damaged input pipeline ({error}); make it again") from None
 
 
-def check_frozen(encoder: ResNet, path: Path) -> None:
+def check_frozen(encoder: Encoder, path: Path) -> None:
     """Refuse to use an encoder as it is whose new ABRi branch has running statistics of no data, 0 and 1.
 
     Its other branch normalises, so that the blend means nothing. Where no BatchNorm normalises that is warned of.
@@ -115,16 +113,24 @@ def check_input(loaded: LoadedEncoder, path: Path, wanted: dict[str, Any]) -> No
 class LoadedNetwork:
     """A trained network on the CPU, in evaluation mode, and the header of its artifact."""
 
-    network: ResNet | Classifier | FusedModel  # an encoder without a head, one with, or two
+    network: Encoder | Classifier | FusedModel  # an encoder without a head, one with, or two
     encoders: dict[Modality, EncoderSpec]
     header: Header
 
-    def encoder(self, modality: Modality) -> ResNet:
+    def encoder(self, modality: Modality) -> Encoder:
         """One of its encoders."""
         network = self.network
-        if isinstance(network, FusedModel):
-            return network.audio if modality == "audio" else network.visual
-        return network.encoder if isinstance(network, Classifier) else network
+        if isinstance(network, Encoder):
+            return network
+        if isinstance(network, Classifier):
+            return network.encoder
+        return network.audio if modality == "audio" else network.visual
+
+    @property
+    def head(self) -> nn.Linear | None:
+        """A classifier's."""
+        head: nn.Linear | None = getattr(self.network, "head", None)
+        return head
 
 
 def load_network(path: Path, *kinds: Kind) -> LoadedNetwork:
@@ -162,7 +168,7 @@ def load_network(path: Path, *kinds: Kind) -> LoadedNetwork:
     return LoadedNetwork(network.eval(), encoders, header)
 
 
-def _build(header: Header) -> tuple[ResNet | Classifier | FusedModel, dict[Modality, EncoderSpec]]:
+def _build(header: Header) -> tuple[Encoder | Classifier | FusedModel, dict[Modality, EncoderSpec]]:
     """The network that a header's spec describes, with random weights."""
     spec = header.spec
     if header.kind in ("encoder", "classifier"):

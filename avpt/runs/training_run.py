@@ -19,7 +19,7 @@ from avpt.loading.loader import Loader, deaths_told
 from avpt.loading.masking import most_masked
 from avpt.loading.pictures import picture
 from avpt.machine.workers import loading_workers
-from avpt.models.encoder import freeze, norm_parameters
+from avpt.models.encoder import Encoder, freeze, norm_parameters
 from avpt.models.fusion import shares
 from avpt.options import FinetuneConfig, FuseConfig, TrainConfig
 from avpt.store.splits import balancing_weights
@@ -106,10 +106,10 @@ def train(
     train_clips, num_val_clips = splits["train"], len(splits["val"])
     if "visual" in modalities and (most := int(train_clips.num_visual_frames.max())) < config.num_frames:
         log.warning("no clip has more than %d frame(s): --num-frames %d feeds them repeatedly", most, config.num_frames)
-    encoders = encoder_parameters(model)
+    encoders = {name: list(encoder.parameters()) for name, encoder in encoders_of(model).items()}
     if config.freeze_encoders:
-        for name in encoders:
-            freeze(model.get_submodule(name))
+        for encoder in encoders_of(model).values():
+            freeze(encoder)
     model.to(memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
     undecayed = set() if config.decay_norm else norm_parameters(model)
     train_loader = loader("train", augmentation(config), masking)
@@ -264,10 +264,9 @@ def pictures(train: Loader, epoch: int, positions: Sequence[int]) -> dict[str, T
     }
 
 
-def encoder_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Each encoder's parameters, by what a run calls it."""
-    encoders = {name: getattr(model, name) for name in ("encoder", *MODALITIES) if hasattr(model, name)}
-    return {name: list(encoder.parameters()) for name, encoder in encoders.items()}
+def encoders_of(model: nn.Module) -> dict[str, Encoder]:
+    """A model's encoders, by what a run calls them."""
+    return {name: getattr(model, name) for name in ("encoder", *MODALITIES) if hasattr(model, name)}
 
 
 def measure(outputs: dict[str, Tensor]) -> dict[str, float | None]:
