@@ -7,6 +7,7 @@ import math
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from avpt.errors import AvptError
 from avpt.models.encoder import Classifier, EncoderSpec, build_encoder
 from avpt.training import runtime
 from avpt.training.checkpoint import load_checkpoint, previous_of, save_checkpoint
-from avpt.training.loop import fit
+from avpt.training.loop import Clips, Plan, fit
 from avpt.training.passes import Stepping, train_epoch
 from avpt.training.state import Clock, EpochState, new_epoch
 from avpt.training.watch import Watcher
@@ -92,25 +93,22 @@ def trained(folder: Path, *, model: Linear | None = None, epochs: int = 4, **opt
     model = model or Linear()
     folder.mkdir(exist_ok=True)
     watched = {"encoder": list(model.encoder.parameters())}
-    given = {
-        "train": InOrder(),
-        "val": InOrder(),
-        "clean_train": None,
-        "rate": lambda epoch, step, steps: 0.1 / (1 + epoch * steps + step),
-        "measure": lambda outputs: {"accuracy": float(outputs["logits"].sum()), "loss": 0.5},
-        "watcher": Watcher(),
-        "stepping": Stepping(),
-    }
+    clips = Clips(train=InOrder(), val=InOrder(), clean_train=None, ids=CLIP_IDS, num_val=NUM_CLIPS)
+    plan = Plan(
+        epochs=epochs,
+        rate=lambda epoch, step, steps: 0.1 / (1 + epoch * steps + step),
+        stepping=Stepping(),
+        measure=lambda outputs: {"accuracy": float(outputs["logits"].sum()), "loss": 0.5},
+        watched=watched,
+    )
     progress = fit(
         model,
-        clip_ids=CLIP_IDS,
-        num_val_clips=NUM_CLIPS,
+        replace(clips, **{name: value for name, value in options.items() if hasattr(clips, name)}),
+        replace(plan, **{name: value for name, value in options.items() if hasattr(plan, name)}),
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
-        epochs=epochs,
         checkpoint=folder / "last.pt",
+        watcher=options.get("watcher", Watcher()),
         world=World(),
-        watched=watched,
-        **(given | options),
     )
     found = {f"last.{name}": value.clone() for name, value in model.state_dict().items()}
     found |= {f"best.{name}": value for name, value in progress.best_model.items()}
@@ -207,7 +205,7 @@ def test_a_checkpoint_every_so_many_steps(
     def save(path: Path, state: dict[str, Any]) -> None:
         saved.append(len(state["progress"]["records"]) * STEPS + state["epoch"]["step"])
 
-    monkeypatch.setattr("avpt.training.loop.save_checkpoint", save)
+    monkeypatch.setattr("avpt.training.run_state.save_checkpoint", save)
     trained(tmp_path, stepping=Stepping(checkpoint_every=every))
     assert sorted(set(saved)) == steps
 

@@ -31,7 +31,7 @@ from avpt.store.store import Store
 from avpt.training import objective
 from avpt.training.balancing.ogm_ge import OgmGe
 from avpt.training.display import _Board
-from avpt.training.loop import fit
+from avpt.training.loop import Clips, Plan, fit
 from avpt.training.mixing import averaged, mix_clips
 from avpt.training.optim import build_optimizer
 from avpt.training.passes import Stepping, train_epoch
@@ -352,21 +352,25 @@ def fitted(
 
     return fit(
         model,
-        train=Two() if train is None else train,
-        val=Two(),
-        clean_train=None,
-        clip_ids=[str(i) for i in range(8)],
-        num_val_clips=8,
+        Clips(
+            train=Two() if train is None else train,
+            val=Two(),
+            clean_train=None,
+            ids=[str(i) for i in range(8)],
+            num_val=8,
+        ),
+        Plan(
+            epochs=epochs,
+            rate=lambda epoch, step, steps: lr / (1 + epoch),
+            stepping=Stepping(**stepping),
+            measure=measure,
+            watched={},
+            patience=patience,
+        ),
         optimizer=optimizer,
-        rate=lambda epoch, step, steps: lr / (1 + epoch),
-        epochs=epochs,
         checkpoint=folder / "last.pt",
-        measure=measure,
         watcher=watcher or Steps(after),
-        stepping=Stepping(**stepping),
         world=World(),
-        watched={},
-        patience=patience,
     )
 
 

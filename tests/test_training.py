@@ -41,7 +41,7 @@ from avpt.store.shard_files import ShardFiles
 from avpt.store.splits import carve, training_splits
 from avpt.store.store import SplitIndex, Store
 from avpt.training import objective
-from avpt.training.loop import fit
+from avpt.training.loop import Clips, Plan, fit
 from avpt.training.optim import build_optimizer, learning_rate
 from avpt.training.passes import Stepping
 from avpt.training.state import Progress
@@ -343,20 +343,18 @@ def test_the_best_epoch_is_the_first_of_equals(tmp_path: Path, values: Sequence[
 
     progress = fit(
         model,
-        train=batches,
-        val=batches,
-        clean_train=None,
-        clip_ids=["a", "b", "c", "d"],
-        num_val_clips=4,
+        Clips(train=batches, val=batches, clean_train=None, ids=["a", "b", "c", "d"], num_val=4),
+        Plan(
+            epochs=len(values),
+            rate=lambda epoch, step, steps: 0.1,
+            stepping=Stepping(),
+            measure=measure,
+            watched={},
+        ),
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
-        rate=lambda epoch, step, steps: 0.1,
-        epochs=len(values),
         checkpoint=tmp_path / "last.pt",
-        measure=measure,
         watcher=Looks(),
-        stepping=Stepping(),
         world=World(),
-        watched={},
     )
     assert progress.best_epoch == best
     assert torch.equal(progress.best_model["head.weight"], weights[best - 1])

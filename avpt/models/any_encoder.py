@@ -64,7 +64,7 @@ def load_any_encoder(name: Path, modality: Modality | None, arch: str | None) ->
     fitted, _ = fit_weights({key: state[key] for key in state if key not in abri}, spec, "sum", str(name))
     encoder = build_encoder(spec)
     if problems := misfits(encoder.state_dict(), fitted | abri):
-        raise ArtifactError(f"{name} does not fit {spec.arch} with ABRi: {'; '.join(problems)}")
+        raise ArtifactError(f"{name} does not fit {spec.arch} with ABRi: {'; '.join(problems.values())}")
     encoder.load_state_dict(fitted | abri)
     check_finite(name, encoder)
     return AnyEncoder(encoder, spec, made_for, header)

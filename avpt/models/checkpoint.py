@@ -154,7 +154,7 @@ def load_network(path: Path, *kinds: Kind) -> LoadedNetwork:
         with torch.device("meta"):  # takes no memory, whatever the spec says
             network, encoders = _build(header)
         state, problems = described(shapes)
-        problems += misfits(network.state_dict(), state)
+        problems += misfits(network.state_dict(), state).values()
     except KeyError as error:
         problems = [f"it has no {error.args[0]}"]
     except (TypeError, ValueError, RuntimeError) as error:

@@ -26,22 +26,22 @@ def described(shapes: Mapping[str, tuple[str, list[int]]]) -> tuple[dict[str, Te
     return state, [f"{name} is {dtype}" for name, (dtype, _) in shapes.items() if dtype not in DTYPES]
 
 
-def misfits(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """What keeps a state dict from being the wanted one: each key that is missing, unknown, of another shape or type.
+def misfits(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, str]:
+    """What keeps a state dict from being the wanted one, by key: it is missing, unknown, of another shape or type.
 
     Any floating-point type stands for any other. Values are not looked at, so that either may be without them.
     """
-    problems = [f"{name} is missing" for name in wanted if name not in state]
-    problems += [f"{name} is unknown" for name in state if name not in wanted]
+    problems = {name: f"{name} is missing" for name in wanted if name not in state}
+    problems |= {name: f"{name} is unknown" for name in state if name not in wanted}
     for name, value in wanted.items():
         if name not in state:
             continue
         have = state[name]
         if have.shape != value.shape:
-            problems.append(f"{name} is {tuple(have.shape)}, not {tuple(value.shape)}")
+            problems[name] = f"{name} is {tuple(have.shape)}, not {tuple(value.shape)}"
         elif have.is_floating_point() != value.is_floating_point():
             what = "floating point" if value.is_floating_point() else "whole numbers"
-            problems.append(f"{name} is {str(have.dtype).removeprefix('torch.')}, not {what}")
+            problems[name] = f"{name} is {str(have.dtype).removeprefix('torch.')}, not {what}"
     return problems
 
 

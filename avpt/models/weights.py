@@ -202,11 +202,10 @@ def fit_weights(
             state[name] = state[name].to(torch.int64)  # some tools make all numbers floating point
         else:
             del wanted[name]  # older checkpoints have none; it starts at 0
-    problems = misfits(wanted, state)
-    if not problems:
-        fitted |= {name: state[name].to(value.dtype) for name, value in wanted.items()}
-        report.loaded = [name for name in wanted if name not in report.adapted]
-        problems = [f"{name} holds infinite values or NaN" for name in not_finite(fitted)]
+    wrong = misfits(wanted, state)
+    fitted |= {name: state[name].to(value.dtype) for name, value in wanted.items() if name not in wrong}
+    report.loaded = [name for name in wanted if name not in report.adapted]
+    problems = [*wrong.values(), *(f"{name} holds infinite values or NaN" for name in not_finite(fitted))]
     if problems:
         guess = guess_arch(state)
         if guess != spec.arch:  # then nearly nothing fits, and the list would only hide the reason

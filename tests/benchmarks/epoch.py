@@ -26,7 +26,7 @@ from avpt.models.encoder import Classifier, EncoderSpec, Norm, build_encoder
 from avpt.models.fusion import FusedModel
 from avpt.store.store import Store
 from avpt.training import objective
-from avpt.training.loop import fit
+from avpt.training.loop import Clips, Plan, fit
 from avpt.training.optim import build_optimizer
 from avpt.training.passes import Stepping
 from avpt.training.runtime import start
@@ -156,22 +156,26 @@ def main() -> None:
 
         fit(
             model,
-            train=turns,
-            val=Held(turns.held),
-            clean_train=None,
-            clip_ids=[str(i) for i in range(num_clips)],
-            num_val_clips=2,
+            Clips(
+                train=turns,
+                val=Held(turns.held),
+                clean_train=None,
+                ids=[str(i) for i in range(num_clips)],
+                num_val=2,
+            ),
+            Plan(
+                epochs=2 * (options.pairs + 1),
+                rate=lambda epoch, step, steps: 1e-3,
+                stepping=Stepping(),
+                measure=lambda outputs: objective.metrics(outputs["logits"], outputs["labels"]),
+                watched={},
+            ),
             optimizer=build_optimizer(
                 model, set(), set(), name="sgd", lr=1e-3, momentum=0.9, weight_decay=1e-4, encoder_lr_scale=1.0
             ),
-            rate=lambda epoch, step, steps: 1e-3,
-            epochs=2 * (options.pairs + 1),
             checkpoint=folder / "last.pt",
-            measure=lambda outputs: objective.metrics(outputs["logits"], outputs["labels"]),
             watcher=Timer(),
-            stepping=Stepping(),
             world=World(),
-            watched={},
         )
     record: dict[str, Any] = {
         "benchmark": "epoch",
