@@ -136,8 +136,10 @@ def _check_resumed(run: RunState) -> None:
         raise AvptError(f"{checkpoint} is not the same everywhere; --out must be where all machines see it")
     for name in ("device", "threads", "torch"):
         if begun_by.get(name, job[name]) != job[name]:  # older checkpoints do not tell
-            told = "%s was made with %s %s, going on with %s: the result is not that of an undisturbed run to the bit"
-            log.warning(told, checkpoint, name, begun_by[name], job[name])
+            differs = (
+                "%s was made with %s %s, going on with %s: the result is not that of an undisturbed run to the bit"
+            )
+            log.warning(differs, checkpoint, name, begun_by[name], job[name])
     if begun_by["processes"] == job["processes"]:
         return
     was, now = begun_by["processes"], job["processes"]
