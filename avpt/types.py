@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 Modality = Literal["audio", "visual"]
 Split = Literal["train", "val", "test"]
 ScheduleName = Literal["step", "cosine", "constant"]
+FrameCodec = Literal["jpeg", "raw"]  # avpt/media/codecs.py has an entry for each
 
 MODALITIES: tuple[Modality, ...] = ("audio", "visual")
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 # bounds that options and the records made from them share
 MOST_FRAMES = 100_000  # of a clip's pictures
 MOST_SPECTROGRAM_FRAMES = 360_000  # an hour
+MAX_PIXELS = 64_000_000  # of one frame, decoded or stored; a larger one is refused before it is allocated
 LARGEST_IMAGE = 3072  # side in pixels
 LARGEST_INPUT = 2**25  # values of one clip; a ResNet needs about 50 bytes of memory for each
 # in the order in which one of two files with a name is taken

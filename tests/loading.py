@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from avpt.loading.dataset import ClipDataset, InputSpec
+from avpt.loading.dataset import ClipDataset
 from avpt.loading.loader import Loader, deaths_told
 from avpt.store.store import Store
 
@@ -17,8 +17,7 @@ from avpt.store.store import Store
 def loader(path: Path, workers: int, seed: int | None = None) -> Loader:
     """Batches of four spectrograms, in order or shuffled."""
     store = Store(path)
-    stored = {name: store.settings[name] for name in InputSpec.__dataclass_fields__ if name in store.settings}
-    spec = InputSpec(**stored, mean=store.mean, std=store.std, image_size=8, num_frames=1)
+    spec = store.input_spec(image_size=8, num_frames=1)
     clips = ClipDataset(store.indices["train"], ["audio"], spec, "raw")
     return Loader(clips, 4, device=torch.device("cpu"), workers=workers, shuffle_seed=seed)
 

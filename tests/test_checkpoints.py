@@ -116,7 +116,7 @@ def test_a_checkpoint_every_so_many_steps(
     def save(path: Path, state: dict[str, Any]) -> None:
         saved.append(len(state["progress"]["records"]) * STEPS + state["epoch"]["step"])
 
-    monkeypatch.setattr("avpt.training.loop.save_checkpoint", save)
+    monkeypatch.setattr("avpt.training.run_state.save_checkpoint", save)
     trained(tmp_path, stepping=Stepping(checkpoint_every=every))
     assert sorted(set(saved)) == steps
 

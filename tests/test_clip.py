@@ -15,8 +15,9 @@ from media import Clips
 from avpt.errors import MediaError
 from avpt.media.audio import read_waveform, spectrogram
 from avpt.media.clip import ClipSettings, DecodedClip
+from avpt.media.codecs import encode_frame
 from avpt.media.decode import decode_clip
-from avpt.media.video import encode_frame, read_frames
+from avpt.media.video import read_frames
 
 SMALL = ClipSettings(spectrogram_frames=64, mel_bins=32, fps=4, max_frames=6, frame_size=48)
 

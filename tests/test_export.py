@@ -27,8 +27,8 @@ from avpt.loading.dataset import ClipDataset, InputSpec
 from avpt.loading.loader import Loader
 from avpt.media.audio import read_waveform
 from avpt.media.decode import decode_clip
+from avpt.models.checkpoint import read_input
 from avpt.models.encoder import EncoderSpec, build_encoder
-from avpt.runs.trained_model import read_input
 from avpt.store.store import Store
 from avpt.types import Modality
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from avpt.loading.dataset import ClipDataset, InputSpec, Masking
+from avpt.loading.dataset import ClipDataset, Masking
 from avpt.loading.loader import Loader
 from avpt.models.abri import AbriBatchNorm2d
 from avpt.models.encoder import EncoderSpec, build_encoder
@@ -114,8 +114,7 @@ def test_a_fused_run_keeps_abri_and_is_consistent(experiment: Experiment) -> Non
 
 def test_predictions_are_the_models_own(experiment: Experiment) -> None:
     store, state = Store(experiment.store), load_file(experiment.fused / "model.safetensors")
-    stored = {name: store.settings[name] for name in InputSpec.__dataclass_fields__ if name in store.settings}
-    spec = InputSpec(**stored, mean=store.mean, std=store.std, image_size=32, num_frames=1)
+    spec = store.input_spec(image_size=32, num_frames=1)
     clips = ClipDataset(store.indices["test"], MODALITIES, spec, "jpeg")
     (batch,) = Loader(clips, 9, device=torch.device("cpu"), workers=0).epoch(0)
     features = []

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torchvision.transforms import v2
 
 from avpt.errors import StoreError
 from avpt.loading import transforms
-from avpt.loading.dataset import ClipDataset, InputSpec
+from avpt.loading.dataset import ClipDataset
 from avpt.loading.loader import Loader
 from avpt.loading.memory import Memory
 from avpt.store import shard_files
@@ -35,8 +36,7 @@ CPU = torch.device("cpu")
 
 
 def clips_of(store: Store, image_size: int = 28) -> ClipDataset:
-    stored = {name: store.settings[name] for name in InputSpec.__dataclass_fields__ if name in store.settings}
-    spec = InputSpec(**stored, mean=0.0, std=0.5, image_size=image_size, num_frames=2)
+    spec = replace(store.input_spec(image_size, num_frames=2), mean=0.0, std=0.5)
     return ClipDataset(store.indices["train"], MODALITIES, spec, store.settings["frame_codec"])
 
 

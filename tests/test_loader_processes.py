@@ -19,7 +19,7 @@ from loading import loader, sums
 from avpt.errors import AvptError
 from avpt.files.outputs import write_json
 from avpt.loading.loader import deaths_told
-from avpt.machine.processes import _granted_cores, loading_workers, num_cores
+from avpt.machine.workers import _granted_cores, loading_workers, num_cores
 from avpt.media.clip import ClipSettings, DecodedClip
 from avpt.store.store import read_shard_record, store_record, write_shard
 
@@ -217,7 +217,7 @@ def test_quotas_of_control_groups(tmp_path: Path, name: str) -> None:
 def test_workers_are_by_what_is_granted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)))
     for granted, cores in ((0.2, 1), (2.0, 2), (3.5, 4), (float("inf"), 64)):
-        monkeypatch.setattr("avpt.machine.processes._granted_cores", lambda granted=granted: [float("inf"), granted])
+        monkeypatch.setattr("avpt.machine.workers._granted_cores", lambda granted=granted: [float("inf"), granted])
         assert num_cores() == cores
         assert loading_workers(None) == cores - 1
         assert loading_workers(None, 4) == max(0, cores // 4 - 1)

@@ -31,7 +31,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
-from avpt.loading.dataset import ClipDataset, InputSpec
+from avpt.loading.dataset import ClipDataset
 from avpt.loading.loader import Loader
 from avpt.models.checkpoint import load_encoder
 from avpt.models.encoder import Classifier
@@ -221,8 +221,7 @@ def test_several_processes_keep_the_average_of_the_first(experiment: Experiment,
     model = Classifier(load_encoder(run, "audio").encoder, 3)
     model.load_state_dict(load_file(run / "model.safetensors"))
     store = Store(experiment.store)
-    stored = {name: store.settings[name] for name in InputSpec.__dataclass_fields__ if name in store.settings}
-    spec = InputSpec(**stored, mean=store.mean, std=store.std, image_size=32, num_frames=1)
+    spec = store.input_spec(image_size=32, num_frames=1)
     clips = ClipDataset(store.indices["val"], ["audio"], spec, "jpeg")
     (batch,) = Loader(clips, 64, device=torch.device("cpu"), workers=0).epoch(0)
     with torch.inference_mode():
@@ -386,8 +385,7 @@ def test_confidence_in_several_labels_and_its_masks(several: Path) -> None:
     assert any(mask[f"{name}_ratio"].any() for name in dynamics)
 
     # the clean pass after the last epoch, by hand: the mean probability of a clip's own labels
-    stored = {name: store.settings[name] for name in InputSpec.__dataclass_fields__ if name in store.settings}
-    spec = InputSpec(**stored, mean=store.mean, std=store.std, image_size=32, num_frames=1)
+    spec = store.input_spec(image_size=32, num_frames=1)
     clips = ClipDataset(store.indices["train"], ["visual"], spec, "jpeg")
     (batch,) = Loader(clips, 64, device=torch.device("cpu"), workers=0).epoch(0)
     model = Classifier(load_encoder(several / "visual", "visual").encoder, 4)

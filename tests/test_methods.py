@@ -19,18 +19,18 @@ from torch import Tensor, nn
 
 from avpt.errors import AvptError
 from avpt.loading import transforms
-from avpt.loading.dataset import Augmentation, ClipDataset, InputSpec
+from avpt.loading.dataset import Augmentation, ClipDataset
 from avpt.loading.loader import Loader
 from avpt.loading.sampling import EpochSampler, share_of
 from avpt.machine.processes import InterruptedWork
-from avpt.models.encoder import EncoderSpec, build_encoder, freeze
+from avpt.models.encoder import EncoderSpec, Freezable, build_encoder, freeze
 from avpt.models.fusion import FusedModel, FusionName, shares
 from avpt.store.splits import balancing_weights
 from avpt.store.store import Store
 from avpt.training import objective
 from avpt.training.balancing.ogm_ge import OgmGe
 from avpt.training.display import _Board
-from avpt.training.loop import fit
+from avpt.training.loop import Clips, Plan, fit
 from avpt.training.mixing import averaged, mix_clips
 from avpt.training.optim import build_optimizer
 from avpt.training.passes import Stepping, train_epoch
@@ -237,7 +237,7 @@ def test_ogm_ge_sees_what_a_compiled_model_does(tmp_path: Path, monkeypatch: pyt
     found = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        model = FusedModel(Narrow(1), Narrow(3), "concat", 3)
+        model = FusedModel(Narrow(1), Narrow(3), "concat", 3)  # type: ignore[arg-type]
         balance = OgmGe(model, shares, 0.8, (0, 0), 0, World())
         called: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
         for _ in range(2):
@@ -262,12 +262,16 @@ def test_shares_add_up_in_training_and_evaluation(name: FusionName) -> None:
 # --- a small model through the whole loop ------------------------------------------------------------------------
 
 
+class SmallEncoder(Freezable, nn.Sequential):
+    """Layers that can be frozen."""
+
+
 class Small(nn.Module):
     """An "encoder" with BatchNorm, and a head."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+        self.encoder = SmallEncoder(nn.Linear(3, 4), nn.BatchNorm1d(4))
         self.head = nn.Linear(4, 2)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -347,21 +351,25 @@ def fitted(
 
     return fit(
         model,
-        train=Two() if train is None else train,
-        val=Two(),
-        clean_train=None,
-        clip_ids=[str(i) for i in range(8)],
-        num_val_clips=8,
+        Clips(
+            train=Two() if train is None else train,
+            val=Two(),
+            clean_train=None,
+            ids=[str(i) for i in range(8)],
+            num_val=8,
+        ),
+        Plan(
+            epochs=epochs,
+            rate=lambda epoch, step, steps: lr / (1 + epoch),
+            stepping=Stepping(**stepping),
+            measure=measure,
+            watched={},
+            patience=patience,
+        ),
         optimizer=optimizer,
-        rate=lambda epoch, step, steps: lr / (1 + epoch),
-        epochs=epochs,
         checkpoint=folder / "last.pt",
-        measure=measure,
         watcher=watcher or Steps(after),
-        stepping=Stepping(**stepping),
         world=World(),
-        watched={},
-        patience=patience,
     )
 
 
@@ -744,8 +752,7 @@ def test_processes_share_the_draws(num_clips: int, batch_size: int, processes: i
 
 def dataset(experiment: Experiment, **augmentation: Any) -> ClipDataset:
     store = Store(experiment.store)
-    stored = {name: store.settings[name] for name in InputSpec.__dataclass_fields__ if name in store.settings}
-    spec = InputSpec(**stored, mean=store.mean, std=store.std, image_size=32, num_frames=1)
+    spec = store.input_spec(image_size=32, num_frames=1)
     jitter = Augmentation((0.3, 1.0), True, (4, 6), **augmentation)
     codec = store.settings["frame_codec"]
     return ClipDataset(store.indices["train"], MODALITIES, spec, codec, seed=2, augmentation=jitter)

@@ -27,11 +27,10 @@ from avpt.files.artifacts import Header
 from avpt.files.checking import DEEPEST, RecordError, check, parse, read_text
 from avpt.files.outputs import read_record
 from avpt.files.records import InputSpec, Options, RunSummary
-from avpt.models.checkpoint import load_encoder, load_network
+from avpt.models.checkpoint import load_encoder, load_network, read_input
 from avpt.options import PreprocessConfig, TrainConfig, parameter, type_hints
 from avpt.runs.folder import read_run
 from avpt.runs.lineage import Lineage
-from avpt.runs.trained_model import read_input
 from avpt.store.store import Store
 from avpt.store.verification.store_files import read_contents
 

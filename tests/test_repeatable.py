@@ -174,8 +174,7 @@ def test_a_run_has_the_bytes_of_one_that_did_not_look(experiment: Experiment, tm
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_clips_are_the_first_of_the_run_and_no_pass_is_changed(experiment: Experiment, workers: int) -> None:
     store = Store(experiment.store)
-    stored = {name: store.settings[name] for name in InputSpec.__dataclass_fields__ if name in store.settings}
-    spec = InputSpec(**stored, mean=store.mean, std=store.std, image_size=32, num_frames=1)
+    spec = store.input_spec(image_size=32, num_frames=1)
     patch: dict[Modality, tuple[int, int]] = {"audio": (6, 4), "visual": (4, 4)}
     masking = Masking(patch, {modality: torch.arange(18) for modality in MODALITIES})
     augmentation = Augmentation((0.3, 1.0), True, (2, 4), 0.5)

@@ -35,7 +35,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from avpt.errors import StoreError
-from avpt.loading.dataset import ClipDataset, InputSpec
+from avpt.loading.dataset import ClipDataset
 from avpt.loading.loader import Loader
 from avpt.loading.sampling import EpochSampler, batch_bounds, share_of
 from avpt.models.checkpoint import load_encoder
@@ -187,8 +187,7 @@ def test_the_metrics_are_those_of_the_saved_model(experiment: Experiment, whole:
     model = Classifier(load_encoder(whole[0], "audio").encoder, 3)
     model.load_state_dict(state)
     store = Store(experiment.store)
-    stored = {name: store.settings[name] for name in InputSpec.__dataclass_fields__ if name in store.settings}
-    spec = InputSpec(**stored, mean=store.mean, std=store.std, image_size=32, num_frames=1)
+    spec = store.input_spec(image_size=32, num_frames=1)
     summary = json.loads((whole[0] / "summary.json").read_text(encoding="utf-8"))
     for split in ("val", "test"):
         clips = ClipDataset(store.indices[split], ["audio"], spec, "jpeg")

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from avpt.errors import StoreError
-from avpt.loading.dataset import ClipDataset, InputSpec
+from avpt.loading.dataset import ClipDataset
 from avpt.loading.loader import Loader
 from avpt.loading.sampling import EpochSampler
 from avpt.models.abri import AbriBatchNorm2d
@@ -42,7 +42,7 @@ from avpt.store.shard_files import ShardFiles
 from avpt.store.splits import carve, training_splits
 from avpt.store.store import SplitIndex, Store
 from avpt.training import metrics, objective
-from avpt.training.loop import fit
+from avpt.training.loop import Clips, Plan, fit
 from avpt.training.optim import build_optimizer
 from avpt.training.passes import Stepping
 from avpt.training.schedules import learning_rate
@@ -77,8 +77,7 @@ def network(state: State, channels: int, num_classes: int, norm_layer: Any = Non
 def visual_clips(store_path: Path, split: Split) -> tuple[Tensor, Tensor]:
     """Inputs (clips, 3, 32, 32) and labels, unaugmented, in store order."""
     store = Store(store_path)
-    stored = {name: store.settings[name] for name in InputSpec.__dataclass_fields__ if name in store.settings}
-    spec = InputSpec(**stored, mean=store.mean, std=store.std, image_size=32, num_frames=1)
+    spec = store.input_spec(image_size=32, num_frames=1)
     clips = ClipDataset(store.indices[split], ["visual"], spec, "jpeg")
     batches = list(Loader(clips, 64, device=torch.device("cpu"), workers=0).epoch(0))
     assert len(batches) == 1
@@ -337,20 +336,18 @@ def test_the_best_epoch_is_the_first_of_equals(tmp_path: Path, values: Sequence[
 
     progress = fit(
         model,
-        train=batches,
-        val=batches,
-        clean_train=None,
-        clip_ids=["a", "b", "c", "d"],
-        num_val_clips=4,
+        Clips(train=batches, val=batches, clean_train=None, ids=["a", "b", "c", "d"], num_val=4),
+        Plan(
+            epochs=len(values),
+            rate=lambda epoch, step, steps: 0.1,
+            stepping=Stepping(),
+            measure=measure,
+            watched={},
+        ),
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
-        rate=lambda epoch, step, steps: 0.1,
-        epochs=len(values),
         checkpoint=tmp_path / "last.pt",
-        measure=measure,
         watcher=Looks(),
-        stepping=Stepping(),
         world=World(),
-        watched={},
     )
     assert progress.best_epoch == best
     assert torch.equal(progress.best_model["head.weight"], weights[best - 1])

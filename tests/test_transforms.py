@@ -25,6 +25,7 @@ from avpt.loading.dataset import Augmentation, ClipDataset, InputSpec, Masking
 from avpt.loading.loader import Loader
 from avpt.loading.masking import plan_masking
 from avpt.loading.sampling import EpochSampler, batch_bounds
+from avpt.media.codecs import decode_frame
 from avpt.store.store import Store
 from avpt.types import MODALITIES, Batch, Modality
 
@@ -237,8 +238,7 @@ def test_evaluation_goes_in_order(num_clips: int, batch_size: int) -> None:
 
 def dataset(experiment: Experiment, **options: Any) -> ClipDataset:
     store = Store(experiment.store)
-    stored = {name: store.settings[name] for name in InputSpec.__dataclass_fields__ if name in store.settings}
-    spec = InputSpec(**stored, mean=store.mean, std=store.std, image_size=32, num_frames=2)
+    spec = store.input_spec(image_size=32, num_frames=2)
     return ClipDataset(store.indices["train"], MODALITIES, spec, store.settings["frame_codec"], **options)
 
 
@@ -375,10 +375,10 @@ def test_crop_and_flip() -> None:
 
 def test_frame_codecs(tmp_path: Path) -> None:
     ramp = np.linspace(0, 255, 20 * 14 * 3).reshape(20, 14, 3).astype(np.uint8)
-    raw = transforms.decode_frame(np.frombuffer(ramp.tobytes(), np.uint8).copy(), "raw", 20, 14)
+    raw = decode_frame(np.frombuffer(ramp.tobytes(), np.uint8).copy(), "raw", 20, 14)
     assert np.array_equal(raw.permute(1, 2, 0).numpy(), ramp)
     encoded = encode_jpeg(torch.from_numpy(ramp).permute(2, 0, 1).contiguous(), 95).numpy()
-    decoded = transforms.decode_frame(encoded, "jpeg", 20, 14)
+    decoded = decode_frame(encoded, "jpeg", 20, 14)
     assert decoded.shape == (3, 20, 14)
     assert decoded.dtype == torch.uint8
     path = tmp_path / "frame.jpg"
@@ -387,4 +387,4 @@ def test_frame_codecs(tmp_path: Path) -> None:
     assert np.abs(decoded.permute(1, 2, 0).numpy().astype(int) - theirs).max() <= 3
     grey = io.BytesIO()
     Image.fromarray(ramp[..., 0]).save(grey, "JPEG")
-    assert transforms.decode_frame(np.frombuffer(grey.getvalue(), np.uint8).copy(), "jpeg", 20, 14).shape[0] == 3
+    assert decode_frame(np.frombuffer(grey.getvalue(), np.uint8).copy(), "jpeg", 20, 14).shape[0] == 3

@@ -31,7 +31,8 @@ from avpt.media.audio import read_waveform
 from avpt.media.clip import KINDS, ClipSettings, Found, kind_of
 from avpt.media.decode import decode_clip
 from avpt.media.video import read_frames, read_images
-from avpt.runs.trained_model import check_clips, read_input
+from avpt.models.checkpoint import read_input
+from avpt.runs.trained_model import check_clips
 
 RATE = 16000
 SILENCE = -15.94  # log-mel

@@ -34,8 +34,8 @@ from PIL import Image
 
 from avpt.commands import verify
 from avpt.files.outputs import claim, sha256_json
+from avpt.media.codecs import jpeg_size
 from avpt.options import VerifyConfig
-from avpt.store.shard_layout import jpeg_size
 from avpt.store.verification.findings import MOST, ShardCheck
 from avpt.store.verification.shard import ShardTask, check_shard
 from avpt.store.verification.store_files import find_duplicates

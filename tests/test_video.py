@@ -20,7 +20,8 @@ from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 from avpt.errors import MediaError
 from avpt.media import streams, video
-from avpt.media.video import encode_frame, read_frames, read_images
+from avpt.media.codecs import encode_frame
+from avpt.media.video import read_frames, read_images
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 LOSSLESS: dict[str, Any] = {"codec": "libx264rgb", "pixels": "rgb24", "qp": "0"}

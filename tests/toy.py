@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from avpt.training.loop import fit
+from avpt.training.loop import Clips, Plan, fit
 from avpt.training.passes import Stepping
 from avpt.training.state import Clock, EpochState
 from avpt.training.watch import Watcher
@@ -71,25 +72,22 @@ def trained(folder: Path, *, model: Linear | None = None, epochs: int = 4, **opt
     model = model or Linear()
     folder.mkdir(exist_ok=True)
     watched = {"encoder": list(model.encoder.parameters())}
-    given = {
-        "train": InOrder(),
-        "val": InOrder(),
-        "clean_train": None,
-        "rate": lambda epoch, step, steps: 0.1 / (1 + epoch * steps + step),
-        "measure": lambda outputs: {"accuracy": float(outputs["logits"].sum()), "loss": 0.5},
-        "watcher": Watcher(),
-        "stepping": Stepping(),
-    }
+    clips = Clips(train=InOrder(), val=InOrder(), clean_train=None, ids=CLIP_IDS, num_val=NUM_CLIPS)
+    plan = Plan(
+        epochs=epochs,
+        rate=lambda epoch, step, steps: 0.1 / (1 + epoch * steps + step),
+        stepping=Stepping(),
+        measure=lambda outputs: {"accuracy": float(outputs["logits"].sum()), "loss": 0.5},
+        watched=watched,
+    )
     progress = fit(
         model,
-        clip_ids=CLIP_IDS,
-        num_val_clips=NUM_CLIPS,
+        replace(clips, **{name: value for name, value in options.items() if hasattr(clips, name)}),
+        replace(plan, **{name: value for name, value in options.items() if hasattr(plan, name)}),
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
-        epochs=epochs,
         checkpoint=folder / "last.pt",
+        watcher=options.get("watcher", Watcher()),
         world=World(),
-        watched=watched,
-        **(given | options),
     )
     found = {f"last.{name}": value.clone() for name, value in model.state_dict().items()}
     found |= {f"best.{name}": value for name, value in progress.best_model.items()}

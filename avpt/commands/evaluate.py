@@ -12,7 +12,7 @@ from avpt.files import artifacts
 from avpt.files.artifacts import Header
 from avpt.files.outputs import claim, reuse_record, write_json
 from avpt.files.records import EvaluationRecord
-from avpt.machine.processes import loading_workers
+from avpt.machine.workers import loading_workers
 from avpt.options import EvaluateConfig
 from avpt.store.store import Store
 from avpt.text import decimals

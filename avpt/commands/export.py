@@ -46,9 +46,7 @@ def export(config: ExportConfig, header: Header) -> Header:
 
     from avpt.models import export
     from avpt.models.abnormal_channels import has_unmoved_statistics
-    from avpt.models.checkpoint import load_network
-    from avpt.models.encoder import Classifier
-    from avpt.runs.trained_model import read_input
+    from avpt.models.checkpoint import load_network, read_input
 
     loaded = load_network(config.model, "encoder", "classifier", "fused")
     modalities = modalities_of(config, loaded)
@@ -60,10 +58,8 @@ def export(config: ExportConfig, header: Header) -> Header:
     header = replace(header, **describe(config, loaded, modalities, pipeline))
     if config.format == "torchvision":
         (modality,) = modalities
-        network = loaded.network
-        head = network.head if isinstance(network, Classifier) else None
         plain = export.plain_encoder(loaded.encoder(modality), loaded.encoders[modality])
-        artifacts.save(config.out, header, export.torchvision_state(plain, head))
+        artifacts.save(config.out, header, export.torchvision_state(plain, loaded.head))
         return header
     model = export.plain_network(loaded.network, loaded.encoders, config.modality)
     inputs = {modality: torch.zeros(export.BATCH, *header.spec["inputs"][modality][1:]) for modality in modalities}

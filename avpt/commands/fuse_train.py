@@ -78,7 +78,7 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
         files.check_scored_from(config.confidence, {"audio": config.audio, "visual": config.visual})
         ratios = formulas.mask_ratios(certain, **config.ratio_options)
         ratios = formulas.spread(ratios, known, len(clips))
-        masking = plan_masking(ratios, training_run.input_spec(store, config), config.patch)
+        masking = plan_masking(ratios, store.input_spec(config.image_size, config.num_frames), config.patch)
 
     spec = {"audio": asdict(audio.spec), "visual": asdict(visual.spec), "fusion": config.fusion}
     header = training_run.model_header("fused", config, store, settings, spec, device, world)

@@ -19,8 +19,8 @@ from avpt.datasets.rows import KINDS
 from avpt.errors import ConfigError, listed
 from avpt.files import artifacts
 from avpt.files.outputs import check_ours, claim, is_there, must_write, write_text
-from avpt.machine.processes import num_cores
 from avpt.machine.progress import track
+from avpt.machine.workers import pool_workers
 from avpt.options import PredictConfig
 from avpt.store.manifest import MEDIA_COLUMNS, Clip, read_manifest
 from avpt.text import as_json, for_sheet
@@ -176,7 +176,7 @@ def label(config: PredictConfig, clips: Sequence[Clip]) -> list[Answer]:
     results = run_isolated(
         decode_task,
         (Task("", row, only(clip, trained), settings, memory) for row, clip in enumerate(clips)),
-        workers=min(config.workers or num_cores(), len(clips)),
+        workers=pool_workers(config.workers, len(clips)),
         timeout=config.clip_timeout,
         memory=memory,
         preload="avpt.media.decode",

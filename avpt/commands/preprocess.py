@@ -27,8 +27,8 @@ from avpt.files.outputs import (
     write_json,
     write_text,
 )
-from avpt.machine.processes import num_cores
 from avpt.machine.progress import track
+from avpt.machine.workers import pool_workers
 from avpt.media.clip import KINDS, LOSSES, SHIFT, ClipSettings, kind_of
 from avpt.media.pointers import is_pointer
 from avpt.options import PreprocessConfig
@@ -163,7 +163,7 @@ def outcomes(
         classes=manifest.classes,
         settings=ClipSettings(**clip_settings),
         attributes=clip_settings | {"multi_label": config.multi_label},
-        workers=config.workers or num_cores(),
+        workers=pool_workers(config.workers),
         timeout=config.clip_timeout,
         memory=int(config.worker_memory * GIB),
     )

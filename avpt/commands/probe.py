@@ -12,7 +12,7 @@ from avpt.errors import ArtifactError, ConfigError
 from avpt.files import artifacts
 from avpt.files.artifacts import Header
 from avpt.files.outputs import claim
-from avpt.machine.processes import loading_workers
+from avpt.machine.workers import loading_workers
 from avpt.options import ProbeConfig, TrainConfig
 from avpt.runs.lineage import Lineage
 from avpt.store.store import Store
@@ -22,15 +22,15 @@ from avpt.types import Modality, Report, Split, Table
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-    from torchvision.models import ResNet
 
     from avpt.diagnosis.probing import Probe
     from avpt.loading.dataset import InputSpec
+    from avpt.models.encoder import Encoder
     from avpt.store.store import SplitIndex
 
 log = logging.getLogger(__name__)
 
-KINDS = ("encoder", "classifier", "fused")
+KINDS: tuple[artifacts.Kind, ...] = ("encoder", "classifier", "fused")
 HELD_OUT: tuple[Split, ...] = ("val", "test")
 SURE = 0.05  # a p below it counts as a difference
 WIDTH = 80  # of a line where there is no terminal
@@ -158,7 +158,7 @@ class Probed:
     """An encoder, and the pipeline that its inputs go through."""
 
     path: Path
-    encoder: ResNet
+    encoder: Encoder
     modality: Modality
     pipeline: InputSpec
 
@@ -169,9 +169,7 @@ def load(config: ProbeConfig, store: Store, path: Path, modality: Modality, like
     Raises:
         ArtifactError: there is none, or its BatchNorm has no statistics yet.
     """
-    from avpt.models.checkpoint import check_frozen, load_network
-    from avpt.runs import training_run
-    from avpt.runs.trained_model import read_input
+    from avpt.models.checkpoint import check_frozen, load_network, read_input
 
     loaded = load_network(path, *KINDS)
     encoder, trained = loaded.encoder(modality), loaded.header.spec.get("input")
@@ -179,7 +177,8 @@ def load(config: ProbeConfig, store: Store, path: Path, modality: Modality, like
     if trained is not None:
         pipeline = read_input(path, loaded.header)
     else:
-        pipeline = like or training_run.input_spec(store, TrainConfig(store=config.store, out=path))
+        usual = TrainConfig.defaults()
+        pipeline = like or store.input_spec(usual["image_size"], usual["num_frames"])
     image_size, num_frames = config.image_size or pipeline.image_size, config.num_frames or pipeline.num_frames
     return Probed(path, encoder, modality, replace(pipeline, image_size=image_size, num_frames=num_frames))
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from avpt.engines.local import Crashed, Hung, run_isolated
-from avpt.machine.processes import num_cores
 from avpt.machine.progress import track
+from avpt.machine.workers import pool_workers
 from avpt.options import VerifyConfig
 from avpt.store.verification.findings import MOST, Problem, Remedy, ShardCheck
 from avpt.store.verification.shard import ShardTask, check_shard
@@ -71,7 +71,7 @@ def check_shards(config: VerifyConfig, contents: Contents, findings: Findings) -
     results = run_isolated(
         check_shard,
         tasks,
-        workers=min(config.workers or num_cores(), len(tasks)),
+        workers=pool_workers(config.workers, len(tasks)),
         timeout=TIMEOUT + max(sizes, default=0) / SLOWEST,
         preload="torchvision.io" if config.deep else "avpt.store.verification.shard",
     )

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from avpt import __version__
 from avpt.errors import ArtifactError, OutputError
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 
+Kind = Literal["encoder", "classifier", "fused", "dynamics", "confidence", "mask", "predictions", "probe", "export"]
+
 OTHER_SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".bin", ".onnx", ".pt2", ".h5", ".npz", ".csv", ".json"})
 
 
@@ -29,7 +31,7 @@ OTHER_SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".bin", ".onnx", ".pt2", ".h
 class Header:
     """What a file is and how it came about; stored as sorted JSON under the one metadata key `avpt`."""
 
-    kind: str  # encoder, classifier, dynamics, confidence, fused, predictions, probe, mask, export
+    kind: Kind
     spec: dict[str, Any] = field(default_factory=dict)  # rebuilds the module and its input pipeline
     config: dict[str, Any] = field(default_factory=dict)  # options that can change the result
     inputs: dict[str, str] = field(default_factory=dict)  # name -> sha256 or store fingerprint
@@ -112,7 +114,7 @@ def parse_header(path: Path, text: str) -> Header:
     return header
 
 
-def load(path: Path, *kinds: str) -> Artifact:
+def load(path: Path, *kinds: Kind) -> Artifact:
     """Read an artifact of one of the given kinds onto the CPU.
 
     Raises:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, NotRequired, Required, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, Required, TypedDict
 
 import msgspec
 
 from avpt.errors import ConfigError
-from avpt.types import LARGEST_IMAGE, LARGEST_INPUT, MOST_FRAMES, MOST_SPECTROGRAM_FRAMES, Modality, Split
+from avpt.types import LARGEST_IMAGE, LARGEST_INPUT, MOST_FRAMES, MOST_SPECTROGRAM_FRAMES, FrameCodec, Modality, Split
+
+if TYPE_CHECKING:
+    from avpt.files.artifacts import Kind
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
@@ -200,7 +203,7 @@ class ProbeMetrics(ProbedAlone, total=False):
 
 
 # of an artifact that a command finds at its --out, by kind
-METRICS: dict[str, Any] = {"encoder": EncoderMetrics, "probe": ProbeMetrics, "predictions": Evaluation}
+METRICS: dict[Kind, Any] = {"encoder": EncoderMetrics, "probe": ProbeMetrics, "predictions": Evaluation}
 
 
 @dataclass(frozen=True)
@@ -221,7 +224,7 @@ class InputSpec:
     audio_dtype: Literal["float16", "float32"] = (
         "float16"  # these four make a clip file the same input as a store would
     )
-    frame_codec: Literal["jpeg", "raw"] = "jpeg"
+    frame_codec: FrameCodec = "jpeg"
     frame_accuracy: Literal["exact", "keyframe"] = "exact"
     audio_stream: Annotated[int, msgspec.Meta(ge=0, le=1000)] | None = None  # None: FFmpeg's choice
 

@@ -11,11 +11,13 @@ from avpt.types import MODALITIES
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from avpt.files.artifacts import Kind
+
 Shapes = Mapping[str, tuple[str, list[int]]]  # name -> type as safetensors calls it, and shape
 
 IDS = {"id_bytes": ("U8", ("bytes",)), "id_offsets": ("I64", ("clips + 1",))}
 # by kind what it can't be read without, and what else is looked at; models are checked against their spec instead
-NEEDED: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
+NEEDED: dict[Kind, dict[str, tuple[str, tuple[str, ...]]]] = {
     "dynamics": {**IDS, "probability": ("F32", ("epochs", "clips")), "correct": ("BOOL", ("epochs", "clips"))},
     "confidence": {**IDS, **{f"{m}_confidence": ("F32", ("clips",)) for m in MODALITIES}},
     "mask": {**IDS, **{f"{m}_ratio": ("F32", ("clips",)) for m in MODALITIES}},
@@ -42,7 +44,7 @@ def unpack_ids(tensors: Mapping[str, Tensor], prefix: str = "") -> list[str]:
     return [flat[start:stop].decode() for start, stop in pairwise(offsets)]
 
 
-def misfits(kind: str, shapes: Shapes) -> str:
+def misfits(kind: Kind, shapes: Shapes) -> str:
     """What is wrong with the types and shapes of an artifact's tensors; empty where nothing is."""
     if kind == "predictions":
         return next(filter(None, (_split_misfits(split, shapes) for split in ("val", "test"))), "")
@@ -91,7 +93,7 @@ def _edges(sizes: Mapping[str, int]) -> str:
     return "" if edges == clips + 1 else f"id_offsets is {edges}, not {clips + 1}"
 
 
-def wrong_values(kind: str, tensors: Mapping[str, Tensor]) -> str:
+def wrong_values(kind: Kind, tensors: Mapping[str, Tensor]) -> str:
     """What is wrong with the values of tensors in which `misfits` found nothing; empty where nothing is."""
     if kind == "predictions":
         for split in (split for split in ("val", "test") if f"{split}_logits" in tensors):

@@ -9,6 +9,7 @@ from torch import Tensor
 from avpt.loading import transforms
 from avpt.loading.dataset import InputSpec
 from avpt.media.clip import ClipSettings, DecodedClip
+from avpt.media.codecs import decode_frame
 from avpt.types import Modality
 
 
@@ -32,6 +33,6 @@ def clip_inputs(clip: DecodedClip, spec: InputSpec) -> dict[Modality, Tensor]:
         for number in transforms.draw_frames(len(clip.frames), spec.num_frames, None):
             height, width = (int(side) for side in clip.sizes[number])
             encoded = np.frombuffer(clip.frames[number], dtype=np.uint8).copy()
-            pictures.append(scaled(transforms.decode_frame(encoded, spec.frame_codec, height, width)))
+            pictures.append(scaled(decode_frame(encoded, spec.frame_codec, height, width)))
         inputs["visual"] = transforms.normalise_visual(torch.stack(pictures)[None])
     return inputs

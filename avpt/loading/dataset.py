@@ -15,9 +15,9 @@ from avpt.errors import StoreError
 from avpt.files.artifacts import pack_ids
 from avpt.files.records import InputSpec as InputSpec
 from avpt.loading import transforms
-from avpt.store.shard_layout import MOST_PIXELS, jpeg_size
+from avpt.media.codecs import DamagedFrameError, decode_frame
 from avpt.store.store import SplitIndex
-from avpt.types import MODALITIES, Modality
+from avpt.types import MODALITIES, FrameCodec, Modality
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def read_fbank(index: SplitIndex, position: int) -> Tensor:
     return torch.from_numpy(stored).view(shape)
 
 
-def read_frames(index: SplitIndex, position: int, chosen: Sequence[int], codec: str) -> Iterator[Tensor]:
+def read_frames(index: SplitIndex, position: int, chosen: Sequence[int], codec: FrameCodec) -> Iterator[Tensor]:
     """The chosen frames of a clip, each (3, height, width) uint8, one after the other.
 
     Raises:
@@ -66,12 +66,8 @@ def read_frames(index: SplitIndex, position: int, chosen: Sequence[int], codec: 
         encoded = read("visual/bytes", edges[frame], edges[frame + 1] - edges[frame])
         height, width = sizes[frame]
         try:
-            if codec == "jpeg" and not (
-                jpeg_size(encoded.tobytes()) == (height, width) and height * width <= MOST_PIXELS
-            ):
-                raise RuntimeError  # its own header says how much memory it takes
-            yield transforms.decode_frame(encoded, codec, height, width)
-        except RuntimeError:
+            yield decode_frame(encoded, codec, height, width)
+        except DamagedFrameError:
             path = index.shards.paths[index.shard[position]]
             raise StoreError(f"{path} holds a damaged frame; look at it with `avpt verify --deep`") from None
 
@@ -84,7 +80,7 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
         index: SplitIndex,
         modalities: Sequence[Modality],
         spec: InputSpec,
-        frame_codec: str,
+        frame_codec: FrameCodec,
         *,
         seed: int = 0,
         augmentation: Augmentation | None = None,

@@ -17,7 +17,7 @@ from avpt.loading.transforms import clip_seed
 from avpt.media.audio import PADDING, log_mel, samples_needed
 from avpt.store.splits import carve
 from avpt.store.store import SplitIndex, Store
-from avpt.types import Modality, Split
+from avpt.types import FrameCodec, Modality, Split
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class EvaluationDataset(ClipDataset):
         index: SplitIndex,
         modalities: Sequence[Modality],
         spec: InputSpec,
-        frame_codec: str,
+        frame_codec: FrameCodec,
         *,
         seed: int = 0,
         noise: Noise | None = None,

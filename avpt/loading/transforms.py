@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torchaudio
@@ -128,13 +127,3 @@ def mask_patches(inputs: Tensor, scores: Tensor, num_masked: Tensor, patch: tupl
     pixels = masked.repeat_interleave(patch[0], dim=2).repeat_interleave(patch[1], dim=3)
     covered = torch.nn.functional.pad(pixels, (0, width - pixels.shape[3], 0, height - pixels.shape[2]))
     return inputs.masked_fill_(covered, 0.0)
-
-
-def decode_frame(encoded: Any, codec: str, height: int, width: int) -> Tensor:
-    """A stored frame (uint8 array of JPEG bytes or raw RGB rows) as (3, height, width) uint8."""
-    if codec == "raw":
-        return torch.from_numpy(encoded).view(height, width, 3).permute(2, 0, 1)
-    from torchvision.io import ImageReadMode, decode_jpeg
-
-    frame: Tensor = decode_jpeg(torch.from_numpy(encoded), ImageReadMode.RGB)
-    return frame

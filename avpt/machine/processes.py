@@ -1,10 +1,9 @@
-"""The processes of a job and their workers, who dies with whom, and signals that wait for a good moment."""
+"""The processes of a job: who dies with whom, and signals that wait for a good moment."""
 
 from __future__ import annotations
 
 import ctypes
 import fcntl
-import math
 import os
 import resource
 import signal
@@ -58,44 +57,6 @@ def open_file_limit() -> int:
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-
-
-def num_cores() -> int:
-    """Cores that this process may use: those that it may run on, and no more than its container is granted."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(cores, *_granted_cores())))
-
-
-def loading_workers(asked: int | None, processes: int = 1) -> int:
-    """Loading processes: as many as asked for, or, for each of several processes on a machine, its cores but one."""
-    return max(0, num_cores() // processes - 1) if asked is None else asked
-
-
-def _granted_cores(cgroups: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> list[float]:
-    """The quotas of this process's control groups and of those around them, in cores; cgroups(7). Linux only."""
-    found = [math.inf]
-    try:
-        lines = cgroups.read_text().splitlines()
-    except OSError:
-        return found
-    for line in lines:
-        _, controllers, inside = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        # version 2 has no controllers; where a container sees only its own group, that is the mount itself
-        root = mount / "cpu" if controllers else mount
-        innermost = root / inside.strip("/")
-        for group in (innermost, *innermost.parents):
-            if not group.is_relative_to(root):
-                break
-            with suppress(OSError, ValueError, ZeroDivisionError):
-                if controllers:
-                    quota, period = ((group / f"cpu.cfs_{what}_us").read_text() for what in ("quota", "period"))
-                else:
-                    quota, period = (group / "cpu.max").read_text().split()
-                if quota != "max" and int(quota) > 0:
-                    found.append(int(quota) / int(period))
-    return found
 
 
 def start_forkserver(*preload: str) -> None:

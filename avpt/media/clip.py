@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from avpt.types import MODALITIES, Modality
+from avpt.types import MODALITIES, FrameCodec, Modality
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ClipSettings:
     fps: float = 1.0  # frames per second
     max_frames: int = 10
     frame_size: int = 256  # pixels, the short side
-    frame_codec: Literal["jpeg", "raw"] = "jpeg"
+    frame_codec: FrameCodec = "jpeg"
     frame_accuracy: Literal["exact", "keyframe"] = "exact"
     allow_missing: Literal["none", "audio", "visual", "either"] = "none"  # of a clip that has it, but broken
     on_truncated: Literal["keep", "fail"] = "keep"

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 import numpy as np
+import torchvision.io  # noqa: F401 - codecs load it on first use: here once for all workers that are forked
 
 from avpt.errors import MediaError
 from avpt.media.audio import read_waveform, samples_needed, spectrogram
 from avpt.media.clip import ClipSettings, DecodedClip, Found, Trouble, kind_of
+from avpt.media.codecs import encode_frame
 from avpt.media.streams import Opened, open_tracks
-from avpt.media.video import encode_frame, read_frames, read_images
+from avpt.media.video import read_frames, read_images
 from avpt.types import Modality
 
 Read = TypeVar("Read")

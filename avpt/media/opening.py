@@ -19,9 +19,7 @@ from av.error import ArgumentError, FFmpegError
 
 from avpt.errors import MediaError
 from avpt.media.pointers import is_pointer
-from avpt.types import IMAGE_SUFFIXES
-
-MAX_PIXELS = 64_000_000  # pixels of one decoded frame; a larger one is refused before it is allocated
+from avpt.types import IMAGE_SUFFIXES, MAX_PIXELS
 
 # FFmpeg's names. Left out: lists, scripts, devices, streams from a network, subtitles, text, what continues in other
 # files (mlv, vobsub), and raw samples, of which nobody knows the rate.

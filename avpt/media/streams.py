@@ -24,7 +24,8 @@ from av.stream import Discard, Disposition, Stream
 from avpt.errors import MediaError
 from avpt.media.demuxing import Demuxer, ShortCutError
 from avpt.media.lengths import GUESSED, Length, length_of, start_of
-from avpt.media.opening import MAX_PIXELS, open_media
+from avpt.media.opening import open_media
+from avpt.types import MAX_PIXELS
 
 MOST_READ_ON = 200_000_000  # bytes that are read only to see how long a stream is
 PREROLL = Fraction(1, 2)  # seconds of sound before a clip from which its decoder settles

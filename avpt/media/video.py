@@ -11,22 +11,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from av import VideoFrame
 from av.error import FFmpegError
 from av.video.reformatter import Interpolation, VideoReformatter
-from torchvision.io import encode_jpeg
 
 from avpt.errors import MediaError, listed
 from avpt.media.clip import Found
 from avpt.media.lengths import CONTAINER_TICK
-from avpt.media.opening import MAX_PIXELS, open_image
+from avpt.media.opening import open_image
 from avpt.media.orientation import Matrix, turn_of
 from avpt.media.skipping import UNSTAMPED, shown_frames
 from avpt.media.streams import CLOCK_BACK, Opened, Track, decode, plain_track, read_best, streams_of
-from avpt.types import IMAGE_SUFFIXES
+from avpt.types import IMAGE_SUFFIXES, MAX_PIXELS
 
-JPEG_QUALITY = 95  # of 100
 MAX_SIDE = 65_500  # pixels, libjpeg's limit; only absurdly long pictures reach it
 # torchvision's and PIL's default filter too; without the last two a grey is off by 1 or 2 levels, and colours blur
 SCALING = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
@@ -139,14 +136,6 @@ def _seen(pictures: list[np.ndarray]) -> list[str]:
     if all(rgb.max() <= BLACK for rgb in pictures):
         return ["black: all its pictures are black"]
     return ["blank: all its pictures are of one colour"]
-
-
-def encode_frame(rgb: np.ndarray, codec: Literal["jpeg", "raw"]) -> bytes:
-    """(height, width, 3) uint8 RGB -> a JPEG file (quality 95), or the rows as they are."""
-    if codec == "raw":
-        return rgb.tobytes()
-    image = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)
-    return bytes(encode_jpeg(image, quality=JPEG_QUALITY).numpy().tobytes())
 
 
 def _all(track: Track, instants: list[Fraction], keyframes: bool) -> Iterator[VideoFrame]:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.models import ResNet
 
 from avpt.errors import ArtifactError, ConfigError
 from avpt.files import artifacts
 from avpt.files.artifacts import Header
 from avpt.models.abnormal_channels import norm_layers
 from avpt.models.abri import NEW
-from avpt.models.encoder import CHANNELS, EncoderSpec, Norm, build_encoder
+from avpt.models.encoder import CHANNELS, Encoder, EncoderSpec, Norm, build_encoder
+from avpt.models.fitting import check_finite, misfits
 from avpt.models.weights import find_weights, fit_weights, guess_arch
 from avpt.types import MODALITIES, Modality
 
@@ -23,7 +23,7 @@ from avpt.types import MODALITIES, Modality
 class AnyEncoder:
     """An encoder on the CPU, and where it came from."""
 
-    encoder: ResNet
+    encoder: Encoder
     spec: EncoderSpec  # as it is fed
     made_for: Modality  # what its own first convolution takes
     header: Header | None  # of an artifact of avpt's own
@@ -63,13 +63,10 @@ def load_any_encoder(name: Path, modality: Modality | None, arch: str | None) ->
     abri = {key: value for key, value in state.items() if key.endswith(tuple(f".{part}" for part in NEW))}
     fitted, _ = fit_weights({key: state[key] for key in state if key not in abri}, spec, "sum", str(name))
     encoder = build_encoder(spec)
-    try:
-        encoder.load_state_dict(fitted | abri)
-    except RuntimeError as error:  # of which the first line is a heading
-        told = "; ".join(line.strip() for line in str(error).splitlines()[1:])
-        raise ArtifactError(f"{name} does not fit {spec.arch} with ABRi: {told}") from None
-    if not all(value.isfinite().all() for value in encoder.state_dict().values()):
-        raise ArtifactError(f"{name} holds values that are not numbers; train it again with a lower --lr")
+    if problems := misfits(encoder.state_dict(), fitted | abri):
+        raise ArtifactError(f"{name} does not fit {spec.arch} with ABRi: {'; '.join(problems.values())}")
+    encoder.load_state_dict(fitted | abri)
+    check_finite(name, encoder)
     return AnyEncoder(encoder, spec, made_for, header)
 
 

@@ -8,28 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchvision.models import ResNet
+from torch import nn
 
 from avpt.errors import ArtifactError, listed
 from avpt.files import artifacts
-from avpt.files.artifacts import Header
+from avpt.files.artifacts import Header, Kind
 from avpt.files.checking import RecordError, convert
 from avpt.files.records import InputSpec
 from avpt.models.abnormal_channels import has_unmoved_statistics
-from avpt.models.encoder import Classifier, EncoderSpec, build_encoder, encoder_spec
+from avpt.models.encoder import Classifier, Encoder, EncoderSpec, build_encoder, encoder_spec
+from avpt.models.fitting import check_finite, described, misfits
 from avpt.models.fusion import FUSIONS, FusedModel
 from avpt.types import MODALITIES, Modality
 
 log = logging.getLogger(__name__)
-
-DTYPES = ("F32", "F16", "BF16", "F64", "I64")  # as safetensors calls them
 
 
 @dataclass(frozen=True)
 class LoadedEncoder:
     """An encoder on the CPU, and where it came from."""
 
-    encoder: ResNet
+    encoder: Encoder
     spec: EncoderSpec
     input: InputSpec | None  # the input pipeline it was trained with; None for an encoder fresh from `init`
     store: str | None  # fingerprint of the one it was trained on
@@ -41,37 +40,37 @@ def load_encoder(path: Path, modality: Modality) -> LoadedEncoder:
     Raises:
         ArtifactError: missing, unfinished, of another kind or modality, or tensors that do not fit its spec.
     """
-    artifact = artifacts.load(artifacts.model_file(path), "encoder", "classifier")
-    state = artifact.tensors
-    if artifact.header.kind == "classifier":
-        state = {name.removeprefix("encoder."): value for name, value in state.items() if name.startswith("encoder.")}
-    values = artifact.header.spec
-    try:
-        spec = encoder_spec(values["encoder"])
-        encoder = build_encoder(spec)
-        problems = _misfits(encoder, {name: list(value.shape) for name, value in state.items()})
-        floating = {name for name, value in encoder.state_dict().items() if value.is_floating_point()}
-        problems += [
-            f"{name} is {state[name].dtype}" for name in state if state[name].is_floating_point() != (name in floating)
-        ]
-        if problems:
-            raise RecordError(listed(problems))
-        pipeline = None if values.get("input") is None else convert(values["input"], InputSpec)
-    except (KeyError, RecordError) as error:
-        told = f"it has no {error.args[0]}" if isinstance(error, KeyError) else str(error)
-        raise ArtifactError(f"{path} does not fit its own spec ({told}); make it again") from None
-    encoder.load_state_dict(state)
-    _check_finite(path, encoder)
-    if spec.modality != modality:
-        article = "an" if spec.modality == "audio" else "a"
+    loaded = load_network(path, "encoder", "classifier")
+    ((made_for, spec),) = loaded.encoders.items()
+    if made_for != modality:
+        article = "an" if made_for == "audio" else "a"
         raise ArtifactError(
-            f"{path} is {article} {spec.modality} encoder, {modality} is needed here; "
+            f"{path} is {article} {made_for} encoder, {modality} is needed here; "
             f"carry it across with `avpt init --modality {modality} --weights {path}`"
         )
-    return LoadedEncoder(encoder, spec, pipeline, artifact.header.inputs.get("store"))
+    values = loaded.header.spec.get("input")
+    pipeline = None if values is None else read_input(path, loaded.header)
+    encoder = build_encoder(spec)  # drawn at random first: on that depends the head, which a training draws next
+    encoder.load_state_dict(loaded.encoder(modality).state_dict())
+    return LoadedEncoder(encoder, spec, pipeline, loaded.header.inputs.get("store"))
 
 
-def check_frozen(encoder: ResNet, path: Path) -> None:
+def read_input(path: Path, header: Header) -> InputSpec:
+    """The input pipeline that a model was trained with.
+
+    Raises:
+        ArtifactError: the spec has none, or one that no training could have had.
+    """
+    values = header.spec.get("input")
+    if not isinstance(values, dict):
+        raise ArtifactError(f"{path} has no input pipeline: it is not trained yet; `avpt finetune-unimodal` does that")
+    try:
+        return convert(values, InputSpec)
+    except RecordError as error:
+        raise ArtifactError(f"{path} has a damaged input pipeline ({error}); make it again") from None
+
+
+def check_frozen(encoder: Encoder, path: Path) -> None:
     """Refuse to use an encoder as it is whose new ABRi branch has running statistics of no data, 0 and 1.
 
     Its other branch normalises, so that the blend means nothing. Where no BatchNorm normalises that is warned of.
@@ -114,19 +113,27 @@ def check_input(loaded: LoadedEncoder, path: Path, wanted: dict[str, Any]) -> No
 class LoadedNetwork:
     """A trained network on the CPU, in evaluation mode, and the header of its artifact."""
 
-    network: ResNet | Classifier | FusedModel  # an encoder without a head, one with, or two
+    network: Encoder | Classifier | FusedModel  # an encoder without a head, one with, or two
     encoders: dict[Modality, EncoderSpec]
     header: Header
 
-    def encoder(self, modality: Modality) -> ResNet:
+    def encoder(self, modality: Modality) -> Encoder:
         """One of its encoders."""
         network = self.network
-        if isinstance(network, FusedModel):
-            return network.audio if modality == "audio" else network.visual
-        return network.encoder if isinstance(network, Classifier) else network
+        if isinstance(network, Encoder):
+            return network
+        if isinstance(network, Classifier):
+            return network.encoder
+        return network.audio if modality == "audio" else network.visual
+
+    @property
+    def head(self) -> nn.Linear | None:
+        """A classifier's."""
+        head: nn.Linear | None = getattr(self.network, "head", None)
+        return head
 
 
-def load_network(path: Path, *kinds: str) -> LoadedNetwork:
+def load_network(path: Path, *kinds: Kind) -> LoadedNetwork:
     """Rebuild what an artifact, or the best model of a run folder, holds.
 
     Args:
@@ -137,41 +144,31 @@ def load_network(path: Path, *kinds: str) -> LoadedNetwork:
         ArtifactError: missing, unfinished, of another kind, or tensors that do not fit its spec.
     """
     file = artifacts.model_file(path)
-    header, tensors = artifacts.read_header(file)
+    header, shapes = artifacts.read_header(file)
     if header.kind == "encoder" and "encoder" not in kinds:
         raise ArtifactError(f"{path} is an encoder without a classifier; train one with `avpt finetune-unimodal`")
     if header.kind not in kinds:
         raise ArtifactError(f"{path} is of kind {header.kind}; {' or '.join(kinds)} is needed here")
+    problems: list[str]
     try:
         with torch.device("meta"):  # takes no memory, whatever the spec says
             network, encoders = _build(header)
-        problems = _misfits(network, {name: shape for name, (_, shape) in tensors.items()})
-        problems += [f"{name} is {dtype}" for name, (dtype, _) in tensors.items() if dtype not in DTYPES]
+        state, problems = described(shapes)
+        problems += misfits(network.state_dict(), state).values()
     except KeyError as error:
         problems = [f"it has no {error.args[0]}"]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         problems = [str(error)[:200]]
     if problems:
         raise ArtifactError(f"{path} does not fit its own spec ({listed(problems)}); make it again")
-    state = artifacts.load(file, header.kind).tensors
+    tensors = artifacts.load(file, header.kind).tensors
     wanted = {name: value.dtype for name, value in network.state_dict().items()}
-    network.load_state_dict({name: state[name].to(dtype, copy=True) for name, dtype in wanted.items()}, assign=True)
-    _check_finite(path, network)
+    network.load_state_dict({name: tensors[name].to(dtype, copy=True) for name, dtype in wanted.items()}, assign=True)
+    check_finite(path, network)
     return LoadedNetwork(network.eval(), encoders, header)
 
 
-def _check_finite(path: Path, network: torch.nn.Module) -> None:
-    """Refuse infinite values and NaN, by key.
-
-    Raises:
-        ArtifactError: there are some.
-    """
-    for name, value in network.state_dict().items():
-        if not value.isfinite().all():
-            raise ArtifactError(f"{path} holds values that are not numbers ({name}); train it again with a lower --lr")
-
-
-def _build(header: Header) -> tuple[ResNet | Classifier | FusedModel, dict[Modality, EncoderSpec]]:
+def _build(header: Header) -> tuple[Encoder | Classifier | FusedModel, dict[Modality, EncoderSpec]]:
     """The network that a header's spec describes, with random weights."""
     spec = header.spec
     if header.kind in ("encoder", "classifier"):
@@ -193,12 +190,3 @@ def _num_classes(header: Header) -> int:
     if header.spec["num_classes"] != len(classes) or not isinstance(header.spec["multi_label"], bool):
         raise ValueError("the number of classes is not that of their names")
     return len(classes)
-
-
-def _misfits(network: torch.nn.Module, shapes: dict[str, list[int]]) -> list[str]:
-    """What keeps tensors of these shapes from being the network's."""
-    wanted = {name: list(value.shape) for name, value in network.state_dict().items()}
-    found = [f"{name} is missing" for name in wanted if name not in shapes]
-    found += [f"{name} is unknown" for name in shapes if name not in wanted]
-    differ = (name for name in wanted if name in shapes and shapes[name] != wanted[name])
-    return found + [f"{name} is {shapes[name]}, not {wanted[name]}" for name in differ]

@@ -8,17 +8,33 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-import torchvision
 from torch import Tensor, nn
-from torchvision.models import ResNet
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from avpt.files.checking import RecordError, convert
 from avpt.models.abri import AbriBatchNorm2d
 from avpt.types import Modality
 
-ARCHS = ("resnet18", "resnet34", "resnet50")
+if TYPE_CHECKING:  # torchvision has no types
+
+    class ResNet(nn.Module):
+        """What is used of torchvision's."""
+
+        conv1: nn.Conv2d
+        bn1: nn.Module
+        fc: nn.Module
+
+        def __init__(self, block: Any, layers: list[int], *, norm_layer: Any) -> None: ...
+else:
+    from torchvision.models import ResNet
+
+ARCHS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {  # blocks of each of the four layers
+    "resnet18": (BasicBlock, [2, 2, 2, 2]),
+    "resnet34": (BasicBlock, [3, 4, 6, 3]),
+    "resnet50": (Bottleneck, [3, 4, 6, 3]),
+}
 CHANNELS: dict[Modality, int] = {"audio": 1, "visual": 3}
 
 Norm = Literal["batchnorm", "abri-channel", "abri-layer"]
@@ -33,23 +49,39 @@ class EncoderSpec:
     norm: Norm
 
 
-def build_encoder(spec: EncoderSpec, alpha: float = 0.5) -> ResNet:
-    """A ResNet with random weights, without its classifier, that takes the modality's channels.
+class Freezable(nn.Module):
+    """A module that stays in evaluation mode once it is frozen, whatever the model around it is set to."""
 
-    `alpha` is where ABRi layers start. Draws from torch's global generator.
-    """
+    frozen = False
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode, or evaluation mode."""
+        return super().train(mode and not self.frozen)
+
+
+class Encoder(Freezable, ResNet):
+    """torchvision's ResNet with random weights, without its classifier, for the channels of one modality."""
+
+    width: int  # of its features
+
+    def __init__(self, spec: EncoderSpec, norm_layer: Callable[..., nn.Module]) -> None:
+        block, layers = ARCHS[spec.arch]
+        super().__init__(block, layers, norm_layer=norm_layer)
+        if CHANNELS[spec.modality] != self.conv1.in_channels:
+            self.conv1 = nn.Conv2d(CHANNELS[spec.modality], 64, kernel_size=7, stride=2, padding=3, bias=False)
+            nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's own
+        self.width = 512 * block.expansion
+        self.fc = nn.Identity()
+
+
+def build_encoder(spec: EncoderSpec, alpha: float = 0.5) -> Encoder:
+    """An encoder with random weights, from torch's global generator; `alpha` is where ABRi layers start."""
     norm_layers: dict[Norm, Callable[..., nn.Module]] = {
         "batchnorm": nn.BatchNorm2d,
         "abri-channel": partial(AbriBatchNorm2d, alpha=alpha, per="channel"),
         "abri-layer": partial(AbriBatchNorm2d, alpha=alpha, per="layer"),
     }
-    encoder: ResNet = torchvision.models.get_model(spec.arch, weights=None, norm_layer=norm_layers[spec.norm])
-    if CHANNELS[spec.modality] != encoder.conv1.in_channels:
-        encoder.conv1 = nn.Conv2d(CHANNELS[spec.modality], 64, kernel_size=7, stride=2, padding=3, bias=False)
-        nn.init.kaiming_normal_(encoder.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's own
-    encoder.width = encoder.fc.in_features
-    encoder.fc = nn.Identity()
-    return encoder
+    return Encoder(spec, norm_layers[spec.norm])
 
 
 def encode(encoder: nn.Module, inputs: Tensor) -> Tensor:
@@ -62,19 +94,19 @@ def encode(encoder: nn.Module, inputs: Tensor) -> Tensor:
     return pooled.view(batch, frames, -1).mean(dim=1)
 
 
-def freeze(encoder: nn.Module) -> None:
+def freeze(encoder: Freezable) -> None:
     """Keep an encoder as it is: no gradient reaches it, and its BatchNorm stays with its running statistics."""
     encoder.requires_grad_(False).eval()
-    encoder.train = lambda mode=True: encoder  # type: ignore[method-assign]  # a model's train() comes by here
+    encoder.frozen = True
 
 
 class Classifier(nn.Module):
     """One encoder and a linear head; tensors `encoder.*`, `head.weight`, `head.bias`."""
 
-    def __init__(self, encoder: ResNet, num_classes: int) -> None:
+    def __init__(self, encoder: Encoder, num_classes: int) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = nn.Linear(int(encoder.width), num_classes)
+        self.head = nn.Linear(encoder.width, num_classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits (batch, classes)."""
@@ -87,15 +119,19 @@ class Classifier(nn.Module):
 
 
 class Features(nn.Module):
-    """An encoder whose features are what evaluation records."""
+    """An encoder alone, whose features are what evaluation records and what is exported."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
 
-    def outputs(self, inputs: Tensor) -> dict[str, Tensor]:
+    def forward(self, inputs: Tensor) -> Tensor:
         """The features (batch, width)."""
-        return {"features": encode(self.encoder, inputs)}
+        return encode(self.encoder, inputs)
+
+    def outputs(self, inputs: Tensor) -> dict[str, Tensor]:
+        """What evaluation records: the features."""
+        return {"features": self(inputs)}
 
 
 def norm_parameters(model: nn.Module) -> set[nn.Parameter]:

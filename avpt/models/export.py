@@ -12,30 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import ResNet
 
 from avpt.files.export_headers import KEY, PT2_MEMBER, require_onnx
 from avpt.models.abri import fold_state_dict
-from avpt.models.encoder import Classifier, EncoderSpec, build_encoder, encode
+from avpt.models.encoder import Classifier, Encoder, EncoderSpec, Features, build_encoder
 from avpt.models.fusion import FusedModel
 from avpt.types import Modality
 
 BATCH = 2  # clips in the example that an export traces; 1 would be taken for a constant
 
 
-class Features(nn.Module):
-    """An encoder alone: features (batch, width), averaged over a clip's frames."""
-
-    def __init__(self, encoder: ResNet) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Features of spectrograms (batch, 1, frame, mel) or frames (batch, frames, 3, height, width)."""
-        return encode(self.encoder, inputs)
-
-
-def plain_encoder(encoder: ResNet, spec: EncoderSpec) -> ResNet:
+def plain_encoder(encoder: Encoder, spec: EncoderSpec) -> Encoder:
     """The encoder with every ABRi layer folded into a plain BatchNorm; its output in evaluation is the same."""
     with torch.device("meta"):
         plain = build_encoder(replace(spec, norm="batchnorm"))
@@ -43,16 +30,19 @@ def plain_encoder(encoder: ResNet, spec: EncoderSpec) -> ResNet:
     return plain.eval()
 
 
-def torchvision_state(encoder: ResNet, head: nn.Linear | None) -> dict[str, Tensor]:
+def torchvision_state(encoder: Encoder, head: nn.Linear | None) -> dict[str, Tensor]:
     """A plain encoder's state dict with torchvision's names, and a head as its `fc`."""
     state: dict[str, Tensor] = encoder.state_dict()
     return state | ({} if head is None else {"fc.weight": head.weight, "fc.bias": head.bias})
 
 
 def plain_network(
-    network: ResNet | Classifier | FusedModel, encoders: Mapping[Modality, EncoderSpec], only: Modality | None
+    network: Encoder | Classifier | FusedModel, encoders: Mapping[Modality, EncoderSpec], only: Modality | None
 ) -> nn.Module:
     """What ONNX and torch.export get: the whole model, or one encoder of a fused one; ABRi folded."""
+    if isinstance(network, Encoder):
+        (spec,) = encoders.values()
+        return Features(plain_encoder(network, spec)).eval()
     if isinstance(network, FusedModel):
         if only is not None:
             return Features(plain_encoder(getattr(network, only), encoders[only])).eval()
@@ -60,10 +50,8 @@ def plain_network(
         network.visual = plain_encoder(network.visual, encoders["visual"])
         return network.eval()
     (spec,) = encoders.values()
-    if isinstance(network, Classifier):
-        network.encoder = plain_encoder(network.encoder, spec)
-        return network.eval()
-    return Features(plain_encoder(network, spec)).eval()
+    network.encoder = plain_encoder(network.encoder, spec)
+    return network.eval()
 
 
 def to_torch_export(model: nn.Module, inputs: Mapping[Modality, Tensor], metadata: str) -> bytes:

@@ -6,9 +6,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import ResNet
 
-from avpt.models.encoder import encode
+from avpt.models.encoder import Encoder, encode
 from avpt.types import MODALITIES, Modality
 
 FusionName = Literal["concat", "sum", "film", "gated"]
@@ -82,11 +81,11 @@ FUSIONS: dict[FusionName, type[Concat] | type[Sum] | type[Film] | type[Gated]] =
 class FusedModel(nn.Module):
     """The joint model; tensors `audio.*`, `visual.*`, `fusion.*`."""
 
-    def __init__(self, audio: ResNet, visual: ResNet, fusion: FusionName, num_classes: int) -> None:
+    def __init__(self, audio: Encoder, visual: Encoder, fusion: FusionName, num_classes: int) -> None:
         super().__init__()
         self.audio = audio
         self.visual = visual
-        self.fusion = FUSIONS[fusion](int(audio.width), int(visual.width), num_classes)
+        self.fusion = FUSIONS[fusion](audio.width, visual.width, num_classes)
 
     def forward(self, audio: Tensor, visual: Tensor, present: Tensor | None = None) -> Tensor:
         """Logits (batch, classes) from spectrograms (batch, 1, frame, mel) and frames (batch, frames, 3, h, w).
@@ -125,10 +124,10 @@ def shares(fusion: nn.Module, audio: Tensor, visual: Tensor, logits: Tensor) -> 
     return (logits - only_visual + only_audio) / 2, (logits - only_audio + only_visual) / 2
 
 
-def _nothing(encoder: ResNet, other: Tensor | None) -> Tensor:
+def _nothing(encoder: Encoder, other: Tensor | None) -> Tensor:
     """Zero features (batch, width) for as many clips as the other modality has."""
     assert other is not None, "a clip has sound or pictures"
-    return other.new_zeros(len(other), int(encoder.width))
+    return other.new_zeros(len(other), encoder.width)
 
 
 class OneModality(nn.Module):

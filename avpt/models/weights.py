@@ -21,6 +21,7 @@ from avpt.files.artifacts import model_file, read_tensors
 from avpt.files.torch_files import load_torch
 from avpt.models.abri import NEW, PRETRAINED, fold_state_dict
 from avpt.models.encoder import CHANNELS, EncoderSpec, build_encoder
+from avpt.models.fitting import misfits, not_finite
 from avpt.types import Modality
 
 log = logging.getLogger(__name__)
@@ -193,28 +194,18 @@ def fit_weights(
         if how:
             report.adapted["conv1.weight"] = how
 
-    problems = []
-    for name, value in fitted.items():
-        if name in state and state[name].shape == value.shape:
-            if value.is_floating_point() and not state[name].is_floating_point():
-                problems.append(f"{name} is {str(state[name].dtype).removeprefix('torch.')}, not floating point")
-                continue
-            fitted[name] = state[name].to(value.dtype)
-            if not fitted[name].isfinite().all():
-                problems.append(f"{name} holds infinite values or NaN")
-            if name not in report.adapted:
-                report.loaded.append(name)
-        elif name in state:
-            problems.append(f"{name} is {tuple(state[name].shape)}, not {tuple(value.shape)}")
-        elif name.endswith("num_batches_tracked"):
-            continue  # older checkpoints have none; it starts at 0
-        elif name not in report.new:
-            problems.append(f"{name} is missing")
-    for name in state:
-        if name.startswith(CLASSIFIERS):
-            report.dropped.append(name)
-        elif name not in fitted:
-            problems.append(f"{name} is unknown")
+    report.dropped = [name for name in state if name.startswith(CLASSIFIERS)]
+    state = {name: value for name, value in state.items() if name not in report.dropped}
+    wanted = {name: value for name, value in fitted.items() if name not in report.new}
+    for name in [name for name in wanted if name.endswith("num_batches_tracked")]:
+        if name in state:
+            state[name] = state[name].to(torch.int64)  # some tools make all numbers floating point
+        else:
+            del wanted[name]  # older checkpoints have none; it starts at 0
+    wrong = misfits(wanted, state)
+    fitted |= {name: state[name].to(value.dtype) for name, value in wanted.items() if name not in wrong}
+    report.loaded = [name for name in wanted if name not in report.adapted]
+    problems = [*wrong.values(), *(f"{name} holds infinite values or NaN" for name in not_finite(fitted))]
     if problems:
         guess = guess_arch(state)
         if guess != spec.arch:  # then nearly nothing fits, and the list would only hide the reason

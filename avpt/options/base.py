@@ -158,6 +158,9 @@ LoadingWorkers = Annotated[
     Option(min=0, max=MOST_WORKERS, help="Loading processes; 0 loads in the main one.", show_default="cores - 1"),
     Transient,
 ]
+DecodingWorkers = Annotated[
+    int | None, Option(min=1, max=MOST_WORKERS, help="Decoding processes.", show_default="cores"), Transient
+]
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps, ..."), Transient]
 ClipTimeout = Annotated[float, Option(min=0.1, max=1_000_000, help="Seconds before a clip counts as hung."), Transient]
 WorkerMemory = Annotated[

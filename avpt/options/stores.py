@@ -13,13 +13,14 @@ from avpt.options.base import (
     MOST_WORKERS,
     ClipTimeout,
     Config,
+    DecodingWorkers,
     OutputConfig,
     Transient,
     UnusedSeed,
     WorkerMemory,
     whole_number,
 )
-from avpt.types import LARGEST_INPUT, MOST_FRAMES, MOST_SPECTROGRAM_FRAMES
+from avpt.types import LARGEST_INPUT, MOST_FRAMES, MOST_SPECTROGRAM_FRAMES, FrameCodec
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -150,7 +151,7 @@ class PreprocessConfig(OutputConfig):
     frame_size: Annotated[int, Option(min=1, max=8192, help="Short side of a stored frame is scaled down to this.")] = (
         256
     )
-    frame_codec: Annotated[Literal["jpeg", "raw"], Option(help="How frames are stored.")] = "jpeg"
+    frame_codec: Annotated[FrameCodec, Option(help="How frames are stored.")] = "jpeg"
     frame_accuracy: Annotated[
         Literal["exact", "keyframe"],
         Option(help="The frame on screen, or the last key frame before it: several times faster."),
@@ -174,9 +175,7 @@ class PreprocessConfig(OutputConfig):
     limit: Annotated[
         int | None, Option(min=1, max=MOST_CLIPS, help="Only the first rows of the manifest.", show_default="all")
     ] = None
-    workers: Annotated[
-        int | None, Option(min=1, max=MOST_WORKERS, help="Decoding processes.", show_default="cores"), Transient
-    ] = None
+    workers: DecodingWorkers = None
     clip_timeout: ClipTimeout = 60.0
     worker_memory: WorkerMemory = 4.0
     max_failures: Annotated[

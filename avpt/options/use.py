@@ -9,13 +9,12 @@ from typer import Argument, Option
 from avpt.errors import ConfigError
 from avpt.options.base import (
     LARGEST_BATCH,
-    MOST_WORKERS,
     ClipTimeout,
     Config,
+    DecodingWorkers,
     Device,
     LoadingWorkers,
     OutputConfig,
-    Transient,
     UnusedSeed,
     WorkerMemory,
 )
@@ -128,9 +127,7 @@ class PredictConfig(OutputConfig):
     ] = None
     out: Annotated[Path | None, Option(help="File to write (.csv, .jsonl).", show_default="stdout")] = None
     seed: UnusedSeed = 0
-    workers: Annotated[
-        int | None, Option(min=1, max=MOST_WORKERS, help="Decoding processes.", show_default="cores"), Transient
-    ] = None
+    workers: DecodingWorkers = None
     clip_timeout: ClipTimeout = 60.0
     worker_memory: WorkerMemory = 4.0
     device: Device = "auto"

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avpt.errors import ArtifactError
 from avpt.files.artifacts import Header
-from avpt.files.checking import RecordError, convert
 from avpt.loading.dataset import InputSpec
 from avpt.loading.evaluation import check_sound, other_pictures
-from avpt.models.checkpoint import load_network
+from avpt.models.checkpoint import load_network, read_input
 from avpt.models.encoder import Classifier
 from avpt.models.fusion import FusedModel
 from avpt.options import TrainConfig, allows, recorded_option
@@ -62,21 +60,6 @@ def load_trained(path: Path) -> Trained:
         multi_label=loaded.header.spec["multi_label"],
         header=loaded.header,
     )
-
-
-def read_input(path: Path, header: Header) -> InputSpec:
-    """The input pipeline that a model was trained with.
-
-    Raises:
-        ArtifactError: the spec has none, or one that no training could have had.
-    """
-    values = header.spec.get("input")
-    if not isinstance(values, dict):
-        raise ArtifactError(f"{path} has no input pipeline: it is not trained yet; `avpt finetune-unimodal` does that")
-    try:
-        return convert(values, InputSpec)
-    except RecordError as error:
-        raise ArtifactError(f"{path} has a damaged input pipeline ({error}); make it again") from None
 
 
 def check_clips(

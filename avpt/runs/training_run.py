@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avpt.files.artifacts import Header
-from avpt.loading.dataset import Augmentation, ClipDataset, InputSpec, Masking, grid
+from avpt.files.artifacts import Header, Kind
+from avpt.loading.dataset import Augmentation, ClipDataset, Masking, grid
 from avpt.loading.loader import Loader, deaths_told
 from avpt.loading.masking import most_masked
 from avpt.loading.pictures import picture
-from avpt.machine.processes import loading_workers
-from avpt.models.encoder import freeze, norm_parameters
+from avpt.machine.workers import loading_workers
+from avpt.models.encoder import Encoder, freeze, norm_parameters
 from avpt.models.fusion import shares
 from avpt.options import FinetuneConfig, FuseConfig, TrainConfig
 from avpt.store.splits import balancing_weights
@@ -29,7 +29,7 @@ from avpt.training.balancing.method import Balancing
 from avpt.training.balancing.ogm_ge import OgmGe
 from avpt.training.curves import drawn, need_tensorboard
 from avpt.training.display import display
-from avpt.training.loop import fit
+from avpt.training.loop import Clips, Plan, fit
 from avpt.training.mixing import averaged, mix_clips
 from avpt.training.passes import Stepping, evaluate
 from avpt.training.repeatable import check_repeatable
@@ -40,6 +40,7 @@ from avpt.types import MODALITIES, Batch, Modality, Split
 
 log = logging.getLogger(__name__)
 
+HELD_OUT: tuple[Split, ...] = ("val", "test")
 NUM_PICTURES = 4  # clips whose inputs TensorBoard shows
 MOST_TRIED = 4  # clips that the run is tried on before it begins, where they have no more in all than
 POINTS_TRIED = 2**17  # points of spectrograms and pictures; else two, as BatchNorm needs
@@ -50,15 +51,6 @@ def start(config: TrainConfig, world: World) -> torch.device:
     if config.tensorboard:
         world.first(need_tensorboard)
     return runtime.start(config.seed, config.device, config.precision, world)
-
-
-def input_spec(store: Store, config: TrainConfig) -> InputSpec:
-    """How this store's clips become this run's inputs."""
-    settings = store.settings
-    stored = {name: settings[name] for name in InputSpec.__dataclass_fields__ if name in settings}
-    return InputSpec(
-        **stored, mean=store.mean, std=store.std, image_size=config.image_size, num_frames=config.num_frames
-    )
 
 
 def augmentation(config: TrainConfig) -> Augmentation:
@@ -83,52 +75,117 @@ def train(
 
     Of several processes all train, and the first writes: it makes the folder with `begin` once nothing is refused.
     """
-    device = next(model.parameters()).device
-    spec = input_spec(store, config)
-    workers = loading_workers(config.workers, world.local_size)
-
-    def loader(split: Split, augmented: Augmentation | None = None, masking: Masking | None = None) -> Loader:
-        codec = store.settings["frame_codec"]
-        dataset = ClipDataset(
-            splits[split],
-            modalities,
-            spec,
-            codec,
-            seed=config.seed,
-            augmentation=augmented,
-            masking=masking,
+    loader = partial(load_split, config, store, splits, modalities, next(model.parameters()).device, world)
+    warn_of_few_frames(config, splits["train"], modalities)
+    prepare(config, model)
+    train_loader = loader("train", augmented=augmentation(config), masking=masking)
+    log_batches(train_loader, world)
+    plan = plan_training(config, model, store, world)
+    check_repeatable(model, first_clips(train_loader), plan.stepping, world)
+    world.first(begin)
+    with watching(config, train_loader, store.multi_label, list(plan.watched), world) as watcher:
+        clips = Clips(
+            train=train_loader,
+            val=loader("val"),
+            clean_train=loader("train") if config.dynamics == "eval" else None,
+            ids=splits["train"].ids,
+            num_val=len(splits["val"]),
         )
-        shuffle_seed = None if augmented is None else config.seed
-        weights = None
-        if augmented is not None and config.balanced_sampling:
-            weights = torch.from_numpy(balancing_weights(splits[split].labels))
-        return Loader(
-            dataset,
-            config.batch_size,
-            device=device,
-            workers=workers,
-            shuffle_seed=shuffle_seed,
-            weights=weights,
-            process=world.rank,
-            processes=world.size,
+        progress = fit(
+            model,
+            clips,
+            plan,
+            optimizer=build_optimizer(config, model),
+            checkpoint=config.out / "checkpoint" / "last.pt",
+            watcher=watcher,
+            world=world,
         )
+        judged: nn.Module = model if plan.stepping.average is None else plan.stepping.average.module
+        last = {name: value.detach().clone() for name, value in judged.state_dict().items()}
+        model.load_state_dict(progress.best_model)
+        predictions = {}
+        for split in HELD_OUT:
+            if split in splits:
+                batches = announced(loader(split), 0, watcher, f"evaluating the best epoch on {split}")
+                predictions[split] = evaluate(model, batches, len(splits[split]), world)
+    summary = summarize(progress, predictions)
+    if world.is_first:
+        run_writer.finish_run(
+            config.out,
+            header,
+            progress,
+            last,
+            train_ids=splits["train"].ids,
+            predictions=predictions,
+            prediction_ids={split: splits[split].ids for split in predictions},
+            summary=summary,
+            modality=modalities[0] if len(modalities) == 1 else "joint",
+        )
+    return summary
 
-    train_clips, num_val_clips = splits["train"], len(splits["val"])
-    if "visual" in modalities and (most := int(train_clips.num_visual_frames.max())) < config.num_frames:
+
+def load_split(
+    config: TrainConfig,
+    store: Store,
+    splits: Mapping[Split, SplitIndex],
+    modalities: Sequence[Modality],
+    device: torch.device,
+    world: World,
+    split: Split,
+    *,
+    augmented: Augmentation | None = None,
+    masking: Masking | None = None,
+) -> Loader:
+    """This process's batches of a split: shuffled and, where asked for, balanced where they are augmented."""
+    dataset = ClipDataset(
+        splits[split],
+        modalities,
+        store.input_spec(config.image_size, config.num_frames),
+        store.settings["frame_codec"],
+        seed=config.seed,
+        augmentation=augmented,
+        masking=masking,
+    )
+    weights = None
+    if augmented is not None and config.balanced_sampling:
+        weights = torch.from_numpy(balancing_weights(splits[split].labels))
+    return Loader(
+        dataset,
+        config.batch_size,
+        device=device,
+        workers=loading_workers(config.workers, world.local_size),
+        shuffle_seed=None if augmented is None else config.seed,
+        weights=weights,
+        process=world.rank,
+        processes=world.size,
+    )
+
+
+def warn_of_few_frames(config: TrainConfig, clips: SplitIndex, modalities: Sequence[Modality]) -> None:
+    """Say so where no clip has as many frames as are asked for."""
+    if "visual" in modalities and (most := int(clips.num_visual_frames.max())) < config.num_frames:
         log.warning("no clip has more than %d frame(s): --num-frames %d feeds them repeatedly", most, config.num_frames)
-    encoders = encoder_parameters(model)
+
+
+def prepare(config: TrainConfig, model: nn.Module) -> None:
+    """Freeze what is not to learn, and lay the weights out in memory as asked for."""
     if config.freeze_encoders:
-        for name in encoders:
-            freeze(model.get_submodule(name))
+        for encoder in encoders_of(model).values():
+            freeze(encoder)
     model.to(memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
-    undecayed = set() if config.decay_norm else norm_parameters(model)
-    train_loader = loader("train", augmentation(config), masking)
+
+
+def log_batches(train: Loader, world: World) -> None:
+    """Say how the batches are divided among several processes."""
     if world.size > 1:
-        largest = max(last - first for first, last in pairwise(train_loader.sampler.edges))
+        largest = max(last - first for first, last in pairwise(train.sampler.edges))
         fewest, more = divmod(largest, world.size)
         each = f"{fewest} or {fewest + 1}" if more else str(fewest)
         log.info("%d processes: batches of %d clips in all, %s on each", world.size, largest, each)
-    average = averaged(model, config.ema) if config.ema is not None else None
+
+
+def plan_training(config: TrainConfig, model: nn.Module, store: Store, world: World) -> Plan:
+    """How this run trains."""
     stepping = Stepping(
         config.precision,
         config.accumulate,
@@ -136,76 +193,40 @@ def train(
         config.checkpoint_every,
         label_smoothing=config.label_smoothing,
         mix=mix(config, store, world),
-        balance=balance(config, model, world),
-        average=average,
+        average=averaged(model, config.ema) if config.ema is not None else None,
+        balance=balance(config, model, world),  # from here on it watches the model, which a copy should not take along
     )
-    check_repeatable(model, first_clips(train_loader), stepping, world)
-    world.first(begin)
-    with watching(config, train_loader, store.multi_label, list(encoders), world) as watcher:
-        progress = fit(
-            model,
-            train=train_loader,
-            val=loader("val"),
-            clean_train=loader("train") if config.dynamics == "eval" else None,
-            clip_ids=train_clips.ids,
-            num_val_clips=num_val_clips,
-            optimizer=optim.build_optimizer(
-                model,
-                undecayed,
-                {parameter for parameters in encoders.values() for parameter in parameters},
-                name=config.optimizer,
-                lr=config.lr,
-                momentum=config.momentum,
-                weight_decay=config.weight_decay,
-                encoder_lr_scale=config.encoder_lr_scale,
-            ),
-            rate=schedules.learning_rate(
-                lr=config.lr,
-                schedule=config.schedule,
-                epochs=config.epochs,
-                milestones=config.milestone_epochs,
-                factor=config.lr_factor,
-                warmup_epochs=config.warmup_epochs,
-            ),
-            epochs=config.epochs,
-            checkpoint=config.out / "checkpoint" / "last.pt",
-            measure=measure,
-            watcher=watcher,
-            stepping=stepping,
-            world=world,
-            watched=encoders,
-            compiled=config.compile,
-            patience=config.patience,
-        )
-        judged: nn.Module = model if average is None else average.module
-        last = {name: value.detach().clone() for name, value in judged.state_dict().items()}
-        model.load_state_dict(progress.best_model)
-        held_out: tuple[Split, ...] = ("val", "test")
-        predictions = {
-            split: evaluate(
-                model,
-                announced(loader(split), 0, watcher, f"evaluating the best epoch on {split}"),
-                len(splits[split]),
-                world,
-            )
-            for split in held_out
-            if split in splits
-        }
-    summary = summarize(progress, predictions)
-    if not world.is_first:
-        return summary
-    run_writer.finish_run(
-        config.out,
-        header,
-        progress,
-        last,
-        train_ids=train_clips.ids,
-        predictions=predictions,
-        prediction_ids={split: splits[split].ids for split in predictions},
-        summary=summary,
-        modality=modalities[0] if len(modalities) == 1 else "joint",
+    rate = schedules.learning_rate(
+        lr=config.lr,
+        schedule=config.schedule,
+        epochs=config.epochs,
+        milestones=config.milestone_epochs,
+        factor=config.lr_factor,
+        warmup_epochs=config.warmup_epochs,
     )
-    return summary
+    return Plan(
+        epochs=config.epochs,
+        rate=rate,
+        stepping=stepping,
+        measure=measure,
+        watched={name: list(encoder.parameters()) for name, encoder in encoders_of(model).items()},
+        patience=config.patience,
+        compiled=config.compile,
+    )
+
+
+def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser of this run, over all that is to learn."""
+    return optim.build_optimizer(
+        model,
+        set() if config.decay_norm else norm_parameters(model),
+        {parameter for encoder in encoders_of(model).values() for parameter in encoder.parameters()},
+        name=config.optimizer,
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        encoder_lr_scale=config.encoder_lr_scale,
+    )
 
 
 def first_clips(train: Loader) -> Batch:
@@ -274,10 +295,9 @@ def pictures(train: Loader, epoch: int, positions: Sequence[int]) -> dict[str, T
     }
 
 
-def encoder_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Each encoder's parameters, by what a run calls it."""
-    encoders = {name: getattr(model, name) for name in ("encoder", *MODALITIES) if hasattr(model, name)}
-    return {name: list(encoder.parameters()) for name, encoder in encoders.items()}
+def encoders_of(model: nn.Module) -> dict[str, Encoder]:
+    """A model's encoders, by what a run calls them."""
+    return {name: getattr(model, name) for name in ("encoder", *MODALITIES) if hasattr(model, name)}
 
 
 def measure(outputs: dict[str, Tensor]) -> dict[str, float | None]:
@@ -300,7 +320,7 @@ def summarize(progress: Progress, predictions: Mapping[Split, dict[str, Tensor]]
 
 
 def model_header(
-    kind: str,
+    kind: Kind,
     config: TrainConfig,
     store: Store,
     settings: Mapping[str, Any],
@@ -313,7 +333,7 @@ def model_header(
         kind=kind,
         spec=spec
         | {
-            "input": input_spec(store, config).record(),
+            "input": store.input_spec(config.image_size, config.num_frames).record(),
             "num_classes": len(store.classes),
             "multi_label": store.multi_label,
         },

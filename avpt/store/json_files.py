@@ -11,7 +11,7 @@ from msgspec import Meta
 from avpt.errors import StoreError
 from avpt.files.checking import RecordError, check, parse, read, read_text
 from avpt.files.records import AboveZero, Count, Finite, Positive
-from avpt.types import Split
+from avpt.types import FrameCodec, Split
 
 SCHEMA = 1
 
@@ -38,7 +38,7 @@ class StoreConfig(TypedDict):
     fps: AboveZero
     max_frames: Positive
     frame_size: Positive
-    frame_codec: Literal["jpeg", "raw"]
+    frame_codec: FrameCodec
     shard_size: Positive
     multi_label: bool
     frame_accuracy: NotRequired[Literal["exact", "keyframe"]]

@@ -19,14 +19,8 @@ from avpt.errors import StoreError
 
 Array = np.ndarray[Any, Any]
 
-MOST_PIXELS = 64_000_000  # of a stored frame, as of a decoded one
-
 # a text as HDF5 keeps it: its length, and where in the file its bytes are
 TEXT = np.dtype([("length", "<u4"), ("address", "<u8"), ("number", "<u4")])
-
-# markers of a JPEG: nothing follows these, ends and starts, frame headers
-ALONE, SOI, EOI, SOS = frozenset({0x00, 0x01, *range(0xD0, 0xD8)}), 0xD8, 0xD9, 0xDA
-FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 class UnreadableError(StoreError):
@@ -174,21 +168,3 @@ def wrong_offsets(what: str, offsets: Array, end: int) -> Iterator[tuple[int, st
         yield row, f"{what} goes back from {offsets[row]} to {offsets[row + 1]}"
     if offsets[-1] != end:
         yield len(offsets) - 2, f"{what} ends at {offsets[-1]}, not {end}"
-
-
-def jpeg_size(data: bytes) -> tuple[int, int]:
-    """Height and width in the frame header (ITU-T T.81, B.2.2), found as libjpeg finds it; 0 x 0 without one."""
-    at = 2
-    while (at := data.find(b"\xff", at)) >= 0:
-        while data[at : at + 1] == b"\xff":
-            at += 1
-        marker = data[at] if at < len(data) else EOI
-        at += 1
-        if marker in ALONE:
-            continue
-        if marker in (SOI, EOI, SOS):
-            break  # none of them comes before the frame header
-        if marker in FRAMES:
-            return int.from_bytes(data[at + 3 : at + 5]), int.from_bytes(data[at + 5 : at + 7])
-        at += max(2, int.from_bytes(data[at : at + 2]))
-    return 0, 0

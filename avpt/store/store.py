@@ -22,6 +22,7 @@ import numpy as np
 from avpt.errors import StoreError
 from avpt.files.checking import RecordError
 from avpt.files.outputs import atomic, sha256_json, write_json
+from avpt.files.records import InputSpec
 from avpt.media.clip import ClipSettings, DecodedClip
 from avpt.store.json_files import SCHEMA as SCHEMA
 from avpt.store.json_files import Failure as Failure
@@ -239,6 +240,12 @@ class Store:
             raise StoreError(
                 f"{path}: settings.json and store.json differ in multi_label; look at it with `avpt verify`"
             )
+
+    def input_spec(self, image_size: int, num_frames: int) -> InputSpec:
+        """How its clips become a model's input, at a size and number of frames that the store leaves open."""
+        names = InputSpec.__dataclass_fields__.keys() & self.settings.keys()
+        stored = {name: self.settings[name] for name in names}
+        return InputSpec(**stored, mean=self.mean, std=self.std, image_size=image_size, num_frames=num_frames)
 
     @cached_property
     def indices(self) -> dict[Split, SplitIndex]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from avpt.errors import AvptError, OtherProcessError, listed
-from avpt.machine.processes import InterruptedWork, held_back
-from avpt.training import metrics, runtime
-from avpt.training.checkpoint import load_checkpoint, save_checkpoint
+from avpt.machine.processes import InterruptedWork, Interruption, held_back
+from avpt.training import metrics
 from avpt.training.passes import NotFiniteError, Stepping, evaluate, measure_dynamics, train_epoch
+from avpt.training.run_state import RunState, new_run, resume, save
 from avpt.training.state import Batches, Clock, EpochState, Progress, new_epoch
 from avpt.training.watch import Watcher, announced
 from avpt.training.world import World
@@ -30,32 +30,45 @@ from avpt.types import Batch
 log = logging.getLogger(__name__)
 
 STOPPED = "another process of this job was stopped; the same command goes on from here"
-LOSABLE = ("the weights", "BatchNorm's running statistics", "the averaged weights", "the optimiser's sums")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clips:
+    """What a run learns from, and what its epochs are judged by."""
+
+    train: Batches  # shuffled, augmented
+    val: Batches  # that the best epoch is chosen by
+    clean_train: Batches | None  # those of training without augmentation, for `--dynamics eval`; None for `train`
+    ids: Sequence[str]  # of the training split
+    num_val: int  # in the val split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a run trains, and until when."""
+
+    epochs: int
+    rate: Callable[[int, int, int], float]  # learning rate from (epoch, step, steps per epoch)
+    stepping: Stepping  # how a step is taken
+    measure: Callable[[dict[str, Tensor]], Mapping[str, float | None]]  # metrics of what `evaluate` returned
+    watched: Mapping[str, Sequence[nn.Parameter]]  # by encoder; the norms of their gradients are recorded
+    patience: int | None = None  # epochs without a better one after which to stop; None never does
+    compiled: bool = False  # let torch compile the training pass
 
 
 def fit(
     model: nn.Module,
+    clips: Clips,
+    plan: Plan,
     *,
-    train: Batches,
-    val: Batches,
-    clean_train: Batches | None,
-    clip_ids: Sequence[str],
-    num_val_clips: int,
     optimizer: torch.optim.Optimizer,
-    rate: Callable[[int, int, int], float],
-    epochs: int,
     checkpoint: Path,
-    measure: Callable[[dict[str, Tensor]], Mapping[str, float | None]],
     watcher: Watcher,
-    stepping: Stepping,
     world: World,
-    watched: Mapping[str, Sequence[nn.Parameter]],
-    compiled: bool = False,
-    patience: int | None = None,
 ) -> Progress:
-    """Train until `epochs` passes are done, from the checkpoint where there is one.
+    """Train until all epochs are done, from the checkpoint where there is one.
 
-    What is evaluated and kept as the best is the average of the weights, where `stepping` has one.
+    What is evaluated and kept as the best is the average of the weights, where `plan.stepping` has one.
 
     SIGTERM and Ctrl-C wait for the end of a step, after which the state is saved, and then take their course.
 
@@ -64,193 +77,179 @@ def fit(
 
     Args:
         model: on its device.
-        train: shuffled, augmented batches.
-        val: batches that the best epoch is chosen by.
-        clean_train: the training clips without augmentation, for `--dynamics eval`; None records while training.
-        clip_ids: of the training split.
-        num_val_clips: in the val split.
+        clips: to learn from and to be judged by.
+        plan: how, and until when.
         optimizer: over the model's parameters.
-        rate: learning rate from (epoch, step, steps per epoch).
-        epochs: in all.
         checkpoint: file to resume from and to replace.
-        measure: metrics of one split from what `evaluate` returned.
         watcher: told how it goes on; of an epoch's end after the checkpoint is safe.
-        stepping: how a step is taken.
         world: the processes of the job.
-        watched: parameters by encoder, whose gradients' norms are recorded.
-        compiled: let torch compile the training pass.
-        patience: epochs without a better one after which to stop; None never does.
     """
-    progress, state = Progress(), new_epoch(len(clip_ids))
-    here = runtime.environment(next(model.parameters()).device)
-    job = begun_by = {"processes": world.size, "steps": len(train), **here}
-    scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=stepping.precision == "fp16")
-
-    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scaler": scaler}
-    if stepping.average is not None:
-        parts["average"] = stepping.average
-    judged: Any = model if stepping.average is None else stepping.average.module
-
-    def resume(saved: dict[str, Any]) -> None:
-        nonlocal progress, state, begun_by
-        for name, part in parts.items():
-            part.load_state_dict(saved[name])
-        progress, state, begun_by = Progress(**saved["progress"]), EpochState(**saved["epoch"]), saved["job"]
-
-    def lost(what: str) -> AvptError:
-        last = f"the last checkpoint is {checkpoint}" if checkpoint.exists() else "nothing was saved yet"
-        return AvptError(f"{what}; {last}; lower --lr, with --overwrite")
-
-    def save() -> None:
-        watcher.busy("saving")
-        merged = state.merged(world)
-        epoch = len(progress.records)
-        after = f"step {state.step} of epoch {epoch + 1}" if state.step else f"epoch {epoch}"
-        first_bad = world.least(_first_not_finite(model, stepping.average, optimizer))
-        if first_bad < len(LOSABLE):
-            raise lost(f"{LOSABLE[first_bad]} are no longer numbers after {after}")
-        if world.is_first:
-            states = {name: part.state_dict() for name, part in parts.items()}
-            save_checkpoint(checkpoint, {"progress": vars(progress), "epoch": vars(merged), "job": job, **states})
-
-    resumed = load_checkpoint(checkpoint, resume)
-    _check_resumed(checkpoint, (len(progress.records), state.step), begun_by, job, world)
-    if not world.is_first:  # the first process counts for what was done before
-        state = replace(
-            new_epoch(len(clip_ids)), step=state.step, skipped=state.skipped, norms=state.norms, factors=state.factors
-        )
-    trained = world.parallel(cast(nn.Module, torch.compile(model, dynamic=False)) if compiled else model)
-
-    watcher.run_begun(progress)
+    sizes = {"num_clips": len(clips.ids), "num_steps": len(clips.train)}
+    run = new_run(model, optimizer, plan.stepping, checkpoint, watcher, world, **sizes)
+    resumed = resume(run)
+    trained = world.parallel(cast(nn.Module, torch.compile(model, dynamic=False)) if plan.compiled else model)
+    watcher.run_begun(run.progress)
     if resumed:
-        log.info("going on after %d epoch(s) and %d of %d steps", len(progress.records), state.step, len(train))
+        place = len(run.progress.records), run.epoch.step
+        log.info("going on after %d epoch(s) and %d of %d steps", *place, len(clips.train))
 
     with held_back() as interruption:
-
-        def stop_or_save(due: bool) -> None:
-            stop = world.any(bool(interruption))
-            if stop or due:
-                save()
-            if stop:
-                raise InterruptedWork if interruption else OtherProcessError(STOPPED)
-
-        def stoppable(split: Batches, epoch: int, what: str) -> Iterator[Batch]:
-            common = world.least(len(split))  # several processes may have different numbers of batches
-            for number, batch in enumerate(announced(split, epoch, watcher, what)):
-                if number < common:
-                    stop_or_save(False)
-                yield batch
-
-        for epoch in range(len(progress.records), epochs):
-            if patience is not None and epoch - progress.best_epoch >= patience:
-                log.info("no better epoch in %d: the run ends here (--patience)", patience)
+        pause = partial(save_or_stop, run, interruption)
+        for epoch in range(len(run.progress.records), plan.epochs):
+            if plan.patience is not None and epoch - run.progress.best_epoch >= plan.patience:
+                log.info("no better epoch in %d: the run ends here (--patience)", plan.patience)
                 break
-            clock = Clock(first_step=state.step)
-            watcher.epoch_begun(epoch, state)
-
-            def set_rate(step: int, epoch: int = epoch) -> None:
-                for group in optimizer.param_groups:
-                    group["lr"] = rate(epoch, step, len(train)) * group.get("lr_scale", 1.0)
-
-            def step_done(
-                positions: Tensor, epoch: int = epoch, state: EpochState = state, clock: Clock = clock
-            ) -> None:
-                if stepping.average is not None:
-                    stepping.average.update_parameters(model)
-                watcher.step_done(epoch, state, clock, positions)
-                every = stepping.checkpoint_every
-                stop_or_save(every is not None and (epoch * len(train) + state.step) % every == 0)
-
-            try:
-                train_epoch(
-                    trained,
-                    clock.timed(train.epoch(epoch, state.step)),
-                    optimizer,
-                    state,
-                    epoch=epoch,
-                    first_step=epoch * len(train),
-                    set_rate=set_rate,
-                    stepping=stepping,
-                    scaler=scaler,
-                    world=world,
-                    watched=watched,
-                    after_step=step_done,
-                )
-            except torch.OutOfMemoryError:
-                raise AvptError(
-                    "the device has too little memory; raise --accumulate or lower --batch-size, with --overwrite"
-                ) from None
-            except NotFiniteError as error:
-                positions = world.all_of(error.to_blame) or world.all_of(error.positions)
-                clips = listed([clip_ids[position] for position in positions])
-                raise lost(f"the {error} at step {error.step + 1} of epoch {epoch + 1}, on clips {clips}") from None
+            clock = Clock(first_step=run.epoch.step)
+            watcher.epoch_begun(epoch, run.epoch)
+            train_on(run, trained, clips, plan, epoch, clock, pause)
             clock.trained = clock.seconds
-            seen = state.merged(world)
-            world.spread_buffers(model)
-            if judged is not model:
-                world.spread_buffers(judged)
-            dynamics = seen
-            if clean_train is not None:
-                clean = stoppable(clean_train, epoch, "measuring confidence")
-                dynamics = measure_dynamics(model, clean, len(clip_ids), world)
-                if not dynamics.probability.isfinite().all():
-                    raise lost(f"the confidences are no longer numbers after epoch {epoch + 1}")
-            outputs = evaluate(judged, stoppable(val, epoch, "validating"), num_val_clips, world)
-            if not outputs["logits"].isfinite().all():
-                raise lost(f"the logits of val are no longer numbers after epoch {epoch + 1}")
-            values = world.first(partial(measure, outputs))
+            seen = run.epoch.merged(world)
+            dynamics, outputs = look_at(run, clips, epoch, seen, pause)
+            values = world.first(partial(plan.measure, outputs))
             clock.evaluated = clock.seconds - clock.trained
-            progress.probability.append(dynamics.probability)
-            progress.correct.append(dynamics.correct)
-            learnt = {"loss": float(seen.loss.double().mean()), "accuracy": float(seen.correct.double().mean())}
-            record = {"epoch": epoch + 1, "lr": rate(epoch, len(train) - 1, len(train)), "train": learnt, "val": values}
-            record["gradient_norm"] = seen.mean_norms()
-            if seen.skipped:
-                record["skipped_steps"] = seen.skipped
-            if seen.factors:
-                record["gradient_factor"] = {name: total / seen.step for name, total in seen.factors.items()}
-            progress.records.append(record)
-            if metrics.key_metric(values) > progress.best_value:
-                progress.best_epoch, progress.best_value = epoch + 1, metrics.key_metric(values)
-                weights = judged.state_dict()
-                progress.best_model = {name: value.detach().cpu().clone() for name, value in weights.items()}
-            state = new_epoch(len(clip_ids))
-            save()
-            watcher.epoch_done(progress, clock.row(epoch + 1))
-            stop_or_save(False)
-    watcher.training_done(progress)
-    return progress
+            note_epoch(run, epoch_record(epoch, plan.rate, len(clips.train), seen, values), dynamics)
+            save(run)
+            watcher.epoch_done(run.progress, clock.row(epoch + 1))
+            pause(False)
+    watcher.training_done(run.progress)
+    return run.progress
 
 
-def _first_not_finite(model: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer) -> int:
-    """Which of LOSABLE, by number, is the first to hold an infinite value or none; their count where all are sound."""
-    sums = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-    averages = [] if average is None else average.state_dict().values()
-    for number, tensors in enumerate((model.parameters(), model.buffers(), averages, sums)):
-        if not all(bool(values.isfinite().all()) for values in tensors):
-            return number
-    return len(LOSABLE)
+def save_or_stop(run: RunState, interruption: Interruption, due: bool) -> None:
+    """Between two steps or batches: save where that is due, or where a signal waits for it in any process.
 
-
-def _check_resumed(
-    checkpoint: Path, place: tuple[int, int], begun_by: dict[str, Any], job: dict[str, Any], world: World
-) -> None:
-    """See that all processes go on from one place, (epochs, steps) done, and that its steps still mean the same.
-
-    Another device, number of threads or torch is told: their kernels round differently.
+    Raises:
+        InterruptedWork: a signal waits in this process.
+        OtherProcessError: in another one.
     """
-    if place != world.first(lambda: place):
-        raise AvptError(f"{checkpoint} is not the same everywhere; --out must be where all machines see it")
-    for name in ("device", "threads", "torch"):
-        if begun_by.get(name, job[name]) != job[name]:  # older checkpoints do not tell
-            told = "%s was made with %s %s, going on with %s: the result is not that of an undisturbed run to the bit"
-            log.warning(told, checkpoint, name, begun_by[name], job[name])
-    if begun_by["processes"] == job["processes"]:
-        return
-    was, now = begun_by["processes"], job["processes"]
-    if place[1] and begun_by["steps"] != job["steps"]:
-        raise AvptError(
-            f"{checkpoint} is of {was} process(es) that took {begun_by['steps']} steps an epoch, "
-            f"{now} take {job['steps']}; start {was}, or --overwrite"
+    stop = run.world.any(bool(interruption))
+    if stop or due:
+        save(run)
+    if stop:
+        raise InterruptedWork if interruption else OtherProcessError(STOPPED)
+
+
+def train_on(
+    run: RunState,
+    trained: nn.Module,
+    clips: Clips,
+    plan: Plan,
+    epoch: int,
+    clock: Clock,
+    pause: Callable[[bool], None],
+) -> None:
+    """Take the steps that an epoch (from 0) still lacks; `trained` is the model, compiled or in several processes.
+
+    Raises:
+        AvptError: the loss is no longer finite, or the device has too little memory.
+    """
+    steps, state, every = len(clips.train), run.epoch, plan.stepping.checkpoint_every
+
+    def set_rate(step: int) -> None:
+        for group in run.optimizer.param_groups:
+            group["lr"] = plan.rate(epoch, step, steps) * group.get("lr_scale", 1.0)
+
+    def step_done(positions: Tensor) -> None:
+        if run.average is not None:
+            run.average.update_parameters(run.model)
+        run.watcher.step_done(epoch, state, clock, positions)
+        pause(every is not None and (epoch * steps + state.step) % every == 0)
+
+    try:
+        train_epoch(
+            trained,
+            clock.timed(clips.train.epoch(epoch, state.step)),
+            run.optimizer,
+            state,
+            epoch=epoch,
+            first_step=epoch * steps,
+            set_rate=set_rate,
+            stepping=plan.stepping,
+            scaler=run.scaler,
+            world=run.world,
+            watched=plan.watched,
+            after_step=step_done,
         )
-    log.warning("%s is of %d process(es), going on with %d changes the result", checkpoint, was, now)
+    except torch.OutOfMemoryError:
+        raise AvptError(
+            "the device has too little memory; raise --accumulate or lower --batch-size, with --overwrite"
+        ) from None
+    except NotFiniteError as error:
+        positions = run.world.all_of(error.to_blame) or run.world.all_of(error.positions)
+        blamed = listed([clips.ids[position] for position in positions])
+        raise run.lost(f"the {error} at step {error.step + 1} of epoch {epoch + 1}, on clips {blamed}") from None
+
+
+def look_at(
+    run: RunState, clips: Clips, epoch: int, seen: EpochState, pause: Callable[[bool], None]
+) -> tuple[EpochState, dict[str, Tensor]]:
+    """How sure the model is of the training clips after an epoch (from 0), and all its outputs over val.
+
+    The former is what was `seen` while training, or comes from a clean pass where there is one.
+
+    Raises:
+        AvptError: they are no longer numbers.
+    """
+    run.world.spread_buffers(run.model)
+    if run.judged is not run.model:
+        run.world.spread_buffers(run.judged)
+    dynamics = seen
+    if clips.clean_train is not None:
+        batches = stoppable(run, clips.clean_train, epoch, "measuring confidence", pause)
+        dynamics = measure_dynamics(run.model, batches, len(clips.ids), run.world)
+        if not dynamics.probability.isfinite().all():
+            raise run.lost(f"the confidences are no longer numbers after epoch {epoch + 1}")
+    batches = stoppable(run, clips.val, epoch, "validating", pause)
+    outputs = evaluate(run.judged, batches, clips.num_val, run.world)
+    if not outputs["logits"].isfinite().all():
+        raise run.lost(f"the logits of val are no longer numbers after epoch {epoch + 1}")
+    return dynamics, outputs
+
+
+def stoppable(run: RunState, split: Batches, epoch: int, what: str, pause: Callable[[bool], None]) -> Iterator[Batch]:
+    """One pass over some clips, which is not training, with a pause before each batch that all processes have."""
+    common = run.world.least(len(split))  # several processes may have different numbers of batches
+    for number, batch in enumerate(announced(split, epoch, run.watcher, what)):
+        if number < common:
+            pause(False)
+        yield batch
+
+
+def epoch_record(
+    epoch: int,
+    rate: Callable[[int, int, int], float],
+    steps: int,
+    seen: EpochState,
+    values: Mapping[str, float | None],
+) -> dict[str, Any]:
+    """An epoch (from 0) as `metrics.jsonl` has it.
+
+    Args:
+        epoch: from 0; counted from 1 in the record.
+        rate: of which the record has the last step's.
+        steps: in the epoch.
+        seen: by all processes, while training.
+        values: the metrics of val.
+    """
+    learnt = {"loss": float(seen.loss.double().mean()), "accuracy": float(seen.correct.double().mean())}
+    record = {"epoch": epoch + 1, "lr": rate(epoch, steps - 1, steps), "train": learnt, "val": values}
+    record["gradient_norm"] = seen.mean_norms()
+    if seen.skipped:
+        record["skipped_steps"] = seen.skipped
+    if seen.factors:
+        record["gradient_factor"] = {name: total / seen.step for name, total in seen.factors.items()}
+    return record
+
+
+def note_epoch(run: RunState, record: dict[str, Any], dynamics: EpochState) -> None:
+    """Take an epoch that is over into the run, its weights where they are the best so far, and begin the next one."""
+    progress = run.progress
+    progress.probability.append(dynamics.probability)
+    progress.correct.append(dynamics.correct)
+    progress.records.append(record)
+    value = metrics.key_metric(record["val"])
+    if value > progress.best_value:
+        progress.best_epoch, progress.best_value = record["epoch"], value
+        weights = run.judged.state_dict()
+        progress.best_model = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+    run.epoch = new_epoch(len(run.epoch.loss))

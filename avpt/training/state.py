@@ -52,6 +52,11 @@ class EpochState:
             loss=world.sum(self.loss),
         )
 
+    def without_clips(self) -> EpochState:
+        """The same place in an epoch, none of whose clips have been seen here."""
+        clean = new_epoch(len(self.loss))
+        return replace(self, probability=clean.probability, correct=clean.correct, loss=clean.loss)
+
     def mean_norms(self) -> dict[str, float]:
         """The gradients' norms by encoder, means over the steps that were not skipped."""
         return {name: total / (self.step - self.skipped) for name, total in self.norms.items()}

@@ -17,16 +17,16 @@ import torch
 from clips import CLASSES, HELP, decoded, processor_seconds, read_recordings, write_store
 from torch import nn
 
-from avpt.loading.dataset import Augmentation, ClipDataset, InputSpec
+from avpt.loading.dataset import Augmentation, ClipDataset
 from avpt.loading.loader import Loader
 from avpt.loading.masking import plan_masking
-from avpt.machine.processes import num_cores
+from avpt.machine.workers import num_cores
 from avpt.media.clip import ClipSettings
 from avpt.models.encoder import Classifier, EncoderSpec, Norm, build_encoder
 from avpt.models.fusion import FusedModel
 from avpt.store.store import Store
 from avpt.training import metrics
-from avpt.training.loop import fit
+from avpt.training.loop import Clips, Plan, fit
 from avpt.training.optim import build_optimizer
 from avpt.training.passes import Stepping
 from avpt.training.runtime import start
@@ -88,10 +88,7 @@ class Held:
 def make_loader(path: Path, modalities: tuple[Modality, ...], options: argparse.Namespace) -> Loader:
     """As the training commands make it."""
     store = Store(path)
-    stored = {name: store.settings[name] for name in InputSpec.__dataclass_fields__ if name in store.settings}
-    spec = InputSpec(
-        **stored, mean=store.mean, std=store.std, image_size=options.image_size, num_frames=options.num_frames
-    )
+    spec = store.input_spec(image_size=options.image_size, num_frames=options.num_frames)
     clips = store.indices["train"]
     ratios: dict[Modality, torch.Tensor] = {m: torch.full((len(clips),), 0.2) for m in MODALITIES}
     dataset = ClipDataset(
@@ -159,22 +156,26 @@ def main() -> None:
 
         fit(
             model,
-            train=turns,
-            val=Held(turns.held),
-            clean_train=None,
-            clip_ids=[str(i) for i in range(num_clips)],
-            num_val_clips=2,
+            Clips(
+                train=turns,
+                val=Held(turns.held),
+                clean_train=None,
+                ids=[str(i) for i in range(num_clips)],
+                num_val=2,
+            ),
+            Plan(
+                epochs=2 * (options.pairs + 1),
+                rate=lambda epoch, step, steps: 1e-3,
+                stepping=Stepping(),
+                measure=lambda outputs: metrics.measure(outputs["logits"], outputs["labels"]),
+                watched={},
+            ),
             optimizer=build_optimizer(
                 model, set(), set(), name="sgd", lr=1e-3, momentum=0.9, weight_decay=1e-4, encoder_lr_scale=1.0
             ),
-            rate=lambda epoch, step, steps: 1e-3,
-            epochs=2 * (options.pairs + 1),
             checkpoint=folder / "last.pt",
-            measure=lambda outputs: metrics.measure(outputs["logits"], outputs["labels"]),
             watcher=Timer(),
-            stepping=Stepping(),
             world=World(),
-            watched={},
         )
     record: dict[str, Any] = {
         "benchmark": "epoch",

@@ -25,10 +25,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchaudio.compliance import kaldi
 from torchvision import transforms
 
-from avpt.loading.dataset import Augmentation, ClipDataset, InputSpec
+from avpt.loading.dataset import Augmentation, ClipDataset
 from avpt.loading.loader import Loader
 from avpt.media.clip import ClipSettings
-from avpt.media.video import encode_frame
+from avpt.media.codecs import encode_frame
 from avpt.store.store import Store
 from avpt.training.runtime import start
 
@@ -109,8 +109,7 @@ def write_files(folder: Path, recordings: list[Recording], num_clips: int) -> li
 def store_loader(path: Path, batch_size: int, workers: int) -> Loader:
     """avpt's own loader, as `fuse-train --mask none` makes it."""
     store = Store(path)
-    stored = {name: store.settings[name] for name in InputSpec.__dataclass_fields__ if name in store.settings}
-    spec = InputSpec(**stored, mean=store.mean, std=store.std, image_size=IMAGE_SIZE, num_frames=NUM_FRAMES)
+    spec = store.input_spec(image_size=IMAGE_SIZE, num_frames=NUM_FRAMES)
     augmentation = Augmentation((0.08, 1.0), True, (0, 0))
     codec = store.settings["frame_codec"]
     clips = ClipDataset(store.indices["train"], ("audio", "visual"), spec, codec, augmentation=augmentation)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from clips import write_store
 
-from avpt.loading.dataset import Augmentation, ClipDataset, InputSpec
+from avpt.loading.dataset import Augmentation, ClipDataset
 from avpt.loading.loader import Loader
 from avpt.media.clip import ClipSettings, DecodedClip
 from avpt.store.store import Store
@@ -60,8 +60,7 @@ def measure(path: Path, batch_size: int, workers: int, epochs: int) -> dict[str,
     """The most that this process and a worker hold in the last epoch, and at the end of each epoch."""
     torch.set_num_threads(1)
     store = Store(path)
-    stored = {name: store.settings[name] for name in InputSpec.__dataclass_fields__ if name in store.settings}
-    spec = InputSpec(**stored, mean=store.mean, std=store.std, image_size=32, num_frames=1)
+    spec = store.input_spec(image_size=32, num_frames=1)
     augmentation = Augmentation((0.08, 1.0), True, (8, 8))
     clips = ClipDataset(store.indices["train"], ("audio", "visual"), spec, "raw", augmentation=augmentation)
     loader = Loader(clips, batch_size, device=torch.device("cpu"), workers=workers, shuffle_seed=0)

@@ -226,7 +226,7 @@ def inputs_of(experiment: Experiment, node: Node, store: Store, clips: int) -> B
     index = training_splits(store, MODALITIES, config.val_fraction)["train"]
     ratios = ratios_of(node)
     there = {m: torch.stack([ratios[m][clip_id] for clip_id in index.ids]) for m in MODALITIES}
-    spec = training_run.input_spec(store, config)
+    spec = store.input_spec(config.image_size, config.num_frames)
     masking = plan_masking(there, spec, config.patch, warn=False)
     most = most_masked(masking, 2 * clips)
     positions = [position for position in most if any(masking.num_masked[m][position] for m in MODALITIES)][:clips]

@@ -23,13 +23,12 @@ from avpt.errors import StoreError
 from avpt.files.checking import RecordError
 from avpt.files.outputs import sha256
 from avpt.media.clip import ClipSettings
+from avpt.media.codecs import wrong_frame
 from avpt.store.json_files import SCHEMA, read_shard
 from avpt.store.shard_layout import (
-    MOST_PIXELS,
     Array,
     UnreadableError,
     contract,
-    jpeg_size,
     look_at,
     open_shard,
     wrong_labels,
@@ -201,31 +200,7 @@ def _check_frame(frame: Array, height: int, width: int, task: ShardTask) -> str:
     largest = task.config["frame_size"]
     if not 0 < min(height, width) <= largest:
         return f"is {height} x {width}; its short side should be 1 to {largest}"
-    if height * width > MOST_PIXELS:
-        return f"is {height} x {width}, which is more than {MOST_PIXELS} pixels"
-    if not len(frame):
-        return "is empty"
-    if task.config["frame_codec"] == "raw":
-        needed = height * width * 3
-        return "" if len(frame) == needed else f"has {len(frame)} bytes, not the {needed} of {height} x {width} pixels"
-    data = frame.tobytes()
-    if not (data.startswith(b"\xff\xd8") and data.endswith(b"\xff\xd9")):
-        return "does not start and end as a JPEG does"
-    return _decode(frame, height, width) if task.deep else ""
-
-
-def _decode(frame: Array, height: int, width: int) -> str:
-    import torch
-    from torchvision.io import decode_jpeg
-
-    size = jpeg_size(frame.tobytes())  # looked at first: a header may ask for any amount of memory
-    if size != (height, width):
-        return f"is a JPEG of {size[0]} x {size[1]}, not {height} x {width}"
-    try:
-        decode_jpeg(torch.from_numpy(frame))
-    except RuntimeError as error:
-        return f"does not decode: {str(error).rpartition(', ')[2]}"
-    return ""
+    return wrong_frame(frame, task.config["frame_codec"], height, width, deep=task.deep)
 
 
 @contextmanager

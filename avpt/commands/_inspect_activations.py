@@ -1,0 +1,130 @@
+"""What clips show of encoders: which channels are dead, and the feature maps of one clip."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from avpt.commands._inspect_parameters import Side
+from avpt.errors import StoreError, listed
+from avpt.machine.progress import track
+from avpt.machine.workers import loading_workers
+from avpt.options import InspectConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from avpt.diagnosis.dead_channels import Activity
+    from avpt.loading.dataset import InputSpec
+    from avpt.store.store import SplitIndex, Store
+    from avpt.types import Batch, Modality
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the clips of a store showed of one encoder or of two."""
+
+    sides: list[Activity]
+    dead: list[dict[str, Tensor]]  # of each side, by layer (channels,) bool; not of shortcuts
+    clips: int
+    example: str  # the clip of the feature maps
+    picture: Tensor  # what the first input of that clip was, (1, frame, mel) or (3, height, width)
+
+
+def measure(config: InspectConfig, path: Path, before: Side, after: Side | None) -> Measured:
+    """Feed the same clips to both encoders, in one pass.
+
+    Raises:
+        StoreError: the store is missing or damaged, or can't feed these encoders.
+    """
+    from avpt.diagnosis import dead_channels
+    from avpt.loading.evaluation import EvaluationDataset
+    from avpt.loading.loader import Loader, deaths_told
+    from avpt.store.store import Store
+    from avpt.training import runtime
+
+    store = Store(path)
+    index = clips_of(config, store, before.modality)
+    spec = input_of(config, store, index, [side for side in (after, before) if side is not None])
+    device = runtime.start(config.seed, config.device)
+    encoders = [side.found.encoder.to(device) for side in (before, after) if side is not None]
+    dataset = EvaluationDataset(index, [before.modality], spec, store.settings["frame_codec"], seed=config.seed)
+    workers = loading_workers(config.workers)
+    # shuffled: batches of the same make, and none of one clip
+    loader = Loader(dataset, config.batch_size, device=device, workers=workers, shuffle_seed=config.seed)
+    first: list[Batch] = []
+
+    def batches() -> Iterator[Batch]:
+        with track(len(index), "inspect") as show:
+            done = 0
+            for batch in loader.epoch(0):
+                if not first:
+                    first.append(batch.part(slice(0, 1)))
+                yield batch
+                done += len(batch.labels)
+                show(done, 0)
+
+    with deaths_told():
+        sides = dead_channels.measure(encoders, batches(), config.zero)
+    return Measured(
+        sides,
+        [side.dead(config.dead_share) for side in sides],
+        len(index),
+        index.ids[int(first[0].positions)],
+        first[0].inputs[0].flatten(0, -4)[0].cpu(),
+    )
+
+
+def clips_of(config: InspectConfig, store: Store, modality: Modality) -> SplitIndex:
+    """The clips to look at, drawn by the seed where there are more.
+
+    Raises:
+        StoreError: the store has no such split, too few clips, or lacks the modality.
+    """
+    import numpy as np
+
+    from avpt.store.splits import require_modality
+
+    index = store.indices.get(config.split)
+    if index is None or len(index) < 2:
+        there = [split for split, clips in store.indices.items() if len(clips) > 1]
+        raise StoreError(
+            f"{store.path} has {0 if index is None else len(index)} {config.split} clips, and two or more are needed; "
+            f"--split can be {listed(there) or 'nothing'}"
+        )
+    require_modality(store, config.split, index, modality)
+    if len(index) <= config.clips:
+        return index
+    return index.take(np.sort(np.random.default_rng(config.seed).permutation(len(index))[: config.clips]))
+
+
+def input_of(config: InspectConfig, store: Store, index: SplitIndex, sides: list[Side]) -> InputSpec:
+    """How clips become inputs: as the first of the sides was trained, or as a training on this store would do it.
+
+    Raises:
+        StoreError: the store can't give these inputs.
+    """
+    from dataclasses import replace
+
+    from avpt.loading.evaluation import check_sound, other_pictures
+    from avpt.models.checkpoint import read_input
+
+    sizes = ("image_size", "num_frames")
+    asked = {name: value for name in sizes if (value := getattr(config, name)) is not None}
+    modality = sides[0].modality
+    for side in sides:
+        header = side.found.header
+        if side.found.made_for == modality and header is not None and header.spec.get("input"):
+            spec = replace(read_input(side.path, header), **asked)
+            if modality == "audio":
+                check_sound(store, spec, [index])
+            elif differ := other_pictures(store.settings, spec):
+                log.warning("%s holds other frames than %s was trained on (%s)", store.path, side.path, listed(differ))
+            return spec
+    usual = {name: TrainConfig.defaults()[name] for name in sizes}
+    return store.input_spec(**usual | asked)

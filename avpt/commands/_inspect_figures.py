@@ -1,0 +1,76 @@
+"""The figures of `avpt inspect`, as the bytes of their files by name."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from avpt.commands._inspect_activations import Measured
+from avpt.commands._inspect_parameters import Side
+from avpt.options import InspectConfig
+
+log = logging.getLogger(__name__)
+
+
+def draw_parameters(config: InspectConfig, before: Side, after: Side | None) -> dict[str, bytes]:
+    """The files of the figures that no clip is needed for."""
+    from avpt.figures import channels, style
+
+    layers = list(before.own)
+    pairs = {"before" if after else "": before.own}
+    if after is not None:
+        pairs["after, ABRi blended" if after.alpha else "after"] = after.acting
+    elif before.alpha:
+        pairs = {"pre-trained branch": before.own, "ABRi blended": before.acting}
+
+    def shares(limits: list[float]) -> dict[str, list[list[float]]]:
+        return {
+            name: [[float(pair.below(limit).float().mean()) for pair in own.values()] for limit in limits]
+            for name, own in pairs.items()
+        }
+
+    one, all_of = [config.abnormal_threshold], config.thresholds
+    gammas = {name: [float(v) for pair in own.values() for v in pair.gamma.abs()] for name, own in pairs.items()}
+    figures = {
+        "abnormal": channels.draw_abnormal(layers, all_of, shares(all_of)),
+        f"abnormal-{one[0]:g}": channels.draw_abnormal(layers, one, shares(one), row_height=1.7),
+        "gamma": channels.draw_gamma(gammas),
+    }
+    for name, side in _named(before, after).items():
+        if side.alpha:
+            alphas = [alpha.numpy() for alpha in side.alpha.values()]
+            figures[f"alpha-{name}" if name else "alpha"] = channels.draw_alpha(layers, alphas)
+    return style.rendered(figures)
+
+
+def draw_first_layer(
+    config: InspectConfig, before: Side, after: Side | None, measured: Measured | None
+) -> dict[str, bytes]:
+    """The files of the first layer's filters and, where clips were fed, of what it makes of one."""
+    from avpt.figures import channels, style
+
+    sides, stem, limit = _named(before, after), next(iter(before.own)), config.abnormal_threshold
+    words = {"dead": f"dead: {f'at most {config.zero:g}' if config.zero else 'zero'} nearly everywhere"}
+    words["abnormal"] = f"abnormal: max(|γ|, |β|) < {limit:g}"
+    if measured is not None:
+        words["abnormal"] += ", but not dead" if config.zero else ", but not exactly zero"
+    abnormal = {name: side.acting[stem].below(limit).numpy() for name, side in sides.items()}
+    dead: dict[str, Any] = dict.fromkeys(sides)
+    figures = {}
+    if measured is not None:
+        dead = {name: found[stem].numpy() for name, found in zip(sides, measured.dead, strict=True)}
+        maps = {}
+        for name, activity in zip(sides, measured.sides, strict=True):
+            assert activity.maps is not None
+            maps[name] = (activity.maps.numpy(), dead[name], abnormal[name])
+        figures["feature-maps"] = channels.draw_feature_maps(measured.picture.numpy(), maps, measured.example, words)
+    elif config.store is None:
+        log.warning("feature maps are left out: they are measured on clips, which --store names")
+    weights = {name: side.found.encoder.conv1.weight.detach().cpu().numpy() for name, side in sides.items()}
+    filters = {name: (weights[name], dead[name], abnormal[name]) for name in sides}
+    figures["filters"] = channels.draw_filters(filters, words)
+    return style.rendered(figures)
+
+
+def _named(before: Side, after: Side | None) -> dict[str, Side]:
+    return {"": before} if after is None else {"before": before, "after": after}
