@@ -65,6 +65,7 @@ ODD: dict[str, tuple[str, Callable[[], Tensor], str]] = {
         lambda: torch.full((64,), math.inf),
         "bn1.running_var holds infinite values or NaN",
     ),
+    "negative": ("bn1.running_var", lambda: torch.full((64,), -1.0), "bn1.running_var holds negative variances"),
     "infinite half": ("bn1.bias", lambda: torch.full((64,), 1e9).half(), "bn1.bias holds infinite values or NaN"),
 }
 

@@ -14,7 +14,7 @@ from avpt.files.artifacts import Header
 from avpt.models.abnormal_channels import norm_layers
 from avpt.models.abri import NEW
 from avpt.models.encoder import CHANNELS, Encoder, EncoderSpec, Norm, build_encoder
-from avpt.models.fitting import check_finite, misfits
+from avpt.models.fitting import check_values, misfits
 from avpt.models.weights import find_weights, fit_weights, guess_arch
 from avpt.types import MODALITIES, Modality
 
@@ -66,7 +66,7 @@ def load_any_encoder(name: Path, modality: Modality | None, arch: str | None) ->
     if problems := misfits(encoder.state_dict(), fitted | abri):
         raise ArtifactError(f"{name} does not fit {spec.arch} with ABRi: {'; '.join(problems.values())}")
     encoder.load_state_dict(fitted | abri)
-    check_finite(name, encoder)
+    check_values(name, encoder)
     return AnyEncoder(encoder, spec, made_for, header)
 
 

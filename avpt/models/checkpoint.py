@@ -17,7 +17,7 @@ from avpt.files.checking import RecordError, convert
 from avpt.files.records import InputSpec
 from avpt.models.abnormal_channels import has_unmoved_statistics
 from avpt.models.encoder import Classifier, Encoder, EncoderSpec, build_encoder, encoder_spec
-from avpt.models.fitting import check_finite, described, misfits
+from avpt.models.fitting import check_values, described, misfits
 from avpt.models.fusion import FUSIONS, FusedModel
 from avpt.types import MODALITIES, Modality
 
@@ -164,7 +164,7 @@ def load_network(path: Path, *kinds: Kind) -> LoadedNetwork:
     tensors = artifacts.load(file, header.kind).tensors
     wanted = {name: value.dtype for name, value in network.state_dict().items()}
     network.load_state_dict({name: tensors[name].to(dtype, copy=True) for name, dtype in wanted.items()}, assign=True)
-    check_finite(path, network)
+    check_values(path, network)
     return LoadedNetwork(network.eval(), encoders, header)
 
 

@@ -45,16 +45,23 @@ def misfits(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[s
     return problems
 
 
-def not_finite(state: Mapping[str, Tensor]) -> list[str]:
-    """The keys of tensors that hold infinite values or NaN."""
-    return [name for name, value in state.items() if not value.isfinite().all()]
+def wrong_values(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """What is wrong with values that no training can have left, by key."""
+    wrong = {}
+    for name, value in state.items():
+        if not value.isfinite().all():
+            wrong[name] = f"{name} holds infinite values or NaN"
+        elif name.endswith("running_var") and (value < 0).any():
+            wrong[name] = f"{name} holds negative variances"
+    return wrong
 
 
-def check_finite(path: Path, network: nn.Module) -> None:
-    """See that all values of a network are numbers.
+def check_values(path: Path, network: nn.Module) -> None:
+    """See that all values of a network are numbers, and no variance is negative.
 
     Raises:
         ArtifactError: with the first key of which some are not.
     """
-    if wrong := not_finite(network.state_dict()):
-        raise ArtifactError(f"{path} holds values that are not numbers ({wrong[0]}); train it again with a lower --lr")
+    for name, what in wrong_values(network.state_dict()).items():
+        told = f"values that are not numbers ({name})" if "NaN" in what else f"negative variances ({name})"
+        raise ArtifactError(f"{path} holds {told}; train it again with a lower --lr")

@@ -21,7 +21,7 @@ from avpt.files.artifacts import model_file, read_tensors
 from avpt.files.torch_files import load_torch
 from avpt.models.abri import NEW, PRETRAINED, fold_state_dict
 from avpt.models.encoder import CHANNELS, EncoderSpec, build_encoder
-from avpt.models.fitting import misfits, not_finite
+from avpt.models.fitting import misfits, wrong_values
 from avpt.types import Modality
 
 log = logging.getLogger(__name__)
@@ -205,7 +205,7 @@ def fit_weights(
     wrong = misfits(wanted, state)
     fitted |= {name: state[name].to(value.dtype) for name, value in wanted.items() if name not in wrong}
     report.loaded = [name for name in wanted if name not in report.adapted]
-    problems = [*wrong.values(), *(f"{name} holds infinite values or NaN" for name in not_finite(fitted))]
+    problems = [*wrong.values(), *wrong_values(fitted).values()]
     if problems:
         guess = guess_arch(state)
         if guess != spec.arch:  # then nearly nothing fits, and the list would only hide the reason
