@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from avpt.errors import AvptError, OtherProcessError, listed
-from avpt.machine.processes import InterruptedWork, Interruption, held_back
+from avpt.machine.processes import InterruptedWork, Interruption, hold_signals
 from avpt.training import metrics
 from avpt.training.passes import NotFiniteError, Stepping, evaluate, measure_dynamics, train_epoch
 from avpt.training.run_state import RunState, new_run, resume, save
@@ -93,7 +93,7 @@ def fit(
         place = len(run.progress.records), run.epoch.step
         log.info("going on after %d epoch(s) and %d of %d steps", *place, len(clips.train))
 
-    with held_back() as interruption:
+    with hold_signals() as interruption:
         pause = partial(save_or_stop, run, interruption)
         for epoch in range(len(run.progress.records), plan.epochs):
             if plan.patience is not None and epoch - run.progress.best_epoch >= plan.patience:
