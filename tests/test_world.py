@@ -88,7 +88,7 @@ class Fake(World):
 
     others: tuple[str, ...] = ()
 
-    def everyones(self, value: Any) -> list[Any]:
+    def gather(self, value: Any) -> list[Any]:
         return [value, *self.others]
 
 

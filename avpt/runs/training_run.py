@@ -27,14 +27,14 @@ from avpt.store.store import SplitIndex, Store
 from avpt.training import metrics, optim, run_writer, runtime, schedules
 from avpt.training.balancing.method import Balancing
 from avpt.training.balancing.ogm_ge import OgmGe
-from avpt.training.curves import drawn, need_tensorboard
+from avpt.training.curves import draw_curves, need_tensorboard
 from avpt.training.display import display
 from avpt.training.loop import Clips, Plan, fit
-from avpt.training.mixing import averaged, mix_clips
+from avpt.training.mixing import average_weights, mix_clips
 from avpt.training.passes import Stepping, evaluate
 from avpt.training.repeatable import check_repeatable
 from avpt.training.state import Progress
-from avpt.training.watch import Watcher, Watchers, announced
+from avpt.training.watch import Watcher, Watchers, announce_batches
 from avpt.training.world import World
 from avpt.types import MODALITIES, Batch, Modality, Split
 
@@ -106,7 +106,7 @@ def train(
         predictions = {}
         for split in HELD_OUT:
             if split in splits:
-                batches = announced(loader(split), 0, watcher, f"evaluating the best epoch on {split}")
+                batches = announce_batches(loader(split), 0, watcher, f"evaluating the best epoch on {split}")
                 predictions[split] = evaluate(model, batches, len(splits[split]), world)
     summary = summarize(progress, predictions)
     if world.is_first:
@@ -193,7 +193,7 @@ def plan_training(config: TrainConfig, model: nn.Module, store: Store, world: Wo
         config.checkpoint_every,
         label_smoothing=config.label_smoothing,
         mix=mix(config, store, world),
-        average=averaged(model, config.ema) if config.ema is not None else None,
+        average=average_weights(model, config.ema) if config.ema is not None else None,
         balance=balance(config, model, world),  # from here on it watches the model, which a copy should not take along
     )
     rate = schedules.learning_rate(
@@ -269,7 +269,9 @@ def watching(
             positions = _clips_to_show(train)
             watchers.append(
                 held.enter_context(
-                    drawn(config.out / "tensorboard", timings, lambda epoch: pictures(train, epoch - 1, positions))
+                    draw_curves(
+                        config.out / "tensorboard", timings, lambda epoch: pictures(train, epoch - 1, positions)
+                    )
                 )
             )
         watchers.append(held.enter_context(display(config.epochs, len(train), timings, shown, encoders)))

@@ -1,4 +1,4 @@
-"""Schedules of the learning rate, and whether a finished run can go on under them; no torch needed."""
+"""Schedules of the learning rate, and whether a finished run can be continued under them; no torch needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from avpt.types import ScheduleName
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a schedule goes by. Epochs count from 0."""
+    """What a schedule computes its rates from. Epochs count from 0."""
 
     lr: float
     epochs: int
@@ -24,8 +24,8 @@ class Plan:
 class Schedule:
     """A learning rate over the epochs after warm-up.
 
-    A finished run can be continued to more epochs if its rates would have been the same, had it been so long from the
-    start: that is, if they do not depend on `Plan.epochs`.
+    A finished run can be continued to more epochs if its rates would have been the same in a longer run: that is, if
+    they do not depend on `Plan.epochs`.
     """
 
     rate: Callable[[Plan, int], float]
