@@ -1,4 +1,4 @@
-"""Words and small pictures made of characters, so that they can be shown anywhere: in a terminal, a log, a page."""
+"""Words, and small charts made of characters, that can be shown anywhere: in a terminal, a log, a page."""
 
 from __future__ import annotations
 

@@ -207,9 +207,7 @@ def _locked(path: Path, how: int, patience: float = 0.0, create: bool = True) ->
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for part in path.parent.glob(f"{escape(path.name)}.*"):
-                if "." not in part.name.removeprefix(
-                    f"{path.name}."
-                ):  # the lock of a part, which nobody can hold without this one
+                if "." not in part.name.removeprefix(f"{path.name}."):  # a part's lock, which is held with this one
                     part.unlink(missing_ok=True)
             path.unlink(missing_ok=True)  # not while it is shared: others could not find the file any more
         except BlockingIOError:

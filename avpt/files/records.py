@@ -140,7 +140,7 @@ class ManifestSummary(TypedDict):
 
 
 class ManifestRecord(Provenance):
-    """The file that lies beside a manifest."""
+    """The JSON file beside a manifest."""
 
     files: dict[str, str]  # name -> checksum
     summary: ManifestSummary

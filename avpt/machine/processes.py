@@ -87,7 +87,7 @@ def begin_peak() -> int:
 
 
 def peak_since(before: int) -> int:
-    """Peak memory of this process in bytes since `begin_peak`, beyond the `before` that that returned."""
+    """Peak memory of this process in bytes since `begin_peak`, beyond what that returned as `before`."""
     return _peak() - before if before else 0
 
 

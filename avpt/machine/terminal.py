@@ -54,9 +54,7 @@ def open_streams() -> None:
         encoding = sys.stderr.encoding if sys.stderr else "utf-8"
         raw = open(2, "wb", closefd=False)  # noqa: SIM115
         sys.stderr = _Enduring(raw, encoding=encoding, line_buffering=True)
-    if isinstance(
-        getattr(sys.stdout, "buffer", None), io.RawIOBase
-    ):  # under PYTHONUNBUFFERED a partial write loses the rest
+    if isinstance(getattr(sys.stdout, "buffer", None), io.RawIOBase):  # PYTHONUNBUFFERED loses partial writes
         buffer = io.BufferedWriter(sys.stdout.buffer)
         sys.stdout = io.TextIOWrapper(buffer, encoding=sys.stdout.encoding, line_buffering=True)
     codecs.register_error("escape", _escape)
@@ -140,7 +138,7 @@ def show(report: Report, *, json: bool, quiet: bool) -> None:
             for table in report.tables:
                 _print_table(table, to_stderr=bool(report.outputs))
             if report.text:
-                text = "\r\n".join(printable(part, keep="\n") for part in report.text.split("\r\n"))  # CSV's
+                text = "\r\n".join(printable(part, keep="\n") for part in report.text.split("\r\n"))  # as in CSV
                 print(text, end="", file=sys.stderr if report.outputs else sys.stdout)
             if report.page:
                 _print_page(report.page)

@@ -71,7 +71,7 @@ def read_input(path: Path, header: Header) -> InputSpec:
 
 
 def check_frozen(encoder: Encoder, path: Path) -> None:
-    """Refuse to use an encoder untrained whose new ABRi branch still has its initial running statistics, 0 and 1.
+    """Refuse to use an encoder as it is if its new ABRi branch still has its initial running statistics, 0 and 1.
 
     Its other branch normalises, so the blend is meaningless. Where no BatchNorm normalises, a warning is logged.
 
@@ -118,7 +118,7 @@ class LoadedNetwork:
     header: Header
 
     def encoder(self, modality: Modality) -> Encoder:
-        """One of its encoders."""
+        """The network's encoder of a modality."""
         network = self.network
         if isinstance(network, Encoder):
             return network

@@ -20,7 +20,7 @@ DTYPES = {  # the types that weights may have, by their names in safetensors
 
 
 def describe_tensors(shapes: Mapping[str, tuple[str, list[int]]]) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors that a safetensors file declares, without their values; and those with no type of weights."""
+    """The tensors that a safetensors file declares, without values; and what is wrong with the types of the others."""
     known = {name: one for name, one in shapes.items() if one[0] in DTYPES}
     state = {name: torch.empty(shape, dtype=DTYPES[dtype], device="meta") for name, (dtype, shape) in known.items()}
     return state, [f"{name} is {dtype}" for name, (dtype, _) in shapes.items() if dtype not in DTYPES]

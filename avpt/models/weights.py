@@ -47,7 +47,7 @@ class LoadReport:
     folded: bool = False  # ABRi layers were folded into plain BatchNorm first
 
     def record(self) -> dict[str, Any]:
-        """What the artifact keeps of it."""
+        """The report as an artifact keeps it."""
         parts = {"loaded": self.loaded, "adapted": self.adapted, "dropped": self.dropped, "new": self.new}
         return {**parts, "folded": self.folded}
 

@@ -185,7 +185,7 @@ def log_batches(train: Loader, world: World) -> None:
 
 
 def plan_training(config: TrainConfig, model: nn.Module, store: Store, world: World) -> Plan:
-    """How this run trains."""
+    """The plan of this run's training."""
     stepping = Stepping(
         config.precision,
         config.accumulate,

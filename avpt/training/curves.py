@@ -48,7 +48,7 @@ class Curves(Watcher):
         self.writer.flush()
 
     def epoch_done(self, progress: Progress, timing: dict[str, Any]) -> None:
-        """Add an epoch."""
+        """Add the points and pictures of an epoch."""
         self._write(progress.records[-1], timing)
         self.writer.flush()  # nothing may be left in buffers when loading processes are forked
 

@@ -35,7 +35,7 @@ class RunState:
     checkpoint: Path  # replaced by each save
     watcher: Watcher
     world: World
-    job: dict[str, Any]  # processes and their steps an epoch, and what else the bytes of the result depend on
+    job: dict[str, Any]  # processes and their steps per epoch, and what else the bytes of the result depend on
     begun_by: dict[str, Any]  # the job that saved the checkpoint; this one where there is no checkpoint
     epoch: EpochState  # this process's share of it
     progress: Progress = field(default_factory=Progress)

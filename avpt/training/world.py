@@ -1,4 +1,4 @@
-"""The processes of one job: those that torchrun started, or this one alone; torch is loaded for several alone."""
+"""The processes of one job: those that torchrun started, or this one alone; torch is loaded if there are several."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class World:
         return int(smallest)
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true in any process."""
+        """Whether the flag is true in any process."""
         if self.size == 1:
             return flag
         import torch
@@ -137,9 +137,7 @@ class World:
         # which those of three or more processes are added depends on it, and a resumed run has its first step later.
         device = next(model.parameters()).device
         whole = torch.nn.ModuleDict({"model": model})
-        whole.register_parameter(
-            "unused", torch.nn.Parameter(torch.zeros(1, device=device))
-        )  # else it warns that none is
+        whole.register_parameter("unused", torch.nn.Parameter(torch.zeros(1, device=device)))  # else it warns of none
         whole.forward = model.__call__
         return DistributedDataParallel(
             whole, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=True
