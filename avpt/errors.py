@@ -18,13 +18,13 @@ def listed(names: Sequence[str], most: int = 5) -> str:
 
 
 def wants_memory(error: BaseException) -> bool:
-    """Whether it was raised for want of memory, for which torch, CUDA and the loader each have a word of their own."""
+    """Whether an error means that memory ran out, which torch, CUDA and the loader each word differently."""
     words = ("allocate memory", "out of memory", "failed to map segment")
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 class AvptError(Exception):
-    """A problem with a file or a value that the user can fix; told in one line, exit code 1.
+    """A problem with a file or a value that the user can fix; shown in one line, with exit code 1.
 
     Further arguments are lines of their own below the first, such as the bad rows of a manifest.
     """
@@ -54,7 +54,7 @@ class OutputError(AvptError):
 
 
 class OtherProcessError(AvptError):
-    """Another process of the same job failed, died or was stopped; without a message where that one tells more."""
+    """Another process of the same job failed, died or was stopped; it has no message where that one reports more."""
 
 
 class MediaError(AvptError):

@@ -1,4 +1,4 @@
-"""Words and small pictures made of characters, so that they can be shown anywhere: in a terminal, a log, a page."""
+"""Words, and small charts made of characters, that can be shown anywhere: in a terminal, a log, a page."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 LEVELS = "▁▂▃▄▅▆▇█"
 ODD = re.compile(r"[^\x20-\x7e]")  # characters that may have to be escaped; most of them need not
-FORMULA = tuple("=+-@＝＋－＠")  # what a cell begins with that a spreadsheet computes; some also take the wide ones
+FORMULA = tuple("=+-@＝＋－＠")  # a cell that begins so is computed by a spreadsheet; some accept the wide ones too
 
 
 def printable(text: str, keep: str = "") -> str:
-    r"""A text as it may be shown: what steers a terminal or can't be seen becomes `\x1b`, `\n`, `\u202e`.
+    r"""A text that is safe to show: what controls a terminal or is invisible becomes `\x1b`, `\n`, `\u202e`.
 
-    Shown once more it stays the same. Line breaks survive where `keep` has them.
+    Applied again it changes nothing. Characters in `keep`, such as line breaks, are left alone.
     """
-    return text if text.isprintable() else ODD.sub(lambda found: _escaped(found[0], keep), text)
+    return text if text.isprintable() else ODD.sub(lambda match: _escaped(match[0], keep), text)
 
 
 def _escaped(character: str, keep: str) -> str:
@@ -33,20 +33,20 @@ def _escaped(character: str, keep: str) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """A text of at most so many characters, an ellipsis in its middle where it had more: both ends tell names apart."""
+    """A text of at most `most` characters; a longer one loses its middle, as names may differ at either end."""
     if len(text) <= most:
         return text
     return f"{text[: most // 2]}…{text[len(text) - (most - 1) // 2 :]}"
 
 
 def as_json(value: Any) -> str:
-    """A value as a line of JSON, with nothing in it that can't be shown."""
+    """A value as one line of JSON, in which everything that can't be shown is escaped."""
     line = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return ODD.sub(lambda found: found[0] if _escaped(found[0], "") == found[0] else json.dumps(found[0])[1:-1], line)
+    return ODD.sub(lambda match: match[0] if _escaped(match[0], "") == match[0] else json.dumps(match[0])[1:-1], line)
 
 
 def for_sheet(cell: object) -> str:
-    """A cell of a CSV file that people look at: nothing but a number begins as a formula, which an apostrophe stops."""
+    """A cell of a CSV file for people: an apostrophe keeps a spreadsheet from computing it, unless it is a number."""
     shown = printable("" if cell is None else str(cell))
     if not shown.startswith(FORMULA):
         return shown
@@ -58,7 +58,7 @@ def for_sheet(cell: object) -> str:
 
 
 def bar(share: float, width: int = 10) -> str:
-    """A share of 1 as a bar of `width` characters, in eighths of one; what is more than nothing is seen."""
+    """A share of 1 as a bar of `width` characters, in eighths of one; any share above 0 is visible."""
     filled = min(width * 8, max(0, round(share * width * 8)))
     filled = max(filled, 1) if share > 0 else filled
     whole, rest = divmod(filled, 8)
@@ -71,7 +71,7 @@ def decimals(value: float | None) -> str:
 
 
 def sparkline(values: Sequence[float], width: int = 20) -> str:
-    """A curve in a line of characters, from its lowest value to its highest; long ones are thinned to `width`."""
+    """A curve as one line of characters, scaled from its lowest value to its highest and thinned to `width`."""
     if len(values) > width:
         values = [values[round(i * (len(values) - 1) / (width - 1))] for i in range(width)]
     finite = [value for value in values if math.isfinite(value)]

@@ -18,12 +18,12 @@ FrameCodec = Literal["jpeg", "raw"]  # avpt/media/codecs.py has an entry for eac
 MODALITIES: tuple[Modality, ...] = ("audio", "visual")
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 # bounds that options and the records made from them share
-MOST_FRAMES = 100_000  # of a clip's pictures
+MOST_FRAMES = 100_000  # of one clip
 MOST_SPECTROGRAM_FRAMES = 360_000  # an hour
 MAX_PIXELS = 64_000_000  # of one frame, decoded or stored; a larger one is refused before it is allocated
 LARGEST_IMAGE = 3072  # side in pixels
 LARGEST_INPUT = 2**25  # values of one clip; a ResNet needs about 50 bytes of memory for each
-# in the order in which one of two files with a name is taken
+# in order of preference where several files have one name
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".avif", ".bmp", ".gif", ".jp2", ".pbm", ".pgm", ".ppm"),
     *(".pnm", ".tif", ".tiff", ".webp"),
@@ -34,28 +34,28 @@ IMAGE_SUFFIXES = (
 class Batch:
     """Clips on the device, ready for `model(*batch.inputs)`."""
 
-    # audio (batch, 1, frame, mel) and / or visual (batch, frames, 3, height, width), and what is present (batch, 2)
+    # audio (batch, 1, frame, mel) and / or visual (batch, frames, 3, height, width), and which are present (batch, 2)
     inputs: tuple[Tensor, ...]
     labels: Tensor  # (batch,) int64, or (batch, classes) float32 when multi-label
     positions: Tensor  # (batch,) int64, on the CPU: which clips of the split these are
-    total: int = 0  # clips of the whole step, where other processes have a share of it; 0 where these are all
+    total: int = 0  # clips of the whole step where other processes hold some of them; 0 where these are all
     targets: Tensor | None = None  # (batch, classes) float32 shares of the classes, where clips are mixed
-    draws: Tensor | None = None  # (batch,) int64 numbers of the epoch's draws, where clips are drawn again and again
+    draws: Tensor | None = None  # (batch,) int64 numbers of the epoch's draws, where a clip may be drawn repeatedly
 
     @property
     def rows(self) -> Tensor:
-        """(batch,) int64, each of them once in an epoch: where its record has these clips."""
+        """(batch,) int64, unique within an epoch: the rows of its record that belong to these clips."""
         return self.positions if self.draws is None else self.draws
 
     def part(self, clips: slice) -> Batch:
-        """Some of its clips."""
+        """The batch of some of these clips."""
         inputs = tuple(values[clips] for values in self.inputs)
         targets, draws = (None if values is None else values[clips] for values in (self.targets, self.draws))
         return Batch(inputs, self.labels[clips], self.positions[clips], targets=targets, draws=draws)
 
 
 class Folded(str):
-    """A cell with line breaks of our own, which are shown; in any other one they are escaped."""
+    """A cell whose line breaks are ours and are shown; in any other cell they are escaped."""
 
     __slots__ = ()
 
@@ -67,15 +67,15 @@ class Table:
     title: str
     columns: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
-    left: int = 1  # columns of words, which start at the left; the others hold numbers
+    left: int = 1  # number of columns, from the left, that hold words; the others hold numbers
 
 
 @dataclass(frozen=True)
 class Report:
     """What a command did: the paths it wrote, the record that scripts read, tables for people.
 
-    `problem` is what is wrong with what it looked at, and the next step: shown last, with exit code 1. `text` is
-    shown as it stands, after the tables; `page` is Markdown, which a terminal renders and shows page by page.
+    `problem` says what is wrong with the input, and the next step: it is shown last, with exit code 1. `text` is shown
+    unchanged after the tables; `page` is Markdown, which a terminal renders and shows page by page.
     """
 
     summary: dict[str, Any]

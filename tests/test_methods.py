@@ -31,7 +31,7 @@ from avpt.training import objective
 from avpt.training.balancing.ogm_ge import OgmGe
 from avpt.training.display import _Board
 from avpt.training.loop import Clips, Plan, fit
-from avpt.training.mixing import averaged, mix_clips
+from avpt.training.mixing import average_weights, mix_clips
 from avpt.training.optim import build_optimizer
 from avpt.training.passes import Stepping, train_epoch
 from avpt.training.state import Clock, EpochState, Progress, new_epoch
@@ -379,7 +379,7 @@ def copied(model: nn.Module) -> State:
 
 def test_the_average_is_its_recursion_and_is_judged(tmp_path: Path) -> None:
     model, steps, seen = small(), list[State](), list[State]()
-    average = averaged(model, 0.4)  # less than the warm-up's from the sixth step on
+    average = average_weights(model, 0.4)  # less than the warm-up's from the sixth step on
     accuracies = [0.2, 0.6, 0.4]
     progress = fitted(
         tmp_path,
@@ -413,7 +413,7 @@ def test_the_average_is_its_recursion_and_is_judged(tmp_path: Path) -> None:
 def test_an_average_is_not_left_where_it_began(decay: float, steps: int, least: float, most: float) -> None:
     """Of a weight that is t after t steps: 0.999 from the first step on would be at 5 after 104 of them."""
     model = nn.Linear(1, 1, bias=False).double()
-    average = averaged(model, decay)
+    average = average_weights(model, decay)
     for step in range(1, steps + 1):
         nn.init.constant_(model.weight, step)
         average.update_parameters(model)
@@ -425,7 +425,7 @@ def test_an_average_of_what_does_not_move_is_that(tmp_path: Path) -> None:
     model.encoder[1].num_batches_tracked.fill_(1000)  # type: ignore[operator]
     freeze(model.encoder)
     before = copied(model)
-    average = averaged(model, 0.999)
+    average = average_weights(model, 0.999)
     fitted(tmp_path, model, epochs=5, average=average)
     for state in (copied(model), copied(average.module)):
         for name, value in state.items():
@@ -444,7 +444,7 @@ def test_an_average_of_what_does_not_move_is_that(tmp_path: Path) -> None:
 def test_what_is_not_a_number_is_never_saved(tmp_path: Path, value: float, where: str, says: str) -> None:
     """Weights and losses may look sound beside it: a variance of infinity makes every output 0."""
     model, steps = small(), list[int]()
-    average = averaged(model, 0.5)
+    average = average_weights(model, 0.5)
 
     def spoil() -> None:
         steps.append(len(steps))
@@ -556,7 +556,9 @@ def test_a_stopped_run_goes_on_to_where_it_would_have_stopped(tmp_path: Path) ->
     accuracies = [0.5, 0.6, 0.6, 0.1, 0.9]
     whole = tmp_path / "whole"
     whole.mkdir()
-    expected = fitted(whole, small(), epochs=5, accuracies=accuracies, patience=2, average=averaged(small(), 0.9))
+    expected = fitted(
+        whole, small(), epochs=5, accuracies=accuracies, patience=2, average=average_weights(small(), 0.9)
+    )
     model, count = small(), [0]
 
     def interrupt() -> None:
@@ -572,9 +574,11 @@ def test_a_stopped_run_goes_on_to_where_it_would_have_stopped(tmp_path: Path) ->
             accuracies=accuracies,
             patience=2,
             after=interrupt,
-            average=averaged(small(), 0.9),
+            average=average_weights(small(), 0.9),
         )
-    found = fitted(tmp_path, small(), epochs=5, accuracies=accuracies[2:], patience=2, average=averaged(small(), 0.9))
+    found = fitted(
+        tmp_path, small(), epochs=5, accuracies=accuracies[2:], patience=2, average=average_weights(small(), 0.9)
+    )
     assert found.records == expected.records
     assert len(found.records) == 4
     for name, value in expected.best_model.items():

@@ -34,7 +34,7 @@ from avpt.loading.dataset import Masking
 from avpt.loading.masking import most_masked
 from avpt.loading.pictures import MARGIN, MASKED, picture
 from avpt.training import display
-from avpt.training.curves import drawn
+from avpt.training.curves import draw_curves
 from avpt.training.run_writer import RunFiles, read_timings
 from avpt.training.state import Clock, EpochState, Progress
 from avpt.training.watch import Watcher, Watchers
@@ -342,7 +342,7 @@ def test_a_run_taken_up_again_has_no_point_twice(tmp_path: Path) -> None:
     def write(first: int, last: int) -> None:
         """From a checkpoint after epoch `first` to the epoch `last`."""
         time.sleep(1.01 - time.time() % 1)  # event files are told apart, and put in order, by the second
-        with drawn(
+        with draw_curves(
             tmp_path, {}, lambda epoch: {"inputs/a": torch.full((3, 4, 4), epoch, dtype=torch.uint8)}
         ) as watcher:
             progress = Progress(records=[record(epoch) for epoch in range(1, first + 1)])

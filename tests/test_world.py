@@ -88,7 +88,7 @@ class Fake(World):
 
     others: tuple[str, ...] = ()
 
-    def everyones(self, value: Any) -> list[Any]:
+    def gather(self, value: Any) -> list[Any]:
         return [value, *self.others]
 
 
@@ -149,7 +149,7 @@ def test_predict_asks_a_device_for_no_float64(monkeypatch: pytest.MonkeyPatch) -
     from avpt.loading.dataset import InputSpec
     from avpt.media.clip import ClipSettings, DecodedClip
     from avpt.models.encoder import Classifier, EncoderSpec, build_encoder
-    from avpt.runs.trained_model import Trained
+    from avpt.runs.trained_model import TrainedModel
     from avpt.store.manifest import Clip
 
     fetched: list[int] = []
@@ -167,7 +167,7 @@ def test_predict_asks_a_device_for_no_float64(monkeypatch: pytest.MonkeyPatch) -
     stored = {name: value for name, value in vars(settings).items() if name in InputSpec.__dataclass_fields__}
     spec = InputSpec(**stored, mean=0.0, std=1.0, image_size=32, num_frames=1)
     model = Classifier(build_encoder(EncoderSpec("resnet18", "audio", "batchnorm")), 2).eval()
-    trained = Trained(model, ("audio",), spec, ["a", "b"], False, None)  # type: ignore[arg-type]
+    trained = TrainedModel(model, ("audio",), spec, ["a", "b"], False, None)  # type: ignore[arg-type]
     sound = torch.zeros(32, 32, dtype=torch.float16).numpy()
     decoded = DecodedClip(sound, 32, sound[0, :0], sound[:0, :2], [])
     clip = Clip("clip", (), "test", Path(), ("", "", ""), None, None)

@@ -11,7 +11,7 @@ from textwrap import fill, wrap
 from typing import Any
 
 from avpt.diagnosis import group_tests
-from avpt.runs.groups import Compared, pattern, seed_of, value_in_words
+from avpt.runs.groups import NamedGroup, pattern, seed_of, value_in_words
 from avpt.runs.scores import HELD_OUT, curve_of, metric_of
 from avpt.text import for_sheet, printable, sparkline
 from avpt.types import Folded, Table
@@ -21,7 +21,7 @@ MARK = "<!-- avpt compare -->\n"  # of the Markdown, which is replaced only wher
 BESIDE = ("group", "run", "seed", "state", "epochs_done", "best_epoch")  # columns of the CSV before the options
 
 
-def tables(groups: Sequence[Compared], record: Mapping[str, Any], metrics: Sequence[str]) -> list[Table]:
+def tables(groups: Sequence[NamedGroup], record: Mapping[str, Any], metrics: Sequence[str]) -> list[Table]:
     """Groups, what differs, metrics, curves, tests, unfinished runs; each within the width of a terminal."""
     count = sum(len(one.runs) for one in groups)
     what = [(one.letter, one.name, pattern(one.runs), _seeds(map(seed_of, one.runs))) for one in groups]
@@ -58,7 +58,7 @@ def tables(groups: Sequence[Compared], record: Mapping[str, Any], metrics: Seque
     return found
 
 
-def options_table(groups: Sequence[Compared], differ: Sequence[str]) -> Table:
+def options_table(groups: Sequence[NamedGroup], differ: Sequence[str]) -> Table:
     """A row a group; a dash where it does not have an option."""
     rows = [
         (one.letter, *(value_in_words(one.options[name]) if name in one.options else "-" for name in differ))
@@ -81,7 +81,7 @@ def _mean(found: Mapping[str, Any] | None) -> str:
     return f"{found['mean']:.3f}" + ("" if found["std"] is None else f" ± {found['std']:.3f}")
 
 
-def _curve_row(one: Compared, metric: str) -> list[tuple[str, ...]]:
+def _curve_row(one: NamedGroup, metric: str) -> list[tuple[str, ...]]:
     mean = group_tests.mean_curve(one.curves(metric))
     if not mean:
         return []
@@ -162,7 +162,7 @@ def in_words(record: Mapping[str, Any]) -> str:
     return "".join(f"{fill(line, WIDTH)}\n" for line in lines)
 
 
-def as_csv(groups: Sequence[Compared], differ: Sequence[str], metrics: Sequence[str]) -> str:
+def as_csv(groups: Sequence[NamedGroup], differ: Sequence[str], metrics: Sequence[str]) -> str:
     """A row a run, numbers in full."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -178,7 +178,7 @@ def as_csv(groups: Sequence[Compared], differ: Sequence[str], metrics: Sequence[
     return text.getvalue()
 
 
-def as_markdown(groups: Sequence[Compared], record: Mapping[str, Any], metrics: Sequence[str]) -> str:
+def as_markdown(groups: Sequence[NamedGroup], record: Mapping[str, Any], metrics: Sequence[str]) -> str:
     """Groups with mean and spread, the options that differ, and the tests."""
     columns = [
         (split, metric)

@@ -14,7 +14,7 @@ from avpt.diagnosis import group_tests
 from avpt.files.outputs import check_ours, claim, must_write, write_text
 from avpt.options import CompareConfig
 from avpt.runs.folder import read_run
-from avpt.runs.groups import Compared, differing, group, seed_of
+from avpt.runs.groups import NamedGroup, differing_options, group, seed_of
 from avpt.runs.scores import HELD_OUT, check_clips, metric_of, metrics_of
 from avpt.types import Report, Split
 
@@ -38,9 +38,9 @@ def run(config: CompareConfig) -> Report:
     return Report(record, tuple(outputs), tables(groups, record, metrics), text=in_words(record))
 
 
-def compare(groups: Sequence[Compared], metrics: Sequence[str], tested: Sequence[str]) -> dict[str, Any]:
+def compare(groups: Sequence[NamedGroup], metrics: Sequence[str], tested: Sequence[str]) -> dict[str, Any]:
     """The record: groups with their runs and statistics, and the tests between them."""
-    differ = differing([one.options for one in groups])
+    differ = differing_options([one.options for one in groups])
     finished = [run for one in groups for run in one.finished]
     split: Split = "test" if all(run.summary and run.summary["test"] for run in finished) else "val"
     tests = []
@@ -54,7 +54,7 @@ def compare(groups: Sequence[Compared], metrics: Sequence[str], tested: Sequence
     return {"groups": [describe(one, differ, metrics) for one in groups], "differing": differ, "tests": tests}
 
 
-def describe(one: Compared, differ: Sequence[str], metrics: Sequence[str]) -> dict[str, Any]:
+def describe(one: NamedGroup, differ: Sequence[str], metrics: Sequence[str]) -> dict[str, Any]:
     """What the record says of a group."""
     told: dict[str, Any] = {"group": one.letter, "name": one.name}
     told["options"] = {name: one.options[name] for name in differ if name in one.options}
@@ -89,7 +89,7 @@ def write(path: Path, text: str, first: str, option: str, overwrite: bool) -> li
     return [path]
 
 
-def plot(groups: Sequence[Compared], metrics: Iterable[str], folder: Path, overwrite: bool) -> list[Path]:
+def plot(groups: Sequence[NamedGroup], metrics: Iterable[str], folder: Path, overwrite: bool) -> list[Path]:
     """The curves on val of all finished runs, a figure a metric."""
     from avpt.figures import style
     from avpt.figures.curves import draw_curves

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from avpt.loading.evaluation import Noise
-    from avpt.runs.trained_model import Trained
+    from avpt.runs.trained_model import TrainedModel
     from avpt.store.store import SplitIndex
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def evaluate(config: EvaluateConfig, store: Store, header: Header) -> dict[str, 
     return record
 
 
-def modalities_fed(config: EvaluateConfig, trained: Trained) -> list[Modality]:
+def modalities_fed(config: EvaluateConfig, trained: TrainedModel) -> list[Modality]:
     """What the model gets to see and hear.
 
     Raises:
@@ -133,7 +133,7 @@ def noise_of(config: EvaluateConfig, fed: list[Modality]) -> Noise | None:
 
 
 def clips_of(
-    config: EvaluateConfig, store: Store, trained: Trained, fed: list[Modality]
+    config: EvaluateConfig, store: Store, trained: TrainedModel, fed: list[Modality]
 ) -> tuple[dict[Split, SplitIndex], dict[Split, int]]:
     """The clips to evaluate on, by split, with the model's class numbers; and how many are left out.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from avpt.errors import ConfigError
 from avpt.files import artifacts, export_headers
 from avpt.files.artifacts import Header
-from avpt.files.outputs import apart, atomic, check_found, claim
+from avpt.files.outputs import atomic, check_existing, check_not_input, claim
 from avpt.files.records import ExportSpec
 from avpt.options import ExportConfig
 from avpt.types import Modality, Report, Table
@@ -28,7 +28,7 @@ def run(config: ExportConfig) -> Report:
     if config.format == "onnx":
         export_headers.require_onnx()
     inputs = {"model": artifacts.model_hash(config.model)}
-    apart(config.out, config.model)
+    check_not_input(config.out, config.model)
     header = Header(kind="export", config=config.record(), inputs=inputs)
     reuse = artifacts.reuse if config.format == "torchvision" else export_headers.reuse
     with claim(config.out):
@@ -36,7 +36,7 @@ def run(config: ExportConfig) -> Report:
         if found is None:
             found = export(config, header)
         else:
-            check_found(config.out, found.spec, ExportSpec)
+            check_existing(config.out, found.spec, ExportSpec)
     return report(config, found)
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from avpt.files import artifacts
-from avpt.files.outputs import apart, claim
+from avpt.files.outputs import check_not_input, claim
 from avpt.options import FinetuneConfig
 from avpt.runs import folder
 from avpt.store.store import Store
@@ -21,7 +21,7 @@ def run(config: FinetuneConfig) -> Report:
     with join_world() as world, ExitStack() as held:
         store = Store(config.store)
         inputs = {"store": store.fingerprint, "init": artifacts.model_hash(config.init)}
-        apart(config.out, config.init)
+        check_not_input(config.out, config.init)
         settings = {"config": config.record(), "inputs": inputs}
         world.first(lambda: held.enter_context(claim(config.out)))
         summary = world.first(lambda: folder.find_summary(config.out, settings, config.defaults(), config.overwrite))

@@ -9,7 +9,7 @@ from typing import Any
 
 from avpt.errors import ConfigError
 from avpt.files import artifacts
-from avpt.files.outputs import apart, claim
+from avpt.files.outputs import check_not_input, claim
 from avpt.options import FuseConfig
 from avpt.runs import folder
 from avpt.store.store import Store
@@ -27,7 +27,7 @@ def run(config: FuseConfig) -> Report:
         inputs |= {modality: artifacts.model_hash(getattr(config, modality)) for modality in MODALITIES}
         if config.mask != "none" and config.confidence is not None:
             inputs["confidence"] = artifacts.model_hash(config.confidence)
-        apart(config.out, config.audio, config.visual)
+        check_not_input(config.out, config.audio, config.visual)
         settings = {"config": config.record(), "inputs": inputs}
         world.first(lambda: held.enter_context(claim(config.out)))
         summary = world.first(lambda: folder.find_summary(config.out, settings, config.defaults(), config.overwrite))

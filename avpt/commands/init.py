@@ -9,7 +9,7 @@ from pathlib import Path
 from avpt.errors import ArtifactError, listed
 from avpt.files import artifacts
 from avpt.files.artifacts import Header
-from avpt.files.outputs import apart, claim
+from avpt.files.outputs import check_not_input, claim
 from avpt.options import InitConfig
 from avpt.types import Report, Table
 
@@ -31,7 +31,7 @@ def run(config: InitConfig) -> Report:
             )
         inputs = {"weights": artifacts.model_hash(Path(config.weights))}
         header = replace(header, config=header.config | {"weights": "file"}, inputs=inputs)
-        apart(config.out, Path(config.weights))
+        check_not_input(config.out, Path(config.weights))
     with claim(config.out):
         found = artifacts.reuse(config.out, header, config.defaults(), config.overwrite)
         if found is None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
 
     from avpt.media.clip import ClipSettings, DecodedClip
-    from avpt.runs.trained_model import Trained
+    from avpt.runs.trained_model import TrainedModel
     from avpt.store.store import Failure
 
 log = logging.getLogger(__name__)
@@ -220,7 +220,7 @@ def part_of(found: Answer) -> str:
     return told + (f" of {found.seconds:.2f} s" if told and found.seconds is not None and begins_first else "")
 
 
-def only(clip: Clip, trained: Trained) -> Clip:
+def only(clip: Clip, trained: TrainedModel) -> Clip:
     """The clip without pictures that nobody will look at: those of a whole video, for a model of sound."""
     if trained.modalities != ("audio",) or clip.start is not None or clip.end is not None or clip.video is None:
         return clip
@@ -231,7 +231,7 @@ def answer(
     clip: Clip,
     decoded: DecodedClip | Failure,
     settings: ClipSettings,
-    trained: Trained,
+    trained: TrainedModel,
     top: int | None,
     device: torch.device,
 ) -> Answer:

@@ -1,1 +1,1 @@
-"""Files that are complete or absent, what they hold, and what is checked where they enter."""
+"""Files that are complete or absent, the records that they hold, and the checks made when they are read."""

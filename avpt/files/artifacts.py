@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from avpt import __version__
 from avpt.errors import ArtifactError, OutputError
 from avpt.files.checking import RecordError, check, convert, parse
-from avpt.files.outputs import atomic, check_found, foreign, is_reused, is_there, sha256
+from avpt.files.outputs import atomic, check_existing, foreign, is_reused, is_there, sha256
 from avpt.files.records import METRICS, Metrics, Provenance
 from avpt.files.tensors import misfits, wrong_values
 from avpt.files.tensors import pack_ids as pack_ids
@@ -44,7 +44,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A safetensors file of avpt's own, read whole."""
+    """A safetensors file that avpt wrote, read whole."""
 
     header: Header
     tensors: dict[str, Tensor]
@@ -85,7 +85,7 @@ def read_header(path: Path) -> tuple[Header, dict[str, tuple[str, list[int]]]]:
             tensors = {name: (part.get_dtype(), list(part.get_shape())) for name, part in slices.items()}
     except SafetensorError as error:
         raise ArtifactError(f"{path} is cut short, damaged, or not a safetensors file ({error})") from None
-    except OSError as error:  # safetensors says of every file that it can't open that there is none
+    except OSError as error:  # safetensors reports every file that it can't open as missing
         raise ArtifactError(f"{path} can't be read; look at its permissions ({error})") from None
     if "avpt" not in metadata:
         raise ArtifactError(
@@ -99,7 +99,7 @@ def parse_header(path: Path, text: str) -> Header:
     """The header that a file carries as JSON.
 
     Raises:
-        ArtifactError: it is damaged, or of a newer avpt.
+        ArtifactError: it is damaged, or was written by a newer avpt.
     """
     try:
         values = parse(text)
@@ -115,15 +115,15 @@ def parse_header(path: Path, text: str) -> Header:
 
 
 def load(path: Path, *kinds: Kind) -> Artifact:
-    """Read an artifact of one of the given kinds onto the CPU.
+    """Read an artifact of one of these kinds onto the CPU.
 
     Raises:
-        ArtifactError: missing, cut short, not avpt's, or of another kind.
+        ArtifactError: missing, cut short, not written by avpt, or of another kind.
     """
     header, shapes = read_header(path)
     if header.kind not in kinds:
         raise ArtifactError(f"{path} is of kind {header.kind}; {' or '.join(kinds)} is needed here")
-    if wrong := misfits(header.kind, shapes):  # looked at before they are read
+    if wrong := misfits(header.kind, shapes):  # before any tensor is read
         raise ArtifactError(f"{path} is damaged: {wrong}; make it again")
     tensors = read_tensors(path)
     if wrong := wrong_values(header.kind, tensors):
@@ -135,7 +135,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of any safetensors file.
 
     Raises:
-        ArtifactError: it is none, or has types that torch does not know.
+        ArtifactError: it is not one, or has types that torch does not know.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -159,7 +159,7 @@ def model_hash(path: Path) -> str:
     """The checksum of the artifact that stands for `path`, as provenance records it.
 
     Raises:
-        ArtifactError: there is none.
+        ArtifactError: there is no such file.
     """
     file = model_file(path)
     if not file.is_file():
@@ -184,7 +184,7 @@ def run_file(folder: Path, name: str) -> Path:
 
 
 def reuse(path: Path, header: Header, defaults: Mapping[str, Any], overwrite: bool) -> Header | None:
-    """The header of an artifact that is already there and was made in just this way, or None to make it.
+    """The header of an existing artifact that was made with the same options and inputs; None where it is to be made.
 
     Raises:
         OutputError: something else is there.
@@ -194,10 +194,10 @@ def reuse(path: Path, header: Header, defaults: Mapping[str, Any], overwrite: bo
     if not is_there(path):
         return None
     try:
-        found, _ = read_header(path)
+        existing, _ = read_header(path)
     except ArtifactError:
         raise foreign(path) from None
-    if not is_reused(path, asdict(found), asdict(header), defaults, overwrite):
+    if not is_reused(path, asdict(existing), asdict(header), defaults, overwrite):
         return None
-    check_found(path, found.metrics, METRICS.get(found.kind, Metrics))
-    return found
+    check_existing(path, existing.metrics, METRICS.get(existing.kind, Metrics))
+    return existing

@@ -1,4 +1,4 @@
-"""JSON that comes from a file: bounded, and checked field by field where it enters."""
+"""JSON that comes from files: limited in size, and checked field by field when it is read."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ T = TypeVar("T")
 
 DEEPEST = 32  # levels of lists and objects; what avpt writes has six
 LARGEST = 2**26  # bytes of a file of JSON; the largest that avpt writes have a few million
-MOST_BITS = 64  # of an integer; a float of a larger one is no number
-HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of a pair; the other surrogates are bytes of file names
+MOST_BITS = 64  # of an integer; a far larger one is beyond the range of a float
+HALF = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # half a surrogate pair; the others are bytes of file names
 
 
 class RecordError(ValueError):
@@ -24,10 +24,10 @@ class RecordError(ValueError):
 
 
 def parse(text: str | bytes) -> Any:
-    """The value that JSON text stands for.
+    """The value of JSON text.
 
     Raises:
-        RecordError: it stands for none, or for one that no record of avpt's could hold.
+        RecordError: it is not JSON, or holds what no record of avpt's could.
     """
     if len(text) > LARGEST:
         raise RecordError(f"it has {len(text) >> 20} MiB, more than any record")
@@ -54,14 +54,14 @@ def parse(text: str | bytes) -> Any:
 
 
 def convert(value: Any, kind: type[T]) -> T:
-    """A parsed value as a dataclass or another typed record; what that does not know is left out.
+    """A parsed value as a dataclass or another typed record; fields that the type does not have are left out.
 
     Raises:
-        RecordError: with the field that is wrong.
+        RecordError: it does not fit; the message names the field.
     """
     try:
         return msgspec.convert(value, kind)
-    except ConfigError as error:  # values that no options of ours could have had
+    except ConfigError as error:  # values that no options could have had
         raise RecordError(str(error).partition(";")[0]) from None
     except UnicodeEncodeError:  # a byte of a file name where a name of ours should be
         raise RecordError("it holds half a character") from None
@@ -73,10 +73,10 @@ def convert(value: Any, kind: type[T]) -> T:
 
 
 def check(value: Any, kind: type[T]) -> T:
-    """The value itself, all of it, once it is seen to be a record of a kind; `kind` is a TypedDict.
+    """Check that a value is a record of a kind, which is a TypedDict, and return it with all its fields.
 
     Raises:
-        RecordError: with the field that is wrong.
+        RecordError: it is not; the message names the field.
     """
     convert(value, kind)
     checked: T = value
@@ -87,8 +87,8 @@ def read_text(path: Path) -> str:
     """The text of a file that should hold a record.
 
     Raises:
-        FileNotFoundError, OSError: there is none, or it can't be read.
-        RecordError: it is no plain file, far too large, or not UTF-8.
+        FileNotFoundError, OSError: it is missing, or can't be read.
+        RecordError: it is not a plain file, far too large, or not UTF-8.
     """
     if path.exists() and not path.is_file():  # a pipe would never end, nor would a device
         raise RecordError("it is no file")
@@ -101,16 +101,16 @@ def read_text(path: Path) -> str:
 
 
 def read(path: Path, kind: type[T]) -> T:
-    """A record out of a file, checked; what its kind does not name stays in it. Raises what `read_text` does."""
+    """Read a record from a file and check it; fields that its kind does not have stay. Raises what `read_text` does."""
     return check(parse(read_text(path)), kind)
 
 
 def read_lines(path: Path, kind: type[T]) -> list[T]:
-    """The records of a file with one a line. Raises what `read_text` does."""
-    found = []
+    """Read a file with one record per line. Raises what `read_text` does."""
+    records = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         try:
-            found.append(check(parse(line), kind))
+            records.append(check(parse(line), kind))
         except RecordError as error:
             raise RecordError(f"line {number}: {error}") from None
-    return found
+    return records

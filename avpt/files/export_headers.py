@@ -1,4 +1,4 @@
-"""What an exported ONNX or torch.export file says of itself; no torch needed."""
+"""The headers of exported ONNX and torch.export files; no torch needed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOST = 2**27  # bytes that a header may have; safetensors' own limit is of that 
 
 
 def require_onnx() -> None:
-    """See that ONNX files can be written and read.
+    """Check that ONNX files can be written and read.
 
     Raises:
         AvptError: the packages for it are not installed.
@@ -34,7 +34,7 @@ def read_exported(path: Path) -> Header:
     """The header of a `.pt2` or ONNX file.
 
     Raises:
-        ArtifactError: it is not one that avpt wrote, or damaged.
+        ArtifactError: avpt did not write it, or it is damaged.
     """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
@@ -54,13 +54,13 @@ def read_exported(path: Path) -> Header:
             text = next(entry.value for entry in properties if entry.key == KEY)
     except AvptError:
         raise
-    except Exception:  # zipfile and protobuf raise whatever they like
+    except Exception:  # zipfile and protobuf raise many kinds of errors
         raise ArtifactError(f"{path} was not exported by avpt, or is damaged") from None
     return parse_header(path, text)
 
 
 def reuse(path: Path, header: Header, defaults: Mapping[str, Any], overwrite: bool) -> Header | None:
-    """The header of an exported file that is already there and was made in just this way, or None to make it.
+    """The header of an existing export that was made with the same options and inputs; None where it is to be made.
 
     Raises:
         OutputError: something else is there.
@@ -68,7 +68,7 @@ def reuse(path: Path, header: Header, defaults: Mapping[str, Any], overwrite: bo
     if not is_there(path):
         return None
     try:
-        found = read_exported(path)
+        existing = read_exported(path)
     except ArtifactError as error:
         raise OutputError(f"{error}; remove it or choose another --out") from None
-    return found if is_reused(path, asdict(found), asdict(header), defaults, overwrite) else None
+    return existing if is_reused(path, asdict(existing), asdict(header), defaults, overwrite) else None

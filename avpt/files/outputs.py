@@ -1,4 +1,4 @@
-"""Files that are complete or absent, outputs that belong to one writer, and what makes an output the same."""
+"""Files that are complete or absent, outputs that belong to one writer, and whether an output can be reused."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from avpt.files.records import Provenance
 
 log = logging.getLogger(__name__)
 
-MOMENT = 2.0  # seconds; workers die a moment after their parent, and who gives up a shared lock has it alone for one
-WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what flock says on some network file systems
-COMPLETE = ("store.json", "summary.json")  # written last: they declare a folder finished
+MOMENT = 2.0  # seconds; workers die a moment after their parent, and releasing a shared lock takes it alone for one
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of flock on some network file systems
+COMPLETE = ("store.json", "summary.json")  # written last: they mark a folder as finished
 
 
 @contextmanager
 def atomic(path: Path, *, shared: bool = False) -> Iterator[Path]:
-    """Give a path beside the final one to write to; flush it to disk and rename it when the block ends well.
+    """Yield a path beside the final one to write to; flush it to disk and rename it if the block ends without an error.
 
-    Write to it as it is: a library that puts another file in its place leaves that one behind where it is killed.
+    Write to that very path: a library that writes another file and renames it would leave that behind when killed.
     A file that others may be writing too (`shared`, with the same bytes) is written under a name of this process's
-    own, and locked until it is done, so that `sweep` can tell it from what a killed process left.
+    own, and locked until it is done, so that `sweep` can distinguish it from what a killed process left.
     """
     path = path.absolute()
     own = f".{os.uname().nodename}-{os.getpid()}" if shared else ""
@@ -55,15 +55,15 @@ def atomic(path: Path, *, shared: bool = False) -> Iterator[Path]:
             beside.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the new name too must survive a power cut
+        os.fsync(folder)  # the new name must survive a power cut too
     finally:
         os.close(folder)
 
 
 def sweep(paths: Iterable[Path]) -> None:
-    """Remove temporary files that no process has locked, on whatever machine: whoever wrote them was killed.
+    """Remove temporary files that no process on any machine has locked: their writers were killed.
 
-    Where files are not `shared`, call it inside the claim that their writers need.
+    For files that are not `shared`, call it inside the claim that their writers need.
     """
     for path in paths:
         with suppress(OSError), _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB, create=False):
@@ -77,13 +77,13 @@ def write_text(path: Path, text: str, *, shared: bool = False) -> None:
 
 
 def write_json(path: Path, value: object, *, shared: bool = False) -> None:
-    """Write sorted, indented JSON; what UTF-8 lacks, a byte of some file's name, is escaped."""
+    """Write sorted, indented JSON; what UTF-8 can't encode, such as a byte of a file name, is escaped."""
     text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
-    write_text(path, re.sub("[\ud800-\udfff]", lambda found: json.dumps(found[0])[1:-1], text), shared=shared)
+    write_text(path, re.sub("[\ud800-\udfff]", lambda match: json.dumps(match[0])[1:-1], text), shared=shared)
 
 
 def read_record(path: Path, next_step: str, kind: Any = dict[str, Any]) -> dict[str, Any]:
-    """Read a JSON object that avpt wrote, a typed record of some kind.
+    """Read a JSON object that avpt wrote, and check that it is a record of a kind.
 
     Raises:
         OutputError: it is missing or damaged; `next_step` says what to do then.
@@ -120,18 +120,18 @@ def sha256_json(value: object) -> str:
 
 @contextmanager
 def claim(path: Path, part: str | None = None, beside: Iterable[Path] = ()) -> Iterator[None]:
-    """Be the only writer of `path`, or of a part of it, while the block runs; the claim dies with the process.
+    """Be the only writer of `path`, or of a part of it, while the block runs; the claim ends with the process.
 
-    Writers of different parts go together, a writer of the whole goes with none, and clears away what was left by
-    those that were killed.
+    Writers of different parts may run together. A writer of the whole runs alone, and first removes what killed
+    writers left.
 
     Args:
         path: a file or a folder.
-        part: of a folder, by a name.
-        beside: files that are written with it.
+        part: name of a part of the folder; None claims the whole.
+        beside: other files that are written with it.
 
     Raises:
-        OutputError: another process writes it, or its folder can't be written.
+        OutputError: another process is writing it, or its folder can't be written.
     """
     path, beside = path.absolute(), tuple(beside)
     if not path.name:
@@ -165,7 +165,7 @@ def claim(path: Path, part: str | None = None, beside: Iterable[Path] = ()) -> I
 
 @contextmanager
 def _lockless() -> Iterator[None]:
-    """Go on where the file system has no locks: `claim` has told it."""
+    """Go on without a lock where the file system has none, of which `claim` has warned."""
     try:
         yield
     except OSError as error:
@@ -174,18 +174,18 @@ def _lockless() -> Iterator[None]:
 
 
 def _lock_of(path: Path, part: str) -> Path:
-    """Where the lock of a part lies; it goes with that of the whole."""
+    """The lock file of a part, which is removed with that of the whole."""
     return path.with_name(f".{path.name}.lock.{part.replace(':', '-')}")
 
 
-def apart(out: Path, *inputs: Path) -> None:
-    """See that an output is none of the inputs, which `--overwrite` would destroy.
+def check_not_input(out: Path, *inputs: Path) -> None:
+    """Check that an output is not one of the inputs, which `--overwrite` would destroy.
 
     Raises:
-        OutputError: it is.
+        OutputError: it is one.
     """
     for path in inputs:
-        if os.path.realpath(path) == os.path.realpath(out):  # Path's own fails where links go round in a ring
+        if os.path.realpath(path) == os.path.realpath(out):  # Path.resolve fails where links form a ring
             raise OutputError(f"{out} is what this command reads; choose another --out")
 
 
@@ -207,9 +207,9 @@ def _locked(path: Path, how: int, patience: float = 0.0, create: bool = True) ->
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for part in path.parent.glob(f"{escape(path.name)}.*"):
-                if "." not in part.name.removeprefix(f"{path.name}."):  # a lock that none can have without this one
+                if "." not in part.name.removeprefix(f"{path.name}."):  # a part's lock, which is held with this one
                     part.unlink(missing_ok=True)
-            path.unlink(missing_ok=True)  # whoever shares it would go on with a file that nobody else can find
+            path.unlink(missing_ok=True)  # not while it is shared: others could not find the file any more
         except BlockingIOError:
             pass
         os.close(handle)
@@ -238,15 +238,15 @@ def _lock(path: Path, how: int, patience: float = 0.0, create: bool = True) -> i
 
 
 def differences(
-    found: Mapping[str, Any], wanted: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+    existing: Mapping[str, Any], wanted: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """What differs between two provenance records, each as `name: A there, B now`.
+    """What differs between two provenance records, each difference as `name: A there, B now`.
 
-    An option that the record found does not have counts as its default: it is younger than the record.
+    An option that the existing record lacks counts as its default: it is younger than the record.
     """
     # through JSON, so that what was read back compares equal to what would be written
-    found, wanted, defaults = (json.loads(json.dumps(record)) for record in (found, wanted, defaults or {}))
-    options, inputs = defaults | found["config"], found["inputs"]
+    existing, wanted, defaults = (json.loads(json.dumps(record)) for record in (existing, wanted, defaults or {}))
+    options, inputs = defaults | existing["config"], existing["inputs"]
     pairs = [(name, options.get(name), value) for name, value in wanted["config"].items()]
     names = inputs.keys() | wanted["inputs"].keys()
     pairs += [(name, inputs.get(name), wanted["inputs"].get(name)) for name in names]
@@ -261,14 +261,14 @@ def _short(value: Any) -> str:
 
 
 def check_same(
-    path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+    path: Path, existing: Mapping[str, Any], wanted: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
 ) -> None:
-    """See that an output that is there was made with the options and inputs that are wanted now.
+    """Check that an existing output was made with the options and inputs that are wanted now.
 
     Raises:
-        OutputError: it was not, and what differs.
+        OutputError: it was not; the message says what differs.
     """
-    if different := differences(found, wanted, defaults):
+    if different := differences(existing, wanted, defaults):
         raise OutputError(
             f"{path} was made with other options or inputs ({'; '.join(different)}); "
             "choose another --out, or --overwrite to start over"
@@ -281,21 +281,21 @@ def foreign(
     """The error for an output whose place is taken by a file that is not ours to replace.
 
     Args:
-        path: of the file.
-        by: who would have written it.
-        why: it is not.
-        otherwise: what else may have become of it.
-        option: that names the output.
+        path: the file.
+        by: the program or command that would have written it.
+        why: what speaks against that.
+        otherwise: what else may have happened to the file.
+        option: the option that names the output.
     """
     seen = f" ({why})" if why else ""
     return OutputError(f"{path} was not written by {by}{seen}, or {otherwise}; remove it or choose another {option}")
 
 
 def is_there(path: Path) -> bool:
-    """Whether something is where a file is to be written.
+    """Whether there is a file already where one is to be written.
 
     Raises:
-        OutputError: a folder is.
+        OutputError: there is a folder.
     """
     if path.is_dir():
         raise OutputError(f"{path} is a folder; --out must name a file")
@@ -303,39 +303,39 @@ def is_there(path: Path) -> bool:
 
 
 def is_reused(
-    path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], defaults: Mapping[str, Any], overwrite: bool
+    path: Path, existing: Mapping[str, Any], wanted: Mapping[str, Any], defaults: Mapping[str, Any], overwrite: bool
 ) -> bool:
-    """Whether a file that is there, and says how it was made, was made in just this way; False where to make it anew.
+    """Whether an existing file, which records how it was made, is reused; False where it is to be made anew.
 
     Args:
         path: the file.
-        found: `kind`, `config` and `inputs` as it holds them.
+        existing: `kind`, `config` and `inputs` as the file holds them.
         wanted: the same as it must hold them.
         defaults: of the options.
         overwrite: the caller means to start over.
 
     Raises:
-        OutputError: it is of another kind, whatever `overwrite` says, for it may be what this command reads; or it was
-            made in another way.
+        OutputError: it is of another kind, even with `overwrite`, because this command may read it; or it was made
+            with other options or inputs.
     """
-    if found["kind"] != wanted["kind"]:
-        raise OutputError(f"{path} holds a {found['kind']}; remove it or choose another --out")
+    if existing["kind"] != wanted["kind"]:
+        raise OutputError(f"{path} holds a {existing['kind']}; remove it or choose another --out")
     if not overwrite:
-        check_same(path, found, wanted, defaults)
+        check_same(path, existing, wanted, defaults)
     return not overwrite
 
 
 def reuse_record(
     path: Path, provenance: Mapping[str, Any], defaults: Mapping[str, Any], overwrite: bool, kind: Any
 ) -> dict[str, Any] | None:
-    """A JSON file that is already there and was made in just this way, or None to make it.
+    """The record in a JSON file that was made with the same options and inputs; None where it is to be made.
 
     Args:
         path: the file.
         provenance: `kind`, `config` and `inputs` as it must hold them.
         defaults: of the options.
         overwrite: the caller means to start over.
-        kind: of typed record that it must be.
+        kind: the type of record that it must hold.
 
     Raises:
         OutputError: something else is there.
@@ -343,14 +343,14 @@ def reuse_record(
     if not is_there(path):
         return None
     try:
-        found: dict[str, Any] = read(path, kind)
+        existing: dict[str, Any] = read(path, kind)
     except RecordError as error:
         raise foreign(path, "this command", why=error) from None
-    return found if is_reused(path, found, provenance, defaults, overwrite) else None
+    return existing if is_reused(path, existing, provenance, defaults, overwrite) else None
 
 
-def check_found(path: Path, content: Any, kind: Any) -> None:
-    """See that what an output that is there says of itself can be shown again: that it is a typed record of some kind.
+def check_existing(path: Path, content: Any, kind: Any) -> None:
+    """Check that what an existing output says of itself is a record of a kind, so that it can be shown again.
 
     Raises:
         OutputError: it is damaged.
@@ -362,53 +362,53 @@ def check_found(path: Path, content: Any, kind: Any) -> None:
 
 
 def check_ours(path: Path, is_ours: Callable[[bytes], bool], by: str = "avpt", option: str = "--out") -> bytes | None:
-    """What is where a file goes that does not say how it was made, None where nothing is.
+    """The content of an existing file that does not record how it was made; None where there is no file.
 
     Args:
-        path: of the file.
-        is_ours: tells by its content whether avpt may have written it.
-        by: who would have.
-        option: that names the output.
+        path: the file.
+        is_ours: decides by the content whether avpt may have written it.
+        by: the program or command that would have written it.
+        option: the option that names the output.
 
     Raises:
-        OutputError: it is not ours.
+        OutputError: avpt can't have written it.
     """
-    found = path.read_bytes() if path.is_file() else None
-    if path.is_dir() or (found is not None and not is_ours(found)):
+    existing = path.read_bytes() if path.is_file() else None
+    if path.is_dir() or (existing is not None and not is_ours(existing)):
         raise foreign(path, by, option=option)
-    return found
+    return existing
 
 
-def must_write(path: Path, content: bytes, found: bytes | None, other: str, *, option: str, overwrite: bool) -> bool:
-    """Whether a file's content has yet to be written over what was `found` there.
+def must_write(path: Path, content: bytes, existing: bytes | None, other: str, *, option: str, overwrite: bool) -> bool:
+    """Whether a file has yet to be written, because it does not have the content that it is to have.
 
     Args:
-        path: of the file.
+        path: the file.
         content: that it is to have.
-        found: what it has; None where there is none.
+        existing: the content that it has; None where there is no file.
         other: what to say of another content, such as "holds other answers".
-        option: that names the output.
+        option: the option that names the output.
         overwrite: another content may be replaced.
 
     Raises:
         OutputError: another content is there.
     """
-    if found is not None and found != content and not overwrite:
+    if existing is not None and existing != content and not overwrite:
         raise OutputError(f"{path} {other}; choose another {option}, or --overwrite to replace it")
-    return found != content
+    return existing != content
 
 
 def look_into(path: Path, settings_file: str, owned: re.Pattern[str], overwrite: bool) -> dict[str, Any] | None:
-    """Look at an output folder before any work; nothing is changed. Call it inside `claim`.
+    """Inspect an output folder before any work, and change nothing. Call it inside `claim`.
 
     Args:
         path: the folder.
-        settings_file: where in it its provenance record lies.
+        settings_file: path of the provenance record within the folder.
         owned: matches the relative path of every file that avpt may have written there.
         overwrite: the caller means to start over.
 
     Returns:
-        The provenance record that is there, or None where the caller starts from nothing.
+        The existing provenance record, or None where the caller starts from nothing.
 
     Raises:
         OutputError: it is not a folder, or holds anything else.
@@ -416,12 +416,12 @@ def look_into(path: Path, settings_file: str, owned: re.Pattern[str], overwrite:
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path} is a file, not a folder; choose another --out")
     settings = path / settings_file
-    foreign = [name for name in _files(path) if not owned.fullmatch(name)]
+    foreign_files = [name for name in _files(path) if not owned.fullmatch(name)]
     for other, what in (("settings.json", "a store"), ("checkpoint/settings.json", "a run folder")):
         if other != settings_file and (path / other).exists():
             raise OutputError(f"{path} is {what}, which this command does not write; choose another --out")
-    if foreign and (overwrite or not settings.exists()):
-        raise OutputError(f"{path} holds files that avpt did not write ({_some(foreign)}); choose another --out")
+    if foreign_files and (overwrite or not settings.exists()):
+        raise OutputError(f"{path} holds files that avpt did not write ({_some(foreign_files)}); choose another --out")
     unclaimed = [name for name in _files(path) if not name.endswith(".tmp")]
     if unclaimed and not overwrite and not settings.exists():  # which avpt writes before anything else
         raise OutputError(
@@ -434,13 +434,13 @@ def look_into(path: Path, settings_file: str, owned: re.Pattern[str], overwrite:
 
 
 def begin(path: Path, settings_file: str, settings: Mapping[str, Any], overwrite: bool) -> None:
-    """Make the folder and say what it is; what avpt left there is removed unless it is taken up again.
+    """Make the folder and write its settings; what avpt left there is removed unless it is to be continued.
 
-    Settings go last when files are removed, and come first when they are made: a kill at any moment leaves
-    files only beside the settings that they were made with.
+    Settings are removed last and written first: a kill at any moment leaves files only beside the settings that they
+    were made with.
     """
     if path.exists() and (overwrite or not (path / settings_file).exists()):
-        # `look_into` found no files but avpt's; the folder itself may be the one we stand in
+        # `look_into` saw no files but avpt's; the folder itself stays, as it may be the working directory
         files = sorted(_files(path), key=lambda name: (name == settings_file, name not in COMPLETE))
         for name in files:
             (path / name).unlink()

@@ -1,4 +1,4 @@
-"""The records that files hold, typed: `checking` holds what it reads against them."""
+"""The records that files hold, as types; `checking` checks what it reads against them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Scores = dict[str, float | None]  # metrics of a split; None where one is not de
 
 
 class Options(TypedDict, total=False):
-    """The recorded options that are read back. Of those that are only shown or compared any value will do."""
+    """The recorded options that are read back and used; those that are merely shown or compared may have any value."""
 
     seed: int
     epochs: Count
@@ -40,26 +40,26 @@ class Options(TypedDict, total=False):
 
 
 class Provenance(TypedDict):
-    """How something came about, as every record tells it."""
+    """How something was made, as every record states it."""
 
     config: Options
     inputs: dict[str, str]  # name -> checksum or fingerprint
 
 
 class NamedProvenance(Provenance):
-    """That of a file which is no artifact: an evaluation, a page."""
+    """The provenance in a file that is not an artifact, such as an evaluation or a page."""
 
     kind: str
 
 
 class Fingerprinted(TypedDict):
-    """A store's `store.json`, of which others record no more."""
+    """A store's `store.json`, of which other files record the fingerprint."""
 
     fingerprint: str
 
 
 class Loss(TypedDict):
-    """What an epoch's training pass came to."""
+    """The results of an epoch's training pass."""
 
     loss: float
     accuracy: float
@@ -97,7 +97,7 @@ class RunSummary(TypedDict):
 
 
 class ClassScores(TypedDict):
-    """What each class comes to, in their order: accuracy, or average precision where clips have several labels."""
+    """Results by class, in the order of the classes: accuracy, or average precision where clips have several labels."""
 
     count: list[Count]
     confusion: NotRequired[list[list[Count]]]
@@ -116,11 +116,11 @@ class Evaluation(TypedDict):
 
 
 class EvaluationRecord(NamedProvenance, Evaluation):
-    """The same as a file."""
+    """An evaluation as a file, with its provenance."""
 
 
 class Layer(TypedDict):
-    """Abnormal channels of a BatchNorm layer."""
+    """How many channels of a BatchNorm layer are abnormal."""
 
     name: str
     channels: Positive
@@ -136,18 +136,18 @@ class ManifestSummary(TypedDict):
     classes: Count
     multi_label: bool
     splits: dict[Split, dict[Literal["listed", "found", "missing"], Count]]
-    by_class: NotRequired[dict[str, dict[Split, Count]]]  # not in those of an older avpt, as `unfit`
+    by_class: NotRequired[dict[str, dict[Split, Count]]]  # an older avpt wrote neither this nor `unfit`
 
 
 class ManifestRecord(Provenance):
-    """The file that lies beside a manifest."""
+    """The JSON file beside a manifest."""
 
     files: dict[str, str]  # name -> checksum
     summary: ManifestSummary
 
 
 class LoadedWeights(TypedDict):
-    """What became of each key of a checkpoint, by name or how it was changed."""
+    """What became of each key of a checkpoint, and how the adapted ones were changed."""
 
     loaded: list[str]
     adapted: dict[str, str]
@@ -156,7 +156,7 @@ class LoadedWeights(TypedDict):
 
 
 class Metrics(TypedDict, total=False):
-    """What an artifact's header says of its making, as far as it is read back."""
+    """The metrics in an artifact's header, as far as they are read back."""
 
     layers: list[Layer]
     abnormal_share: float
@@ -164,21 +164,21 @@ class Metrics(TypedDict, total=False):
 
 
 class EncoderMetrics(TypedDict):
-    """The same of an encoder as `init` writes it."""
+    """The metrics of an encoder as `init` writes them."""
 
     layers: list[Layer]
     weights: NotRequired[LoadedWeights]
 
 
 class HeldOut(TypedDict):
-    """A metric of both splits that are held out."""
+    """A metric on both held-out splits."""
 
     val: float | None
     test: float | None
 
 
 class McNemar(TypedDict):
-    """The test between the probes of two encoders."""
+    """McNemar's test between the probes of two encoders."""
 
     joint_only: Count
     stage1_only: Count
@@ -193,7 +193,7 @@ class ProbedAlone(TypedDict, total=False):
 
 
 class ProbeMetrics(ProbedAlone, total=False):
-    """What `probe` found, and of the encoder that this one started from."""
+    """What `probe` measured of an encoder, and of the one that it started from."""
 
     modality: Required[Modality]
     clips: Required[dict[str, Count]]
@@ -202,7 +202,7 @@ class ProbeMetrics(ProbedAlone, total=False):
     mcnemar: McNemar
 
 
-# of an artifact that a command finds at its --out, by kind
+# the metrics of an artifact that a command may find at its --out, by kind
 METRICS: dict[Kind, Any] = {"encoder": EncoderMetrics, "probe": ProbeMetrics, "predictions": Evaluation}
 
 
@@ -222,14 +222,14 @@ class InputSpec:
     image_size: Annotated[int, msgspec.Meta(ge=8, le=LARGEST_IMAGE)]
     num_frames: Annotated[int, msgspec.Meta(ge=1, le=MOST_FRAMES)]
     audio_dtype: Literal["float16", "float32"] = (
-        "float16"  # these four make a clip file the same input as a store would
+        "float16"  # with these four a clip's file gives the same input as a store
     )
     frame_codec: FrameCodec = "jpeg"
     frame_accuracy: Literal["exact", "keyframe"] = "exact"
     audio_stream: Annotated[int, msgspec.Meta(ge=0, le=1000)] | None = None  # None: FFmpeg's choice
 
     def __post_init__(self) -> None:
-        """See that a clip fits into memory.
+        """Check that a clip fits into memory.
 
         Raises:
             ConfigError: it has more values than any model is fed.
@@ -241,12 +241,12 @@ class InputSpec:
             )
 
     def record(self) -> dict[str, Any]:
-        """What a header holds of it, without a stream that nobody chose: older avpt wrote none."""
+        """The spec as a header holds it; an audio stream that nobody chose is left out, as older versions did."""
         return {name: value for name, value in asdict(self).items() if name != "audio_stream" or value is not None}
 
     @property
     def num_values(self) -> int:
-        """Of a clip, sound or pictures, the more of them; sound as if it had three channels, which costs as much."""
+        """Values of a clip's larger modality; audio counts as if it had three channels, as it costs as much memory."""
         return 3 * max(self.spectrogram_frames * self.mel_bins, self.num_frames * self.image_size**2)
 
 
@@ -259,7 +259,7 @@ class EncoderRecord(TypedDict):
 
 
 class ExportSpec(TypedDict):
-    """What an exported model says of itself."""
+    """The spec in an exported model's header."""
 
     encoders: dict[Modality, EncoderRecord]
     input: InputSpec | None

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 Shapes = Mapping[str, tuple[str, list[int]]]  # name -> type as safetensors calls it, and shape
 
 IDS = {"id_bytes": ("U8", ("bytes",)), "id_offsets": ("I64", ("clips + 1",))}
-# by kind what it can't be read without, and what else is looked at; models are checked against their spec instead
+# the tensors that an artifact of each kind must have; models are checked against their spec instead
 NEEDED: dict[Kind, dict[str, tuple[str, tuple[str, ...]]]] = {
     "dynamics": {**IDS, "probability": ("F32", ("epochs", "clips")), "correct": ("BOOL", ("epochs", "clips"))},
     "confidence": {**IDS, **{f"{m}_confidence": ("F32", ("clips",)) for m in MODALITIES}},
     "mask": {**IDS, **{f"{m}_ratio": ("F32", ("clips",)) for m in MODALITIES}},
 }
-ROUNDING = 1e-4  # of a share of 1, by which one may be larger
+ROUNDING = 1e-4  # by which rounding may lift a share above 1
 FLOATS = ("F16", "BF16", "F32", "F64")
 
 
@@ -74,7 +74,7 @@ def _split_misfits(split: str, shapes: Shapes) -> str:
 
 
 def _misfit(name: str, shapes: Shapes, dtypes: Sequence[str], dimensions: Sequence[str], sizes: dict[str, int]) -> str:
-    """Compare one tensor, whose sizes are noted, with what is known of them."""
+    """What is wrong with one tensor, going by the `sizes` of those before it, to which its own are added."""
     if name not in shapes:
         return f"{name} is missing"
     dtype, shape = shapes[name]

@@ -1,4 +1,4 @@
-"""What `torch.save` wrote, read without running code and without more memory than the file has bytes."""
+"""Files that `torch.save` wrote, read without running code and without taking more memory than they have bytes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def load_torch(path: Path) -> Any:
     """The value in a file.
 
     Raises:
-        ArtifactError: it would unpack to more than it is; `torch.save` compresses nothing.
-        Exception: whatever torch raises of what it can't read.
+        ArtifactError: it is compressed, which `torch.save` never does, and would unpack to more than its size.
+        Exception: whatever torch raises for a file that it can't read.
     """
     import torch
 

@@ -1,1 +1,1 @@
-"""The machine: processes, terminal, progress, seeds."""
+"""The machine: processes, workers, terminal, progress, seeds."""

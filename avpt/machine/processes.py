@@ -1,4 +1,4 @@
-"""The processes of a job: who dies with whom, and signals that wait for a good moment."""
+"""The processes of a job: which of them end together, what they may use, and signals held back for a while."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ MANY_FILES = 1 << 16  # open at a time: as many shards hold 8 million clips
 def die_with_parent() -> None:
     """Ask the kernel to kill this process when its parent dies, and leave Ctrl-C to the parent. Linux only.
 
-    Under forkserver the parent by the kernel's reckoning is the server, which lives as long as anything that it forked.
-    What ends with the process that asked for this one is its end of a pipe.
+    Under forkserver the kernel takes the server for the parent, and that lives as long as any process that it forked.
+    What closes when the process ends that asked for this one is its end of a pipe, so that is watched as well.
     """
     from multiprocessing import parent_process
 
@@ -33,13 +33,13 @@ def die_with_parent() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # inherited by fork: the parent's handler raises
     parent = os.getppid()
     signal_when_parent_dies(signal.SIGKILL)
-    asked = parent_process()
-    if sys.platform == "linux" and asked is not None:
-        fcntl.fcntl(asked.sentinel, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(asked.sentinel, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(asked.sentinel, fcntl.F_SETFL, fcntl.fcntl(asked.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
-    if (sys.platform == "linux" and os.getppid() != parent) or (asked is not None and not asked.is_alive()):
-        os._exit(1)  # it died before that was asked for
+    requester = parent_process()
+    if sys.platform == "linux" and requester is not None:
+        fcntl.fcntl(requester.sentinel, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(requester.sentinel, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(requester.sentinel, fcntl.F_SETFL, fcntl.fcntl(requester.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
+    if (sys.platform == "linux" and os.getppid() != parent) or (requester is not None and not requester.is_alive()):
+        os._exit(1)  # it died before the kernel was asked
 
 
 def signal_when_parent_dies(number: signal.Signals) -> None:
@@ -49,7 +49,7 @@ def signal_when_parent_dies(number: signal.Signals) -> None:
 
 
 def open_file_limit() -> int:
-    """How many files this process may have open, once it has asked for all that it may get."""
+    """Raise the limit of open files as far as this process may, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, MANY_FILES)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
@@ -60,11 +60,11 @@ def open_file_limit() -> int:
 
 
 def start_forkserver(*preload: str) -> None:
-    """Start the process that others are forked from, with these modules loaded, where it does not run yet.
+    """Start the process that others are forked from, with these modules loaded, unless it already runs.
 
-    It is deaf to Ctrl-C and SIGTERM, which are its parent's to handle: it ends with its parent.
+    It ignores Ctrl-C and SIGTERM, which its parent handles, and ends with its parent.
     """
-    from multiprocessing import forkserver, set_forkserver_preload  # not where a command only starts up
+    from multiprocessing import forkserver, set_forkserver_preload  # a command that forks nothing starts without it
 
     set_forkserver_preload(list(preload))
     handlers: dict[int, Any] = {}
@@ -78,16 +78,16 @@ def start_forkserver(*preload: str) -> None:
 
 
 def begin_peak() -> int:
-    """Bytes that this process has in memory; from here on its peak is measured. Linux only, 0 elsewhere."""
+    """Begin to measure this process's peak memory, and return what it has now, in bytes. Linux only, 0 elsewhere."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak to what there is
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak to the current use
     except OSError:
         return 0
     return _peak()
 
 
 def peak_since(before: int) -> int:
-    """The most that this process has had in memory since `begin_peak`, beyond what it had then."""
+    """Peak memory of this process in bytes since `begin_peak`, beyond what that returned as `before`."""
     return _peak() - before if before else 0
 
 
@@ -99,7 +99,7 @@ def _peak() -> int:
 def place_in_job() -> tuple[int, int, int | None, int | None]:
     """(rank, size, rank on this machine, size on this machine) as torchrun's environment says; alone (0, 1, 0, 1).
 
-    The latter two are None where the environment does not tell, as under srun.
+    The latter two are None where the environment does not hold them, as under srun.
 
     Raises:
         ConfigError: the environment makes no sense.
@@ -125,7 +125,7 @@ def number_of(name: str, most: int = 10**9 - 1) -> int | None:
     """The number that a launcher left in the environment; None where it is unset or empty.
 
     Raises:
-        ConfigError: it is no number from 0 to `most`.
+        ConfigError: it is not a number from 0 to `most`.
     """
     text = os.environ.get(name)
     if not text:
@@ -139,11 +139,11 @@ def number_of(name: str, most: int = 10**9 - 1) -> int | None:
 
 
 class InterruptedWork(Exception):  # noqa: N818, no error
-    """What is raised in a block of `held_back` that ends because of a signal."""
+    """Raised in a block of `hold_signals` that ends because of a signal."""
 
 
 class Interruption:
-    """SIGTERM or Ctrl-C that came while they were held back."""
+    """The SIGTERM or Ctrl-C that arrived while signals were held back; false where none did."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -153,11 +153,11 @@ class Interruption:
 
 
 @contextmanager
-def held_back() -> Iterator[Interruption]:
-    """Let SIGTERM and Ctrl-C wait until the end of the block, which looks at what it is given.
+def hold_signals() -> Iterator[Interruption]:
+    """Hold SIGTERM and Ctrl-C back until the block ends, which can see in what is yielded whether one arrived.
 
-    A second Ctrl-C does not wait. The block's own errors go before a signal that waits, but for InterruptedWork.
-    Only the main thread gets signals; in others nothing is held back.
+    A second Ctrl-C does not wait. An error of the block goes before a signal that waits, unless it is InterruptedWork.
+    Only the main thread gets signals; in other threads nothing is held back.
     """
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():

@@ -20,7 +20,7 @@ LINE_EVERY = 10.0  # seconds between plain lines
 
 @cache
 def console() -> Console:
-    """The one console for stderr, shared by the log handler so that bar and lines do not tear."""
+    """The one console for stderr, shared with the log handler so that bar and lines do not break each other up."""
     from rich.console import Console
 
     return Console(stderr=True)
@@ -42,7 +42,7 @@ def track(total: int, what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 class _Rate:
-    """Clips per second since the first one was done: neither what was there before nor the start-up counts."""
+    """Clips per second since the first one was done: neither clips done by an earlier run nor the start-up count."""
 
     def __init__(self) -> None:
         self.calls, self.first, self.began = 0, 0, 0.0

@@ -1,4 +1,4 @@
-"""Which items are set aside: whole sources, the lowest hashes first, of every class its share."""
+"""Choosing items to set aside: whole sources, the lowest hashes first, and a share of every class."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def hashes(names: Iterable[bytes]) -> np.ndarray[Any, Any]:
 
 
 def set_aside(strata: np.ndarray[Any, Any], sources: np.ndarray[Any, Any], fraction: float) -> np.ndarray[Any, Any]:
-    """Positions, sorted, of about `fraction` of the items: as nearly of each stratum as whole sources allow.
+    """Sorted positions of about `fraction` of the items, and of each stratum as nearly as whole sources allow.
 
-    Nothing depends on the order of the items. Every stratum keeps an item; where that leaves nothing to set aside the
-    result is empty.
+    The choice does not depend on the order of the items. Every stratum keeps an item; where that leaves nothing to set
+    aside the result is empty.
 
     Args:
-        strata: (items,) int64, the class that each counts under.
-        sources: (items,) uint64, hashes of what each was cut from; items with one source are never parted.
-        fraction: to set aside.
+        strata: (items,) int64, the class that each item counts under.
+        sources: (items,) uint64, hashes of what each item was cut from; items of one source stay together.
+        fraction: share of the items to set aside.
     """
     import numpy as np
 
@@ -49,31 +49,31 @@ def set_aside(strata: np.ndarray[Any, Any], sources: np.ndarray[Any, Any], fract
         if taken.any():
             return np.flatnonzero(taken[source])
 
-    def of(number: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    def items_of(number: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         mine = by_source[first[number] : first[number + 1]]
         return stratum_of[mine], sizes[mine]
 
     def take(number: int) -> int:
-        where, counts = of(number)
+        where, counts = items_of(number)
         lacking[where] -= counts
         left[where] -= counts
         taken[number] = True
         return int(counts.sum())
 
     total = 0
-    for k in range(len(classes)):  # what fits into every share that it has a part in
+    for k in range(len(classes)):  # sources that fit into the share of each of their strata
         for number in source_of[edges[k] : edges[k + 1]].tolist():
             if lacking[k] <= 0:
                 break
-            where, counts = of(number)
+            where, counts = items_of(number)
             if not taken[number] and (counts <= lacking[where]).all() and (counts < left[where]).all():
                 total += take(number)
 
     def may(number: int, most: float) -> bool:
-        where, counts = of(number)
+        where, counts = items_of(number)
         return not taken[number] and bool((counts < left[where]).all()) and int(counts.sum()) < most
 
-    # then what brings the whole nearer to its share, for the strata that lack most; what may not now never may again
+    # then those that bring the total nearer to its share, for the strata that lack most; a refused one stays refused
     waiting: list[Iterator[int]] = [iter(source_of[low:high].tolist()) for low, high in pairwise(edges)]
     open_strata = set(range(len(classes)))
     while total < wanted.sum() and open_strata:
@@ -84,7 +84,7 @@ def set_aside(strata: np.ndarray[Any, Any], sources: np.ndarray[Any, Any], fract
             open_strata.discard(k)
         else:
             total += take(number)
-    if not total:  # the smallest of all that are too large
+    if not total:  # every source is too large: the smallest
         whole = np.bincount(source_of, sizes)
         number = next((number for number in np.argsort(whole, kind="stable").tolist() if may(number, np.inf)), None)
         if number is not None:
@@ -95,7 +95,7 @@ def set_aside(strata: np.ndarray[Any, Any], sources: np.ndarray[Any, Any], fract
 def _shares(
     counts: np.ndarray[Any, Any], lowest: np.ndarray[Any, Any], fraction: float, total: int
 ) -> np.ndarray[Any, Any]:
-    """How many of each stratum, one of which always stays; the largest remainders are rounded up, then low hashes."""
+    """How many of each stratum, which always keeps one; the largest remainders are rounded up, ties by low hash."""
     import numpy as np
 
     shares = fraction * counts

@@ -1,4 +1,4 @@
-"""Where words leave the program: results to stdout, the rest to stderr, and nothing from outside raw."""
+"""What the program prints: results to stdout, the rest to stderr, and text from outside always escaped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REMEDY = "send it elsewhere and run the same command again, which keeps what is 
 
 
 class _Enduring(io.TextIOWrapper):
-    """stderr: where nobody reads it any more the work goes on all the same."""
+    """stderr that swallows its errors, so that the work goes on when nobody reads it any more."""
 
     def write(self, text: str) -> int:
         try:
@@ -41,12 +41,12 @@ class _Enduring(io.TextIOWrapper):
 
 
 def open_streams() -> None:
-    """Make stdout and stderr fit to be written to, whatever the command was started with."""
-    for number in range(3):  # or the next file that is opened would get the number, and be written to by libraries
+    """Make stdout and stderr writable, whatever the command was started with."""
+    for number in range(3):  # else the next file that is opened would get the number, and libraries write to it
         try:
             os.fstat(number)
         except OSError:
-            # what is written to stdout is missed, so that this fails
+            # writing to stdout is to fail, because results would be lost
             os.set_inheritable(os.open(os.devnull, os.O_RDONLY if number == 1 else os.O_RDWR), True)
     if sys.stdout is None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
@@ -54,7 +54,7 @@ def open_streams() -> None:
         encoding = sys.stderr.encoding if sys.stderr else "utf-8"
         raw = open(2, "wb", closefd=False)  # noqa: SIM115
         sys.stderr = _Enduring(raw, encoding=encoding, line_buffering=True)
-    if isinstance(getattr(sys.stdout, "buffer", None), io.RawIOBase):  # PYTHONUNBUFFERED loses what is written in part
+    if isinstance(getattr(sys.stdout, "buffer", None), io.RawIOBase):  # PYTHONUNBUFFERED loses partial writes
         buffer = io.BufferedWriter(sys.stdout.buffer)
         sys.stdout = io.TextIOWrapper(buffer, encoding=sys.stdout.encoding, line_buffering=True)
     codecs.register_error("escape", _escape)
@@ -64,13 +64,13 @@ def open_streams() -> None:
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:
-    r"""What an encoding lacks as `\u00e9`, which JSON reads back."""
+    r"""Characters that an encoding lacks, as `\u00e9`, which JSON reads back."""
     assert isinstance(error, UnicodeEncodeError)
     return plain_json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def _let_go(stream: io.TextIOWrapper) -> None:
-    """Lead a stream nowhere: what is left in its buffer would fail again when the process ends."""
+    """Redirect a stream to nowhere: what is left in its buffer would fail again when the process ends."""
     with suppress(OSError):
         number = stream.fileno()
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -80,7 +80,7 @@ def _let_go(stream: io.TextIOWrapper) -> None:
 
 @contextmanager
 def results() -> Iterator[None]:
-    """A block that writes to stdout.
+    """Run a block that writes to stdout.
 
     Raises:
         OutputError: stdout is closed, full or read by nobody.
@@ -99,17 +99,17 @@ def results() -> Iterator[None]:
 
 
 def say(*lines: str) -> None:
-    """A message on stderr: one line, and those that belong to it below."""
+    """Print a message on stderr: one line, and the lines that belong to it below."""
     print("\n  ".join(map(printable, lines)), file=sys.stderr)
 
 
 def words_of(error: AvptError) -> list[str]:
-    """What is said of an error, with the ends of what is too long: the thing and the next step."""
+    """The lines of an error; of a line that is too long both ends remain: the thing and the next step."""
     return [shortened(printable(str(line)), LONGEST) for line in error.args]
 
 
 def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What nobody expected, on stderr: a sys.excepthook."""
+    """Print an unexpected error on stderr, escaped; a sys.excepthook."""
     text = "".join(traceback.format_exception(kind, error, trace))
     cause: BaseException | None = error
     while cause is not None:
@@ -119,16 +119,16 @@ def show_traceback(kind: type[BaseException], error: BaseException, trace: Trace
 
 
 class Formatter(logging.Formatter):
-    """A log message as a line."""
+    """Formats a log message as one line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The message; of levels only a warning is named."""
+        """The message, with a word before it where it is a warning."""
         message = shortened(printable(record.getMessage()), LONGEST)
         return f"warning: {message}" if record.levelno == logging.WARNING else message
 
 
 def show(report: Report, *, json: bool, quiet: bool) -> None:
-    """Results to stdout: the record, or the paths, or the tables where they are the result."""
+    """Print results to stdout: the record, or the paths, or the tables where they are the result."""
     with results():
         if json:
             line = as_json(report.summary)  # in UTF-8 or ASCII, as readers of JSON expect
@@ -138,7 +138,7 @@ def show(report: Report, *, json: bool, quiet: bool) -> None:
             for table in report.tables:
                 _print_table(table, to_stderr=bool(report.outputs))
             if report.text:
-                text = "\r\n".join(printable(part, keep="\n") for part in report.text.split("\r\n"))  # of CSV
+                text = "\r\n".join(printable(part, keep="\n") for part in report.text.split("\r\n"))  # as in CSV
                 print(text, end="", file=sys.stderr if report.outputs else sys.stdout)
             if report.page:
                 _print_page(report.page)
@@ -147,21 +147,21 @@ def show(report: Report, *, json: bool, quiet: bool) -> None:
 
 
 def _print_page(markdown: str) -> None:
-    """A page of our own: rendered and paged on a terminal, as it stands elsewhere."""
+    """Print a page of our own: rendered and paged on a terminal, unchanged elsewhere."""
     if not sys.stdout.isatty():
         print(markdown, end="")
         return
     from rich.console import Console
     from rich.markdown import Markdown
 
-    os.environ.setdefault("LESS", "-FRX")  # colours pass, and what fits on the screen stays there, as git has it
+    os.environ.setdefault("LESS", "-FRX")  # as git does: colours pass, what fits on the screen stays
     console = Console()
     with console.pager(styles=True):
         console.print(Markdown(markdown, code_theme="ansi_dark", hyperlinks=False))
 
 
 def _print_path(path: Path) -> None:
-    """A path as the machine spells it, for the next command; on a terminal so that it can be seen."""
+    """Print a path: on a terminal readable, elsewhere byte for byte, for the next command."""
     if sys.stdout.isatty():
         print(printable(str(path)))
         return
@@ -186,7 +186,7 @@ def _print_table(table: Table, to_stderr: bool) -> None:
         grid.add_column(shown(column), justify="left" if i < table.left else "right", overflow="fold")
     for row in table.rows:
         grid.add_row(*map(shown, row))
-    with console.capture() as captured:  # rich itself ends the process where nobody reads
+    with console.capture() as captured:  # rich itself would end the process where nobody reads
         console.print(shown(table.title, style="bold"))  # a title of the grid would be folded to its width
         console.print(grid)
     print(captured.get(), end="", file=console.file)

@@ -1,4 +1,4 @@
-"""How many worker processes a command has: --workers, else by the cores of the machine and who shares them."""
+"""How many worker processes a command has: `--workers`, or else by the cores and the processes that share them."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def pool_workers(asked: int | None, tasks: int | None = None) -> int:
 
 
 def num_cores() -> int:
-    """Cores that this process may use: those that it may run on, and no more than its container is granted."""
+    """How many cores this process may use: those that it may run on, and no more than its container is granted."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(cores, *_granted_cores())))
 
 
 def _granted_cores(cgroups: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> list[float]:
     """The quotas of this process's control groups and of those around them, in cores; cgroups(7). Linux only."""
-    found = [math.inf]
+    granted = [math.inf]
     try:
         lines = cgroups.read_text().splitlines()
     except OSError:
-        return found
+        return granted
     for line in lines:
         _, controllers, inside = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
@@ -48,5 +48,5 @@ def _granted_cores(cgroups: Path = Path("/proc/self/cgroup"), mount: Path = Path
                 else:
                     quota, period = (group / "cpu.max").read_text().split()
                 if quota != "max" and int(quota) > 0:
-                    found.append(int(quota) / int(period))
-    return found
+                    granted.append(int(quota) / int(period))
+    return granted

@@ -1,1 +1,1 @@
-"""From a clip's file to its waveform and its frames."""
+"""A clip's file -> its waveform and its frames."""

@@ -82,7 +82,7 @@ class Track:
                     raise ShortCutError  # a clock that goes back tells no time
                 if self.resets and back * self.stream.time_base > CLOCK_BACK:
                     seconds, self.restarted = float(back * self.stream.time_base), True
-                    self.remarks.append(f"joined: its clock goes back by {seconds:.2f} s; what follows is put behind")
+                    self.told.append(f"joined: its clock goes back by {seconds:.2f} s; what follows is put behind")
                 latest = packet.dts
             stamp = packet.dts if packet.pts is None else packet.pts
             if stamp is not None and not packet.is_discard:
@@ -124,7 +124,7 @@ class Track:
 
     def troubles(self, start: float, end: float | None) -> list[str]:
         """What went wrong with a stream that could be read all the same, from `start` to `end`."""
-        found = list(dict.fromkeys(self.remarks))
+        found = list(dict.fromkeys(self.told))
         if sum(self.holes) > (SHORT_HOLES if self.damaged else 0):
             filled = "silence instead" if self.stream.type == "audio" else "the picture before stands still"
             found.append(f"hole: {float(sum(self.holes)):.2f} s are missing in between; {filled}")
@@ -236,7 +236,7 @@ def _tell_choice(tracks: Mapping[int, Track], streams: list[Stream], position: i
         track = tracks[streams[position].index]
         number = sorted(stream.index for stream in streams).index(track.stream.index)
         what, fails = ("sound" if track.stream.type == "audio" else "picture"), ", as others do not decode"
-        track.remarks.append(f"tracks: number {number} of {len(streams)} {what} streams is taken{fails * (position > 0)}")
+        track.told.append(f"tracks: number {number} of {len(streams)} {what} streams is taken{fails * (position > 0)}")
 
 
 def plain_track(container: InputContainer, path: Path, stream: Stream) -> Track:

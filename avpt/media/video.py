@@ -202,7 +202,7 @@ def _on_screen(track: Track, frames: Iterator[Shown], instants: list[Fraction]) 
     latest: Shown | None = None
     for upcoming in frames:
         if latest is None and upcoming[0] - instants[0] > LATE:
-            track.remarks.append(
+            track.told.append(
                 f"late: its pictures begin at {float(upcoming[0]):.2f} s; the first stands in before that"
             )
         while latest is not None and due < len(instants) and instants[due] + CONTAINER_TICK < upcoming[0]:
@@ -242,12 +242,12 @@ def _tell(track: Track, frame: VideoFrame, before: VideoFrame | None) -> None:
     """Note what a frame is stored in spite of."""
     track.corrupt += frame.is_corrupt
     if frame.color_trc in RANGES:
-        track.remarks.append(f"hdr: its pictures are {RANGES[frame.color_trc]}, and are stored without tone-mapping")
+        track.told.append(f"hdr: its pictures are {RANGES[frame.color_trc]}, and are stored without tone-mapping")
     if frame.interlaced_frame:
-        track.remarks.append("interlaced: its pictures are stored without deinterlacing")
+        track.told.append("interlaced: its pictures are stored without deinterlacing")
     if before is not None and (frame.width, frame.height) != (before.width, before.height):
         sizes = f"{before.width} x {before.height} to {frame.width} x {frame.height}"
-        track.remarks.append(f"joined: its pictures change from {sizes}")
+        track.told.append(f"joined: its pictures change from {sizes}")
 
 
 def _read_image(path: Path, frame_size: int) -> np.ndarray:

@@ -16,7 +16,7 @@ def norm_layers(state: Mapping[str, Tensor]) -> list[str]:
 
 
 def has_unmoved_statistics(state: Mapping[str, Tensor]) -> bool:
-    """Whether a BatchNorm, or a branch of an ABRi layer, has running statistics of no data: 0 and 1."""
+    """Whether a BatchNorm, or a branch of an ABRi layer, still has its initial running statistics, 0 and 1."""
     means = [name for name in state if name.endswith("running_mean")]
     return any(bool((state[name] == 0).all() and (state[name.replace("mean", "var")] == 1).all()) for name in means)
 
@@ -34,12 +34,12 @@ class NormPair:
 
 
 def own_pair(state: Mapping[str, Tensor], layer: str) -> NormPair:
-    """A layer's weight and bias; of ABRi those of the pre-trained branch."""
+    """A layer's weight and bias; for ABRi those of the pre-trained branch."""
     return NormPair(state[f"{layer}.weight"], state[f"{layer}.bias"])
 
 
 def blended_pair(state: Mapping[str, Tensor], layer: str) -> NormPair:
-    """What an ABRi layer acts with: alpha g1 + (1 - alpha) g2 and alpha b1 + (1 - alpha) b2, its form in training."""
+    """What an ABRi layer applies in training: alpha g1 + (1 - alpha) g2 and alpha b1 + (1 - alpha) b2."""
     own, alpha = own_pair(state, layer), state[f"{layer}.alpha"]
     gamma, beta = state[f"{layer}.new_weight"], state[f"{layer}.new_bias"]
     return NormPair(torch.lerp(gamma, own.gamma, alpha), torch.lerp(beta, own.beta, alpha))

@@ -1,4 +1,4 @@
-"""An encoder out of any file that `init --weights` reads, its ABRi layers kept, for a look at it."""
+"""An encoder read for diagnosis from any file that `init --weights` reads, its ABRi layers kept."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class AnyEncoder:
     """An encoder on the CPU, and where it came from."""
 
     encoder: Encoder
-    spec: EncoderSpec  # as it is fed
-    made_for: Modality  # what its own first convolution takes
-    header: Header | None  # of an artifact of avpt's own
+    spec: EncoderSpec  # with the modality that it is fed
+    made_for: Modality  # the modality that its own first convolution takes
+    header: Header | None  # None where avpt did not write the file
 
 
 def load_any_encoder(name: Path, modality: Modality | None, arch: str | None) -> AnyEncoder:
     """Read `imagenet`, a file or a run folder, strictly.
 
     Args:
-        name: as `init --weights` takes it, but for random.
-        modality: what the encoder is to be fed, and which one of a file that holds two; None has its own.
+        name: as `init --weights` takes it, except `random`.
+        modality: what the encoder is to be fed, and which one to take from a file that holds two; None keeps its own.
             The first convolution of another modality is adapted by a sum, as `init` does.
-        arch: None guesses it from the keys; of imagenet it is resnet18.
+        arch: None guesses it from the keys; for imagenet it is resnet18.
 
     Raises:
         ArtifactError: missing, unfinished, not a ResNet, without BatchNorm, or with values that are not numbers.
@@ -74,7 +74,7 @@ def _own_header(file: Path) -> Header | None:
     try:
         return artifacts.read_header(file)[0]
     except ArtifactError:
-        return None  # somebody else's; what is wrong with it is told where its weights are read
+        return None  # not avpt's; what is wrong with it is reported where its weights are read
 
 
 def _norm(state: dict[str, Tensor]) -> Norm:

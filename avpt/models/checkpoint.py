@@ -17,7 +17,7 @@ from avpt.files.checking import RecordError, convert
 from avpt.files.records import InputSpec
 from avpt.models.abnormal_channels import has_unmoved_statistics
 from avpt.models.encoder import Classifier, Encoder, EncoderSpec, build_encoder, encoder_spec
-from avpt.models.fitting import check_values, described, misfits
+from avpt.models.fitting import check_values, describe_tensors, misfits
 from avpt.models.fusion import FUSIONS, FusedModel
 from avpt.types import MODALITIES, Modality
 
@@ -31,7 +31,7 @@ class LoadedEncoder:
     encoder: Encoder
     spec: EncoderSpec
     input: InputSpec | None  # the input pipeline it was trained with; None for an encoder fresh from `init`
-    store: str | None  # fingerprint of the one it was trained on
+    store: str | None  # fingerprint of the store that it was trained on
 
 
 def load_encoder(path: Path, modality: Modality) -> LoadedEncoder:
@@ -50,7 +50,7 @@ def load_encoder(path: Path, modality: Modality) -> LoadedEncoder:
         )
     values = loaded.header.spec.get("input")
     pipeline = None if values is None else read_input(path, loaded.header)
-    encoder = build_encoder(spec)  # drawn at random first: on that depends the head, which a training draws next
+    encoder = build_encoder(spec)  # draws at random: the head, which training draws next, depends on that
     encoder.load_state_dict(loaded.encoder(modality).state_dict())
     return LoadedEncoder(encoder, spec, pipeline, loaded.header.inputs.get("store"))
 
@@ -59,7 +59,7 @@ def read_input(path: Path, header: Header) -> InputSpec:
     """The input pipeline that a model was trained with.
 
     Raises:
-        ArtifactError: the spec has none, or one that no training could have had.
+        ArtifactError: the spec has none, or one that no training could have used.
     """
     values = header.spec.get("input")
     if not isinstance(values, dict):
@@ -71,9 +71,9 @@ def read_input(path: Path, header: Header) -> InputSpec:
 
 
 def check_frozen(encoder: Encoder, path: Path) -> None:
-    """Refuse to use an encoder as it is whose new ABRi branch has running statistics of no data, 0 and 1.
+    """Refuse to use an encoder as it is if its new ABRi branch still has its initial running statistics, 0 and 1.
 
-    Its other branch normalises, so that the blend means nothing. Where no BatchNorm normalises that is warned of.
+    Its other branch normalises, so the blend is meaningless. Where no BatchNorm normalises, a warning is logged.
 
     Raises:
         ArtifactError: it is fresh from `init --bn abri`.
@@ -89,10 +89,10 @@ def check_frozen(encoder: Encoder, path: Path) -> None:
 
 
 def check_input(loaded: LoadedEncoder, path: Path, wanted: dict[str, Any]) -> None:
-    """Refuse an encoder that was trained on spectrograms of another make than the store holds.
+    """Refuse an encoder that was trained on spectrograms made with other settings than the store's.
 
     Raises:
-        ArtifactError: with what differs.
+        ArtifactError: they differ; the message says in what.
     """
     if loaded.input is None or loaded.spec.modality != "audio":
         return
@@ -113,12 +113,12 @@ def check_input(loaded: LoadedEncoder, path: Path, wanted: dict[str, Any]) -> No
 class LoadedNetwork:
     """A trained network on the CPU, in evaluation mode, and the header of its artifact."""
 
-    network: Encoder | Classifier | FusedModel  # an encoder without a head, one with, or two
+    network: Encoder | Classifier | FusedModel  # an encoder without a head, one with a head, or two fused
     encoders: dict[Modality, EncoderSpec]
     header: Header
 
     def encoder(self, modality: Modality) -> Encoder:
-        """One of its encoders."""
+        """The network's encoder of a modality."""
         network = self.network
         if isinstance(network, Encoder):
             return network
@@ -128,17 +128,17 @@ class LoadedNetwork:
 
     @property
     def head(self) -> nn.Linear | None:
-        """A classifier's."""
+        """The linear head of a classifier; None for any other network."""
         head: nn.Linear | None = getattr(self.network, "head", None)
         return head
 
 
 def load_network(path: Path, *kinds: Kind) -> LoadedNetwork:
-    """Rebuild what an artifact, or the best model of a run folder, holds.
+    """Rebuild the network that an artifact, or the best model of a run folder, holds.
 
     Args:
         path: the artifact or run folder.
-        kinds: which are of use: encoder, classifier, fused.
+        kinds: those that are accepted, out of encoder, classifier and fused.
 
     Raises:
         ArtifactError: missing, unfinished, of another kind, or tensors that do not fit its spec.
@@ -153,7 +153,7 @@ def load_network(path: Path, *kinds: Kind) -> LoadedNetwork:
     try:
         with torch.device("meta"):  # takes no memory, whatever the spec says
             network, encoders = _build(header)
-        state, problems = described(shapes)
+        state, problems = describe_tensors(shapes)
         problems += misfits(network.state_dict(), state).values()
     except KeyError as error:
         problems = [f"it has no {error.args[0]}"]
@@ -172,10 +172,10 @@ def _build(header: Header) -> tuple[Encoder | Classifier | FusedModel, dict[Moda
     """The network that a header's spec describes, with random weights."""
     spec = header.spec
     if header.kind in ("encoder", "classifier"):
-        only = encoder_spec(spec["encoder"])
-        encoder = build_encoder(only)
+        own = encoder_spec(spec["encoder"])
+        encoder = build_encoder(own)
         network = encoder if header.kind == "encoder" else Classifier(encoder, _num_classes(header))
-        return network, {only.modality: only}
+        return network, {own.modality: own}
     audio, visual = encoder_spec(spec["audio"]), encoder_spec(spec["visual"])
     if (audio.modality, visual.modality) != MODALITIES or spec["fusion"] not in FUSIONS:
         raise ValueError(f"unknown fusion {spec['fusion']} of {audio.modality} and {visual.modality}")

@@ -20,7 +20,7 @@ from avpt.types import Modality
 if TYPE_CHECKING:  # torchvision has no types
 
     class ResNet(nn.Module):
-        """What is used of torchvision's."""
+        """The part of torchvision's ResNet that is used here."""
 
         conv1: nn.Conv2d
         bn1: nn.Module
@@ -144,7 +144,7 @@ def encoder_spec(values: dict[str, Any]) -> EncoderSpec:
     """The spec from an artifact's header.
 
     Raises:
-        RecordError: it is none, or names something that avpt does not build.
+        RecordError: it is not a spec, or names something that avpt does not build.
     """
     spec = convert(values, EncoderSpec)
     if spec.arch not in ARCHS:

@@ -1,4 +1,4 @@
-"""Trained networks for use elsewhere: plain torchvision weights, ONNX, torch.export."""
+"""Trained networks written for use elsewhere: plain torchvision weights, ONNX, torch.export."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def torchvision_state(encoder: Encoder, head: nn.Linear | None) -> dict[str, Ten
 
 
 def plain_network(
-    network: Encoder | Classifier | FusedModel, encoders: Mapping[Modality, EncoderSpec], only: Modality | None
+    network: Encoder | Classifier | FusedModel, encoders: Mapping[Modality, EncoderSpec], modality: Modality | None
 ) -> nn.Module:
-    """What ONNX and torch.export get: the whole model, or one encoder of a fused one; ABRi folded."""
+    """The network that ONNX and torch.export receive, ABRi folded: all of it, or one encoder of a fused model."""
     if isinstance(network, Encoder):
         (spec,) = encoders.values()
         return Features(plain_encoder(network, spec)).eval()
     if isinstance(network, FusedModel):
-        if only is not None:
-            return Features(plain_encoder(getattr(network, only), encoders[only])).eval()
+        if modality is not None:
+            return Features(plain_encoder(getattr(network, modality), encoders[modality])).eval()
         network.audio = plain_encoder(network.audio, encoders["audio"])
         network.visual = plain_encoder(network.visual, encoders["visual"])
         return network.eval()
@@ -55,7 +55,7 @@ def plain_network(
 
 
 def to_torch_export(model: nn.Module, inputs: Mapping[Modality, Tensor], metadata: str) -> bytes:
-    """A `.pt2` file with any number of clips a batch; `torch.export.load` reads it."""
+    """A `.pt2` file that takes any number of clips per batch; `torch.export.load` reads it."""
     file = io.BytesIO()
     with _silently():
         program = torch.export.export(model, tuple(inputs.values()), dynamic_shapes=_any_batch(inputs))
@@ -66,7 +66,7 @@ def to_torch_export(model: nn.Module, inputs: Mapping[Modality, Tensor], metadat
 
 
 def to_onnx(model: nn.Module, inputs: Mapping[Modality, Tensor], output: str, metadata: str) -> bytes:
-    """An ONNX file with any number of clips a batch.
+    """An ONNX file that takes any number of clips per batch.
 
     Raises:
         AvptError: the packages that write ONNX are not installed.
@@ -87,7 +87,7 @@ def to_onnx(model: nn.Module, inputs: Mapping[Modality, Tensor], output: str, me
     graph = proto.graph
     traced = [graph.node, graph.input, graph.output, graph.value_info, graph.initializer]
     for part in (item for items in [*traced, *(function.node for function in proto.functions)] for item in items):
-        del part.metadata_props[:]  # where in which source file it was traced
+        del part.metadata_props[:]  # the places in source files where it was traced
     entry = proto.metadata_props.add()
     entry.key, entry.value = KEY, metadata
     content: bytes = proto.SerializeToString(deterministic=True)
@@ -101,7 +101,7 @@ def _any_batch(inputs: Mapping[Modality, Tensor]) -> tuple[dict[int, Any], ...]:
 
 @contextmanager
 def _silently() -> Iterator[None]:
-    """The exporters tell of their own workings, on stdout too."""
+    """Silence the exporters, which report on their own workings, on stdout too."""
     loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:

@@ -1,4 +1,4 @@
-"""What keeps tensors from being a network's: the checks that every reader of weights makes before it takes them."""
+"""Whether tensors fit a network and are finite: the checks that every reader of weights makes before it takes them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from avpt.errors import ArtifactError
 
-DTYPES = {  # those that weights may have, as safetensors calls them
+DTYPES = {  # the types that weights may have, by their names in safetensors
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
@@ -19,8 +19,8 @@ DTYPES = {  # those that weights may have, as safetensors calls them
 }
 
 
-def described(shapes: Mapping[str, tuple[str, list[int]]]) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors that a safetensors file says it holds, without their values; and which have a type of no weights."""
+def describe_tensors(shapes: Mapping[str, tuple[str, list[int]]]) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors that a safetensors file declares, without values; and what is wrong with the types of the others."""
     known = {name: one for name, one in shapes.items() if one[0] in DTYPES}
     state = {name: torch.empty(shape, dtype=DTYPES[dtype], device="meta") for name, (dtype, shape) in known.items()}
     return state, [f"{name} is {dtype}" for name, (dtype, _) in shapes.items() if dtype not in DTYPES]
@@ -29,7 +29,7 @@ def described(shapes: Mapping[str, tuple[str, list[int]]]) -> tuple[dict[str, Te
 def misfits(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, str]:
     """What keeps a state dict from being the wanted one, by key: it is missing, unknown, of another shape or type.
 
-    Any floating-point type stands for any other. Values are not looked at, so that either may be without them.
+    Any floating-point type may stand for any other. Values are ignored, so that both may be on the meta device.
     """
     problems = {name: f"{name} is missing" for name in wanted if name not in state}
     problems |= {name: f"{name} is unknown" for name in state if name not in wanted}
@@ -57,10 +57,10 @@ def wrong_values(state: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def check_values(path: Path, network: nn.Module) -> None:
-    """See that all values of a network are numbers, and no variance is negative.
+    """Check that all values of a network are numbers, and no variance is negative.
 
     Raises:
-        ArtifactError: with the first key of which some are not.
+        ArtifactError: some are not; the message names the first key with such values.
     """
     for name, what in wrong_values(network.state_dict()).items():
         told = f"values that are not numbers ({name})" if "NaN" in what else f"negative variances ({name})"

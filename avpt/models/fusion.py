@@ -90,7 +90,7 @@ class FusedModel(nn.Module):
     def forward(self, audio: Tensor, visual: Tensor, present: Tensor | None = None) -> Tensor:
         """Logits (batch, classes) from spectrograms (batch, 1, frame, mel) and frames (batch, frames, 3, h, w).
 
-        Features are multiplied by `present` (batch, 2), 1 or 0 for sound and pictures; None has both everywhere.
+        Features are multiplied by `present` (batch, 2), 1 or 0 for audio and visual; None means that all are present.
         """
         a, v = encode(self.audio, audio), encode(self.visual, visual)
         if present is not None:
@@ -109,16 +109,16 @@ class FusedModel(nn.Module):
         v = _nothing(self.visual, a) if v is None else v
         logits = self.fusion(a, v)
         audio_logits, visual_logits = shares(self.fusion, a, v, logits)
-        found = {"logits": logits}
-        found |= {} if audio is None else {"audio_logits": audio_logits}
-        return found | ({} if visual is None else {"visual_logits": visual_logits})
+        outputs = {"logits": logits}
+        outputs |= {} if audio is None else {"audio_logits": audio_logits}
+        return outputs | ({} if visual is None else {"visual_logits": visual_logits})
 
 
 def shares(fusion: nn.Module, audio: Tensor, visual: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     """What each modality contributes to the logits f(a, v), (batch, classes) each; the two add up to them.
 
     The two-player Shapley value, zero features standing for an absent modality:
-    z_a = 1/2 [f(a,v) - f(0,v) + f(a,0)], and z_v the other way round.
+    z_a = 1/2 [f(a,v) - f(0,v) + f(a,0)], and z_v likewise with a and v swapped.
     """
     only_audio, only_visual = fusion(audio, torch.zeros_like(visual)), fusion(torch.zeros_like(audio), visual)
     return (logits - only_visual + only_audio) / 2, (logits - only_audio + only_visual) / 2

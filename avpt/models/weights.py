@@ -1,4 +1,4 @@
-"""Pre-trained weights: read from any layout without running code, fitted strictly, told key by key."""
+"""Pre-trained weights: read from any layout without running code, fitted strictly, reported key by key."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class LoadReport:
     folded: bool = False  # ABRi layers were folded into plain BatchNorm first
 
     def record(self) -> dict[str, Any]:
-        """What the artifact keeps of it."""
+        """The report as an artifact keeps it."""
         parts = {"loaded": self.loaded, "adapted": self.adapted, "dropped": self.dropped, "new": self.new}
         return {**parts, "folded": self.folded}
 
@@ -56,7 +56,7 @@ def imagenet_weights(arch: str) -> dict[str, Tensor]:
     """torchvision's ImageNet weights (IMAGENET1K_V1), from its cache or its download.
 
     Raises:
-        ArtifactError: neither can be had.
+        ArtifactError: neither is available.
     """
     weights = torchvision.models.get_model_weights(arch).IMAGENET1K_V1
     cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
@@ -74,7 +74,7 @@ def imagenet_weights(arch: str) -> dict[str, Tensor]:
 
 
 def find_weights(name: str, arch: str, modality: Modality) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights by what `--weights` says: imagenet, a file, or a run folder. Returns what `read_weights` does."""
+    """The weights that `--weights` names: imagenet, a file, or a run folder. Returns what `read_weights` does."""
     return (imagenet_weights(arch), []) if name == "imagenet" else read_weights(model_file(Path(name)), modality)
 
 
@@ -96,12 +96,14 @@ def read_weights(path: Path, modality: Modality) -> tuple[dict[str, Tensor], lis
     others = [prefix for stream in STREAMS.values() for prefix in stream]
     levels = MOST_NESTED
     while "conv1.weight" not in state:
-        prefixes = (*STREAMS[modality], *PREFIXES, *others)  # of two streams the modality's own, a lone one in any case
+        prefixes = (*STREAMS[modality], *PREFIXES, *others)  # of two streams the modality's own, else the one there is
         inner = [prefix for prefix in prefixes if levels and any(key.startswith(prefix) for key in state)]
         levels -= 1
         if not inner:
-            found = f"it holds {listed(sorted(state))}" if state else "it holds no tensors by name; a state_dict does"
-            raise ArtifactError(f"{path} is not a ResNet in torchvision's layout: no conv1.weight ({found})")
+            contents = (
+                f"it holds {listed(sorted(state))}" if state else "it holds no tensors by name; a state_dict does"
+            )
+            raise ArtifactError(f"{path} is not a ResNet in torchvision's layout: no conv1.weight ({contents})")
         prefix = inner[0]
         dropped += [key for key in state if not key.startswith((prefix, *CLASSIFIERS))]
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
@@ -110,10 +112,10 @@ def read_weights(path: Path, modality: Modality) -> tuple[dict[str, Tensor], lis
 
 
 def _check_plain(path: Path, state: Mapping[str, Tensor]) -> None:
-    """See that every tensor is numbers in memory, one for each of its places.
+    """Check that every tensor is dense, in memory, and stores one number per element.
 
     Raises:
-        ArtifactError: by key.
+        ArtifactError: one is not; the message names its key.
     """
     for key, value in state.items():
         kind = "plain"
@@ -143,15 +145,15 @@ def _read(path: Path) -> Any:
             "where you trust it, save its state_dict() alone"
         ) from None
     except Exception as error:  # torch raises whatever its readers raise
-        told = next(iter(str(error).splitlines()), "") if isinstance(error, OSError | RuntimeError) else ""
-        reason = told or "neither safetensors nor what torch.save writes, or damaged"
+        message = next(iter(str(error).splitlines()), "") if isinstance(error, OSError | RuntimeError) else ""
+        reason = message or "neither safetensors nor what torch.save writes, or damaged"
         raise ArtifactError(
             f"{path} is not a readable checkpoint ({reason}); save a state_dict() with either"
         ) from None
 
 
 def _unwrap(value: Any) -> dict[str, Any]:
-    for _ in range(MOST_NESTED):  # one may hold itself
+    for _ in range(MOST_NESTED):  # a mapping may hold itself
         if not isinstance(value, Mapping):
             return {}
         inner = next((value[name] for name in WRAPPERS if isinstance(value.get(name), Mapping)), None)
@@ -168,15 +170,15 @@ def fit_weights(
 
     Args:
         state: in torchvision's names; ABRi layers are folded first.
-        spec: of the encoder; its norm layer is not looked at.
+        spec: of the encoder; its norm layer is ignored.
         conv1: how the first convolution crosses between 1 and 3 input channels.
         source: what to call the weights in an error.
 
     Returns:
-        A full state dict of the plain encoder (newly drawn where conv1 is), and the report.
+        A full state dict of the plain encoder (conv1 newly drawn where that is asked for), and the report.
 
     Raises:
-        ArtifactError: keys or shapes that do not fit, all listed.
+        ArtifactError: keys or shapes do not fit; the message lists them all.
     """
     report = LoadReport(folded=any(".new_" in key for key in state))
     if report.folded:
@@ -216,10 +218,10 @@ def fit_weights(
 
 
 def _check_abri(state: Mapping[str, Tensor], source: str) -> None:
-    """See that ABRi layers are whole.
+    """Check that ABRi layers are complete.
 
     Raises:
-        ArtifactError: by key.
+        ArtifactError: one is not; the message names its keys.
     """
     layers = dict.fromkeys(key.rpartition(".new_")[0] for key in state if ".new_" in key)
     for layer in layers:

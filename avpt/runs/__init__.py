@@ -1,1 +1,1 @@
-"""Run folders, where things came from, groups of runs, and a trained model in use."""
+"""Run folders, what they were made from, groups of runs, and trained models in use."""

@@ -1,4 +1,4 @@
-"""The run folder that a training command fills: whose it is, and when it counts as finished; no torch needed."""
+"""The run folder that a training command fills: what it records, and when it counts as finished; no torch needed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ AGAIN = "run the command that made it again with --overwrite"
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder says of itself, finished or not."""
+    """The records of a run folder, finished or not."""
 
     path: Path
     kind: str  # classifier, fused
@@ -38,7 +38,7 @@ class Run:
 
     @property
     def progress(self) -> str:
-        """In words: finished, or how far it came."""
+        """In words: finished, or how far the run came."""
         done, planned = len(self.epochs), self.config.get("epochs", 0)
         if self.summary:
             return f"finished, stopped early after {done} of {planned} epochs" if done < planned else "finished"
@@ -54,7 +54,7 @@ def read_run(path: Path) -> Run:
     """Read the records of a run folder; no tensors.
 
     Raises:
-        ArtifactError, OutputError: it is not one, or damaged.
+        ArtifactError, OutputError: it is not a run folder, or is damaged.
     """
     if not path.exists():
         raise ArtifactError(f"{path} does not exist; it should be a run folder written by avpt")
@@ -85,7 +85,7 @@ def _read_epochs(path: Path) -> list[dict[str, Any]]:
 def find_summary(
     path: Path, settings: dict[str, Any], defaults: dict[str, Any], overwrite: bool
 ) -> dict[str, Any] | None:
-    """Look whether the run is already there; nothing is changed. Call it inside `outputs.claim`.
+    """Check whether the run is already there, and change nothing. Call it inside `outputs.claim`.
 
     Args:
         path: the run folder.
@@ -94,21 +94,21 @@ def find_summary(
         overwrite: the caller means to start over.
 
     Returns:
-        The summary of a run that is finished just so, or None where there is work to do.
+        The summary of a run that was finished with these settings, or None where there is work to do.
 
     Raises:
         OutputError: the folder holds something else.
     """
-    whole = all((path / name).exists() for name in ("summary.json", "model.safetensors"))
-    if whole and not overwrite and not (path / SETTINGS).exists():  # checkpoint/ was removed to save space
+    complete = all((path / name).exists() for name in ("summary.json", "model.safetensors"))
+    if complete and not overwrite and not (path / SETTINGS).exists():  # checkpoint/ was removed to save space
         header, _ = read_header(path / "model.safetensors")
-        found: dict[str, Any] | None = {"config": header.config, "inputs": header.inputs}
+        existing: dict[str, Any] | None = {"config": header.config, "inputs": header.inputs}
     else:
-        found = look_into(path, SETTINGS, OWNED, overwrite)
-    if found is None:
+        existing = look_into(path, SETTINGS, OWNED, overwrite)
+    if existing is None:
         return None
-    if not _is_continued(found, settings, defaults):
-        check_same(path, found, settings, defaults)
+    if not _is_continued(existing, settings, defaults):
+        check_same(path, existing, settings, defaults)
         if (path / "summary.json").exists():
             return read_record(path / "summary.json", "--overwrite starts over", RunSummary)
     if (path / "metrics.jsonl").exists() and not any((path / "checkpoint").glob("*.pt")):
@@ -117,23 +117,23 @@ def find_summary(
 
 
 def begin_run(path: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """Make the folder, or take it up again where an unfinished or shorter run is."""
+    """Make the folder, or prepare to continue the unfinished or shorter run in it."""
     (path / "summary.json").unlink(missing_ok=True)  # from here on the run is unfinished
     begin(path, SETTINGS, settings, overwrite)
     sweep([*path.glob(".*.tmp"), *path.glob("checkpoint/.*.tmp")])
 
 
-def _is_continued(found: dict[str, Any], wanted: dict[str, Any], defaults: dict[str, Any]) -> bool:
-    """More epochs of the same run, under a schedule that lets it go on."""
-    longer = found["config"].get("epochs", 0) < wanted["config"]["epochs"]
+def _is_continued(existing: dict[str, Any], wanted: dict[str, Any], defaults: dict[str, Any]) -> bool:
+    """Whether more epochs of the same run are wanted, under a schedule that lets it be continued."""
+    longer = existing["config"].get("epochs", 0) < wanted["config"]["epochs"]
     same = not differences(
-        {**found, "config": found["config"] | {"epochs": wanted["config"]["epochs"]}}, wanted, defaults
+        {**existing, "config": existing["config"] | {"epochs": wanted["config"]["epochs"]}}, wanted, defaults
     )
     return longer and same and SCHEDULES[wanted["config"]["schedule"]].continues
 
 
 def report(path: Path, summary: dict[str, Any], title: str) -> Report:
-    """The record and table of a finished run."""
+    """What a training command reports of a finished run: its record and table."""
     names = [name for name in ("val", "test") if summary[name] is not None]
     rows = [
         (metric, *(decimals(summary[split].get(metric)) for split in names)) for metric in sorted(summary[names[0]])

@@ -36,7 +36,7 @@ class Group:
 
     members: list[int]  # positions of the runs
     options: dict[str, Any]  # that all of them have
-    pooled: bool  # inputs that are not to be found differ, and may differ in more than the seed
+    pooled: bool  # some inputs that can't be found differ, perhaps in more than the seed
 
 
 def group_made(made: Sequence[Run | Node], lineage: Lineage) -> list[Group]:
@@ -45,9 +45,9 @@ def group_made(made: Sequence[Run | Node], lineage: Lineage) -> list[Group]:
 
 
 def options_of(made: Run | Node, lineage: Lineage) -> dict[str, Any]:
-    """All that a run's result depends on but the seed: its options, and those of all that it was made from."""
+    """All that a run's result depends on except the seed: its options, and those of all that it was made from."""
     whole = lineage.whole_config(complete(made.kind, made.config), made.inputs, complete)
-    whole = {name: value for name, value in whole.items() if name.split(".")[-1] != "modality"}  # its place says it
+    whole = {name: value for name, value in whole.items() if name.split(".")[-1] != "modality"}  # the prefix says it
     return {"model": made.config.get("modality", "joint"), **whole}
 
 
@@ -59,13 +59,12 @@ def seed_of(made: Run | Node) -> int:
 def group_runs(options: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[Group]:
     """Put runs together whose options are equal.
 
-    An input that is not to be found is among the options as a checksum. Where each of the runs that are equal but for
-    such inputs has inputs of its own and a seed of its own, they count as repeats; otherwise other inputs are another
-    group.
+    An input that can't be found stands among the options as its checksum. Runs that differ in such inputs alone count
+    as repeats if each has inputs and a seed of its own; otherwise other inputs make another group.
 
     Args:
-        options: of each run, all that its result depends on but the seed.
-        seeds: of each run.
+        options: for each run, all that its result depends on except the seed.
+        seeds: the seed of each run.
     """
     alike: dict[str, list[int]] = {}
     for run, values in enumerate(options):
@@ -88,13 +87,13 @@ def _key(values: Mapping[str, Any]) -> str:
 
 
 def is_lost(name: str, value: Any) -> bool:
-    """Whether it is the checksum of a file that is not to be found; a store is as good as its fingerprint."""
+    """Whether an option is the checksum of a file that can't be found; of a store the fingerprint is enough."""
     is_store = name.split(".")[-1] in ("store", "fingerprint")
     return not is_store and isinstance(value, str) and CHECKSUM.fullmatch(value) is not None
 
 
 def count_pooled(groups: Sequence[Group]) -> int:
-    """How many runs count as repeats though what they were made from is not to be found; that is warned of."""
+    """Count the runs that are taken for repeats although their inputs can't be found, and warn of them."""
     pooled = sum(len(group.members) for group in groups if group.pooled)
     if pooled:
         log.warning(POOLED, pooled)
@@ -104,25 +103,25 @@ def count_pooled(groups: Sequence[Group]) -> int:
 # --- names -------------------------------------------------------------------------------------------------------
 
 
-def differing(options: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Options that two groups which both have them disagree on, those of the runs themselves first.
+def differing_options(options: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The options in which groups that have them disagree, those of the runs themselves first.
 
-    One that only some have (the shape of a mask) follows from another (whether there is one).
+    An option that some groups lack (the shape of a mask) follows from another (whether there is one).
     """
     values: dict[str, set[str]] = {}
     for group in options:
         for name, value in group.items():
             values.setdefault(name, set()).add(_key({"": value}))
-    return sorted((name for name, found in values.items() if len(found) > 1), key=lambda name: (name.count("."), name))
+    return sorted((name for name, some in values.items() if len(some) > 1), key=lambda name: (name.count("."), name))
 
 
 def name_groups(options: Sequence[Mapping[str, Any]]) -> list[str]:
-    """For each group the fewest options that tell it from all others; empty where a few do not."""
-    names = differing(options)
-    return [_tell(i, options, names) for i in range(len(options))]
+    """For each group the fewest options that distinguish it from all others; empty where no few of them do."""
+    names = differing_options(options)
+    return [_distinguish(i, options, names) for i in range(len(options))]
 
 
-def _tell(own: int, options: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+def _distinguish(own: int, options: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
     have = [name for name in names if name in options[own]]
     for count in range(1, MOST_NAMED + 1):
         for chosen in combinations(have[:12], count):
@@ -149,38 +148,38 @@ def value_in_words(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A group of runs, ready to be shown."""
+class NamedGroup:
+    """A group of runs with a letter and a name, to be compared with others."""
 
     letter: str
-    name: str  # what tells it from the others
+    name: str  # what distinguishes it from the others
     options: dict[str, Any]
     runs: list[Run]
 
     @property
     def finished(self) -> list[Run]:
-        """Those that count."""
+        """The finished runs, which are the ones that count."""
         return [run for run in self.runs if run.summary is not None]
 
     def values(self, split: Split, metric: str) -> dict[int, float]:
-        """A metric by seed; of several runs with one seed their mean."""
-        found: dict[int, list[float]] = {}
+        """A metric by seed; the mean where several runs have one seed."""
+        by_seed: dict[int, list[float]] = {}
         for run in self.finished:
             if (value := metric_of(run, split, metric)) is not None:
-                found.setdefault(seed_of(run), []).append(value)
-        return {seed: sum(values) / len(values) for seed, values in found.items()}
+                by_seed.setdefault(seed_of(run), []).append(value)
+        return {seed: sum(values) / len(values) for seed, values in by_seed.items()}
 
     def curves(self, metric: str) -> list[list[float]]:
         """A metric on val, epoch by epoch, of each finished run."""
         return [curve for run in self.finished if (curve := curve_of(run, metric))]
 
 
-def group(runs: Sequence[Run], search: Sequence[Path] | None) -> list[Compared]:
-    """The groups in the order of their first runs, lettered and named by what tells them apart."""
-    found = group_made(runs, Lineage([run.path for run in runs], search))
-    count_pooled(found)
-    options = [group.options for group in found]
-    unknown = [name for name in differing(options) if any(is_lost(name, some.get(name)) for some in options)]
+def group(runs: Sequence[Run], search: Sequence[Path] | None) -> list[NamedGroup]:
+    """The groups in the order of their first runs, each with a letter and named by what distinguishes it."""
+    unnamed = group_made(runs, Lineage([run.path for run in runs], search))
+    count_pooled(unnamed)
+    options = [group.options for group in unnamed]
+    unknown = [name for name in differing_options(options) if any(is_lost(name, some.get(name)) for some in options)]
     if unknown:
         log.warning(
             "groups differ by inputs that are not to be found, known by their checksums alone (%s); name folders to "
@@ -189,13 +188,13 @@ def group(runs: Sequence[Run], search: Sequence[Path] | None) -> list[Compared]:
         )
     names = name_groups(options)
     groups = []
-    for number, (name, one) in enumerate(zip(names, found, strict=True)):
+    for number, (name, one) in enumerate(zip(names, unnamed, strict=True)):
         members = [runs[i] for i in one.members]
         twice = [str(seed) for seed, count in Counter(map(seed_of, members)).items() if count > 1]
         letter = letters(number)
         if twice:
             log.warning("group %s has several runs of seed %s: a paired test takes their mean", letter, listed(twice))
-        groups.append(Compared(letter, name or pattern(members), one.options, members))
+        groups.append(NamedGroup(letter, name or pattern(members), one.options, members))
     return groups
 
 

@@ -1,4 +1,4 @@
-"""What artifacts were made from: files record their inputs by checksum, and here the files are found again."""
+"""What artifacts were made from: they record their inputs by checksum, and here those files are found again."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ MOST_ENTRIES = 20_000  # of folders, that are looked through before the search e
 
 @dataclass(frozen=True)
 class Node:
-    """A store, an artifact or a run folder, and what it says of itself."""
+    """A store, an artifact or a run folder, and how it was made."""
 
     path: Path
     kind: str  # store, encoder, classifier, fused, confidence, predictions, probe, ...
     config: dict[str, Any]
     inputs: dict[str, str]  # name -> checksum or fingerprint
-    files: tuple[Path, ...] = field(repr=False)  # those that others may have been made from; a store has none
+    files: tuple[Path, ...] = field(repr=False)  # those that other nodes may record as inputs; a store has none
 
     @property
     def is_run(self) -> bool:
@@ -47,14 +47,14 @@ class Node:
 class Lineage:
     """The artifacts in some folders, found by the checksums under which others record them.
 
-    Folders are walked and files hashed when they are first asked for: the runs, `folders`, what is around the runs.
+    They are walked, and files hashed, when first needed: `paths`, then `folders`, then the folders around `paths`.
     """
 
     def __init__(self, paths: Sequence[Path], folders: Sequence[Path] | None = None) -> None:
         """Look at `paths`, in `folders` and around `paths`.
 
         Raises:
-            AvptError: one of the folders is none.
+            AvptError: one of `folders` is not a folder.
         """
         for folder in folders or ():
             if not folder.is_dir():
@@ -65,23 +65,23 @@ class Lineage:
         self._checksums: dict[Path, str] = {}
 
     def find(self, checksum: str) -> Node | None:
-        """The store, artifact or run that a recorded input is; None where it is not to be found."""
+        """The store, artifact or run that was recorded by this checksum; None where it can't be found."""
         for node in self.nodes():
             if checksum in self.checksums(node):
                 return node
         return None
 
     def origins(self, node: Node) -> dict[str, Node | None]:
-        """What a node was made from, by the names under which it records that."""
+        """What a node was made from, by the names of its inputs."""
         return {name: self.find(checksum) for name, checksum in node.inputs.items()}
 
     def made_from(self, node: Node, *kinds: str) -> list[Node]:
-        """The nodes of some kinds that record a node among their inputs."""
+        """The nodes of these kinds that were made from a node."""
         own = self.checksums(node)
         return [other for other in self.nodes() if other.kind in kinds and own & set(other.inputs.values())]
 
     def checksums(self, node: Node) -> set[str]:
-        """The names under which others may record a node."""
+        """The checksums, or the fingerprint, by which others may record a node."""
         if node.kind == "store":
             return {node.config["fingerprint"]}
         return {checksum for file in node.files if (checksum := self.checksum(file))}
@@ -93,7 +93,7 @@ class Lineage:
         return self._checksums[file]
 
     def nodes(self) -> Iterator[Node]:
-        """All of them, read as far as they are asked for."""
+        """All nodes, each of them read when it is first needed."""
         yield from [node for node in self._nodes.values() if node is not None]
         for path in self._unread:
             self._nodes[path] = node = read_node(path)
@@ -108,8 +108,8 @@ class Lineage:
     ) -> dict[str, Any]:
         """The options of a run and, under dotted names, of all that it was made from; checksums of what is missing.
 
-        Seeds are left out, and so is what hangs on nothing but a seed: two runs of one experiment have equal records.
-        What several things were made from is told once, under its shortest name, and then by that name.
+        Seeds are left out, and so is what depends on nothing but a seed: two runs of one experiment have equal records.
+        An input that several things share is described once, under its shortest name, and elsewhere by that name.
 
         Args:
             config: of the run.
@@ -117,18 +117,18 @@ class Lineage:
             complete: fills in, by kind, the options of an input that are younger than its record.
         """
         whole: dict[str, Any] = {}
-        told: dict[str | Path, str] = {}
+        first_names: dict[str | Path, str] = {}
         waiting: list[tuple[str, Mapping[str, Any], Mapping[str, str]]] = [("", config, inputs)]
-        for prefix, options, made_from in waiting:  # which grows as it goes
+        for prefix, options, made_from in waiting:  # a list that grows meanwhile
             whole |= {f"{prefix}{option}": value for option, value in options.items() if option != "seed"}
             for name, checksum in sorted(made_from.items()):
                 node = self.find(checksum)
                 is_known = node is not None and node.kind != "store"
                 thing = node.path if node is not None and is_known else checksum
-                if thing in told:
-                    whole[f"{prefix}{name}"] = f"as {told[thing]}"
+                if thing in first_names:
+                    whole[f"{prefix}{name}"] = f"as {first_names[thing]}"
                     continue
-                told[thing] = f"{prefix}{name}"
+                first_names[thing] = f"{prefix}{name}"
                 if node is not None and is_known:
                     waiting.append((f"{prefix}{name}.", complete(node.kind, node.config), node.inputs))
                 else:
@@ -137,7 +137,7 @@ class Lineage:
 
 
 def read_node(path: Path) -> Node | None:
-    """What lies at a path, or None where it is nothing of avpt's, or can't be read."""
+    """The node at a path; None where avpt did not write it, or it can't be read."""
     try:
         if path.is_dir() and (path / "store.json").is_file():
             settings = read(path / "settings.json", Provenance)
@@ -153,7 +153,7 @@ def read_node(path: Path) -> Node | None:
         header, _ = read_header(path)
         return Node(path, header.kind, header.config, header.inputs, (path,))
     except (AvptError, OSError, RecordError):
-        return None  # a search comes by all sorts of files
+        return None  # a search meets all sorts of files
 
 
 def _around(paths: Sequence[Path]) -> Iterator[Path]:
@@ -166,8 +166,8 @@ def _around(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _walk(roots: Iterable[Path]) -> Iterator[Path]:
-    """Stores, run folders, safetensors and JSON files in some folders, breadth first; not what lies inside of these."""
-    level, seen, entries = list(dict.fromkeys(roots)), set[str](), 0
+    """Stores, run folders, safetensors and JSON files in some folders, breadth first, and nothing inside of these."""
+    level, seen, num_entries = list(dict.fromkeys(roots)), set[str](), 0
     for _ in range(LEVELS_DOWN):
         below: list[Path] = []
         for folder in level:
@@ -175,14 +175,14 @@ def _walk(roots: Iterable[Path]) -> Iterator[Path]:
                 continue
             seen.add(real)
             try:
-                found = sorted(os.scandir(folder), key=lambda entry: entry.name)
+                entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
             except OSError:
                 continue
-            entries += len(found)
-            if entries > MOST_ENTRIES:
+            num_entries += len(entries)
+            if num_entries > MOST_ENTRIES:
                 log.warning("too many files are around %s to look through; name nearer folders with --search", folder)
                 return
-            for entry in found:
+            for entry in entries:
                 path = Path(entry.path)
                 if entry.name.startswith("."):
                     continue
@@ -199,9 +199,9 @@ def _walk(roots: Iterable[Path]) -> Iterator[Path]:
 
 
 def _unique(paths: Iterable[Path]) -> Iterator[Path]:
-    """Each file or folder once, under the first of its names: a link leads to what may have been seen already."""
+    """Each file or folder once, under the first of its names: a link may lead to one that was seen already."""
     seen = set[str]()
     for path in paths:
-        if (real := os.path.realpath(path)) not in seen:  # not `resolve`, which a ring of links stops
+        if (real := os.path.realpath(path)) not in seen:  # not `resolve`, which fails on a ring of links
             seen.add(real)
             yield path

@@ -1,4 +1,4 @@
-"""What runs came to: metrics of their best models, and epoch by epoch."""
+"""The metrics of runs: of their best models, and epoch by epoch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FIRST = (key_name(True), key_name(False), "audio_accuracy", "visual_accuracy")  
 HELD_OUT: tuple[Split, ...] = ("test", "val")
 
 
-def measured(run: Run) -> list[dict[str, Any]]:
+def recorded_metrics(run: Run) -> list[dict[str, Any]]:
     """Every set of metrics that a run has: of its best model, and on val epoch by epoch."""
     best = [(run.summary or {}).get(split) or {} for split in HELD_OUT]
     return best + [row.get("val", {}) for row in run.epochs]
@@ -36,36 +36,36 @@ def curve_of(run: Run, metric: str) -> list[float]:
 
 
 def metrics_of(runs: Sequence[Run], asked: Sequence[str] | None) -> list[str]:
-    """The metrics to show, the one that is tested first.
+    """The names of the metrics to show; the first is the one that is tested.
 
     Raises:
-        ConfigError: no run has one that was asked for.
+        ConfigError: no run has a metric that was asked for.
     """
-    there = {name for run in runs for values in measured(run) for name in values}
-    if unknown := [name for name in asked or () if name not in there]:
+    recorded = {name for run in runs for values in recorded_metrics(run) for name in values}
+    if unknown := [name for name in asked or () if name not in recorded]:
         raise ConfigError(
-            f"--metric {unknown[0]} is in none of the runs; they have {listed(sorted(there), 10) or 'none'}"
+            f"--metric {unknown[0]} is in none of the runs; they have {listed(sorted(recorded), 10) or 'none'}"
         )
-    return list(asked or sorted(there, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name)))
+    return list(asked or sorted(recorded, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name)))
 
 
 def check_clips(runs: Sequence[Run]) -> None:
-    """See that all runs tell the same classes apart; other clips of these are warned of.
+    """Check that all runs have the same classes, and warn where their clips differ.
 
     Raises:
-        ArtifactError: they do not, and which differ.
+        ArtifactError: they do not; the message says which classes differ.
     """
     known = [(run, set(run.header.classes)) for run in runs if run.header is not None]
     for other, classes in known[1:]:
         first, wanted = known[0]
         if classes != wanted:
-            only = [
+            unshared = [
                 f"only {listed(sorted(some))} in {of.path}"
                 for some, of in ((wanted - classes, first), (classes - wanted, other))
                 if some
             ]
             raise ArtifactError(
-                f"{first.path} and {other.path} were trained on different classes ({', '.join(only)}); "
+                f"{first.path} and {other.path} were trained on different classes ({', '.join(unshared)}); "
                 "compare runs on the same ones"
             )
     stores = Counter(run.inputs.get("store") for run in runs)

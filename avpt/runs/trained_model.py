@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A classifier or a fused model on the CPU, in evaluation mode."""
 
     model: Classifier | FusedModel
@@ -34,17 +34,17 @@ class Trained:
     header: Header
 
     def option(self, name: str) -> Any:
-        """An option of the training, or its default where the header does not tell."""
+        """An option of the training, or its default where the header does not have it."""
         return training_option(self.header, name)
 
 
 def training_option(header: Header, name: str) -> Any:
-    """An option of a model's training, or its default where the header does not tell."""
+    """An option of a model's training, or its default where the header does not have it."""
     value = recorded_option(header.kind, header.config, name)
     return value if allows(TrainConfig, name, value) else TrainConfig.defaults()[name]
 
 
-def load_trained(path: Path) -> Trained:
+def load_trained(path: Path) -> TrainedModel:
     """The model that stands for a path: a classifier or fused artifact, or the best model of a run folder.
 
     Raises:
@@ -52,7 +52,7 @@ def load_trained(path: Path) -> Trained:
     """
     loaded = load_network(path, "classifier", "fused")
     assert isinstance(loaded.network, Classifier | FusedModel)
-    return Trained(
+    return TrainedModel(
         model=loaded.network,
         modalities=tuple(loaded.encoders),
         input=read_input(path, loaded.header),
@@ -65,10 +65,10 @@ def load_trained(path: Path) -> Trained:
 def check_clips(
     store: Store, splits: Mapping[Split, SplitIndex], modalities: Sequence[Modality], spec: InputSpec
 ) -> None:
-    """See that a store's clips can go through a model's input pipeline; other frames than it knows are warned of.
+    """Check that a store's clips fit a model's input pipeline; frames made with other settings lead to a warning.
 
     Raises:
-        StoreError: clips lack a modality, or their spectrograms are of another make.
+        StoreError: clips lack a modality, or their spectrograms were made with other settings.
     """
     for split, index in splits.items():
         for modality in modalities:
@@ -77,7 +77,7 @@ def check_clips(
         check_sound(store, spec, list(splits.values()))
         if (stream := store.settings.get("audio_stream")) != spec.audio_stream:
             named = ["left out" if one is None else one for one in (stream, spec.audio_stream)]
-            told = "%s holds the sound of other streams than the model was trained on (--audio-stream %s against %s)"
-            log.warning(told, store.path, *named)
+            message = "%s holds the sound of other streams than the model was trained on (--audio-stream %s against %s)"
+            log.warning(message, store.path, *named)
     if "visual" in modalities and (different := other_pictures(store.settings, spec)):
         log.warning("%s holds other frames than the model was trained on (%s)", store.path, ", ".join(different))

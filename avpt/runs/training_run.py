@@ -1,4 +1,4 @@
-"""What both training stories share: a run folder is filled from a store, a model, and the training options."""
+"""What both training commands share: they fill a run folder from a store, a model, and the training options."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from avpt.store.store import SplitIndex, Store
 from avpt.training import metrics, optim, run_writer, runtime, schedules
 from avpt.training.balancing.method import Balancing
 from avpt.training.balancing.ogm_ge import OgmGe
-from avpt.training.curves import drawn, need_tensorboard
+from avpt.training.curves import draw_curves, need_tensorboard
 from avpt.training.display import display
 from avpt.training.loop import Clips, Plan, fit
-from avpt.training.mixing import averaged, mix_clips
+from avpt.training.mixing import average_weights, mix_clips
 from avpt.training.passes import Stepping, evaluate
 from avpt.training.repeatable import check_repeatable
 from avpt.training.state import Progress
-from avpt.training.watch import Watcher, Watchers, announced
+from avpt.training.watch import Watcher, Watchers, announce_batches
 from avpt.training.world import World
 from avpt.types import MODALITIES, Batch, Modality, Split
 
@@ -42,12 +42,12 @@ log = logging.getLogger(__name__)
 
 HELD_OUT: tuple[Split, ...] = ("val", "test")
 NUM_PICTURES = 4  # clips whose inputs TensorBoard shows
-MOST_TRIED = 4  # clips that the run is tried on before it begins, where they have no more in all than
-POINTS_TRIED = 2**17  # points of spectrograms and pictures; else two, as BatchNorm needs
+MOST_TRIED = 4  # clips that the run is tried on before it begins
+POINTS_TRIED = 2**17  # of spectrograms and frames, that these have at most in all; but two clips, as BatchNorm needs
 
 
 def start(config: TrainConfig, world: World) -> torch.device:
-    """Make ready what does not depend on the data; nothing is written yet."""
+    """Prepare what does not depend on the data; nothing is written yet."""
     if config.tensorboard:
         world.first(need_tensorboard)
     return runtime.start(config.seed, config.device, config.precision, world)
@@ -71,9 +71,9 @@ def train(
     world: World,
     masking: Masking | None = None,
 ) -> dict[str, Any]:
-    """Train, choose the best epoch on val, look at test once, and write the run folder. Returns the summary.
+    """Train, choose the best epoch on val, evaluate test once, and write the run folder. Returns the summary.
 
-    Of several processes all train, and the first writes: it makes the folder with `begin` once nothing is refused.
+    All processes train, and the first one writes: it makes the folder with `begin` once all checks have passed.
     """
     loader = partial(load_split, config, store, splits, modalities, next(model.parameters()).device, world)
     warn_of_few_frames(config, splits["train"], modalities)
@@ -106,7 +106,7 @@ def train(
         predictions = {}
         for split in HELD_OUT:
             if split in splits:
-                batches = announced(loader(split), 0, watcher, f"evaluating the best epoch on {split}")
+                batches = announce_batches(loader(split), 0, watcher, f"evaluating the best epoch on {split}")
                 predictions[split] = evaluate(model, batches, len(splits[split]), world)
     summary = summarize(progress, predictions)
     if world.is_first:
@@ -136,7 +136,7 @@ def load_split(
     augmented: Augmentation | None = None,
     masking: Masking | None = None,
 ) -> Loader:
-    """This process's batches of a split: shuffled and, where asked for, balanced where they are augmented."""
+    """This process's batches of a split; augmented ones are shuffled, and balanced where that is asked for."""
     dataset = ClipDataset(
         splits[split],
         modalities,
@@ -162,7 +162,7 @@ def load_split(
 
 
 def warn_of_few_frames(config: TrainConfig, clips: SplitIndex, modalities: Sequence[Modality]) -> None:
-    """Say so where no clip has as many frames as are asked for."""
+    """Warn where no clip has as many frames as are asked for."""
     if "visual" in modalities and (most := int(clips.num_visual_frames.max())) < config.num_frames:
         log.warning("no clip has more than %d frame(s): --num-frames %d feeds them repeatedly", most, config.num_frames)
 
@@ -176,7 +176,7 @@ def prepare(config: TrainConfig, model: nn.Module) -> None:
 
 
 def log_batches(train: Loader, world: World) -> None:
-    """Say how the batches are divided among several processes."""
+    """Log how the batches are divided among several processes."""
     if world.size > 1:
         largest = max(last - first for first, last in pairwise(train.sampler.edges))
         fewest, more = divmod(largest, world.size)
@@ -185,7 +185,7 @@ def log_batches(train: Loader, world: World) -> None:
 
 
 def plan_training(config: TrainConfig, model: nn.Module, store: Store, world: World) -> Plan:
-    """How this run trains."""
+    """The plan of this run's training."""
     stepping = Stepping(
         config.precision,
         config.accumulate,
@@ -193,8 +193,8 @@ def plan_training(config: TrainConfig, model: nn.Module, store: Store, world: Wo
         config.checkpoint_every,
         label_smoothing=config.label_smoothing,
         mix=mix(config, store, world),
-        average=averaged(model, config.ema) if config.ema is not None else None,
-        balance=balance(config, model, world),  # from here on it watches the model, which a copy should not take along
+        average=average_weights(model, config.ema) if config.ema is not None else None,
+        balance=balance(config, model, world),  # last: from here on it hooks the model, which a copy should not inherit
     )
     rate = schedules.learning_rate(
         lr=config.lr,
@@ -230,7 +230,7 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
 
 
 def first_clips(train: Loader) -> Batch:
-    """A few clips of the run's first batch: kernels are the same for many, which take longer."""
+    """A few clips of the run's first batch: more would take longer, and go through the same kernels."""
     spec, modalities = train.dataset.spec, train.dataset.modalities
     planes = {"audio": 1, "visual": spec.num_frames}
     points = sum(planes[modality] * math.prod(grid(spec, modality)) for modality in modalities)
@@ -256,7 +256,7 @@ def balance(config: TrainConfig, model: nn.Module, world: World) -> Balancing | 
 def watching(
     config: TrainConfig, train: Loader, multi_label: bool, encoders: Sequence[str], world: World
 ) -> Iterator[Watcher]:
-    """All that looks on while the first process trains: files, curves where asked for, and the terminal."""
+    """What follows the training in the first process: files, curves where asked for, and the terminal."""
     if not world.is_first:
         yield Watcher()
         return
@@ -269,7 +269,9 @@ def watching(
             positions = _clips_to_show(train)
             watchers.append(
                 held.enter_context(
-                    drawn(config.out / "tensorboard", timings, lambda epoch: pictures(train, epoch - 1, positions))
+                    draw_curves(
+                        config.out / "tensorboard", timings, lambda epoch: pictures(train, epoch - 1, positions)
+                    )
                 )
             )
         watchers.append(held.enter_context(display(config.epochs, len(train), timings, shown, encoders)))
@@ -277,7 +279,7 @@ def watching(
 
 
 def _clips_to_show(train: Loader) -> list[int]:
-    """Positions of the same few in every epoch: those of which most is masked, else the first."""
+    """Positions of a few clips, the same in every epoch: those of which most is masked, else the first."""
     if train.dataset.masking is not None:
         return most_masked(train.dataset.masking, NUM_PICTURES)
     return list(range(min(NUM_PICTURES, len(train.dataset))))
@@ -296,7 +298,7 @@ def pictures(train: Loader, epoch: int, positions: Sequence[int]) -> dict[str, T
 
 
 def encoders_of(model: nn.Module) -> dict[str, Encoder]:
-    """A model's encoders, by what a run calls them."""
+    """A model's encoders, by the names that a run's records have for them."""
     return {name: getattr(model, name) for name in ("encoder", *MODALITIES) if hasattr(model, name)}
 
 
@@ -310,7 +312,7 @@ def measure(outputs: dict[str, Tensor]) -> dict[str, float | None]:
 
 
 def summarize(progress: Progress, predictions: Mapping[Split, dict[str, Tensor]]) -> dict[str, Any]:
-    """What `summary.json` says: the best model on val and, where there is one, on test."""
+    """The content of `summary.json`: metrics of the best model on val and, where there is one, on test."""
     summary: dict[str, Any] = {
         "best_epoch": progress.best_epoch,
         "epochs": len(progress.records),
@@ -328,7 +330,7 @@ def model_header(
     device: torch.device,
     world: World,
 ) -> Header:
-    """The header of a run's artifacts, its metrics still to come."""
+    """The header of a run's artifacts, without metrics so far."""
     return Header(
         kind=kind,
         spec=spec

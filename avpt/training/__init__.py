@@ -1,1 +1,1 @@
-"""Loop, optimiser, metrics, and the run-time around them."""
+"""The training loop, optimiser and metrics, and the run-time around them."""

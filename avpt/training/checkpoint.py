@@ -21,29 +21,29 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     with atomic(path) as beside:
         try:
             torch.save(state, beside)
-        except RuntimeError as error:  # torch's word for what the disk says
+        except RuntimeError as error:  # how torch reports errors of the disk
             raise OSError(str(error)) from error
         if path.exists():
             path.replace(previous_of(path))
 
 
 def load_checkpoint(path: Path, apply: Callable[[dict[str, Any]], None]) -> bool:
-    """Hand the checkpoint to `apply`, or the one before where the last is damaged; False where there is none.
+    """Pass the checkpoint to `apply`, or the one before where the last is damaged; False where there is none.
 
     Raises:
-        AvptError: there is one, and neither can be read.
+        AvptError: there are some, and none can be read.
     """
     candidates = [candidate for candidate in (path, previous_of(path)) if candidate.exists()]
     problem: Exception | None = None
     for candidate in candidates:
         try:
             apply(load_torch(candidate))
-        except Exception as error:  # torch raises what its readers raise
+        except Exception as error:  # torch raises whatever its readers raise
             problem = problem or error
             continue
         if problem is not None:
             log.warning("%s is damaged (%s); going on from the one before it", path, type(problem).__name__)
-            path.unlink(missing_ok=True)  # else it would take the good one's place at the next save
+            path.unlink(missing_ok=True)  # else it would replace the intact one at the next save
         return True
     if problem is not None:
         raise AvptError(f"{path} is damaged ({type(problem).__name__}); --overwrite starts the run over") from None
@@ -51,5 +51,5 @@ def load_checkpoint(path: Path, apply: Callable[[dict[str, Any]], None]) -> bool
 
 
 def previous_of(path: Path) -> Path:
-    """Where the checkpoint before the last lies."""
+    """The path of the checkpoint before the last."""
     return path.with_name("previous.pt")

@@ -1,4 +1,4 @@
-"""Curves for TensorBoard of what `metrics.jsonl` and `timing.jsonl` say, and inputs as the network sees them."""
+"""TensorBoard's curves of what `metrics.jsonl` and `timing.jsonl` hold, and inputs as the network sees them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from avpt.training.watch import Watcher
 
 
 def need_tensorboard() -> None:
-    """See that TensorBoard's writer can be loaded.
+    """Check that TensorBoard's writer can be loaded.
 
     Raises:
         AvptError: it is not installed.
@@ -28,7 +28,7 @@ def need_tensorboard() -> None:
 
 
 class Curves(Watcher):
-    """Writes a point of each curve and a few pictures an epoch; its steps are epochs, counted from 1."""
+    """Writes one point per curve and a few pictures for each epoch; its steps are epochs, counted from 1."""
 
     def __init__(
         self, folder: Path, timings: Mapping[int, dict[str, Any]], pictures: Callable[[int], dict[str, Tensor]]
@@ -37,20 +37,20 @@ class Curves(Watcher):
         self.writer: Any = None
 
     def run_begun(self, progress: Progress) -> None:
-        """Go on where the files end, with what they lack; what a run that was killed wrote after that is taken back."""
+        """Add the epochs that the files lack; what a killed run wrote beyond its checkpoint is purged."""
         from torch.utils.tensorboard import SummaryWriter
 
-        there = min(last_epoch(self.folder), len(progress.records))
-        whole = max(0, there - 1)  # the last may be there in part
-        self.writer = SummaryWriter(str(self.folder), purge_step=whole + 1)
-        for record in progress.records[whole:]:
+        written = min(last_epoch(self.folder), len(progress.records))
+        complete = max(0, written - 1)  # the last may be there in part
+        self.writer = SummaryWriter(str(self.folder), purge_step=complete + 1)
+        for record in progress.records[complete:]:
             self._write(record, self.timings.get(record["epoch"], {}))
         self.writer.flush()
 
     def epoch_done(self, progress: Progress, timing: dict[str, Any]) -> None:
-        """Add an epoch."""
+        """Add the points and pictures of an epoch."""
         self._write(progress.records[-1], timing)
-        self.writer.flush()  # nothing may be left to write when loading processes are forked
+        self.writer.flush()  # nothing may be left in buffers when loading processes are forked
 
     def _write(self, record: dict[str, Any], timing: dict[str, Any]) -> None:
         epoch = record["epoch"]
@@ -62,15 +62,15 @@ class Curves(Watcher):
 
 
 @contextmanager
-def drawn(
+def draw_curves(
     folder: Path, timings: Mapping[int, dict[str, Any]], pictures: Callable[[int], dict[str, Tensor]]
 ) -> Iterator[Curves]:
-    """Curves in event files below `folder`, which are closed when the block ends.
+    """Write curves to event files in `folder`, which are closed when the block ends.
 
     Args:
-        folder: made where it is not there.
+        folder: made where it does not exist.
         timings: rows of `timing.jsonl` by epoch, for epochs that were done before.
-        pictures: of an epoch (from 1), each (3, height, width) uint8 by its name.
+        pictures: those of an epoch (from 1) by name, each (3, height, width) uint8.
     """
     curves = Curves(folder, timings, pictures)
     try:
@@ -81,7 +81,7 @@ def drawn(
 
 
 def last_epoch(folder: Path) -> int:
-    """The last epoch of which event files have anything that was not taken back; 0 where there are none."""
+    """The last epoch of which event files hold anything that was not purged; 0 where there is none."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
     from tensorboard.compat.proto.event_pb2 import SessionLog
 

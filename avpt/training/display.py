@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 DRAW_EVERY = 0.5  # seconds between two states of the table, each of which costs training some 5 ms
 EPOCHS_SHOWN = 10  # the latest; the best is shown besides
-OTHER_LINES = 9  # of a terminal, that the table's rows leave to what is around them
+OTHER_LINES = 9  # of the terminal, that the table's rows leave free
 
 HEADS = {
     "loss": ("val", "loss"),
@@ -41,11 +41,11 @@ def display(
     """Show a run while the block runs; the last state of the table stays on the terminal.
 
     Args:
-        epochs: of the run.
-        steps: of an epoch.
+        epochs: number of epochs of the run.
+        steps: number of steps of an epoch.
         timings: rows of `timing.jsonl` by epoch (from 1), for epochs that were done before.
-        metrics: of val, that are shown; the best epoch is chosen by the second.
-        encoders: whose gradients' norms are shown.
+        metrics: names of the metrics on val that are shown; the second chooses the best epoch.
+        encoders: names of the encoders whose gradient norms are shown.
     """
     if not log.isEnabledFor(logging.INFO):
         yield Watcher()
@@ -63,7 +63,7 @@ def display(
 
 
 class _Board(Watcher):
-    """The numbers. A step costs what its own clips cost, whatever an epoch has of them."""
+    """Keeps the numbers to show. The cost of a step depends on its own clips, not on how many an epoch has."""
 
     every = DRAW_EVERY
 
@@ -85,7 +85,7 @@ class _Board(Watcher):
         self.clock = Clock()
         self.norms: dict[str, float] = {}
         self.paces: list[tuple[int, float]] = [(0, 0.0), (0, 0.0)]  # steps and their seconds: last epoch, this one
-        self.besides = 0.0  # seconds that an epoch takes besides its steps
+        self.other_seconds = 0.0  # that an epoch takes besides its steps
 
     def look(self) -> None:
         """Show the numbers as they are."""
@@ -93,7 +93,7 @@ class _Board(Watcher):
     def run_begun(self, progress: Progress) -> None:
         self.records, self.best_epoch = list(progress.records), progress.best_epoch
         last = self.timings.get(len(self.records), {})
-        self.besides = last.get("seconds", 0.0) - last.get("training_seconds", 0.0)
+        self.other_seconds = last.get("seconds", 0.0) - last.get("training_seconds", 0.0)
         self._look_sometimes(now=True)
 
     def epoch_begun(self, epoch: int, state: EpochState) -> None:
@@ -119,7 +119,7 @@ class _Board(Watcher):
     def epoch_done(self, progress: Progress, timing: dict[str, Any]) -> None:
         self.records, self.best_epoch = list(progress.records), progress.best_epoch
         self.timings[timing["epoch"]] = timing
-        self.besides = timing["seconds"] - timing["training_seconds"]
+        self.other_seconds = timing["seconds"] - timing["training_seconds"]
         self.paces = [self.paces[1], (0, 0.0)]
         self.clips, self.step, self.doing, self.clock, self.norms = 0, 0, "", Clock(), {}
 
@@ -132,22 +132,22 @@ class _Board(Watcher):
             self.look()
 
     def left(self) -> str:
-        """About how long the run still takes, in words; empty where that can't be said."""
+        """About how long the run still takes, in words; empty where that can't be estimated."""
         steps, seconds = (sum(values) for values in zip(*self.paces, strict=True))
         to_go = self.epochs - len(self.records)
         if self.over or not steps or not to_go:
             return ""
-        return f"{_duration((to_go * self.steps - self.step) * seconds / steps + to_go * self.besides)} left"
+        return f"{_duration((to_go * self.steps - self.step) * seconds / steps + to_go * self.other_seconds)} left"
 
     def place(self) -> str:
-        """Where the run is."""
+        """How far the run has come, in words."""
         if len(self.records) == self.epochs:
             return ", ".join(filter(None, [f"{self.epochs} epochs", self.doing]))
         doing = self.doing or f"step {self.step} of {self.steps}"
         return ", ".join(filter(None, [f"epoch {len(self.records) + 1} of {self.epochs}", doing, self.left()]))
 
     def current(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The epoch that runs, as its rows of `metrics.jsonl` and `timing.jsonl` would be; val is still to come."""
+        """The current epoch, as rows of `metrics.jsonl` and `timing.jsonl`; its val is still to come."""
         train = {"loss": self.loss / self.clips, "accuracy": self.correct / self.clips} if self.clips else {}
         epoch = len(self.records) + 1
         record = {"epoch": epoch, "train": train, "val": {}, "gradient_norm": self.norms}
@@ -155,42 +155,42 @@ class _Board(Watcher):
 
 
 class _Lines(_Board):
-    """A line an epoch, and one every ten seconds in between."""
+    """One line per epoch, and one every ten seconds in between."""
 
     every = LINE_EVERY
 
     def _look_sometimes(self, now: bool = False) -> None:
-        super()._look_sometimes()  # where nothing is drawn over, nothing need be said at once
+        super()._look_sometimes()  # lines are not redrawn, so none is urgent
 
     def look(self) -> None:
-        said = [self.place()]
+        parts = [self.place()]
         if self.clips and not self.doing:
             record, timing = self.current()
-            said += [f"loss {record['train']['loss']:.4f}", f"accuracy {record['train']['accuracy']:.3f}"]
-            said += self._pace(record, timing)
-        log.info("  ".join(said))
+            parts += [f"loss {record['train']['loss']:.4f}", f"accuracy {record['train']['accuracy']:.3f}"]
+            parts += self._pace(record, timing)
+        log.info("  ".join(parts))
 
     def epoch_done(self, progress: Progress, timing: dict[str, Any]) -> None:
         super().epoch_done(progress, timing)
         record = progress.records[-1]
-        said = [f"epoch {record['epoch']}", f"lr {record['lr']:.2g}"]
-        said += [f"loss {record['train']['loss']:.4f}", f"accuracy {record['train']['accuracy']:.3f}"]
-        said += [
+        parts = [f"epoch {record['epoch']}", f"lr {record['lr']:.2g}"]
+        parts += [f"loss {record['train']['loss']:.4f}", f"accuracy {record['train']['accuracy']:.3f}"]
+        parts += [
             f"val {name.replace('_', ' ')} {record['val'][name]:.{4 if name == 'loss' else 3}f}"
             for name in self.metrics
         ]
         if factors := record.get("gradient_factor"):
-            said += [f"factor {' '.join(f'{name} {factor:.3g}' for name, factor in factors.items())}"]
-        said += [*self._pace(record, timing), f"{timing['seconds']:.1f} s", f"best {self.best_epoch}", self.left()]
-        log.info("  ".join(filter(None, said)))
+            parts += [f"factor {' '.join(f'{name} {factor:.3g}' for name, factor in factors.items())}"]
+        parts += [*self._pace(record, timing), f"{timing['seconds']:.1f} s", f"best {self.best_epoch}", self.left()]
+        log.info("  ".join(filter(None, parts)))
         self.looked = time.monotonic()
 
     def _pace(self, record: dict[str, Any], timing: dict[str, Any]) -> list[str]:
         norms = [f"{name} {norm:.3g}" for name, norm in record["gradient_norm"].items()]
-        said = [f"gradient {' '.join(norms)}"] if norms else []
+        parts = [f"gradient {' '.join(norms)}"] if norms else []
         if timing["clips"]:
-            said += [f"{timing['clips_per_second']:.1f} clips/s", f"waiting {timing['waiting']:.0%}"]
-        return said
+            parts += [f"{timing['clips_per_second']:.1f} clips/s", f"waiting {timing['waiting']:.0%}"]
+        return parts
 
 
 class _Table(_Board):

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from avpt.errors import AvptError, OtherProcessError, listed
-from avpt.machine.processes import InterruptedWork, Interruption, held_back
+from avpt.machine.processes import InterruptedWork, Interruption, hold_signals
 from avpt.training import metrics
 from avpt.training.passes import NotFiniteError, Stepping, evaluate, measure_dynamics, train_epoch
 from avpt.training.run_state import RunState, new_run, resume, save
 from avpt.training.state import Batches, Clock, EpochState, Progress, new_epoch
-from avpt.training.watch import Watcher, announced
+from avpt.training.watch import Watcher, announce_batches
 from avpt.training.world import World
 from avpt.types import Batch
 
@@ -37,10 +37,10 @@ class Clips:
     """What a run learns from, and what its epochs are judged by."""
 
     train: Batches  # shuffled, augmented
-    val: Batches  # that the best epoch is chosen by
-    clean_train: Batches | None  # those of training without augmentation, for `--dynamics eval`; None for `train`
-    ids: Sequence[str]  # of the training split
-    num_val: int  # in the val split
+    val: Batches  # choose the best epoch
+    clean_train: Batches | None  # training clips without augmentation, for `--dynamics eval`; None for `train`
+    ids: Sequence[str]  # of the training clips
+    num_val: int  # clips of the val split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Plan:
     stepping: Stepping  # how a step is taken
     measure: Callable[[dict[str, Tensor]], Mapping[str, float | None]]  # metrics of what `evaluate` returned
     watched: Mapping[str, Sequence[nn.Parameter]]  # by encoder; the norms of their gradients are recorded
-    patience: int | None = None  # epochs without a better one after which to stop; None never does
+    patience: int | None = None  # stop after so many epochs without a better one; None never stops early
     compiled: bool = False  # let torch compile the training pass
 
 
@@ -70,18 +70,18 @@ def fit(
 
     What is evaluated and kept as the best is the average of the weights, where `plan.stepping` has one.
 
-    SIGTERM and Ctrl-C wait for the end of a step, after which the state is saved, and then take their course.
+    SIGTERM and Ctrl-C wait for the end of a step, after which the state is saved, and then take effect.
 
     Raises:
-        AvptError: the loss is no longer finite, the device has too little memory, or the checkpoint is of no use.
+        AvptError: the loss is no longer finite, the device has too little memory, or the checkpoint can't be used.
 
     Args:
         model: on its device.
         clips: to learn from and to be judged by.
-        plan: how, and until when.
+        plan: how to train, and until when.
         optimizer: over the model's parameters.
         checkpoint: file to resume from and to replace.
-        watcher: told how it goes on; of an epoch's end after the checkpoint is safe.
+        watcher: notified of every step; of an epoch's end once the checkpoint is saved.
         world: the processes of the job.
     """
     sizes = {"num_clips": len(clips.ids), "num_steps": len(clips.train)}
@@ -93,7 +93,7 @@ def fit(
         place = len(run.progress.records), run.epoch.step
         log.info("going on after %d epoch(s) and %d of %d steps", *place, len(clips.train))
 
-    with held_back() as interruption:
+    with hold_signals() as interruption:
         pause = partial(save_or_stop, run, interruption)
         for epoch in range(len(run.progress.records), plan.epochs):
             if plan.patience is not None and epoch - run.progress.best_epoch >= plan.patience:
@@ -104,7 +104,7 @@ def fit(
             train_on(run, trained, clips, plan, epoch, clock, pause)
             clock.trained = clock.seconds
             seen = run.epoch.merged(world)
-            dynamics, outputs = look_at(run, clips, epoch, seen, pause)
+            dynamics, outputs = evaluate_epoch(run, clips, epoch, seen, pause)
             values = world.first(partial(plan.measure, outputs))
             clock.evaluated = clock.seconds - clock.trained
             note_epoch(run, epoch_record(epoch, plan.rate, len(clips.train), seen, values), dynamics)
@@ -116,11 +116,11 @@ def fit(
 
 
 def save_or_stop(run: RunState, interruption: Interruption, due: bool) -> None:
-    """Between two steps or batches: save where that is due, or where a signal waits for it in any process.
+    """Between two steps or batches: save where that is due, or where a signal waits in any process.
 
     Raises:
         InterruptedWork: a signal waits in this process.
-        OtherProcessError: in another one.
+        OtherProcessError: a signal waits in another process.
     """
     stop = run.world.any(bool(interruption))
     if stop or due:
@@ -138,7 +138,7 @@ def train_on(
     clock: Clock,
     pause: Callable[[bool], None],
 ) -> None:
-    """Take the steps that an epoch (from 0) still lacks; `trained` is the model, compiled or in several processes.
+    """Take the steps that an epoch (from 0) still lacks; `trained` is the model, compiled or for several processes.
 
     Raises:
         AvptError: the loss is no longer finite, or the device has too little memory.
@@ -175,12 +175,14 @@ def train_on(
             "the device has too little memory; raise --accumulate or lower --batch-size, with --overwrite"
         ) from None
     except NotFiniteError as error:
-        positions = run.world.all_of(error.to_blame) or run.world.all_of(error.positions)
+        positions = run.world.gather_sorted(error.to_blame) or run.world.gather_sorted(error.positions)
         blamed = listed([clips.ids[position] for position in positions])
-        raise run.lost(f"the {error} at step {error.step + 1} of epoch {epoch + 1}, on clips {blamed}") from None
+        raise run.not_finite_error(
+            f"the {error} at step {error.step + 1} of epoch {epoch + 1}, on clips {blamed}"
+        ) from None
 
 
-def look_at(
+def evaluate_epoch(
     run: RunState, clips: Clips, epoch: int, seen: EpochState, pause: Callable[[bool], None]
 ) -> tuple[EpochState, dict[str, Tensor]]:
     """How sure the model is of the training clips after an epoch (from 0), and all its outputs over val.
@@ -188,7 +190,7 @@ def look_at(
     The former is what was `seen` while training, or comes from a clean pass where there is one.
 
     Raises:
-        AvptError: they are no longer numbers.
+        AvptError: either holds values that are no longer numbers.
     """
     run.world.spread_buffers(run.model)
     if run.judged is not run.model:
@@ -198,18 +200,18 @@ def look_at(
         batches = stoppable(run, clips.clean_train, epoch, "measuring confidence", pause)
         dynamics = measure_dynamics(run.model, batches, len(clips.ids), run.world)
         if not dynamics.probability.isfinite().all():
-            raise run.lost(f"the confidences are no longer numbers after epoch {epoch + 1}")
+            raise run.not_finite_error(f"the confidences are no longer numbers after epoch {epoch + 1}")
     batches = stoppable(run, clips.val, epoch, "validating", pause)
     outputs = evaluate(run.judged, batches, clips.num_val, run.world)
     if not outputs["logits"].isfinite().all():
-        raise run.lost(f"the logits of val are no longer numbers after epoch {epoch + 1}")
+        raise run.not_finite_error(f"the logits of val are no longer numbers after epoch {epoch + 1}")
     return dynamics, outputs
 
 
 def stoppable(run: RunState, split: Batches, epoch: int, what: str, pause: Callable[[bool], None]) -> Iterator[Batch]:
-    """One pass over some clips, which is not training, with a pause before each batch that all processes have."""
+    """One pass over clips without training, with a pause before each batch that all processes have."""
     common = run.world.least(len(split))  # several processes may have different numbers of batches
-    for number, batch in enumerate(announced(split, epoch, run.watcher, what)):
+    for number, batch in enumerate(announce_batches(split, epoch, run.watcher, what)):
         if number < common:
             pause(False)
         yield batch
@@ -226,10 +228,10 @@ def epoch_record(
 
     Args:
         epoch: from 0; counted from 1 in the record.
-        rate: of which the record has the last step's.
-        steps: in the epoch.
-        seen: by all processes, while training.
-        values: the metrics of val.
+        rate: the learning rate, of which the last step's is recorded.
+        steps: number of steps in the epoch.
+        seen: the results of all processes while training.
+        values: the metrics on val.
     """
     learnt = {"loss": float(seen.loss.double().mean()), "accuracy": float(seen.correct.double().mean())}
     record = {"epoch": epoch + 1, "lr": rate(epoch, steps - 1, steps), "train": learnt, "val": values}
@@ -242,7 +244,7 @@ def epoch_record(
 
 
 def note_epoch(run: RunState, record: dict[str, Any], dynamics: EpochState) -> None:
-    """Take an epoch that is over into the run, its weights where they are the best so far, and begin the next one."""
+    """Add a finished epoch to the run, keep its weights if they are the best so far, and begin the next epoch."""
     progress = run.progress
     progress.probability.append(dynamics.probability)
     progress.correct.append(dynamics.correct)

@@ -1,6 +1,6 @@
 """What models are judged by; single-label where labels are (batch,), multi-label where (batch, classes).
 
-No torch needed to ask which metric decides.
+Asking which metric decides needs no torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def key_name(multi_label: bool) -> str:
 
 
 def key_name_of(metrics: Collection[str]) -> str:
-    """The same by the names of the metrics that were recorded."""
+    """The deciding metric, by the names of the metrics that were recorded."""
     return key_name("map" in metrics)
 
 
@@ -49,8 +49,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 def measure(logits: Tensor, labels: Tensor) -> dict[str, float | None]:
     """Everything that is reported of a split, from all its logits (clips, classes) on the CPU.
 
-    Single-label: accuracy, top5, macro_f1 (scikit-learn's: over the classes that clips have or are
-    taken for), loss.
+    Single-label: accuracy, top5, macro_f1 (scikit-learn's: over the classes among labels or predictions), loss.
     Multi-label: map and auc (over the classes for which they are defined; auc is None where there is none of these),
     accuracy of the top label, loss.
 
@@ -80,10 +79,10 @@ def measure(logits: Tensor, labels: Tensor) -> dict[str, float | None]:
 
 
 def per_class(logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """What each class comes to, in the order of the classes; None where it has no clip.
+    """Results by class, in the order of the classes; None where a class has no clip.
 
-    Single-label: `count` of its clips, `accuracy` among them, `confusion` (a row a true class, a column a predicted
-    one). Multi-label: `count`, `average_precision`.
+    Single-label: `count` of its clips, `accuracy` among them, `confusion` (one row per true class, one column per
+    predicted class). Multi-label: `count`, `average_precision`.
     """
     from sklearn.metrics import average_precision_score, confusion_matrix
 

@@ -1,4 +1,4 @@
-"""Averages: of clips that are mixed with one another, of weights over the steps."""
+"""Mixing clips with one another, and averaging weights over the steps."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def mix_clips(batch: Batch, step: int, *, alpha: float, num_classes: int, seed: 
 
     Args:
         batch: with one input.
-        step: of the run.
+        step: counted over the run.
         alpha: of the Beta distribution.
         num_classes: of the store.
-        seed: with the step and the part, of the draw.
+        seed: of the draw, together with the step and the part.
         part: which of the processes this is.
     """
     values = batch.inputs[0]
@@ -37,12 +37,12 @@ def mix_clips(batch: Batch, step: int, *, alpha: float, num_classes: int, seed: 
     return replace(batch, inputs=(mixed.as_subclass(Tensor),), labels=labels, targets=targets)
 
 
-def averaged(model: nn.Module, decay: float) -> AveragedModel:
+def average_weights(model: nn.Module, decay: float) -> AveragedModel:
     """A copy of a model that follows it, w <- d w + (1 - d) w_model after each step, running statistics too.
 
     It starts at the model after the first step. d is `decay`, or (1 + n) / (10 + n) after n steps as long as that is
-    less (the warm-up of tf.train.ExponentialMovingAverage): else a short run's average would be where it began. What
-    BatchNorm counts is taken over as it is.
+    less (the warm-up of tf.train.ExponentialMovingAverage): else a short run's average would stay near its start.
+    BatchNorm's counts are copied as they are.
     """
 
     def follow(averages: PARAM_LIST, values: PARAM_LIST, steps: Tensor | int) -> None:

@@ -16,9 +16,9 @@ def clip_losses(logits: Tensor, labels: Tensor, targets: Tensor | None = None, s
 
     Args:
         logits: (batch, classes).
-        labels: which also tell the two apart.
-        targets: (batch, classes) shares of the classes in mixed clips; None where the labels say it.
-        smoothing: share that all classes have in equal parts (Szegedy et al. 2016), multi-label both of yes and no.
+        labels: (batch,), or (batch, classes) when multi-label.
+        targets: (batch, classes) shares of the classes in mixed clips; None takes the labels.
+        smoothing: share spread evenly over the classes (Szegedy et al. 2016), or over yes and no when multi-label.
     """
     targets = labels if targets is None else targets
     if labels.ndim == 1:

@@ -1,4 +1,4 @@
-"""The optimiser, and which parameters it treats how."""
+"""The optimiser, and how it treats which parameters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """One of torch's optimisers over what is not frozen, with weight decay on everything but `undecayed`.
 
-    The rate of each of its groups is to be multiplied by the group's `lr_scale`.
+    The learning rate of each of its groups is to be multiplied by the group's `lr_scale`.
     """
     groups: dict[tuple[bool, bool], dict[str, Any]] = {}
     for parameter in model.parameters():

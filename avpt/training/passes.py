@@ -25,16 +25,16 @@ class Stepping:
     """How a step is taken."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    accumulate: int = 1  # parts that a batch is taken in, one after the other
+    accumulate: int = 1  # parts that a batch is divided into, one after the other
     clip_grad: float | None = None  # largest norm of all gradients together
     checkpoint_every: int | None = None  # steps; None is each epoch
     label_smoothing: float = 0.0
-    mix: Callable[[Batch, int], Batch] | None = None  # clips with one another, by (batch, step of the run)
+    mix: Callable[[Batch, int], Batch] | None = None  # a batch's clips with one another, from (batch, step of the run)
     balance: Balancing | None = None
-    average: AveragedModel | None = None  # of the weights, moved along with each step
+    average: AveragedModel | None = None  # of the weights, updated after each step
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
-        """Where the forward pass may calculate in less than float32."""
+        """The context in which the forward pass may calculate in less than float32."""
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
@@ -55,11 +55,11 @@ def train_epoch(
     watched: Mapping[str, Sequence[nn.Parameter]],
     after_step: Callable[[Tensor], None],
 ) -> None:
-    """The steps of a training pass that `state` does not have yet; it is brought up to date after each.
+    """Take the steps of a training pass that `state` does not have yet, and update it after each.
 
-    A step averages over all clips of its batch, however they are divided among processes and parts. The norms noted
-    are those of the loss alone, before they are balanced or clipped. `after_step` is given the rows of the step's
-    clips; `epoch` counts from 0, and the epoch's first step is `first_step` of the run.
+    A step averages over all clips of its batch, however they are divided among processes and parts. The norms
+    recorded are those of the loss alone, before gradients are balanced or clipped. `after_step` receives the rows of
+    the step's clips; `epoch` counts from 0, and the epoch's first step is `first_step` of the run.
 
     Raises:
         NotFiniteError: the loss, or a gradient, is not a number.
@@ -139,7 +139,7 @@ def _local_gradients(model: nn.Module, more: bool) -> AbstractContextManager[Non
 
 @torch.inference_mode()
 def measure_dynamics(model: nn.Module, batches: Iterable[Batch], num_clips: int, world: World) -> EpochState:
-    """One clean pass over the training clips."""
+    """How sure the model is of the training clips, in one clean pass."""
     model.eval()
     state = new_epoch(num_clips)
     for batch in batches:

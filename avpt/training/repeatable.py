@@ -1,8 +1,8 @@
-"""Whether one batch has one answer. A kernel that reads memory nobody filled, or adds in no fixed order, has several.
+"""Whether a batch gives one answer. Kernels that read uninitialised memory or add in no fixed order give several.
 
-oneDNN's bfloat16 convolutions on a processor with AMX are of that kind where a plane is tiny: under a stride of 2 on
-3 x 2 they read what was in memory before (torch 2.14). Bytes equal to those of an undisturbed run are then not ours to
-promise, nor are the numbers to be trusted.
+oneDNN's bfloat16 convolutions on a processor with AMX are of that kind where a plane is tiny: with a stride of 2 on
+3 x 2 they read what was in memory before (torch 2.14). Then neither can we promise the bytes of an undisturbed run,
+nor are the numbers to be trusted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from avpt.types import Batch
 
 log = logging.getLogger(__name__)
 
-# bytes, 3 MB to 384, of the blocks of memory that are filled: smaller ones find what larger ones leave free
+# sizes in bytes, from 3 MiB to 384, of the blocks of memory that are filled: smaller ones fit into what larger leave
 BLOCKS = [3 * 2**n for n in range(20, 6, -1) for _ in range(min(128, max(2, 2**22 // (3 * 2**n))))]
 
 
@@ -31,11 +31,11 @@ def check_repeatable(model: nn.Module, batch: Batch, stepping: Stepping, world: 
     """Take a batch forward and backward twice before a run begins, and compare the bits of what comes out.
 
     Where they differ in any process, all of them refuse a precision that another could replace, and warn of others.
-    The model is looked at as it is, not compiled and without the exchange of gradients: it is kernels that differ, and
-    these stay what they are. It is left as it was, and so are the states of the random generators.
+    The model is tried plain, not compiled and without the exchange of gradients: it is the kernels that differ, and
+    they are the same. The model and the random generators are left as they were.
 
     Raises:
-        ConfigError: the CPU has two answers in a precision other than fp32.
+        ConfigError: the CPU gives two answers in a precision other than fp32.
     """
     if not world.any(not _one_answer(model, batch, stepping)):
         return
@@ -54,11 +54,11 @@ def check_repeatable(model: nn.Module, batch: Batch, stepping: Stepping, world: 
 def _one_answer(model: nn.Module, batch: Batch, stepping: Stepping) -> bool:
     device = batch.labels.device
     try:
-        with _memory_of(0x00, device):
+        with _uninitialised_memory(0x00, device):
             first = _answer(model, batch, stepping)
-        with _memory_of(0xFF, device):
+        with _uninitialised_memory(0xFF, device):
             second = _answer(model, batch, stepping)
-    except torch.OutOfMemoryError:  # the first step has more to say about it
+    except torch.OutOfMemoryError:  # the first step reports that better
         return True
     return all(map(_same_bits, first, second))
 
@@ -67,7 +67,7 @@ def _answer(model: nn.Module, batch: Batch, stepping: Stepping) -> list[Tensor]:
     """Logits, loss and gradients of a training step; each time with the same random numbers, on a copy of the model."""
     device = batch.labels.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        trained = copy.deepcopy(model).train()  # with all that looks on: BatchNorm's statistics, OGM-GE
+        trained = copy.deepcopy(model).train()  # with all that a pass changes: BatchNorm's statistics, OGM-GE
         if stepping.mix is not None:
             batch = stepping.mix(batch, 0)
         with stepping.autocast(device):
@@ -79,16 +79,16 @@ def _answer(model: nn.Module, batch: Batch, stepping: Stepping) -> list[Tensor]:
 
 
 def _same_bits(first: Tensor, second: Tensor) -> bool:
-    """Also of what is not a number."""
+    """Whether two tensors have the same bits, those of NaN included."""
     return torch.equal(*(values.flatten().view(torch.uint8) for values in (first, second)))
 
 
 @contextmanager
-def _memory_of(byte: int, device: torch.device) -> Iterator[None]:
-    """See that memory which nobody fills holds this byte while the block runs.
+def _uninitialised_memory(byte: int, device: torch.device) -> Iterator[None]:
+    """Make uninitialised memory hold this byte while the block runs.
 
-    Given back are every other of many blocks: next to one another they would become one and return to the system. What
-    is larger than these torch can fill, though only with what is no number, as bytes of 0xFF are.
+    Of many filled blocks every other one is freed: neighbours would be joined and returned to the system. What is
+    larger than these torch itself can fill, though with NaN alone, which bytes of 0xFF are too.
     """
     blocks = [torch.full((size,), byte, dtype=torch.uint8, device=device) for size in BLOCKS]
     del blocks[::2]

@@ -1,4 +1,4 @@
-"""All that a checkpoint holds of a run: how it is saved, and how a run goes on from it."""
+"""All that a checkpoint holds of a run, how it is saved, and how a run resumes from it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOSABLE = ("the weights", "BatchNorm's running statistics", "the averaged weight
 
 @dataclass
 class RunState:
-    """A run after some of its steps: what learns, what it has come to, where that is kept, and who looks on."""
+    """A run after some of its steps: what learns, its results so far, where they are saved, and its watcher."""
 
     model: nn.Module
     average: AveragedModel | None  # of the weights
@@ -35,8 +35,8 @@ class RunState:
     checkpoint: Path  # replaced by each save
     watcher: Watcher
     world: World
-    job: dict[str, Any]  # processes and their steps an epoch, and what else the bytes of the result depend on
-    begun_by: dict[str, Any]  # the job that saved the checkpoint; this one where there is none
+    job: dict[str, Any]  # processes and their steps per epoch, and what else the bytes of the result depend on
+    begun_by: dict[str, Any]  # the job that saved the checkpoint; this one where there is no checkpoint
     epoch: EpochState  # this process's share of it
     progress: Progress = field(default_factory=Progress)
 
@@ -47,19 +47,19 @@ class RunState:
 
     @property
     def parts(self) -> dict[str, Any]:
-        """What learns, by the names that it has in a checkpoint."""
+        """What learns, by its names in a checkpoint."""
         parts = {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
         return parts if self.average is None else parts | {"average": self.average}
 
     def take_back(self, saved: dict[str, Any]) -> None:
-        """Become what a checkpoint holds."""
+        """Take over what a checkpoint holds."""
         for name, part in self.parts.items():
             part.load_state_dict(saved[name])
         self.progress, self.epoch = Progress(**saved["progress"]), EpochState(**saved["epoch"])
         self.begun_by = saved["job"]
 
-    def lost(self, what: str) -> AvptError:
-        """The error that ends a run with numbers that are none."""
+    def not_finite_error(self, what: str) -> AvptError:
+        """The error that ends a run whose numbers are no longer finite."""
         last = f"the last checkpoint is {self.checkpoint}" if self.checkpoint.exists() else "nothing was saved yet"
         return AvptError(f"{what}; {last}; lower --lr, with --overwrite")
 
@@ -75,7 +75,7 @@ def new_run(
     num_clips: int,
     num_steps: int,
 ) -> RunState:
-    """A run of which nothing is done, on the model's device; `num_steps` are those of an epoch."""
+    """A run that has not begun, on the model's device; `num_steps` is the number of steps in an epoch."""
     device = next(model.parameters()).device
     job = {"processes": world.size, "steps": num_steps, **runtime.environment(device)}
     scaler = torch.amp.GradScaler(device.type, enabled=stepping.precision == "fp16")
@@ -84,14 +84,14 @@ def new_run(
 
 
 def resume(run: RunState) -> bool:
-    """Go on from the checkpoint, where there is one; returns whether there is.
+    """Resume from the checkpoint, and return whether there is one.
 
     Raises:
-        AvptError: it is of no use, or of another one in another process.
+        AvptError: it can't be used, or another process has another one.
     """
     resumed = load_checkpoint(run.checkpoint, run.take_back)
     _check_resumed(run)
-    if not run.world.is_first:  # the first process counts for what was done before
+    if not run.world.is_first:  # what was done before is counted by the first process alone
         run.epoch = run.epoch.without_clips()
     return resumed
 
@@ -108,7 +108,7 @@ def save(run: RunState) -> None:
     after = f"step {run.epoch.step} of epoch {done + 1}" if run.epoch.step else f"epoch {done}"
     first_bad = run.world.least(first_not_finite(run))
     if first_bad < len(LOSABLE):
-        raise run.lost(f"{LOSABLE[first_bad]} are no longer numbers after {after}")
+        raise run.not_finite_error(f"{LOSABLE[first_bad]} are no longer numbers after {after}")
     if run.world.is_first:
         states = {name: part.state_dict() for name, part in run.parts.items()}
         record = {"progress": vars(run.progress), "epoch": vars(merged), "job": run.job}
@@ -116,7 +116,7 @@ def save(run: RunState) -> None:
 
 
 def first_not_finite(run: RunState) -> int:
-    """Which of LOSABLE, by number, is the first to hold an infinite value or none; their count where all are sound."""
+    """Which of LOSABLE, by index, is the first to hold an infinite value or NaN; their count where all are finite."""
     sums = [value for state in run.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     averages = [] if run.average is None else run.average.state_dict().values()
     for number, tensors in enumerate((run.model.parameters(), run.model.buffers(), averages, sums)):
@@ -126,20 +126,20 @@ def first_not_finite(run: RunState) -> int:
 
 
 def _check_resumed(run: RunState) -> None:
-    """See that all processes go on from one place, and that its steps still mean the same.
+    """Check that all processes resume from one place, and that its steps still mean the same.
 
-    Another device, number of threads or torch is warned of: their kernels round differently.
+    Another device, number of threads or version of torch leads to a warning: their kernels round differently.
     """
     checkpoint, begun_by, job = run.checkpoint, run.begun_by, run.job
     place = len(run.progress.records), run.epoch.step
     if place != run.world.first(lambda: place):
         raise AvptError(f"{checkpoint} is not the same everywhere; --out must be where all machines see it")
     for name in ("device", "threads", "torch"):
-        if begun_by.get(name, job[name]) != job[name]:  # older checkpoints do not tell
-            differs = (
+        if begun_by.get(name, job[name]) != job[name]:  # older checkpoints do not record it
+            message = (
                 "%s was made with %s %s, going on with %s: the result is not that of an undisturbed run to the bit"
             )
-            log.warning(differs, checkpoint, name, begun_by[name], job[name])
+            log.warning(message, checkpoint, name, begun_by[name], job[name])
     if begun_by["processes"] == job["processes"]:
         return
     was, now = begun_by["processes"], job["processes"]

@@ -1,4 +1,4 @@
-"""What a training run leaves behind in its folder, epoch by epoch and at the end."""
+"""The files that a training run writes into its folder, epoch by epoch and at the end."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ TIMING = "timing.jsonl"
 
 
 class RunFiles(Watcher):
-    """Keeps `metrics.jsonl` and, with what the clock says, `timing.jsonl` up to date."""
+    """Keeps `metrics.jsonl` and `timing.jsonl` up to date."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def epoch_done(self, progress: Progress, timing: dict[str, Any]) -> None:
-        """Replace both."""
+        """Replace both files."""
         _write_metrics(self.path, progress)
         rows = read_timings(self.path) | {timing["epoch"]: timing}
         so_far = [json.dumps(rows[epoch]) + "\n" for epoch in sorted(rows) if epoch <= timing["epoch"]]
@@ -41,7 +41,7 @@ def read_timings(path: Path) -> dict[int, dict[str, Any]]:
     """The rows of a run folder's `timing.jsonl` by epoch, counted from 1; none where it is missing or damaged."""
     try:
         return {row["epoch"]: cast(dict[str, Any], row) for row in read_lines(path / TIMING, Timing)}
-    except (FileNotFoundError, RecordError):  # no result depends on what a clock said
+    except (FileNotFoundError, RecordError):  # no result depends on timings
         return {}
 
 
@@ -64,14 +64,15 @@ def finish_run(
     """Write models, dynamics and predictions, and last the summary that declares the run finished.
 
     Args:
-        header: of the model's artifacts, metrics still empty.
-        progress: of the finished training.
-        last_model: as it is after the last epoch.
-        train_ids: of the training clips, in the order of the dynamics.
+        path: the run folder.
+        header: that of the model's artifacts, its metrics still empty.
+        progress: that of the finished training.
+        last_model: the model's tensors after the last epoch.
+        train_ids: ids of the training clips, in the order of the dynamics.
         predictions: per split, what `evaluate` returned for the best model.
         prediction_ids: per split, the clip ids.
-        summary: what `summary.json` and `--json` say.
-        modality: of the dynamics; "joint" for a fused model.
+        summary: what `summary.json` and `--json` hold.
+        modality: that of the dynamics; "joint" for a fused model.
     """
     _write_metrics(path, progress)  # a kill may have come between the last checkpoint and its line
     save(path / "model.safetensors", replace(header, metrics=summary), progress.best_model)
@@ -87,4 +88,4 @@ def finish_run(
         tensors |= pack_ids(prediction_ids[split], prefix=f"{split}_")
     save(path / "predictions.safetensors", replace(header, kind="predictions", spec={}), tensors)
     previous_of(path / "checkpoint" / "last.pt").unlink(missing_ok=True)
-    write_json(path / "summary.json", summary)  # after which nobody would come back to the folder
+    write_json(path / "summary.json", summary)  # last: a finished folder is not written to again

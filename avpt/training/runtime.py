@@ -11,7 +11,7 @@ from avpt.errors import ConfigError
 from avpt.training.world import World, this_machine
 
 ALONE = World()
-MOST_TOLD = 120  # characters of torch's words
+LONGEST_REASON = 120  # characters of torch's message
 
 
 def start(seed: int, device: str, precision: str = "fp32", world: World = ALONE) -> torch.device:
@@ -20,7 +20,7 @@ def start(seed: int, device: str, precision: str = "fp32", world: World = ALONE)
     Each of several processes takes a CUDA device of its own.
 
     Raises:
-        ConfigError: the device does not exist here, can't calculate in that precision, or is another process's too.
+        ConfigError: the device does not exist here, can't calculate in that precision, or is used by another process.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -33,7 +33,7 @@ def start(seed: int, device: str, precision: str = "fp32", world: World = ALONE)
         # a launcher may show each process one device only
         resolved = torch.device("cuda", world.local_rank % torch.cuda.device_count())
     if world.size > 1:
-        _check_apart(resolved, device, world)
+        _check_own_devices(resolved, device, world)
     if resolved.type == "cuda":
         torch.cuda.set_device(resolved)
     if precision == "fp16" and resolved.type != "cuda":
@@ -41,12 +41,12 @@ def start(seed: int, device: str, precision: str = "fp32", world: World = ALONE)
     return resolved
 
 
-def _check_apart(device: torch.device, asked: str, world: World) -> None:
-    """See that the processes have devices of one type, and no CUDA device twice."""
+def _check_own_devices(device: torch.device, asked: str, world: World) -> None:
+    """Check that the processes have devices of one type, and no two of them one CUDA device."""
     mine = device.type
     if device.type == "cuda":
         mine += f" {this_machine()} {torch.cuda.get_device_properties(device).uuid}"
-    all_of_them = world.everyones(mine)
+    all_of_them = world.gather(mine)
     if len(types := sorted({one.partition(" ")[0] for one in all_of_them})) > 1:
         raise ConfigError(f"--device {asked} is {' here and '.join(types)} there; name one that all processes have")
     if device.type != "cuda" or len(set(all_of_them)) == world.size:
@@ -70,16 +70,16 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
-    except (NotImplementedError, ImportError):  # of which torch writes a page
+    except (NotImplementedError, ImportError):  # torch's message is a page long
         raise ConfigError(f"--device {name} can't be used here (not in this build of torch); try auto or cpu") from None
     except (RuntimeError, AssertionError) as error:
         why = str(error).partition("\n")[0].partition(". ")[0]
-        why = why if len(why) <= MOST_TOLD else why[:MOST_TOLD] + " ..."
+        why = why if len(why) <= LONGEST_REASON else why[:LONGEST_REASON] + " ..."
         raise ConfigError(f"--device {name} can't be used here ({why}); try auto or cpu") from None
     return device
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What the bytes of a result hang on besides options and inputs."""
+    """What the bytes of a result depend on besides options and inputs."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {"device": name, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}

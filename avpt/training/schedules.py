@@ -1,4 +1,4 @@
-"""Schedules of the learning rate, and whether a finished run can go on under them; no torch needed."""
+"""Schedules of the learning rate, and whether a finished run can be continued under them; no torch needed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from avpt.types import ScheduleName
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a schedule goes by. Epochs count from 0."""
+class RateSettings:
+    """What a schedule computes its rates from. Epochs count from 0."""
 
     lr: float
     epochs: int
@@ -24,26 +24,26 @@ class Plan:
 class Schedule:
     """A learning rate over the epochs after warm-up.
 
-    A finished run can be continued to more epochs if its rates would have been the same, had it been so long from the
-    start: that is, if they do not depend on `Plan.epochs`.
+    A finished run can be continued to more epochs if its rates would have been the same in a longer run: that is, if
+    they do not depend on `RateSettings.epochs`.
     """
 
-    rate: Callable[[Plan, int], float]
+    rate: Callable[[RateSettings, int], float]
     continues: bool
 
 
-def _step(plan: Plan, epoch: int) -> float:
-    return float(plan.lr * plan.factor ** sum(epoch >= milestone for milestone in plan.milestones))
+def _step(settings: RateSettings, epoch: int) -> float:
+    return float(settings.lr * settings.factor ** sum(epoch >= milestone for milestone in settings.milestones))
 
 
-def _cosine(plan: Plan, epoch: int) -> float:
+def _cosine(settings: RateSettings, epoch: int) -> float:
     """From the full rate at the first epoch after warm-up towards 0 past the last one."""
-    progress = (epoch - plan.warmup_epochs) / (plan.epochs - plan.warmup_epochs)
-    return plan.lr * 0.5 * (1 + math.cos(math.pi * progress))
+    progress = (epoch - settings.warmup_epochs) / (settings.epochs - settings.warmup_epochs)
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _constant(plan: Plan, epoch: int) -> float:
-    return plan.lr
+def _constant(settings: RateSettings, epoch: int) -> float:
+    return settings.lr
 
 
 SCHEDULES: dict[ScheduleName, Schedule] = {
@@ -67,11 +67,11 @@ def learning_rate(
     Linear warm-up goes step by step and reaches the full rate with its last step; the schedule itself changes
     between epochs.
     """
-    plan = Plan(lr=lr, epochs=epochs, milestones=milestones, factor=factor, warmup_epochs=warmup_epochs)
+    settings = RateSettings(lr=lr, epochs=epochs, milestones=milestones, factor=factor, warmup_epochs=warmup_epochs)
 
     def rate(epoch: int, step: int, steps: int) -> float:
         if epoch < warmup_epochs:
             return lr * (epoch * steps + step + 1) / (warmup_epochs * steps)
-        return SCHEDULES[schedule].rate(plan, epoch)
+        return SCHEDULES[schedule].rate(settings, epoch)
 
     return rate

@@ -1,4 +1,4 @@
-"""What a run has come to: its epochs so far, the steps of the one that it is in, and where its time goes."""
+"""How far a run has come: its epochs so far, the steps of the current one, and where its time goes."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ class Batches(Protocol):
 
 @dataclass
 class EpochState:
-    """What an epoch has come to after some of its steps."""
+    """The results of an epoch after some of its steps."""
 
     probability: Tensor  # (clips,) float32 of the true class, 0 where not yet seen
     correct: Tensor  # (clips,) bool
-    loss: Tensor  # (clips,) float32: a sum would hang on the order in which processes and resumed parts are added
+    loss: Tensor  # (clips,) float32: a sum would depend on the order in which processes and resumed parts are added
     step: int = 0  # steps taken
     skipped: int = 0  # of these, by the scaler of fp16, because a gradient was too large for it
     norms: dict[str, float] = field(default_factory=dict)  # of the gradients that reach each encoder, sums over steps
     factors: dict[str, float] = field(default_factory=dict)  # OGM-GE's k of each encoder, sums over steps
 
     def record(self, logits: Tensor, batch: Batch) -> None:
-        """Note how sure the model is of each clip of a batch, and the loss without smoothing."""
+        """Record how sure the model is of each clip of a batch, and the loss without smoothing."""
         self.loss[batch.rows] = objective.clip_losses(logits.float(), batch.labels, batch.targets).cpu()
         self.probability[batch.rows] = objective.true_probability(logits, batch.labels).cpu()
         self.correct[batch.rows] = metrics.is_correct(logits, batch.labels).cpu()
 
     def merged(self, world: World) -> EpochState:
-        """The same of all processes together."""
+        """The epoch's results over the clips of all processes."""
         return replace(
             self,
             probability=world.sum(self.probability),
@@ -53,17 +53,17 @@ class EpochState:
         )
 
     def without_clips(self) -> EpochState:
-        """The same place in an epoch, none of whose clips have been seen here."""
+        """The same step of the epoch, none of whose clips this process has seen."""
         clean = new_epoch(len(self.loss))
         return replace(self, probability=clean.probability, correct=clean.correct, loss=clean.loss)
 
     def mean_norms(self) -> dict[str, float]:
-        """The gradients' norms by encoder, means over the steps that were not skipped."""
+        """The mean norm of each encoder's gradients, over the steps that were not skipped."""
         return {name: total / (self.step - self.skipped) for name, total in self.norms.items()}
 
 
 def new_epoch(num_clips: int) -> EpochState:
-    """An epoch of which nothing is done."""
+    """An epoch that has not begun."""
     return EpochState(torch.zeros(num_clips), torch.zeros(num_clips, dtype=torch.bool), torch.zeros(num_clips))
 
 
@@ -83,15 +83,15 @@ class Progress:
 class Clock:
     """Where an epoch's time goes; no result depends on it."""
 
-    first_step: int = 0  # steps that another clock saw, before the run was taken up again
+    first_step: int = 0  # steps taken before the run was resumed, which another clock timed
     began: float = field(default_factory=time.perf_counter)
-    clips: int = 0  # handed to training, of all processes
+    clips: int = 0  # handed to training, in all processes
     waiting: float = 0.0  # seconds that training waited for batches
     trained: float | None = None  # seconds of the training pass, once it is over
     evaluated: float = 0.0  # seconds of the passes after it
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, and how long each let us wait."""
+        """Yield the batches, and add up how long training waited for each."""
         source = iter(batches)
         while True:
             asked = time.perf_counter()
@@ -104,7 +104,7 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Since the epoch began, or was taken up again."""
+        """Seconds since the epoch began, or was resumed."""
         return time.perf_counter() - self.began
 
     @property
@@ -113,7 +113,7 @@ class Clock:
         return self.seconds if self.trained is None else self.trained
 
     def row(self, epoch: int) -> dict[str, Any]:
-        """An epoch (from 1) as `timing.jsonl` has it; rates are of the training pass, None where nothing was left."""
+        """An epoch (from 1) as `timing.jsonl` has it; rates are of the training pass, None where no step was left."""
         training = self.training
         row = {
             "epoch": epoch,

@@ -1,4 +1,4 @@
-"""Who looks on while a run goes on: its files, what the terminal shows, curves in a browser."""
+"""What follows a run while it trains: its files, the display on the terminal, curves in a browser."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from avpt.types import Batch
 
 
 class Watcher:
-    """Is told how a run goes on, and changes nothing about it; as it is here, it looks away.
+    """Is notified of a run's progress and changes nothing about it; this one ignores everything.
 
-    The first process of a job tells its own, so that sums over an epoch's clips are its share until the epoch is done.
+    The first process of a job notifies its own watcher, so that sums over an epoch's clips cover its share of them
+    until the epoch is done.
     """
 
     def run_begun(self, progress: Progress) -> None:
@@ -33,48 +34,48 @@ class Watcher:
         """An epoch is over and saved; `timing` is its row of `timing.jsonl`."""
 
     def training_done(self, progress: Progress) -> None:
-        """No epoch is to come, perhaps sooner than planned."""
+        """No further epoch will come, perhaps earlier than planned."""
 
 
 class Watchers(Watcher):
-    """Several that are told the same, in order."""
+    """Several watchers that are notified of the same, in order."""
 
     def __init__(self, watchers: Sequence[Watcher]) -> None:
         self.watchers = watchers
 
     def run_begun(self, progress: Progress) -> None:
-        """Tell each."""
+        """Notify each of them."""
         for watcher in self.watchers:
             watcher.run_begun(progress)
 
     def epoch_begun(self, epoch: int, state: EpochState) -> None:
-        """Tell each."""
+        """Notify each of them."""
         for watcher in self.watchers:
             watcher.epoch_begun(epoch, state)
 
     def step_done(self, epoch: int, state: EpochState, clock: Clock, positions: Tensor) -> None:
-        """Tell each."""
+        """Notify each of them."""
         for watcher in self.watchers:
             watcher.step_done(epoch, state, clock, positions)
 
     def busy(self, what: str, done: int = 0, total: int = 0) -> None:
-        """Tell each."""
+        """Notify each of them."""
         for watcher in self.watchers:
             watcher.busy(what, done, total)
 
     def epoch_done(self, progress: Progress, timing: dict[str, Any]) -> None:
-        """Tell each."""
+        """Notify each of them."""
         for watcher in self.watchers:
             watcher.epoch_done(progress, timing)
 
     def training_done(self, progress: Progress) -> None:
-        """Tell each."""
+        """Notify each of them."""
         for watcher in self.watchers:
             watcher.training_done(progress)
 
 
-def announced(batches: Batches, number: int, watcher: Watcher, what: str) -> Iterator[Batch]:
-    """One pass over some clips, which is not training; a watcher is told of each batch."""
+def announce_batches(batches: Batches, number: int, watcher: Watcher, what: str) -> Iterator[Batch]:
+    """Yield the batches of one pass without training, and notify a watcher of each."""
     for done, batch in enumerate(batches.epoch(number)):
         watcher.busy(what, done, len(batches))
         yield batch

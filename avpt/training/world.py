@@ -1,4 +1,4 @@
-"""The processes of one job: those that torchrun started, or this one alone; torch is loaded where there are several."""
+"""The processes of one job: those that torchrun started, or this one alone; torch is loaded if there are several."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 TIMEOUT = timedelta(minutes=30)  # longer than any process may make the others wait, as the first does when it writes
-NEWS = timedelta(seconds=20)  # that others wait to learn whether the first process had the same error, and it for them
+NEWS = timedelta(seconds=20)  # the others wait so long for the first process's error, and it for them to read it
 LOST = "another process of this job died or can't be reached ({}); the same command goes on from the last checkpoint"
-APART = "this process can't work with the others ({}); mend that, and the same command goes on from the last checkpoint"
-# what backends say of a connection; what else they say is this process's own trouble
+CUT_OFF = (
+    "this process can't work with the others ({}); mend that, and the same command goes on from the last checkpoint"
+)
+# words of backends about a connection; any other error is this process's own
 OF_OTHERS = re.compile(r"peer|remote|time[d -]*out|connect|socket|broken pipe|heartbeat", re.IGNORECASE)
 PLACE_IN_SOURCE = re.compile(r"\[[^\]]*\.(?:cc|cpp|h|hpp):\d+\] *")
 LAST_PORT = 65_535
-MOST_TOLD = 300  # characters of a backend's error
+LONGEST_CAUSE = 300  # characters of a backend's error
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class World:
         return self.rank == 0
 
     def first(self, decide: Callable[[], Value]) -> Value:
-        """What the first process, and no other, finds or decides; its error ends all of them."""
+        """What `decide` returns in the first process, which alone calls it; an error of it ends all of them."""
         if self.size == 1:
             return decide()
         import torch.distributed as dist
@@ -75,8 +77,8 @@ class World:
             dist.all_reduce(total)
         return total
 
-    def everyones(self, value: Value) -> list[Value]:
-        """What each process has, in their order."""
+    def gather(self, value: Value) -> list[Value]:
+        """The values of all processes, in their order."""
         if self.size == 1:
             return [value]
         import torch.distributed as dist
@@ -85,9 +87,9 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def all_of(self, numbers: Tensor) -> list[int]:
-        """Every process's numbers, sorted."""
-        return sorted(number for part in self.everyones(numbers.tolist()) for number in part)
+    def gather_sorted(self, numbers: Tensor) -> list[int]:
+        """The numbers of all processes, sorted."""
+        return sorted(number for part in self.gather(numbers.tolist()) for number in part)
 
     def least(self, number: int) -> int:
         """The smallest of all processes' numbers."""
@@ -101,7 +103,7 @@ class World:
         return int(smallest)
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true in any process."""
+        """Whether the flag is true in any process."""
         if self.size == 1:
             return flag
         import torch
@@ -125,14 +127,14 @@ class World:
                 dist.broadcast(buffer, 0)
 
     def parallel(self, model: nn.Module) -> nn.Module:
-        """The model that averages its gradients over all processes."""
+        """The model, wrapped to average its gradients over all processes."""
         if self.size == 1:
             return model
         import torch
         from torch.nn.parallel import DistributedDataParallel
 
         # Looking for unused parameters keeps it from dividing the gradients anew after its first step: the order in
-        # which those of three or more processes are added hangs on that, and a resumed run has its first step later.
+        # which those of three or more processes are added depends on it, and a resumed run has its first step later.
         device = next(model.parameters()).device
         whole = torch.nn.ModuleDict({"model": model})
         whole.register_parameter("unused", torch.nn.Parameter(torch.zeros(1, device=device)))  # else it warns of none
@@ -144,12 +146,12 @@ class World:
 
 @contextmanager
 def join_world() -> Iterator[World]:
-    """Meet the other processes of the job, as torchrun's environment says; torn down when the block ends.
+    """Connect to the other processes of the job, as torchrun's environment says, until the block ends.
 
-    An error that all of them have is told by the first alone.
+    An error that all of them have is reported by the first alone.
 
     Raises:
-        OtherProcessError: one of them died, or can't be met; without a message where the first process tells more.
+        OtherProcessError: one of them died, or can't be reached; it has no message where the first reports more.
     """
     rank, size, local_rank, local_size = place_in_job()
     if size == 1:
@@ -171,17 +173,17 @@ def join_world() -> Iterator[World]:
     try:
         dist.init_process_group(backend, timeout=TIMEOUT, rank=rank, world_size=size)
         if local_rank is None or local_size is None:
-            machines = world.everyones(this_machine())
+            machines = world.gather(this_machine())
             local_rank = machines[:rank].count(machines[rank]) if local_rank is None else local_rank
             local_size = machines.count(machines[rank])
         world = World(rank, size, local_rank, local_size)
         yield world
     except OtherProcessError:
         with suppress(RuntimeError):
-            _job_store().set(_word_read_by(world.rank), "")
+            _job_store().set(_key_of_reader(world.rank), "")
         raise
     except AvptError as error:
-        if dist.is_initialized() and _first_tells(world, str(error)):
+        if dist.is_initialized() and _first_reports(world, str(error)):
             raise OtherProcessError from error
         raise
     except RuntimeError as error:
@@ -191,49 +193,49 @@ def join_world() -> Iterator[World]:
         cause = _cause(error)
         if OF_OTHERS.search(cause):
             raise OtherProcessError(LOST.format(cause)) from error
-        if dist.is_initialized() and _first_tells(world, cause):
+        if dist.is_initialized() and _first_reports(world, cause):
             raise OtherProcessError from error
-        raise AvptError(APART.format(cause)) from error
+        raise AvptError(CUT_OFF.format(cause)) from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
 def _cause(error: Exception) -> str:
-    """What a backend says, in a line, without where in its source and the stack that it may add."""
+    """A backend's error as one line, without the place in its source and the stack that it may add."""
     text = str(error).partition("\nException raised from")[0]
-    head, _, last = text.partition("Last error:")  # NCCL's own word for it, which is otherwise a number
-    told = f"NCCL: {last.strip()}" if last.strip() else head
-    told = ". ".join(filter(None, map(str.strip, PLACE_IN_SOURCE.sub("", told).splitlines())))
-    return told if len(told) <= MOST_TOLD else f"{told[:MOST_TOLD]} ..."
+    head, _, last = text.partition("Last error:")  # NCCL's explanation; before it is a mere number
+    cause = f"NCCL: {last.strip()}" if last.strip() else head
+    cause = ". ".join(filter(None, map(str.strip, PLACE_IN_SOURCE.sub("", cause).splitlines())))
+    return cause if len(cause) <= LONGEST_CAUSE else f"{cause[:LONGEST_CAUSE]} ..."
 
 
 def this_machine() -> str:
-    """A name that no other machine has, nor another container on it."""
+    """A name that no other machine has, nor any other container on this one."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return f"{socket.gethostname()} {boot.read_text().strip() if boot.exists() else ''}"
 
 
-def _first_tells(world: World, message: str) -> bool:
+def _first_reports(world: World, message: str) -> bool:
     """Whether the first process fails with the same message.
 
-    It leaves word in the job's store and stays until all have read it: the store may be its own, and end with it.
+    It puts its message into the job's store and stays until all have read it: the store may end with its process.
     """
     store = _job_store()
     try:
         if world.is_first:
             store.set("avpt-error", message)
-            store.wait([_word_read_by(rank) for rank in range(1, world.size)], NEWS)
+            store.wait([_key_of_reader(rank) for rank in range(1, world.size)], NEWS)
             return False
         store.wait(["avpt-error"], NEWS)
-        said = store.get("avpt-error").decode()
-        store.set(_word_read_by(world.rank), "")
-        return said == message
-    except RuntimeError:  # no word of it, or no store left
+        reported = store.get("avpt-error").decode()
+        store.set(_key_of_reader(world.rank), "")
+        return reported == message
+    except RuntimeError:  # no message came, or the store is gone
         return False
 
 
-def _word_read_by(rank: int) -> str:
+def _key_of_reader(rank: int) -> str:
     return f"avpt-error-read-{rank}"
 
 

@@ -1,1 +1,1 @@
-"""Methods that balance the modalities while both are trained, one a file; `method` says what they have in common."""
+"""Methods that balance the modalities while both are trained, one per file; `method` has their common interface."""

@@ -1,4 +1,4 @@
-"""What a method that balances the modalities has to have; a training pass knows no more of it."""
+"""The interface of a method that balances the modalities; a training pass knows no more of it."""
 
 from __future__ import annotations
 

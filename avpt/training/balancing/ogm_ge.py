@@ -21,10 +21,10 @@ class OgmGe:
     else 1. The gradient g of each convolution of encoder u becomes k_u g + N(0, std(g) + 1e-8).
 
     Args:
-        model: on its device, with `audio`, `visual` and `fusion`; it is watched from here on.
-        shares: each modality's of the logits, from the fusion, both features and the logits.
+        model: on its device, with `audio`, `visual` and `fusion`; its forward passes are observed from here on.
+        shares: returns each modality's share of the logits, from the fusion, both features and the logits.
         alpha: how hard the stronger modality is held back.
-        window: first and last epoch of it, counted from 0.
+        window: first and last epoch in which it is, counted from 0.
         seed: of the noise, the same in every process.
         world: the processes of the job, whose clips count together.
     """
@@ -49,7 +49,7 @@ class OgmGe:
         self.fusion.register_forward_hook(self._remember)
 
     def _remember(self, fusion: nn.Module, features: Sequence[Tensor], logits: Tensor) -> None:
-        if torch.is_grad_enabled():  # else it is asked for shares, or evaluated
+        if torch.is_grad_enabled():  # else this is the computation of shares, or an evaluation
             audio, visual = (values.detach().float() for values in features)
             self.fused = audio, visual, logits.detach().float()
 
