@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from avpt.commands._inspect_activations import Measured, measure
 from avpt.commands._inspect_figures import draw_first_layer, draw_parameters
 from avpt.commands._inspect_parameters import Side, read
-from avpt.diagnosis.channel_tables import channel_tables, foretold
+from avpt.diagnosis.channel_tables import channel_tables, describe_prediction
 from avpt.errors import ArtifactError, OutputError, StoreError
 from avpt.options import InspectConfig
 from avpt.types import Report
@@ -47,7 +47,8 @@ def run(config: InspectConfig) -> Report:
             outputs = style.write(files, config.plot, overwrite=config.overwrite)
         except OutputError as error:  # nor are the tables lost for it
             problems.append(f"no figure is written: {error}")
-    return Report(record, tuple(outputs), channel_tables(record), "; ".join(problems) or None, foretold(record))
+    tables, prediction_words = channel_tables(record), describe_prediction(record)
+    return Report(record, tuple(outputs), tables, "; ".join(problems) or None, prediction_words)
 
 
 def describe(config: InspectConfig, before: Side, after: Side | None, measured: Measured | None) -> dict[str, Any]:
