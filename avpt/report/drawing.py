@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from avpt.figures.pictures import data_uri, spectrogram
+from avpt.figures.pictures import colour_spectrogram, encode_picture
 from avpt.figures.style import render
 from avpt.loading.dataset import read_fbank, read_frames
 from avpt.loading.pictures import picture
@@ -38,7 +38,7 @@ def stored(store: Store, index: SplitIndex, position: int, label: str) -> list[P
         (frame,) = read_frames(index, position, [(frames - 1) // 2], store.settings["frame_codec"])
         pictures.append(bitmap(frame.permute(1, 2, 0).numpy(), f"frame of a clip of class {label}"))
     if sound:
-        pixels = spectrogram(read_fbank(index, position).numpy(), sound)
+        pixels = colour_spectrogram(read_fbank(index, position).numpy(), sound)
         seconds = f"{sound / 100:.1f} s"
         pictures.append(bitmap(pixels, f"spectrogram of a clip of class {label}, {seconds}"))
     return pictures
@@ -51,7 +51,7 @@ def fed(inputs: dict[Modality, Tensor], alt: str, caption: str) -> Picture:
 
 def bitmap(pixels: np.ndarray[Any, Any], alt: str, caption: str = "") -> Picture:
     """Pixels (height, width, 3) uint8 as a picture."""
-    uri, size = data_uri(pixels)
+    uri, size = encode_picture(pixels)
     return Picture(uri, alt, size, caption)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from avpt.errors import AvptError
-from avpt.figures.bars import plain
+from avpt.figures.bars import escape_maths
 from avpt.figures.curves import draw_curves
 from avpt.figures.style import CYCLE
 from avpt.loading.dataset import ClipDataset, Masking
@@ -143,7 +143,7 @@ def values(epochs: list[Row], pick: Callable[[Row], float | None]) -> list[float
 def curve(curves: Mapping[str, list[list[float]]], label: str) -> Figure | None:
     """The figure, told in words by where its lines end."""
     there = {name: [run for run in several if run] for name, several in curves.items()}
-    there = {plain(name): several for name, several in there.items() if several}
+    there = {escape_maths(name): several for name, several in there.items() if several}
     if not there:
         return None
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(there)}
