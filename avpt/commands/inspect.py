@@ -91,7 +91,7 @@ def describe(config: InspectConfig, before: Side, after: Side | None, measured: 
 
 def describe_side(config: InspectConfig, side: Side, dead: dict[str, Tensor] | None) -> dict[str, Any]:
     """Counts per layer, and shares of all channels."""
-    from avpt.diagnosis.dead_channels import prediction
+    from avpt.diagnosis.dead_channels import score_prediction
 
     layers: list[dict[str, Any]] = []
     for name, pair in side.own.items():
@@ -109,7 +109,7 @@ def describe_side(config: InspectConfig, side: Side, dead: dict[str, Tensor] | N
         share = sum(layer[what] for layer in known) / sum(layer["channels"] for layer in known) if known else None
         found["blended_share" if what == "blended_abnormal" else f"{what}_share"] = share
     abnormal = {name: pair.below(config.abnormal_threshold) for name, pair in side.acting.items()}
-    precision, recall = (None, None) if dead is None else prediction(abnormal, dead)
+    precision, recall = (None, None) if dead is None else score_prediction(abnormal, dead)
     return found | {"precision": precision, "recall": recall}
 
 

@@ -99,7 +99,7 @@ def _count_zeros(encoder: ResNet, zero: float) -> Iterator[Activity]:
         encoder.train(was_training)
 
 
-def prediction(predicted: Mapping[str, Tensor], dead: Mapping[str, Tensor]) -> tuple[float | None, float | None]:
+def score_prediction(predicted: Mapping[str, Tensor], dead: Mapping[str, Tensor]) -> tuple[float | None, float | None]:
     """Score how well abnormal parameters predict dead channels, over the layers whose dead channels are known.
 
     Args:

@@ -13,7 +13,7 @@ FEWEST_PAIRS = 3  # seeds that two groups must share for a test
 NO_SPREAD = 1e-12  # differences closer to one another than this are equal but for rounding
 
 
-def spread(values: Iterable[float]) -> dict[str, Any]:
+def summarise(values: Iterable[float]) -> dict[str, Any]:
     """Compute `mean`, `std` (of a sample; None of a single value) and `n`."""
     sample = list(values)
     std = float(np.std(sample, ddof=1)) if len(sample) > 1 else None
