@@ -454,11 +454,8 @@ def test_an_encoder_without_batchnorm() -> None:
 
 def test_channels_in_words() -> None:
     names, counts = ["bn1", "bn2"], [64, 64]
-    assert (
-        initialisation.describe_channels(initialisation.Channels(names, counts, [0, 0]), "now")
-        == "none of 128 channels now"
-    )
-    some = initialisation.describe_channels(initialisation.Channels(names, counts, [0, 32]), "now")
+    assert initialisation.describe(initialisation.Channels(names, counts, [0, 0]), "now") == "none of 128 channels now"
+    some = initialisation.describe(initialisation.Channels(names, counts, [0, 32]), "now")
     assert some == "25.0 % of all channels now, most in bn2 (50.0 %)"
 
 

@@ -166,7 +166,7 @@ def name_origin(experiment: Experiment, start: Start) -> str:
     return "a file that was not found" if weights is None else experiment.name(weights)
 
 
-def describe_channels(channels: Channels, when: str) -> str:
+def describe(channels: Channels, when: str) -> str:
     """Say how many channels are abnormal, and in which layer most are."""
     if not any(channels.abnormal):
         return f"none of {sum(channels.channels)} channels {when}"
@@ -182,8 +182,8 @@ def show_start(experiment: Experiment, start: Start) -> list[Block]:
     if loaded is not None and (any(loaded.abnormal) or (after is not None and any(after.abnormal))):
         values = {"as loaded": loaded.shares} | ({"after fine-tuning": after.shares} if after else {})
         figure = draw_bars(loaded.names, values, label="abnormal share", colours=(BEFORE, AFTER))
-        alt = describe_channels(loaded, "as loaded")
-        alt += f"; {describe_channels(after, 'after fine-tuning')}" if after else ""
+        alt = describe(loaded, "as loaded")
+        alt += f"; {describe(after, 'after fine-tuning')}" if after else ""
         blocks += [Heading(f"Abnormal channels of {name}"), make_figure(figure, alt, f"Layer by layer: {alt}.")]
     if start.alphas:
         layers = list(next(iter(start.alphas.values())))
