@@ -73,7 +73,7 @@ def test_names_that_are_no_words() -> None:
     style.render(figure, "png")
     told = [text.get_text().replace(r"\$", "$") for text in figure.legends[0].get_texts()]
     assert told == ["_a $x_{", "$b$", "音楽", "WWWWWWWWWW…WWWWWWWWW"]
-    with style.applied():
+    with style.apply_style():
         assert figure.legends[0].get_window_extent().width <= figure.bbox.width
 
 

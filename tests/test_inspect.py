@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avpt.diagnosis.channel_tables import percent
-from avpt.diagnosis.dead_channels import measure, prediction
+from avpt.diagnosis.dead_channels import measure, score_prediction
 from avpt.figures import channels as figures
 from avpt.models.any_encoder import load_any_encoder
 from avpt.types import Batch
@@ -304,7 +304,7 @@ def test_any_number_of_clips_and_workers(experiment: Experiment, before: Path) -
 def test_precision_and_recall(channels: list[tuple[bool, bool]], cut: int) -> None:
     abnormal, dead = torch.tensor(channels).T
     layers = [{"a": values[:cut], "b": values[cut:]} for values in (abnormal, dead)]
-    precision, recall = prediction(layers[0] | {"shortcut": torch.ones(9, dtype=torch.bool)}, layers[1])
+    precision, recall = score_prediction(layers[0] | {"shortcut": torch.ones(9, dtype=torch.bool)}, layers[1])
     options = {"zero_division": np.nan}
     for found, score in ((precision, sklearn_metrics.precision_score), (recall, sklearn_metrics.recall_score)):
         assert (np.nan if found is None else found) == pytest.approx(score(dead, abnormal, **options), nan_ok=True)

@@ -17,7 +17,7 @@ import typer
 from helpers import Result, digit_rows, forked, said, write_manifest
 
 from avpt.cli import CONFIGS, app
-from avpt.report.shell_commands import given as as_given
+from avpt.report.shell_commands import write_option
 
 RECIPES = sorted(path for path in (Path(__file__).parent.parent / "recipes").glob("*.sh") if path.name != "venv.sh")
 SMALL = {
@@ -71,7 +71,7 @@ def check_calls(calls: list[list[str]]) -> None:
         }
         assert given <= options.keys()
         for option in given & record.keys():  # of which the others are paths, change nothing, or are idle here
-            words = as_given(type(config), option, record[option])
+            words = write_option(type(config), option, record[option])
             assert any(arguments[i : i + len(words)] == words for i in range(len(arguments))), words
 
 

@@ -52,8 +52,8 @@ from avpt.report.page.blocks import (
     Vertex,
 )
 from avpt.report.page.html import render
-from avpt.report.shell_commands import broken, command_of
-from avpt.report.shell_commands import given as words_of
+from avpt.report.shell_commands import break_lines, command_of
+from avpt.report.shell_commands import write_option as words_of
 from avpt.runs.lineage import Node
 from avpt.text import printable
 from avpt.types import MODALITIES, Table
@@ -291,7 +291,7 @@ def test_options_as_they_are_given() -> None:
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\x00\r"), min_size=1), min_size=1))
 def test_a_broken_command_is_the_same_command(words: list[str]) -> None:
-    assert in_a_shell(broken(words)) == words
+    assert in_a_shell(break_lines(words)) == words
 
 
 # --- untrusted words ---------------------------------------------------------------------------------------------
@@ -449,13 +449,13 @@ def test_runs_on_different_class_sets_and_with_several_labels(experiment: Experi
 def test_an_encoder_without_batchnorm() -> None:
     assert initialisation.from_report({"layers": []}) is None
     assert initialisation.from_report({}) is None
-    assert initialisation.measured({"conv.weight": torch.ones(3)}, 1e-6) is None
+    assert initialisation.count_abnormal({"conv.weight": torch.ones(3)}, 1e-6) is None
 
 
 def test_channels_in_words() -> None:
     names, counts = ["bn1", "bn2"], [64, 64]
-    assert initialisation.told(initialisation.Channels(names, counts, [0, 0]), "now") == "none of 128 channels now"
-    some = initialisation.told(initialisation.Channels(names, counts, [0, 32]), "now")
+    assert initialisation.describe(initialisation.Channels(names, counts, [0, 0]), "now") == "none of 128 channels now"
+    some = initialisation.describe(initialisation.Channels(names, counts, [0, 32]), "now")
     assert some == "25.0 % of all channels now, most in bn2 (50.0 %)"
 
 
@@ -555,7 +555,7 @@ def seeded(run: Path, out: Path, seed: int, wrong: int) -> Path:
 def judge(runs: list[Path], *folders: Path) -> list[Verdict]:
     """The verdicts on some runs, without their page."""
     found = gather(runs, folders)
-    return three_questions.verdicts(found, initialisation.starts(found), folders[0])
+    return three_questions.answer_questions(found, initialisation.find_starts(found), folders[0])
 
 
 def probe(folder: Path, run: Path, modality: str, difference: float, p: float | None = 0.5) -> None:

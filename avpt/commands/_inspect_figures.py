@@ -40,7 +40,7 @@ def draw_parameters(config: InspectConfig, before: Side, after: Side | None) -> 
         if side.alpha:
             alphas = [alpha.numpy() for alpha in side.alpha.values()]
             figures[f"alpha-{name}" if name else "alpha"] = channels.draw_alpha(layers, alphas)
-    return style.rendered(figures)
+    return style.render_all(figures)
 
 
 def draw_first_layer(
@@ -69,7 +69,7 @@ def draw_first_layer(
     weights = {name: side.found.encoder.conv1.weight.detach().cpu().numpy() for name, side in sides.items()}
     filters = {name: (weights[name], dead[name], abnormal[name]) for name in sides}
     figures["filters"] = channels.draw_filters(filters, words)
-    return style.rendered(figures)
+    return style.render_all(figures)
 
 
 def _named(before: Side, after: Side | None) -> dict[str, Side]:

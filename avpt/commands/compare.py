@@ -72,7 +72,7 @@ def describe(one: NamedGroup, differ: Sequence[str], metrics: Sequence[str]) -> 
     for split in HELD_OUT:
         values = {metric: [metric_of(run, split, metric) for run in one.finished] for metric in metrics}
         known = {metric: [value for value in found if value is not None] for metric, found in values.items()}
-        told[split] = {metric: group_tests.spread(found) for metric, found in known.items() if found}
+        told[split] = {metric: group_tests.summarise(found) for metric, found in known.items() if found}
     return told
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from avpt.commands._inspect_activations import Measured, measure
 from avpt.commands._inspect_figures import draw_first_layer, draw_parameters
 from avpt.commands._inspect_parameters import Side, read
-from avpt.diagnosis.channel_tables import channel_tables, foretold
+from avpt.diagnosis.channel_tables import channel_tables, describe_prediction
 from avpt.errors import ArtifactError, OutputError, StoreError
 from avpt.options import InspectConfig
 from avpt.types import Report
@@ -47,7 +47,8 @@ def run(config: InspectConfig) -> Report:
             outputs = style.write(files, config.plot, overwrite=config.overwrite)
         except OutputError as error:  # nor are the tables lost for it
             problems.append(f"no figure is written: {error}")
-    return Report(record, tuple(outputs), channel_tables(record), "; ".join(problems) or None, foretold(record))
+    tables, prediction_words = channel_tables(record), describe_prediction(record)
+    return Report(record, tuple(outputs), tables, "; ".join(problems) or None, prediction_words)
 
 
 def describe(config: InspectConfig, before: Side, after: Side | None, measured: Measured | None) -> dict[str, Any]:
@@ -90,7 +91,7 @@ def describe(config: InspectConfig, before: Side, after: Side | None, measured: 
 
 def describe_side(config: InspectConfig, side: Side, dead: dict[str, Tensor] | None) -> dict[str, Any]:
     """Counts per layer, and shares of all channels."""
-    from avpt.diagnosis.dead_channels import prediction
+    from avpt.diagnosis.dead_channels import score_prediction
 
     layers: list[dict[str, Any]] = []
     for name, pair in side.own.items():
@@ -108,7 +109,7 @@ def describe_side(config: InspectConfig, side: Side, dead: dict[str, Tensor] | N
         share = sum(layer[what] for layer in known) / sum(layer["channels"] for layer in known) if known else None
         found["blended_share" if what == "blended_abnormal" else f"{what}_share"] = share
     abnormal = {name: pair.below(config.abnormal_threshold) for name, pair in side.acting.items()}
-    precision, recall = (None, None) if dead is None else prediction(abnormal, dead)
+    precision, recall = (None, None) if dead is None else score_prediction(abnormal, dead)
     return found | {"precision": precision, "recall": recall}
 
 

@@ -83,9 +83,9 @@ def write(config: ReportConfig, experiment: Experiment, record: dict[str, Any]) 
     from avpt.report.page.blocks import Page
     from avpt.report.page.html import render
 
-    starts = initialisation.starts(experiment)
+    starts = initialisation.find_starts(experiment)
     folder = config.out.absolute().parent
-    said = three_questions.verdicts(experiment, starts, folder)
+    said = three_questions.answer_questions(experiment, starts, folder)
     sections = [
         clips.section(experiment, config.clips),
         initialisation.section(experiment, starts),

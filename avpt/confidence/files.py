@@ -1,4 +1,4 @@
-"""Dynamics, confidence and mask ratios as files: read with checks, written, and held against one another."""
+"""Dynamics, confidence and mask ratios as files: read with checks, compared with one another, and written."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SOFTENING = ("label_smoothing", "mixup")  # options that keep a model from becom
 
 @dataclass(frozen=True)
 class DynamicsSpec:
-    """What the header says of them."""
+    """What the header of a dynamics file says."""
 
     modality: Literal["audio", "visual", "joint"]
     input: InputSpec
@@ -37,13 +37,13 @@ class Dynamics:
 
     path: Path  # of the run
     ids: list[str]
-    probability: Tensor  # (epochs, clips) float32 of the true class
+    probability: Tensor  # (epochs, clips) float32, of the true class
     correct: Tensor  # (epochs, clips) bool
     input: InputSpec  # the run's input pipeline
     header: artifacts.Header
 
     def of(self, ids: Sequence[str], skip_epochs: int) -> tuple[Tensor, Tensor]:
-        """(epochs, clips) probability and correctness of the given clips, without the first epochs.
+        """Probability and correctness of some clips, each (epochs, clips), without the first epochs.
 
         Raises:
             ConfigError: that would leave no epoch.
@@ -56,10 +56,10 @@ class Dynamics:
 
 
 def read_dynamics(path: Path, modality: Modality) -> Dynamics:
-    """The dynamics of a finished stage-1 run.
+    """Read the dynamics of a finished stage-1 run.
 
     Raises:
-        ArtifactError: not a finished run, or one on the other modality.
+        ArtifactError: the run is not finished, or is one on the other modality.
     """
     file = artifacts.run_file(path, "dynamics.safetensors")
     artifact = artifacts.load(file, "dynamics")
@@ -74,20 +74,20 @@ def read_dynamics(path: Path, modality: Modality) -> Dynamics:
 
 
 def check_comparable(dynamics: dict[Modality, Dynamics], defaults: Mapping[str, Any]) -> None:
-    """See that one run's confidence means what the other's does; what only makes one of them surer is warned of.
+    """Check that the confidences of both runs mean the same; warn of what merely makes one run surer than the other.
 
     Args:
         dynamics: of both runs.
-        defaults: of their options, for those that a header does not have.
+        defaults: of the options, for those that a header lacks.
 
     Raises:
-        ArtifactError: the runs learnt other classes, or recorded in another way.
+        ArtifactError: the runs learnt different classes, or recorded their dynamics differently.
     """
     audio, visual = dynamics["audio"], dynamics["visual"]
     if set(audio.header.classes) != set(visual.header.classes):
-        only = sorted(set(audio.header.classes) ^ set(visual.header.classes))
+        unshared = sorted(set(audio.header.classes) ^ set(visual.header.classes))
         raise ArtifactError(
-            f"{audio.path} and {visual.path} learnt different classes (only one knows {listed(only)}), so their "
+            f"{audio.path} and {visual.path} learnt different classes (only one knows {listed(unshared)}), so their "
             "confidences can't be compared; train both on one store"
         )
     several = {recorded.path: bool(recorded.header.spec.get("multi_label")) for recorded in (audio, visual)}
@@ -98,32 +98,32 @@ def check_comparable(dynamics: dict[Modality, Dynamics], defaults: Mapping[str, 
             "train both on one store"
         )
     options = [{**defaults, **recorded.header.config} for recorded in (audio, visual)]
-    ways = [config["dynamics"] for config in options]
-    if ways[0] != ways[1]:
+    recordings = [config["dynamics"] for config in options]
+    if recordings[0] != recordings[1]:
         raise ArtifactError(
-            f"{audio.path} recorded with --dynamics {ways[0]}, {visual.path} with --dynamics {ways[1]}, so their "
-            "confidences can't be compared; train both with the same"
+            f"{audio.path} recorded with --dynamics {recordings[0]}, {visual.path} with --dynamics {recordings[1]}, "
+            "so their confidences can't be compared; train both with the same"
         )
     if audio.header.inputs.get("store") != visual.header.inputs.get("store"):
         log.warning("%s and %s were trained on different stores; clips are joined by id", audio.path, visual.path)
     epochs = len(audio.probability), len(visual.probability)
     if epochs[0] != epochs[1]:
-        told = "%s recorded over %d epochs, %s over %d: a run is surer the longer it learns, so that epochs decide"
-        log.warning(f"{told} which modality dominates", audio.path, epochs[0], visual.path, epochs[1])
+        message = "%s recorded over %d epochs, %s over %d: a run is surer the longer it learns, so that epochs decide"
+        log.warning(f"{message} which modality dominates", audio.path, epochs[0], visual.path, epochs[1])
     for name in SOFTENING:
         there, here = (config[name] for config in options)
         if there != here:
-            told = "%s was trained with --%s %s, %s with %s, which makes one of them less sure than the other"
-            log.warning(told, audio.path, name.replace("_", "-"), there or "none", visual.path, here or "none")
+            message = "%s was trained with --%s %s, %s with %s, which makes one of them less sure than the other"
+            log.warning(message, audio.path, name.replace("_", "-"), there or "none", visual.path, here or "none")
 
 
 def check_scored_from(path: Path, runs: dict[Modality, Path]) -> None:
-    """See that a confidence artifact was scored from the runs whose encoders it is to guide.
+    """Check that a confidence artifact was scored from the runs whose encoders it is to guide.
 
-    An encoder of no stage-1 run, as `init` writes it, has recorded nothing: that is warned of.
+    An encoder that belongs to no stage-1 run, as `init` writes it, has no dynamics: then a warning is logged.
 
     Raises:
-        ArtifactError: a run is another than the one it was scored from, or has gone on since.
+        ArtifactError: it was scored from another run, or the run has gone on since.
     """
     header, _ = artifacts.read_header(path)
     for modality, run in runs.items():
@@ -141,18 +141,18 @@ def check_scored_from(path: Path, runs: dict[Modality, Path]) -> None:
 
 
 def join_ids(dynamics: dict[Modality, Dynamics], skip: bool) -> list[str]:
-    """Clip ids that both runs have, in the audio run's order.
+    """List the clip ids that both runs have, in the audio run's order.
 
     Raises:
-        ArtifactError: they share none, or one lacks clips and `skip` is off.
+        ArtifactError: they share no clip, or one lacks clips and `skip` is off.
     """
     ids = {modality: set(recorded.ids) for modality, recorded in dynamics.items()}
     both = [clip_id for clip_id in dynamics["audio"].ids if clip_id in ids["visual"]]
     if not both:
         paths = " and ".join(str(recorded.path) for recorded in dynamics.values())
         raise ArtifactError(f"{paths} have no clip in common; train both on one store")
-    only = {"visual": sorted(ids["audio"] - ids["visual"]), "audio": sorted(ids["visual"] - ids["audio"])}
-    lacking = [f"{len(missing)} in the {side} run ({listed(missing)})" for side, missing in only.items() if missing]
+    unshared = {"visual": sorted(ids["audio"] - ids["visual"]), "audio": sorted(ids["visual"] - ids["audio"])}
+    lacking = [f"{len(missing)} in the {side} run ({listed(missing)})" for side, missing in unshared.items() if missing]
     if lacking and not skip:
         raise ArtifactError(f"clips are missing: {', '.join(lacking)}; --missing skip leaves them out")
     if lacking:
@@ -161,14 +161,14 @@ def join_ids(dynamics: dict[Modality, Dynamics], skip: bool) -> list[str]:
 
 
 def read_confidence(path: Path, ids: Sequence[str]) -> tuple[dict[Modality, Tensor], Tensor]:
-    """Mean confidence of the training clips.
+    """Read the mean confidence of the training clips.
 
     Returns:
-        Per modality (known,), and (known,) positions in `ids` of the clips that have one: all of them, but for
-        those that `score-confidence --missing skip` left out.
+        The confidence per modality, (known,), and the positions in `ids` of the clips that have one, (known,): all
+        clips but those that `score-confidence --missing skip` left out.
 
     Raises:
-        ArtifactError: not a confidence artifact, or it is of other clips.
+        ArtifactError: the file is no confidence artifact, or belongs to other clips.
     """
     artifact = artifacts.load(path, "confidence")
     position = {clip_id: i for i, clip_id in enumerate(artifacts.unpack_ids(artifact.tensors))}
@@ -187,7 +187,7 @@ def read_confidence(path: Path, ids: Sequence[str]) -> tuple[dict[Modality, Tens
 
 
 def save_ratios(path: Path, header: artifacts.Header, ratios: dict[Modality, Tensor], ids: Sequence[str]) -> None:
-    """`mask.safetensors`: the ratio of every training clip; `header` is that of the run's model."""
+    """Write `mask.safetensors`, the ratio of every training clip; `header` is that of the run's model."""
     tensors = {f"{modality}_ratio": values.float() for modality, values in ratios.items()}
     own = artifacts.Header(kind="mask", config=header.config, inputs=header.inputs, classes=header.classes)
     artifacts.save(path, own, tensors | artifacts.pack_ids(ids))

@@ -11,15 +11,15 @@ from avpt.types import MODALITIES, Modality
 
 
 def statistics(probability: Tensor, correct: Tensor) -> dict[str, Tensor]:
-    """The three statistics of dataset cartography (Swayamdipta et al. 2020), each (clips,) float32.
+    """Compute the three statistics of dataset cartography (Swayamdipta et al. 2020), each (clips,) float32.
 
     Args:
         probability: (epochs, clips) of the true class.
         correct: (epochs, clips) bool.
 
     Returns:
-        `confidence`, the mean over epochs; `variability`, the standard deviation over epochs (of the epochs
-        themselves, not an estimate for more); `correctness`, the share of epochs predicted right.
+        `confidence`, the mean over epochs; `variability`, the standard deviation over epochs (of these
+        epochs themselves, not an estimate for more); `correctness`, the share of epochs predicted right.
     """
     exact = probability.double()
     return {
@@ -30,7 +30,7 @@ def statistics(probability: Tensor, correct: Tensor) -> dict[str, Tensor]:
 
 
 def no_ratios(num_clips: int) -> dict[Modality, Tensor]:
-    """Nothing is masked."""
+    """Ratios of zero for every clip, (clips,) per modality: nothing is masked."""
     return {modality: torch.zeros(num_clips, dtype=torch.float64) for modality in MODALITIES}
 
 
@@ -43,12 +43,14 @@ def mask_ratios(
     eta: float,
     threshold: float,
 ) -> dict[Modality, Tensor]:
-    """How much of each clip's input is masked, (clips,) float64 per modality: float32 would make 0.7 less than 0.7.
+    """Compute how much of each clip's input is masked, (clips,) per modality.
+
+    In float64: in float32, 0.7 would be less than 0.7.
 
     dominant: r_m = rho_m * tanh(eta * d_m) if d_m = c_m - c_other > 0 and c_m >= tau, else 0.
     released: if c_v >= tau, r_a = rho_a * tanh(eta * (c_a - c_v)); else if c_a >= tau,
-    r_v = rho_v * tanh(eta * (c_v - c_a)); as the released code has it, where a ratio <= 0 masks nothing.
-    uniform: the mean of these over the clips for every clip; negative ratios count under the released rule only.
+    r_v = rho_v * tanh(eta * (c_v - c_a)); this is what the released code does, where a ratio <= 0 masks nothing.
+    uniform: the mean of these ratios over the clips, for every clip; negative ones count under the released rule only.
 
     Args:
         confidence: mean confidence per modality, (clips,).
@@ -77,5 +79,5 @@ def mask_ratios(
 
 
 def spread(ratios: dict[Modality, Tensor], known: Tensor, num_clips: int) -> dict[Modality, Tensor]:
-    """Ratios of the known clips among all clips, (clips,); the others are not masked."""
+    """Spread the ratios of the known clips over all clips, (clips,); the others are not masked."""
     return {m: zeros.index_copy(0, known, ratios[m]) for m, zeros in no_ratios(num_clips).items()}

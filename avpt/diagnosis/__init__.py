@@ -1,1 +1,1 @@
-"""What encoders and runs did: dead channels, linear probes, groups of runs."""
+"""Diagnosis of encoders and runs: dead channels, linear probes, tests between groups of runs."""

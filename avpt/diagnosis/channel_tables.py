@@ -8,24 +8,24 @@ from typing import Any
 from avpt.text import bar
 from avpt.types import Table
 
-PER_TABLE = 4  # thresholds, so that 80 columns hold them
+PER_TABLE = 4  # thresholds that fit into 80 columns
 BAR = 4  # characters, beside a number in a cell
 MISSING = "-"
 
 
 def channel_tables(record: dict[str, Any]) -> list[Table]:
-    """Abnormal channels at every threshold; then, where there are any, dead ones, and ABRi's blend."""
-    found = [threshold_table(record, start) for start in range(0, len(record["thresholds"]), PER_TABLE)]
+    """Tables of abnormal channels at every threshold, of dead ones where they were measured, and of ABRi's blend."""
+    tables = [threshold_table(record, start) for start in range(0, len(record["thresholds"]), PER_TABLE)]
     if record["after"] is not None and any(layer["abnormal"] for layer in record["layers"]):
-        found.append(bar_table(record))
+        tables.append(bar_table(record))
     if record["clips"] is not None:
-        found.append(dead_table(record))
-    found += [blend_table(record, side) for side in (record, record["after"]) if side and side["norm"] != "batchnorm"]
-    return found
+        tables.append(dead_table(record))
+    tables += [blend_table(record, side) for side in (record, record["after"]) if side and side["norm"] != "batchnorm"]
+    return tables
 
 
 def threshold_table(record: dict[str, Any], start: int) -> Table:
-    """Shares of abnormal channels, with bars; or before and after side by side."""
+    """Shares of abnormal channels, with bars; of two encoders the shares before and after, side by side."""
     after, thresholds = record["after"], record["thresholds"][start : start + PER_TABLE]
     numbers = range(start, start + len(thresholds))
     title = f"{record['encoder']}: % of channels with max(|gamma|, |beta|) below"
@@ -37,10 +37,10 @@ def threshold_table(record: dict[str, Any], start: int) -> Table:
         share = layer["below"][number] / layer["channels"]
         if later is None:
             return f"{percent(share)} {bar(share, BAR)}"
-        return f"{percent(share)} / {percent(_acting(later, 'below')[number] / layer['channels'])}"
+        return f"{percent(share)} / {percent(_effective(later, 'below')[number] / layer['channels'])}"
 
     rows = []
-    for layer, later in _pairs(record):
+    for layer, later in _pair_layers(record):
         rows.append((layer["name"], str(layer["channels"]), *(cell(layer, later, number) for number in numbers)))
     return Table(title, ("layer", "of", *(f"{threshold:g}" for threshold in thresholds)), rows)
 
@@ -48,23 +48,23 @@ def threshold_table(record: dict[str, Any], start: int) -> Table:
 def bar_table(record: dict[str, Any]) -> Table:
     """The paper's Figure 2a (arXiv 2302.03533) in characters: abnormal shares before and after."""
     rows = []
-    for layer, later in _pairs(record):
+    for layer, later in _pair_layers(record):
         assert later is not None
-        counts = (layer["abnormal"], _acting(later, "abnormal"))
+        counts = (layer["abnormal"], _effective(later, "abnormal"))
         shares = [count / layer["channels"] for count in counts]
         rows.append((layer["name"], *(f"{percent(share)} {bar(share, 4 * BAR)}" for share in shares)))
     return Table(f"% of channels below {record['abnormal_threshold']:g}", ("layer", "before", "after"), rows)
 
 
 def dead_table(record: dict[str, Any]) -> Table:
-    """Dead channels with bars, beside the abnormal ones."""
+    """Numbers of dead channels with bars, beside the abnormal ones or the changes."""
     zero = f"at most {record['zero']:g}" if record["zero"] else "zero"
     title = f"dead channels: {zero} at {record['dead_at']:.1%} or more of the positions of {record['clips']} clips, "
     title += f"{record['modality']} input; downsample layers, which no ReLU follows, are not measured nor in the sums"
     columns = ("layer", "of", *(("dead", "after", "awoken", "died") if record["after"] else ("abnormal", "dead")))
     rows = []
-    for layer, later in _pairs(record, "dead"):
-        cells = [layer["name"], str(layer["channels"]), *([] if later else [str(_acting(layer, "abnormal"))])]
+    for layer, later in _pair_layers(record, "dead"):
+        cells = [layer["name"], str(layer["channels"]), *([] if later else [str(_effective(layer, "abnormal"))])]
         for side in (layer,) if later is None else (layer, later):
             dead = side["dead"]
             cells.append(MISSING if dead is None else f"{dead} {bar(dead / layer['channels'], BAR)}")
@@ -73,17 +73,17 @@ def dead_table(record: dict[str, Any]) -> Table:
     return Table(title, columns, rows)
 
 
-def foretold(record: dict[str, Any]) -> str:
-    """How well abnormal parameters predict dead channels, in words."""
+def describe_prediction(record: dict[str, Any]) -> str:
+    """Say how well abnormal parameters predict dead channels."""
     lines = []
     for side in (record, record["after"]):
         if record["clips"] is not None and side is not None:
-            told = ", ".join(
+            scores = ", ".join(
                 f"{what} {MISSING if side[what] is None else format(side[what], '.3f')}"
                 for what in ("precision", "recall")
             )
             below = f"abnormal (below {record['abnormal_threshold']:g})"
-            lines.append(f"{side['encoder']}: {below} foretells dead with {told}\n")
+            lines.append(f"{side['encoder']}: {below} foretells dead with {scores}\n")
     return "".join(lines)
 
 
@@ -91,7 +91,7 @@ def blend_table(record: dict[str, Any], side: dict[str, Any]) -> Table:
     """What ABRi has learnt: alpha, the share of the pre-trained branch, and the channels that came back to life."""
     title = f"ABRi in {side['encoder']}: alpha, and channels below {record['abnormal_threshold']:g}"
     revived = {layer["name"]: layer.get("revived") for layer in record["layers"]}
-    shown = record["after"] is None or side is record["after"]  # of a side that has one after it, that one tells
+    shown = record["after"] is None or side is record["after"]  # channels revive in the later encoder, if there is one
     rows = []
     for layer in side["layers"]:
         alpha = [f"{layer['alpha'][what]:.3f}" for what in ("min", "mean", "max")]
@@ -100,16 +100,16 @@ def blend_table(record: dict[str, Any], side: dict[str, Any]) -> Table:
     return Table(title, ("layer", "min", "mean", "max", "abnormal", "blended", *(["revived"] * shown)), rows)
 
 
-def _pairs(record: dict[str, Any], known: str = "name") -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
-    """Each layer before and after, and last all of them together of which something is known."""
+def _pair_layers(record: dict[str, Any], known: str = "name") -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
+    """Pair each layer before and after; the last pair is the sum of the layers in which `known` was measured."""
     sides = [side["layers"] for side in (record, record["after"]) if side is not None]
-    totals = [_all([layer for layer in side if layer[known] is not None]) for side in sides]
+    totals = [_sum_layers([layer for layer in side if layer[known] is not None]) for side in sides]
     for layers in zip(*([*side, total] for side, total in zip(sides, totals, strict=True)), strict=True):
         yield layers[0], (layers[1] if len(layers) > 1 else None)
 
 
-def _all(layers: list[dict[str, Any]]) -> dict[str, Any]:
-    """A row for these layers together."""
+def _sum_layers(layers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sum these layers into one row."""
     total: dict[str, Any] = {"name": "all"}
     for what in ("channels", "abnormal", "blended_abnormal", "dead", "awoken", "died"):
         counts = [layer[what] for layer in layers if layer.get(what) is not None]
@@ -120,13 +120,13 @@ def _all(layers: list[dict[str, Any]]) -> dict[str, Any]:
     return total
 
 
-def _acting(layer: dict[str, Any], what: str) -> Any:
-    """A count of what the layer acts with: of ABRi, blended."""
+def _effective(layer: dict[str, Any], what: str) -> Any:
+    """A count for the parameters that the layer applies: in ABRi the blended ones."""
     return layer.get(f"blended_{what}", layer[what])
 
 
 def percent(share: float) -> str:
-    """A share of 1 in few characters, of which more than nothing is never nothing, nor less than all of it all."""
+    """A share of 1 as a short percentage: never 0 for more than none, and never 100 for less than all."""
     if 0 < share < 0.001:
         return "<0.1"
     if 0.995 <= share < 1:

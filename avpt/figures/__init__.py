@@ -1,1 +1,1 @@
-"""Figures from arrays: one style, colour-blind safe, in sizes of one and two columns."""
+"""Figures of arrays, in one colour-blind safe style, one or two columns wide."""

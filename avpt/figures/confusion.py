@@ -1,4 +1,4 @@
-"""Which classes are taken for which."""
+"""Confusion matrices."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from avpt.figures.bars import plain
-from avpt.figures.style import ONE_COLUMN, applied
+from avpt.figures.bars import escape_maths
+from avpt.figures.style import ONE_COLUMN, apply_style
 from avpt.text import shortened
 
-MOST_NAMES, MOST_NUMBERS = 50, 12  # classes up to which they are named, and clips written into the cells
-LARGE, SMALL, MANY = 7, 6, 15  # points: of names, and of those of so many classes
+MOST_NAMES, MOST_NUMBERS = 50, 12  # classes up to which names are shown, and counts written into the cells
+LARGE, SMALL, MANY = 7, 6, 15  # font sizes in points, the smaller one from MANY classes on
 LONGEST = 20  # characters of a name
-LINE = 1.25  # a row's least height, in sizes of its name
+LINE = 1.25  # the least height of a row, in font sizes
 
 
 def draw_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], width: float = ONE_COLUMN) -> Figure:
-    """A matrix, a row a true class and a column a predicted one; the shade is the share of the true class.
+    """Draw a matrix with a row per true class and a column per predicted one, shaded by the share of the true class.
 
     Args:
-        counts: (classes, classes) clips.
+        counts: numbers of clips, (classes, classes).
         classes: their names.
-        width: inches, of a matrix of few classes; with more it grows, so that their names can be read.
+        width: inches; with many classes the figure becomes wider, so that their names can be read.
     """
     table = np.asarray(counts, dtype=float)
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
-    names = [plain(shortened(name, LONGEST)) for name in classes] if len(classes) <= MOST_NAMES else []
+    names = [escape_maths(shortened(name, LONGEST)) for name in classes] if len(classes) <= MOST_NAMES else []
     size = LARGE if len(names) < MANY else SMALL
-    beside = 0.6 * max(map(len, names), default=0) * size / 72  # inches that the longest name takes, about
+    beside = 0.6 * max(map(len, names), default=0) * size / 72  # rough width of the longest name, inches
     side = max(width * 0.6, len(names) * LINE * size / 72)
     turned = max(map(len, names), default=0) > 2
-    with applied():
+    with apply_style():
         figure = Figure(figsize=(side + beside + 1.1, side + 0.5 + (beside if turned else 0.1)))
         axes = figure.add_subplot()
         image = axes.imshow(shares, vmin=0, vmax=1, cmap="cividis")

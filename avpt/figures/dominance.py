@@ -1,4 +1,4 @@
-"""How sure each encoder alone is of each clip, and what masking makes of it (arXiv 2302.03533, Figure 4)."""
+"""How sure each encoder alone is of each clip, and how much masking hides (arXiv 2302.03533, Figure 4)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from avpt.figures.style import AUDIO, INK, ONE_COLUMN, VISUAL, applied
+from avpt.figures.style import AUDIO, INK, ONE_COLUMN, VISUAL, apply_style
 
 Values = Sequence[float] | np.ndarray[Any, Any]
 
-MANY = 2000  # points from which on they are one bitmap in a vector file
+MANY = 2000  # points above which a vector file holds them as one bitmap
 MASKED = LinearSegmentedColormap.from_list("masked", [VISUAL, "#B4B4B4", AUDIO])
 
 
@@ -26,19 +26,19 @@ def draw_confidence(
     marked: Sequence[int] = (),
     width: float = ONE_COLUMN * 1.25,
 ) -> Figure:
-    """A scatter with a point a clip.
+    """Draw a scatter plot with one point per clip.
 
     Args:
-        audio: mean confidence by sound alone, (clips,).
-        visual: the same by pictures.
-        ratio: (clips,) how much is masked: of the sound where positive, of the pictures where negative.
-        threshold: tau, drawn as two lines; None where there is none.
+        audio: mean confidence of the audio encoder alone, (clips,).
+        visual: the same for the visual encoder.
+        ratio: mask ratio, (clips,): of the audio where positive, of the frames (negated) where negative.
+        threshold: tau, drawn as two lines; None for no lines.
         marked: positions of clips to be ringed.
         width: inches.
     """
     x, y, colour = (np.asarray(values, dtype=float) for values in (visual, audio, ratio))
     most = max(float(np.abs(colour).max(initial=0)), 1e-3)
-    with applied():
+    with apply_style():
         figure = Figure(figsize=(width, width * 0.86))
         axes = figure.add_subplot()
         axes.plot([0, 1], [0, 1], color="#8C8C8C", lw=0.6)

@@ -1,4 +1,4 @@
-"""Bitmaps for a page: frames, spectrograms, and both as a network sees them."""
+"""Bitmaps for a page: spectrograms in colours, and any picture as a data URI."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-SMALL = 128 * 128  # pixels up to which a picture is kept as it is, without loss
+SMALL = 128 * 128  # pixels up to which a picture is kept as it is, as PNG
 LARGEST = (512, 192)  # width and height of a picture on a page, pixels
-SILENCE, LOUD = 1.0, 99.5  # percentiles of a spectrogram between which its colours run
+SILENCE, LOUD = 1.0, 99.5  # percentiles of a colour_spectrogram at the two ends of the colour scale
 
 Array = np.ndarray[Any, Any]
 
 
-def spectrogram(fbank: Array, num_frames: int) -> Array:
-    """A log-mel spectrogram (frames, mel) in colours, (mel, frames, 3) uint8: time to the right, low notes below.
+def colour_spectrogram(fbank: Array, num_frames: int) -> Array:
+    """Colour a log-mel colour_spectrogram (frames, mel) as (mel, frames, 3) uint8: time to the right, low notes below.
 
-    Colours run over the `num_frames` real frames; what is padding behind them is left out.
+    Only the `num_frames` real frames are shown, without the padding behind them.
     """
     real = fbank[: max(1, num_frames)].astype(float).T[::-1]
     low, high = np.percentile(real, [SILENCE, LOUD])
@@ -29,8 +29,8 @@ def spectrogram(fbank: Array, num_frames: int) -> Array:
     return colours
 
 
-def data_uri(pixels: Array) -> tuple[str, tuple[int, int]]:
-    """A picture (height, width, 3) uint8 as a data URI, and its (width, height); large ones scaled down, with loss."""
+def encode_picture(pixels: Array) -> tuple[str, tuple[int, int]]:
+    """Encode (height, width, 3) uint8 as a data URI, large ones scaled down and as JPEG, with (width, height)."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
     content, small = io.BytesIO(), image.width * image.height <= SMALL and image.width <= LARGEST[0]
     if not small:

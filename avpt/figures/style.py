@@ -1,4 +1,4 @@
-"""The one look of all figures, and how they are written."""
+"""The style that all figures share, and how figures are written."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from avpt.files.outputs import atomic, check_ours, must_write
 
 ONE_COLUMN, TWO_COLUMNS = 3.35, 6.9  # inches, of a usual two-column paper
 
-# Okabe and Ito's colours, which people with any kind of colour blindness tell apart
+# Okabe and Ito's colours, which people with any kind of colour blindness can distinguish
 AUDIO, VISUAL, JOINT = "#0072B2", "#D55E00", "#009E73"
 BEFORE, AFTER = "#E69F00", "#56B4E9"
-DEAD = "#D62728"  # frames are drawn thick beside none, so that colour alone does not tell them
+DEAD = "#D62728"  # drawn as a thick frame, so that colour alone does not carry the meaning
 ABNORMAL = "#E69F00"  # dashed, beside DEAD's full line
 CYCLE = (AUDIO, VISUAL, JOINT, "#CC79A7", BEFORE, AFTER, "#000000", "#8C8C8C")
-DASHES = ("-", "--", ":", "-.")  # curves are told apart without colour too
+DASHES = ("-", "--", ":", "-.")  # so that curves can be distinguished without colour too
 MARK = b"drawn by avpt"  # in the metadata of every figure
-INK = "#1b1b1d"  # of text and axes; a page puts its own in this one's place
+INK = "#1b1b1d"  # of text and axes; a page replaces it by its own
 
 STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # matplotlib carries it: the same everywhere
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same everywhere
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -60,17 +60,17 @@ STYLE: dict[str, Any] = {
 
 
 @contextmanager
-def applied() -> Iterator[None]:
-    """Draw and write figures in the one style; matplotlib's own settings are as before afterwards."""
+def apply_style() -> Iterator[None]:
+    """Draw and write figures in this style; afterwards matplotlib's settings are restored."""
     defaults: Any = matplotlib.rcParamsDefault
-    settings = {name: value for name, value in defaults.items() if name != "backend"}  # no figure here needs one
+    settings = {name: value for name, value in defaults.items() if name != "backend"}  # figures are drawn without one
     with matplotlib.rc_context(settings | STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)  # a name in another script has boxes
+        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)  # other scripts are shown as boxes
         yield
 
 
 def line_style(number: int) -> tuple[str, str]:
-    """Colour and dash of a line; the first 32 are all different, and the first four in their dash too."""
+    """Choose colour and dash of a line; the first 32 all differ, and the first four differ in their dash as well."""
     return CYCLE[number % len(CYCLE)], DASHES[(number + number // len(CYCLE)) % len(DASHES)]
 
 
@@ -78,29 +78,29 @@ def save(figure: Figure, folder: Path, name: str, *, overwrite: bool = False) ->
     """Write NAME.png and NAME.pdf, each complete or not at all; the same figure gives the same bytes.
 
     Raises:
-        OutputError: another file of that name is there, and `overwrite` is not meant.
+        OutputError: another file of that name exists, and `overwrite` is not set.
     """
-    return write(rendered({name: figure}), folder, overwrite=overwrite)
+    return write(render_all({name: figure}), folder, overwrite=overwrite)
 
 
-def rendered(figures: Mapping[str, Figure]) -> dict[str, bytes]:
-    """The files of some figures, by their names."""
+def render_all(figures: Mapping[str, Figure]) -> dict[str, bytes]:
+    """Render each figure as PNG and PDF; returns the contents of the files by their names."""
     return {f"{name}.{kind}": render(figure, kind) for name, figure in figures.items() for kind in ("png", "pdf")}
 
 
 def check(files: Mapping[str, bytes], folder: Path, *, overwrite: bool = False) -> None:
-    """See that files can be written.
+    """Check that the files can be written.
 
     Raises:
-        OutputError: another figure of such a name is there, and `overwrite` is not meant; or a file of someone else's.
+        OutputError: another figure of such a name exists, and `overwrite` is not set; or a file that is not ours.
     """
     for path, content in ((folder / name, content) for name, content in files.items()):
-        found = check_ours(path, lambda there: MARK in there, option="folder")
-        must_write(path, content, found, "is another figure", option="folder", overwrite=overwrite)
+        existing = check_ours(path, lambda there: MARK in there, option="folder")
+        must_write(path, content, existing, "is another figure", option="folder", overwrite=overwrite)
 
 
 def write(files: Mapping[str, bytes], folder: Path, *, overwrite: bool = False) -> list[Path]:
-    """Write all files or, where `check` refuses one of them, none."""
+    """Write all files or, if `check` refuses one of them, none."""
     check(files, folder, overwrite=overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -110,7 +110,7 @@ def write(files: Mapping[str, bytes], folder: Path, *, overwrite: bool = False) 
 
 
 def render(figure: Figure, kind: str) -> bytes:
-    """A figure as the bytes of a png, pdf or svg file; nothing of it depends on the time."""
+    """Render a figure as the bytes of a png, pdf or svg file, which do not depend on the time."""
     made_by = MARK.decode()
     undated = {
         "png": {"Software": made_by},
@@ -118,6 +118,6 @@ def render(figure: Figure, kind: str) -> bytes:
         "svg": {"Creator": made_by, "Date": None},
     }
     content = io.BytesIO()
-    with applied():
+    with apply_style():
         figure.savefig(content, format=kind, metadata=undated[kind])
     return content.getvalue()

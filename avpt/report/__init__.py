@@ -1,1 +1,1 @@
-"""The story of an experiment, section by section: read from its artifacts, told in the blocks of a page."""
+"""The page of an experiment: its artifacts are read and described section by section."""

@@ -1,4 +1,4 @@
-"""Whether two ways of answering the same clips differ by more than chance, over the clips and over the seeds."""
+"""Whether the answers of two groups of runs to the same clips differ by more than chance, over clips and seeds."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from scipy.stats import binomtest
 from avpt.diagnosis.group_tests import FEWEST_PAIRS, NO_SPREAD, paired_test
 from avpt.report.drawing import points
 
-CHANCE = 0.05  # a difference that chance alone would bring about more rarely is called one
-MARGIN = 0.02  # a loss of less than this is none to speak of
+CHANCE = 0.05  # a difference counts as one if chance alone would produce it with a lower probability
+MARGIN = 0.02  # a smaller loss of accuracy is negligible
 
 CAVEAT = (
     "A sign test over the clips asks whether these very models differ, and no more. Whether the recipes do is asked "
@@ -22,24 +22,24 @@ CAVEAT = (
 
 @dataclass(frozen=True)
 class Spread:
-    """A difference as it comes out seed by seed, tested by Student's paired t-test."""
+    """A difference seed by seed, tested by Student's paired t-test."""
 
-    each: dict[int, float]  # after less before, by seed
-    p: float | None  # None of too few seeds, or where all differ by the same amount
-    interval: tuple[float, float] | None  # 95 %, of the mean; None likewise
+    each: dict[int, float]  # after minus before, by seed
+    p: float | None  # None with too few seeds, or where all differ by the same amount
+    interval: tuple[float, float] | None  # 95 %, of the mean; None where `p` is
 
     @property
     def enough(self) -> bool:
-        """Whether there are seeds enough to speak of the recipe."""
+        """Whether there are enough seeds to judge the recipe."""
         return len(self.each) >= FEWEST_PAIRS
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """The mean over the seeds."""
         return sum(self.each.values()) / len(self.each)
 
     def falls(self, chance: float = CHANCE) -> bool:
-        """Whether it is a loss by more than chance over seeds would bring about."""
+        """Whether it is a loss that chance over seeds does not explain."""
         return self.mean < 0 and self.p is not None and self.p < chance
 
     def holds(self) -> bool:
@@ -47,63 +47,63 @@ class Spread:
         return self.interval is not None and self.interval[0] > -MARGIN
 
     def words(self) -> str:
-        """Its test, or why there is none."""
+        """The test in words, or why there is none."""
         if not self.enough:
-            return f"{many(len(self.each), 'seed')}: no test over seeds"
+            return f"{format_count(len(self.each), 'seed')}: no test over seeds"
         low, high = min(self.each.values()), max(self.each.values())
         if self.p is None or self.interval is None:
             return f"the same in all {len(self.each)} seeds: no spread that a test over seeds could go by"
         return (
-            f"t-test over {len(self.each)} seeds {chance_words(self.p)}, "
-            f"95 % interval {reach(*self.interval)}, by seed {reach(low, high)}"
+            f"t-test over {len(self.each)} seeds {format_p(self.p)}, "
+            f"95 % interval {format_range(*self.interval)}, by seed {format_range(low, high)}"
         )
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two ways of answering the same clips, each perhaps by several runs (seeds)."""
+    """The difference between two groups of runs (one or more seeds each) that answered the same clips."""
 
-    before: float  # mean accuracy of the one
-    after: float  # and of the other
-    p: float  # how often chance alone would bring about as much, by the sign test over the clips
-    clips: int
+    before: float  # mean accuracy of the first group
+    after: float  # and of the second
+    p: float  # of the sign test over the clips
+    clips: int  # how many
     seeds: Spread
 
     @property
     def mean(self) -> float:
-        """After less before."""
+        """After minus before, the mean over the seeds."""
         return self.seeds.mean
 
     def clips_tell(self, chance: float = CHANCE) -> bool:
-        """Whether these very models differ by more than chance over clips would bring about, the same way each seed."""
+        """Whether these very models differ by more than chance over clips, and in the same direction in each seed."""
         each = self.seeds.each.values()
         return self.p < chance and (min(each) > 0 or max(each) < 0)
 
     def counts(self, chance: float = CHANCE) -> bool:
-        """Whether the recipes differ: clips and seeds both tell so."""
+        """Whether the recipes differ: both tests, over clips and over seeds, say so."""
         return self.clips_tell(chance) and self.seeds.p is not None and self.seeds.p < chance
 
     def words(self) -> str:
-        """With its tests."""
-        tests = f"sign test over {self.clips} clips {chance_words(self.p)}; {self.seeds.words()}"
+        """The difference and its tests in words."""
+        tests = f"sign test over {self.clips} clips {format_p(self.p)}; {self.seeds.words()}"
         return f"{points(self.mean)} ({tests})"
 
 
 def compare(
     before: Sequence[Mapping[str, bool]], after: Sequence[Mapping[str, bool]], seeds: Sequence[int]
 ) -> Difference | None:
-    """Two ways of answering the same clips, by the exact sign test over clips and the paired t-test over seeds.
+    """Compare two groups of runs by the exact sign test over clips and the paired t-test over seeds.
 
-    A clip speaks for the way in which it is right in more seeds; of one seed that is McNemar's exact test. Seeds are
-    not independent of one another, being measured on the same clips, so clips are what is counted there.
+    In the sign test a clip votes for the group in which more seeds answer it right; with one seed that is McNemar's
+    exact test. It counts clips and not seeds, as seeds measured on the same clips are not independent.
 
     Args:
-        before: by clip whether the answer is right, a run each.
-        after: the same of the runs to compare with, in the same order.
-        seeds: of the pairs; of several pairs with one seed the mean counts as one.
+        before: for each run, whether its answer is right, by clip.
+        after: the same for the runs to compare with, in the same order.
+        seeds: of the pairs; several pairs with one seed count as one, their mean.
 
     Returns:
-        None where no clip is in all of them.
+        None where the runs have no clip in common.
     """
     clips = set.intersection(*(set(right) for right in [*before, *after])) if before else set()
     if not clips:
@@ -112,33 +112,33 @@ def compare(
     votes = [sum(right[i] for right in after) - sum(right[i] for right in before) for i in clips]
     gains, losses = sum(vote > 0 for vote in votes), sum(vote < 0 for vote in votes)
     p = float(binomtest(gains, gains + losses).pvalue) if gains + losses else 1.0
-    first, second = by_seed(seeds, firsts), by_seed(seeds, seconds)
+    first, second = average_by_seed(seeds, firsts), average_by_seed(seeds, seconds)
     means = [sum(values.values()) / len(values) for values in (first, second)]
-    return Difference(means[0], means[1], p, len(clips), spread(first, second))
+    return Difference(means[0], means[1], p, len(clips), compare_seeds(first, second))
 
 
-def by_seed(seeds: Sequence[int], values: Sequence[float]) -> dict[int, float]:
-    """A value by seed; of several with one seed their mean."""
-    found: dict[int, list[float]] = {}
+def average_by_seed(seeds: Sequence[int], values: Sequence[float]) -> dict[int, float]:
+    """Average the values of each seed."""
+    collected: dict[int, list[float]] = {}
     for seed, value in zip(seeds, values, strict=True):
-        found.setdefault(seed, []).append(value)
-    return {seed: sum(several) / len(several) for seed, several in found.items()}
+        collected.setdefault(seed, []).append(value)
+    return {seed: sum(several) / len(several) for seed, several in collected.items()}
 
 
-def spread(before: Mapping[int, float], after: Mapping[int, float]) -> Spread:
-    """A difference over the seeds that both have (one at least)."""
+def compare_seeds(before: Mapping[int, float], after: Mapping[int, float]) -> Spread:
+    """Compare two groups over the seeds that both have (at least one)."""
     each = {seed: after[seed] - before[seed] for seed in sorted(before.keys() & after.keys())}
     test = paired_test(before, after)
     if test is None:
         return Spread(each, None, None)
-    if test["p"] is None:  # where nothing differs at all nothing has to be estimated
+    if test["p"] is None:  # without any difference there is nothing to estimate
         same = max(map(abs, each.values())) < NO_SPREAD
         return Spread(each, 1.0 if same else None, (0.0, 0.0) if same else None)
     return Spread(each, test["p"], (test["interval"][0], test["interval"][1]))
 
 
-def called(difference: Difference, chance: float = CHANCE) -> str:
-    """A difference in words."""
+def describe_outcome(difference: Difference, chance: float = CHANCE) -> str:
+    """Say whether a difference is a gain, a loss or neither."""
     if not difference.seeds.enough:
         models = "these two trained models" if len(difference.seeds.each) == 1 else "these trained models"
         differ = "differ" if difference.clips_tell(chance) else "do not differ measurably"
@@ -148,16 +148,16 @@ def called(difference: Difference, chance: float = CHANCE) -> str:
     return "no difference that this data could show"
 
 
-def chance_words(p: float) -> str:
-    """A p."""
+def format_p(p: float) -> str:
+    """Format a p-value: 0.012 -> p = 0.012."""
     return f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
 
 
-def reach(low: float, high: float) -> str:
-    """-0.01 to 0.02 -> −1.0 to +2.0 points."""
+def format_range(low: float, high: float) -> str:
+    """Format an interval: -0.01, 0.02 -> −1.0 to +2.0 points."""
     return f"{points(low).removesuffix(' points')} to {points(high)}"
 
 
-def many(count: int, what: str) -> str:
-    """1 seed, 2 seeds."""
+def format_count(count: int, what: str) -> str:
+    """Format a count: 1 seed, 2 seeds."""
     return f"{count} {what}{'' if count == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""From figures and tensors to the blocks of a page."""
+"""Figures and tensors as blocks of a page, and numbers as words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from avpt.figures.pictures import data_uri, spectrogram
+from avpt.figures.pictures import colour_spectrogram, encode_picture
 from avpt.figures.style import render
 from avpt.loading.dataset import read_fbank, read_frames
 from avpt.loading.pictures import picture
@@ -20,43 +20,43 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def drawn(figure: matplotlib_figure.Figure, alt: str, caption: str) -> Figure:
-    """A figure on the page's own ground."""
+def make_figure(figure: matplotlib_figure.Figure, alt: str, caption: str) -> Figure:
+    """Make a block of a figure, without its own background."""
     figure.patch.set_visible(False)
     for axes in figure.axes:
         axes.patch.set_visible(False)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)  # the browser has other fonts
+        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)  # browsers have other fonts
         return Figure(render(figure, "svg"), alt, caption)
 
 
-def stored(store: Store, index: SplitIndex, position: int, label: str) -> list[Picture]:
-    """A clip as the store has it: its middle frame and its spectrogram, whichever there are."""
+def show_stored_clip(store: Store, index: SplitIndex, position: int, label: str) -> list[Picture]:
+    """Show a clip as it is stored: its middle frame and its spectrogram, if it has them."""
     pictures = []
-    frames, sound = int(index.num_visual_frames[position]), int(index.num_audio_frames[position])
-    if frames:
-        (frame,) = read_frames(index, position, [(frames - 1) // 2], store.settings["frame_codec"])
-        pictures.append(bitmap(frame.permute(1, 2, 0).numpy(), f"frame of a clip of class {label}"))
-    if sound:
-        pixels = spectrogram(read_fbank(index, position).numpy(), sound)
-        seconds = f"{sound / 100:.1f} s"
-        pictures.append(bitmap(pixels, f"spectrogram of a clip of class {label}, {seconds}"))
+    num_visual, num_audio = int(index.num_visual_frames[position]), int(index.num_audio_frames[position])
+    if num_visual:
+        (frame,) = read_frames(index, position, [(num_visual - 1) // 2], store.settings["frame_codec"])
+        pictures.append(make_picture(frame.permute(1, 2, 0).numpy(), f"frame of a clip of class {label}"))
+    if num_audio:
+        pixels = colour_spectrogram(read_fbank(index, position).numpy(), num_audio)
+        seconds = f"{num_audio / 100:.1f} s"
+        pictures.append(make_picture(pixels, f"spectrogram of a clip of class {label}, {seconds}"))
     return pictures
 
 
-def fed(inputs: dict[Modality, Tensor], alt: str, caption: str) -> Picture:
-    """A clip's inputs as the network sees them."""
-    return bitmap(picture(inputs).permute(1, 2, 0).numpy(), alt, caption)
+def show_inputs(inputs: dict[Modality, Tensor], alt: str, caption: str) -> Picture:
+    """Show a clip's inputs as the network sees them."""
+    return make_picture(picture(inputs).permute(1, 2, 0).numpy(), alt, caption)
 
 
-def bitmap(pixels: np.ndarray[Any, Any], alt: str, caption: str = "") -> Picture:
-    """Pixels (height, width, 3) uint8 as a picture."""
-    uri, size = data_uri(pixels)
+def make_picture(pixels: np.ndarray[Any, Any], alt: str, caption: str = "") -> Picture:
+    """Make a picture of pixels (height, width, 3) uint8."""
+    uri, size = encode_picture(pixels)
     return Picture(uri, alt, size, caption)
 
 
-def label_of(store: Store, index: SplitIndex, position: int) -> str:
-    """The class or classes of a clip."""
+def name_label(store: Store, index: SplitIndex, position: int) -> str:
+    """Name the class or classes of a clip."""
     label = index.labels[position]
     if label.ndim == 0:
         return store.classes[int(label)]
@@ -64,10 +64,10 @@ def label_of(store: Store, index: SplitIndex, position: int) -> str:
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """0.873 -> 87.3 %; a dash for what is not known."""
+    """0.873 -> 87.3 %; None -> a dash."""
     return "–" if share is None else f"{100 * share:.{digits}f} %"
 
 
 def points(difference: float) -> str:
-    """+0.015 -> +1.5 points; a minus sign is one."""
+    """0.015 -> +1.5 points; negative numbers get a true minus sign."""
     return f"{100 * difference:+.1f} points".replace("-", "−")

@@ -1,4 +1,4 @@
-"""All that belongs to some runs: what they were made from, what was made from them, and what is not to be found."""
+"""All that belongs to some runs: what they were made from, what was made from them, and what is missing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ READ = ("predictions.safetensors", "mask.safetensors", "metrics.jsonl", "summary
 
 @dataclass(frozen=True)
 class Missing:
-    """An input that a file records and that was not found."""
+    """An input that a file records but that was not found."""
 
     owner: Path
     name: str  # store, audio, visual, init, weights, confidence, model
@@ -35,35 +35,35 @@ class Missing:
 
 @dataclass
 class Experiment:
-    """Runs and what they hang on, those that others were made from first."""
+    """Runs and what they depend on, in the order in which they were made."""
 
     nodes: list[Node] = field(default_factory=list)
-    origins: dict[Path, dict[str, Node | None]] = field(default_factory=dict)  # by name of the input
+    origins: dict[Path, dict[str, Node | None]] = field(default_factory=dict)  # of each node, by the name of the input
     missing: list[Missing] = field(default_factory=list)
     runs: dict[Path, Run] = field(default_factory=dict)  # by the path of the node
-    kin: dict[Path, str] = field(default_factory=dict)  # the same for what differs in the seed alone
-    groups: dict[str, list[Node]] = field(default_factory=dict)  # runs that are kin, by a name
-    pooled: int = 0  # runs that are in a group though what they were made from is not to be found
-    checksums: dict[Path, str] = field(default_factory=dict)  # of a node, as others record it
-    given: dict[Path, int] = field(default_factory=dict)  # places of the runs that were asked for; others are before
+    kin: dict[Path, str] = field(default_factory=dict)  # a key that nodes share if they differ in the seed alone
+    groups: dict[str, list[Node]] = field(default_factory=dict)  # runs that are kin, by the name of their group
+    pooled: int = 0  # grouped runs of which an input was not found
+    checksums: dict[Path, str] = field(default_factory=dict)  # of each node, as others record it
+    order: dict[Path, int] = field(default_factory=dict)  # of the requested runs, from 1; all other nodes come before
 
     def of_kind(self, *kinds: str) -> list[Node]:
-        """Its stores, encoders, runs, ..., in the order in which they were given."""
+        """Its nodes of some kinds (store, encoder, ...), runs in the order in which they were requested."""
         return sorted(
-            (node for node in self.nodes if node.kind in kinds), key=lambda node: self.given.get(node.path, 0)
+            (node for node in self.nodes if node.kind in kinds), key=lambda node: self.order.get(node.path, 0)
         )
 
     def origin(self, node: Node, name: str) -> Node | None:
-        """What a node was made from."""
+        """What a node was made from, by the name of the input; None where it was not found."""
         return self.origins[node.path].get(name)
 
     @cached_property
     def base(self) -> str:
-        """The folder that names start from: the one that all runs lie in."""
+        """The folder that names are relative to: the innermost one that holds all runs."""
         return os.path.commonpath([node.path.parent for node in self.nodes if node.is_run])
 
     def name(self, node: Node) -> str:
-        """What the page calls it."""
+        """The name of a node on the page."""
         return os.path.relpath(node.path, self.base)
 
     def unfinished(self) -> list[Node]:
@@ -79,7 +79,7 @@ class Experiment:
         return next(name for name, nodes in self.groups.items() if node in nodes)
 
     def contents(self) -> dict[str, str]:
-        """A checksum of all that the page reads of each of them, by name; what is missing too."""
+        """A checksum of all that the page reads of each node, by name; missing inputs are listed too."""
         return {self.name(node): self._content(node) for node in self.nodes} | {
             f"{lost.name} of {os.path.relpath(lost.owner, self.base)}": "not found" for lost in self.missing
         }
@@ -87,7 +87,7 @@ class Experiment:
     def _content(self, node: Node) -> str:
         if node.is_run:
             files = {name: node.path / name for name in READ}
-            read = {name: found for name, file in files.items() if (found := sha256_if_there(file))}
+            read = {name: checksum for name, file in files.items() if (checksum := sha256_if_there(file))}
             return sha256_json([self.checksums[node.path], read])
         return self.checksums[node.path] or sha256_if_there(node.path)
 
@@ -96,15 +96,15 @@ def gather(paths: Sequence[Path], folders: Sequence[Path] | None) -> Experiment:
     """Find everything that belongs to some runs.
 
     Raises:
-        AvptError: one is no run folder, or a damaged one.
+        AvptError: a path is no run folder, or a damaged one.
     """
-    given = list(dict.fromkeys(Path(os.path.normpath(path.absolute())) for path in paths))
-    for path in given:
-        read_run(path)  # the search passes over what it can't read; of what is asked for it must be told
-    lineage = Lineage(given, folders)
+    requested = list(dict.fromkeys(Path(os.path.normpath(path.absolute())) for path in paths))
+    for path in requested:
+        read_run(path)  # raises for a requested run that can't be read; the search below would skip it silently
+    lineage = Lineage(requested, folders)
     there = {node.path: node for node in lineage.nodes()}
-    wanted = [there[path] for path in given if path in there]
-    experiment = Experiment(given={path: place for place, path in enumerate(given, 1)})
+    wanted = [there[path] for path in requested if path in there]
+    experiment = Experiment(order={path: place for place, path in enumerate(requested, 1)})
     depth: dict[Path, int] = {}
     for node in wanted:
         _climb(lineage, node, experiment, depth)
@@ -114,7 +114,7 @@ def gather(paths: Sequence[Path], folders: Sequence[Path] | None) -> Experiment:
     for node in list(experiment.nodes):
         if node.is_run:
             for other in lineage.made_from(node, "probe", "evaluation"):
-                if other.inputs.get("model") in lineage.checksums(node):  # not of a model that ours is the stage 1 of
+                if other.inputs.get("model") in lineage.checksums(node):  # not for a fused model made from this run
                     _climb(lineage, other, experiment, depth)
     experiment.nodes.sort(key=lambda node: (depth[node.path], os.fspath(node.path)))
     for node in experiment.nodes:
@@ -127,17 +127,17 @@ def gather(paths: Sequence[Path], folders: Sequence[Path] | None) -> Experiment:
         groups = group_made(nodes, lineage)
         experiment.kin |= {nodes[i].path: f"{kind} {n}" for n, group in enumerate(groups) for i in group.members}
         experiment.pooled += count_pooled(groups) if nodes[0].is_run else 0
-    experiment.groups = _groups(experiment)
+    experiment.groups = _group_runs(experiment)
     for lost in {lost.checksum: lost for lost in reversed(experiment.missing)}.values():
         log.warning("%s of %s was not found; --search FOLDER looks elsewhere", lost.name, lost.owner)
     return experiment
 
 
 def _climb(lineage: Lineage, node: Node, experiment: Experiment, depth: dict[Path, int]) -> int:
-    """Take up a node and all that it was made from; returns its distance from what was made from nothing."""
+    """Add a node and all that it was made from; returns the longest distance to a node made from nothing."""
     if node.path in depth:
         return depth[node.path]
-    depth[node.path] = 0  # no file can hold its own checksum, but a store may call itself what it likes
+    depth[node.path] = 0  # a damaged store could name itself: do not recurse for ever
     experiment.origins[node.path] = origins = lineage.origins(node)
     below = [0]
     for name, origin in origins.items():
@@ -150,13 +150,13 @@ def _climb(lineage: Lineage, node: Node, experiment: Experiment, depth: dict[Pat
     return depth[node.path]
 
 
-def _groups(experiment: Experiment) -> dict[str, list[Node]]:
-    """Runs that are kin, named after their folder where that tells them apart."""
+def _group_runs(experiment: Experiment) -> dict[str, list[Node]]:
+    """Group runs that are kin, and name the groups after their folders where these names are unique."""
     alike: dict[str, list[Node]] = defaultdict(list)
     for node in experiment.nodes:
         if node.is_run:
             alike[experiment.kin[node.path]].append(node)
-    labels = {key: common_name(experiment, nodes) for key, nodes in alike.items()}
+    labels = {key: find_common_name(experiment, nodes) for key, nodes in alike.items()}
     groups: dict[str, list[Node]] = {}
     for key, nodes in alike.items():
         shared = list(labels.values()).count(labels[key]) > 1
@@ -165,8 +165,8 @@ def _groups(experiment: Experiment) -> dict[str, list[Node]]:
     return groups
 
 
-def common_name(experiment: Experiment, nodes: Sequence[Node]) -> str:
-    """What the paths of some nodes have in common."""
+def find_common_name(experiment: Experiment, nodes: Sequence[Node]) -> str:
+    """Find the name that the paths of some nodes share."""
     last = {node.path.name for node in nodes}
     if len(last) == 1 and not next(iter(last)).isdecimal():
         return next(iter(last))
@@ -174,8 +174,8 @@ def common_name(experiment: Experiment, nodes: Sequence[Node]) -> str:
     return next(iter(above)) if len(above) == 1 and len(nodes) > 1 else experiment.name(nodes[0])
 
 
-def told(experiment: Experiment, node: Node, name: str) -> str:
-    """Why an input of a node can't be shown, and what to do."""
+def explain_missing(experiment: Experiment, node: Node, name: str) -> str:
+    """Say why an input of a node can't be shown, and what to do."""
     checksum = node.inputs.get(name)
     if checksum is None:
         return f"{experiment.name(node)} records no {name}."
@@ -185,15 +185,16 @@ def told(experiment: Experiment, node: Node, name: str) -> str:
     )
 
 
-def absences(experiment: Experiment, *names: str) -> list[Block]:
-    """The same of all inputs of these names that were not found."""
+def list_missing(experiment: Experiment, *names: str) -> list[Block]:
+    """Explain all inputs of these names that were not found."""
     lost = {missing.checksum: missing for missing in reversed(experiment.missing) if missing.name in names}
     owners = {node.path: node for node in experiment.nodes}
-    return [Text(told(experiment, owners[missing.owner], missing.name), missing=True) for missing in lost.values()]
+    reasons = [explain_missing(experiment, owners[missing.owner], missing.name) for missing in lost.values()]
+    return [Text(reason, missing=True) for reason in reasons]
 
 
-def excuse(error: AvptError | OSError | KeyError | ValueError) -> str:
-    """What went wrong with a file, for the page."""
+def explain_error(error: AvptError | OSError | KeyError | ValueError) -> str:
+    """Say on the page what went wrong with a file."""
     return f"This can't be shown: {error}."
 
 

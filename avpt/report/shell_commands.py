@@ -1,4 +1,4 @@
-"""The command that makes an artifact again, from what its header says."""
+"""The command that makes an artifact again, derived from its header."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from avpt.options import Config, flag, parameter
 from avpt.options.recorded import CONFIGS
 from avpt.runs.lineage import Node
 
-LINE = 76  # characters after which a command is broken
+LINE = 76  # the longest line of a command, characters
 
-COMMANDS = {  # by what they write
+COMMANDS = {  # by the kind of artifact that they write
     "store": "preprocess",
     "encoder": "init",
     "classifier": "finetune-unimodal",
@@ -24,7 +24,7 @@ COMMANDS = {  # by what they write
     "probe": "probe",
     "evaluation": "evaluate",
 }
-ARGUMENTS = {  # inputs that have no option's name before them, in their order
+ARGUMENTS = {  # inputs that are positional, in their order
     "store": ("manifest",),
     "classifier": ("store",),
     "fused": ("store",),
@@ -36,7 +36,7 @@ ARGUMENTS = {  # inputs that have no option's name before them, in their order
 def command_of(node: Node, origins: Mapping[str, Node | None], folder: Path) -> list[str]:
     """The words of the command that writes a node, to be run in `folder`.
 
-    Only options that differ from their defaults are given. An input that was not found is a word in capitals.
+    Only options that differ from their defaults are named. An input that was not found is a word in capitals.
     """
     name, config_type = COMMANDS[node.kind], CONFIGS[node.kind]
 
@@ -49,30 +49,30 @@ def command_of(node: Node, origins: Mapping[str, Node | None], folder: Path) -> 
     inputs = [what for what in node.inputs if what not in arguments]
     for field in dataclasses.fields(config_type):
         if field.name in inputs:
-            words += [option(config_type, field.name), place(field.name)]
-        elif field.name in node.config and node.config[field.name] != _recorded(field.default):
-            words += given(config_type, field.name, node.config[field.name])
+            words += [option_name(config_type, field.name), place(field.name)]
+        elif field.name in node.config and node.config[field.name] != _as_recorded(field.default):
+            words += write_option(config_type, field.name, node.config[field.name])
     return [*words, "--out", os.path.relpath(node.path, folder)]
 
 
-def given(config_type: type[Config], name: str, value: Any) -> list[str]:
-    """An option as words."""
+def write_option(config_type: type[Config], name: str, value: Any) -> list[str]:
+    """Write an option and its value as words."""
     if value is None:
         return []
     if isinstance(value, bool):
-        return [option(config_type, name) if value else f"--no-{flag(name)[2:]}"]
-    values = [_word(item) for item in value] if isinstance(value, list) else [_word(value)]
-    return [option(config_type, name), *values]
+        return [option_name(config_type, name) if value else f"--no-{flag(name)[2:]}"]
+    values = [_format_value(item) for item in value] if isinstance(value, list) else [_format_value(value)]
+    return [option_name(config_type, name), *values]
 
 
-def option(config_type: type[Config], name: str) -> str:
-    """What an option is called."""
+def option_name(config_type: type[Config], name: str) -> str:
+    """The name of an option on the command line."""
     declared = parameter(config_type, name).param_decls or ()
     return next(iter(declared), flag(name))
 
 
-def broken(words: list[str]) -> str:
-    """A command in lines that a shell joins again; an option stays with its value."""
+def break_lines(words: list[str]) -> str:
+    """Break a command into lines that a shell joins again; an option stays with its value."""
     lines: list[str] = []
     groups: list[list[str]] = []
     for word in words:
@@ -89,10 +89,10 @@ def broken(words: list[str]) -> str:
     return " \\\n".join(lines)
 
 
-def _recorded(default: Any) -> Any:
-    """A default as JSON has it."""
+def _as_recorded(default: Any) -> Any:
+    """Convert a default to what JSON makes of it."""
     return list(default) if isinstance(default, tuple) else default
 
 
-def _word(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return repr(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 1e6 else str(value)

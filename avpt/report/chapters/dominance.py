@@ -1,4 +1,4 @@
-"""How sure each encoder alone is of each training clip, and what masking makes of it."""
+"""How sure each encoder alone is of each training clip, and how much masking hides."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from avpt.errors import AvptError
 from avpt.figures.dominance import draw_confidence
 from avpt.files import artifacts
 from avpt.options import MaskConfig
-from avpt.report.drawing import drawn, label_of, percent, stored
-from avpt.report.experiment import Experiment, absences, excuse
+from avpt.report.drawing import make_figure, name_label, percent, show_stored_clip
+from avpt.report.experiment import Experiment, explain_error, list_missing
 from avpt.report.page.blocks import Block, Card, Cards, Grid, Heading, Section, Text
 from avpt.runs.lineage import Node
 from avpt.store.store import SplitIndex, Store
@@ -31,11 +31,11 @@ class Confidence:
     mean: dict[Modality, Tensor]  # (clips,)
     ratio: dict[Modality, Tensor]  # (clips,)
     threshold: float
-    of: str  # whose masks these are
+    of: str  # which run's masks these are, in words
 
 
 def section(experiment: Experiment, clips: int) -> Section:
-    """The scatter of Figure 4, the most extreme clips, and what each run masks."""
+    """Write the section: the scatter of the paper's Figure 4, the most extreme clips, and what each run masks."""
     blocks: list[Block] = [
         Text(
             "While each encoder was trained alone it was noted, epoch by epoch, how probable it found the true class "
@@ -47,20 +47,20 @@ def section(experiment: Experiment, clips: int) -> Section:
     for node in nodes:
         blocks.append(Heading(f"Confidence of {experiment.name(node)}"))
         try:
-            blocks += of_artifact(experiment, node, clips if node is nodes[0] else 0)  # they look alike in every seed
+            blocks += show_artifact(experiment, node, clips if node is nodes[0] else 0)  # they look alike in every seed
         except (AvptError, OSError, KeyError, ValueError) as error:
-            blocks.append(Text(excuse(error), missing=True))
-    blocks += masked(experiment)
-    lost = absences(experiment, "confidence")
+            blocks.append(Text(explain_error(error), missing=True))
+    blocks += tabulate_masks(experiment)
+    lost = list_missing(experiment, "confidence")
     blocks += lost
     if not nodes and not lost:
         blocks.append(Text("No confidence was made from these runs (`avpt score-confidence` does that).", missing=True))
     return Section("confidence", "Confidence", blocks)
 
 
-def of_artifact(experiment: Experiment, node: Node, clips: int) -> list[Block]:
-    """One scatter and its clips."""
-    data = read(experiment, node)
+def show_artifact(experiment: Experiment, node: Node, clips: int) -> list[Block]:
+    """Show one confidence artifact: its scatter and its most extreme clips."""
+    data = read_with_ratios(experiment, node)
     audio, visual = (data.mean[modality].double().numpy() for modality in MODALITIES)
     signed = (data.ratio["audio"] - data.ratio["visual"]).double().numpy()
     difference = audio - visual
@@ -83,35 +83,35 @@ def of_artifact(experiment: Experiment, node: Node, clips: int) -> list[Block]:
         f"threshold {data.threshold:g} from which a modality may be masked"
         f"{', rings mark the clips shown below' if clips else ''}."
     )
-    blocks: list[Block] = [drawn(figure, f"Scatter of audio against visual confidence: {seen}", caption)]
+    blocks: list[Block] = [make_figure(figure, f"Scatter of audio against visual confidence: {seen}", caption)]
     if not clips:
         return blocks
-    place = store_of(experiment, data.ids)
+    place = find_store(experiment, data.ids)
     if place is None:
         return [*blocks, Text("The clips can't be shown: their store was not found. See The data.", missing=True)]
     for modality, end in ends.items():
         if end:
             sure, other = WORDS[modality], WORDS["visual" if modality == "audio" else "audio"]
-            blocks.append(Cards(f"Sure by {sure}, unsure by {other}", [card(place, data, i) for i in end]))
+            blocks.append(Cards(f"Sure by {sure}, unsure by {other}", [make_card(place, data, i) for i in end]))
     return blocks
 
 
-def card(place: tuple[Store, SplitIndex, dict[str, int]], data: Confidence, i: int) -> Card:
-    """One clip with its confidences."""
+def make_card(place: tuple[Store, SplitIndex, dict[str, int]], data: Confidence, i: int) -> Card:
+    """Make a card of one clip with its confidences."""
     store, index, positions = place
     position = positions[data.ids[i]]
-    label = label_of(store, index, position)
+    label = name_label(store, index, position)
     shown = [f"{percent(float(data.ratio[m][i]))} of the {WORDS[m]}" for m in MODALITIES if data.ratio[m][i] > 0]
     lines = (
         data.ids[i],
         f"confidence: sound {data.mean['audio'][i]:.2f}, pictures {data.mean['visual'][i]:.2f}",
         f"masked: {' and '.join(shown) or 'nothing'}",
     )
-    return Card(f"class {label}", stored(store, index, position, label), lines)
+    return Card(f"class {label}", show_stored_clip(store, index, position, label), lines)
 
 
-def store_of(experiment: Experiment, ids: list[str]) -> tuple[Store, SplitIndex, dict[str, int]] | None:
-    """The store and split that all of these clips lie in, and where."""
+def find_store(experiment: Experiment, ids: list[str]) -> tuple[Store, SplitIndex, dict[str, int]] | None:
+    """Find the store and split that hold all of these clips, and the position of each clip there."""
     for node in experiment.of_kind("store"):
         store = Store(node.path)
         for index in store.indices.values():
@@ -121,14 +121,14 @@ def store_of(experiment: Experiment, ids: list[str]) -> tuple[Store, SplitIndex,
     return None
 
 
-def read(experiment: Experiment, node: Node) -> Confidence:
-    """The artifact with the ratios of the run that masks each clip by it; where there is none, of the defaults."""
+def read_with_ratios(experiment: Experiment, node: Node) -> Confidence:
+    """Read the artifact, with the mask ratios of a run that uses it or, if none does, of the default options."""
     tensors = artifacts.load(node.path, "confidence").tensors
     ids, mean = artifacts.unpack_ids(tensors), {m: tensors[f"{m}_confidence"] for m in MODALITIES}
     for run in experiment.of_kind("fused"):
         adaptive = run.option("mask") == "adaptive" and run.option("mask_rule") == "dominant"
         if adaptive and experiment.origin(run, "confidence") is node and (run.path / "mask.safetensors").is_file():
-            ratios = ratios_of(run)
+            ratios = read_ratios(run)
             nothing = torch.tensor(0.0)
             ratio = {m: torch.stack([ratios[m].get(clip_id, nothing) for clip_id in ids]) for m in MODALITIES}
             return Confidence(ids, mean, ratio, run.option("mask_threshold"), f"as in {experiment.name(run)}")
@@ -137,21 +137,21 @@ def read(experiment: Experiment, node: Node) -> Confidence:
     return Confidence(ids, mean, ratio, defaults.mask_threshold, "as --mask adaptive would by default; no run does")
 
 
-def ratios_of(run: Node) -> dict[Modality, dict[str, Tensor]]:
-    """The mask ratio of every training clip of a fused run, by clip id."""
+def read_ratios(run: Node) -> dict[Modality, dict[str, Tensor]]:
+    """Read the mask ratio of every training clip of a fused run, by clip id."""
     tensors = artifacts.load(run.path / "mask.safetensors", "mask").tensors
     ids = artifacts.unpack_ids(tensors)
     return {m: dict(zip(ids, tensors[f"{m}_ratio"], strict=True)) for m in MODALITIES}
 
 
-def masked(experiment: Experiment) -> list[Block]:
-    """How much each run masks."""
+def tabulate_masks(experiment: Experiment) -> list[Block]:
+    """Tabulate how much each run masks."""
     rows = []
     for run in experiment.of_kind("fused"):
         if run.option("mask") == "none" or not (run.path / "mask.safetensors").is_file():
             continue
         cells = []
-        for ratios in ratios_of(run).values():
+        for ratios in read_ratios(run).values():
             values = torch.stack(list(ratios.values())).double()
             some = values[values > 0]
             cells += [

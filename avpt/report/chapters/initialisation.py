@@ -1,4 +1,4 @@
-"""What the encoders started from: abnormal channels before and after training, and what ABRi learnt."""
+"""What the encoders started from: abnormal channels before and after training, and the shares that ABRi learnt."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from avpt.figures.style import AFTER, BEFORE
 from avpt.files import artifacts
 from avpt.models.abnormal_channels import abnormal_report, norm_layers
 from avpt.models.abri import fold_state_dict
-from avpt.report.drawing import drawn, percent
-from avpt.report.experiment import Experiment, absences
+from avpt.report.drawing import make_figure, percent
+from avpt.report.experiment import Experiment, list_missing
 from avpt.report.page.blocks import Block, Grid, Heading, Section, Text
 from avpt.runs.lineage import Node
 from avpt.types import Table
@@ -41,33 +41,33 @@ class Channels:
 
     @property
     def share(self) -> float:
-        """Of all channels."""
+        """The share of all channels that are abnormal."""
         return sum(self.abnormal) / max(1, sum(self.channels))
 
     @property
     def shares(self) -> list[float]:
-        """Of each layer's."""
+        """The same for each layer."""
         return [abnormal / count for abnormal, count in zip(self.abnormal, self.channels, strict=True)]
 
 
 @dataclass(frozen=True)
 class Start:
-    """An encoder artifact, and what became of it."""
+    """An encoder artifact, and what training made of it."""
 
     node: Node
-    loaded: Channels | None  # as its weights were; None where it has no BatchNorm
-    trained: dict[str, Channels]  # by the name of the stage-1 run
+    loaded: Channels | None  # channels of its weights as loaded; None where it has no BatchNorm
+    trained: dict[str, Channels]  # channels after fine-tuning, by the name of the stage-1 run
     alphas: dict[str, dict[str, list[float]]]  # ABRi's, by run and layer
 
     @property
     def pretrained(self) -> bool:
-        """Whether there was anything before."""
+        """Whether it started from pre-trained weights."""
         return bool(self.node.option("weights") != "random")
 
 
-def starts(experiment: Experiment) -> list[Start]:
-    """Every encoder that was found."""
-    found = []
+def find_starts(experiment: Experiment) -> list[Start]:
+    """Find every encoder, and the stage-1 runs that started from it."""
+    starts = []
     for node in experiment.of_kind("encoder"):
         header, _ = artifacts.read_header(node.path)
         threshold = float(node.option("abnormal_threshold"))
@@ -86,33 +86,33 @@ def starts(experiment: Experiment) -> list[Start]:
                 }
                 if alpha:
                     alphas[experiment.name(run)] = alpha
-                if after := measured(fold_state_dict(state), threshold):
+                if after := count_abnormal(fold_state_dict(state), threshold):
                     trained[experiment.name(run)] = after
-        found.append(Start(node, from_report(header.metrics), trained, alphas))
-    return found
+        starts.append(Start(node, from_report(header.metrics), trained, alphas))
+    return starts
 
 
 def encoder_state(run: Node) -> dict[str, Tensor]:
-    """The encoder of a stage-1 run's best model."""
+    """Read the encoder of a stage-1 run's best model."""
     tensors = artifacts.load(run.path / "model.safetensors", "classifier").tensors
     return {name.removeprefix("encoder."): value for name, value in tensors.items() if name.startswith("encoder.")}
 
 
-def measured(state: dict[str, Tensor], threshold: float) -> Channels | None:
-    """Abnormal channels of a state dict; None without BatchNorm."""
+def count_abnormal(state: dict[str, Tensor], threshold: float) -> Channels | None:
+    """Count the abnormal channels of a state dict; None without BatchNorm."""
     return from_report(abnormal_report(state, threshold)) if norm_layers(state) else None
 
 
 def from_report(report: dict[str, Any]) -> Channels | None:
-    """What `avpt init` noted; None without BatchNorm."""
+    """Convert the report of abnormal channels that `avpt init` records; None without BatchNorm."""
     layers = report.get("layers") or []
     if not layers:
         return None
     return Channels(*([layer[part] for layer in layers] for part in ("name", "channels", "abnormal")))
 
 
-def section(experiment: Experiment, found: Sequence[Start]) -> Section:
-    """How each encoder was made, which of its channels were and are abnormal, what ABRi learnt."""
+def section(experiment: Experiment, starts: Sequence[Start]) -> Section:
+    """Write the section: how each encoder was made, its abnormal channels before and after, and what ABRi learnt."""
     blocks: list[Block] = [
         Text(
             "A BatchNorm channel is called abnormal where both of its parameters, scale and shift, are nearly zero: "
@@ -121,14 +121,14 @@ def section(experiment: Experiment, found: Sequence[Start]) -> Section:
         )
     ]
     rows = []
-    for start in found:
+    for start in starts:
         trained: list[tuple[str, Channels | None]] = list(start.trained.items())
         for name, after in trained or [("–", None)]:
             rows.append(
                 (
                     experiment.name(start.node),
                     start.node.config.get("modality", ""),
-                    origin(experiment, start),
+                    name_origin(experiment, start),
                     BN.get(start.node.option("bn"), ""),
                     "no BatchNorm" if start.loaded is None else percent(start.loaded.share),
                     name,
@@ -138,19 +138,19 @@ def section(experiment: Experiment, found: Sequence[Start]) -> Section:
     if rows:
         columns = ("encoder", "fed with", "weights", "BatchNorm was", "abnormal at first", "trained in", "after")
         blocks.append(Grid(Table("encoders, with their share of abnormal channels", columns, rows, left=4)))
-    for start in together(experiment, found):
-        blocks += of_start(experiment, start)
-    lost = absences(experiment, "init", "weights")
+    for start in merge_seeds(experiment, starts):
+        blocks += show_start(experiment, start)
+    lost = list_missing(experiment, "init", "weights")
     blocks += lost
-    if not found and not lost:
+    if not starts and not lost:
         blocks.append(Text("No encoder from `avpt init` is among what these runs were made from.", missing=True))
     return Section("initialisation", "Initialisation", blocks)
 
 
-def together(experiment: Experiment, found: Sequence[Start]) -> list[Start]:
-    """Seeds of one start as one: the first, with what became of all."""
+def merge_seeds(experiment: Experiment, starts: Sequence[Start]) -> list[Start]:
+    """Merge encoders that differ in the seed alone: the first one, with the runs of all."""
     merged: dict[str, Start] = {}
-    for start in found:
+    for start in starts:
         first = merged.setdefault(experiment.kin[start.node.path], start)
         merged[experiment.kin[start.node.path]] = replace(
             first, trained=first.trained | start.trained, alphas=first.alphas | start.alphas
@@ -158,16 +158,16 @@ def together(experiment: Experiment, found: Sequence[Start]) -> list[Start]:
     return list(merged.values())
 
 
-def origin(experiment: Experiment, start: Start) -> str:
-    """Where the weights are from."""
+def name_origin(experiment: Experiment, start: Start) -> str:
+    """Name where the weights come from."""
     if "weights" not in start.node.inputs:
         return str(start.node.option("weights"))
-    found = experiment.origin(start.node, "weights")
-    return "a file that was not found" if found is None else experiment.name(found)
+    weights = experiment.origin(start.node, "weights")
+    return "a file that was not found" if weights is None else experiment.name(weights)
 
 
-def told(channels: Channels, when: str) -> str:
-    """How many are abnormal, and where most."""
+def describe(channels: Channels, when: str) -> str:
+    """Say how many channels are abnormal, and in which layer most are."""
     if not any(channels.abnormal):
         return f"none of {sum(channels.channels)} channels {when}"
     worst = max(range(len(channels.names)), key=lambda i: channels.shares[i])
@@ -175,15 +175,16 @@ def told(channels: Channels, when: str) -> str:
     return f"{percent(channels.share)} of all channels {when}, {most}"
 
 
-def of_start(experiment: Experiment, start: Start) -> list[Block]:
-    """Bars of abnormal channels where there are any; alphas where there is ABRi."""
+def show_start(experiment: Experiment, start: Start) -> list[Block]:
+    """Draw abnormal channels if there are any, and alphas if there is ABRi."""
     name, blocks = experiment.name(start.node), list[Block]()
     loaded, after = start.loaded, next(iter(start.trained.values()), None)
     if loaded is not None and (any(loaded.abnormal) or (after is not None and any(after.abnormal))):
         values = {"as loaded": loaded.shares} | ({"after fine-tuning": after.shares} if after else {})
         figure = draw_bars(loaded.names, values, label="abnormal share", colours=(BEFORE, AFTER))
-        alt = told(loaded, "as loaded") + (f"; {told(after, 'after fine-tuning')}" if after else "")
-        blocks += [Heading(f"Abnormal channels of {name}"), drawn(figure, alt, f"Layer by layer: {alt}.")]
+        alt = describe(loaded, "as loaded")
+        alt += f"; {describe(after, 'after fine-tuning')}" if after else ""
+        blocks += [Heading(f"Abnormal channels of {name}"), make_figure(figure, alt, f"Layer by layer: {alt}.")]
     if start.alphas:
         layers = list(next(iter(start.alphas.values())))
         learnt = {run: [alpha[layer] for layer in layers] for run, alpha in start.alphas.items()}
@@ -198,5 +199,5 @@ def of_start(experiment: Experiment, start: Start) -> list[Block]:
             "lines run from its lowest to its highest."
         )
         figure = draw_ranges(layers, learnt, label="alpha", start=initial)
-        blocks += [Heading(f"ABRi's shares in {listed(list(start.alphas))}"), drawn(figure, alt, caption)]
+        blocks += [Heading(f"ABRi's shares in {listed(list(start.alphas))}"), make_figure(figure, alt, caption)]
     return blocks

@@ -1,4 +1,4 @@
-"""How training went: curves of both stages, gradients, and masked inputs as the network saw them."""
+"""The course of training: curves of both stages, gradients, and masked inputs as the network saw them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 import torch
 
 from avpt.errors import AvptError
-from avpt.figures.bars import plain
+from avpt.figures.bars import escape_maths
 from avpt.figures.curves import draw_curves
 from avpt.figures.style import CYCLE
 from avpt.loading.dataset import ClipDataset, Masking
 from avpt.loading.loader import Loader
 from avpt.loading.masking import most_masked, plan_masking
 from avpt.options import FuseConfig, restore_config
-from avpt.report.chapters.dominance import ratios_of
-from avpt.report.drawing import drawn, fed, percent
-from avpt.report.experiment import Experiment, absences, excuse, mean_of, told
+from avpt.report.chapters.dominance import read_ratios
+from avpt.report.drawing import make_figure, percent, show_inputs
+from avpt.report.experiment import Experiment, explain_error, explain_missing, list_missing, mean_of
 from avpt.report.page.blocks import Block, Card, Cards, Figure, Figures, Grid, Heading, Section, Text
 from avpt.runs import training_run
 from avpt.runs.lineage import Node
@@ -27,12 +27,12 @@ from avpt.training.metrics import WORDS, key_name_of
 from avpt.types import MODALITIES, Table
 
 Row = Mapping[str, Any]
-WIDELY = 100  # times the lowest loss: from there on the axis is logarithmic
-COLOURS = CYCLE[2:] + CYCLE[:2]  # blue and orange are kept for sound and pictures
+WIDELY = 100  # ratio of highest to lowest loss above which the axis is logarithmic
+COLOURS = CYCLE[2:] + CYCLE[:2]  # blue and orange come last: elsewhere they mean audio and visual
 
 
 def stage1(experiment: Experiment) -> Section:
-    """Each encoder alone."""
+    """Write the section on stage 1: each encoder alone."""
     blocks: list[Block] = [
         Text("First each encoder is trained alone, on its own modality, to tell the classes apart by itself.")
     ]
@@ -41,21 +41,21 @@ def stage1(experiment: Experiment) -> Section:
         if not nodes:
             continue
         blocks.append(Heading(f"{modality.capitalize()} alone"))
-        groups = grouped(experiment, nodes)
-        key, word = key_metric(experiment, nodes)
-        blocks.append(curves_of(experiment, groups, key, word))
-    lost = absences(experiment, *MODALITIES)
+        groups = group_epochs(experiment, nodes)
+        key, word = find_key_metric(experiment, nodes)
+        blocks.append(draw_metrics(experiment, groups, key, word))
+    lost = list_missing(experiment, *MODALITIES)
     blocks += lost
     nodes = experiment.of_kind("classifier")
     if nodes:
-        blocks.append(table(experiment, nodes, "stage 1"))
+        blocks.append(tabulate_progress(experiment, nodes, "stage 1"))
     elif not lost:
         blocks.append(Text("These runs start from encoders that were not fine-tuned alone first.", missing=True))
     return Section("stage-1", "Stage 1: each alone", blocks)
 
 
 def stage2(experiment: Experiment, clips: int) -> Section:
-    """Both together."""
+    """Write the section on stage 2: both encoders together."""
     blocks: list[Block] = [
         Text(
             "Then both encoders and a fusion head are trained together. A modality's share is what it adds to the "
@@ -67,83 +67,89 @@ def stage2(experiment: Experiment, clips: int) -> Section:
     if not nodes:
         blocks.append(Text("None of these runs trains both modalities together (`avpt fuse-train`).", missing=True))
         return Section("stage-2", "Stage 2: both together", blocks)
-    groups = grouped(experiment, nodes)
-    key, word = key_metric(experiment, nodes)
-    blocks += [Heading("The joint model"), curves_of(experiment, groups, key, word)]
+    groups = group_epochs(experiment, nodes)
+    key, word = find_key_metric(experiment, nodes)
+    blocks += [Heading("The joint model"), draw_metrics(experiment, groups, key, word)]
     shares = [
-        one_curve(experiment, groups, f"{m} share, val accuracy", picker("val", f"{m}_accuracy")) for m in MODALITIES
+        draw_groups(experiment, groups, f"{m} share, val accuracy", make_picker("val", f"{m}_accuracy"))
+        for m in MODALITIES
     ]
     blocks += [Heading("What each modality contributes"), Figures([figure for figure in shares if figure])]
     blocks.append(Heading("The gradient that reaches each encoder"))
-    norms = [one_curve(experiment, groups, f"{m} gradient norm", picker("gradient_norm", m)) for m in MODALITIES]
+    norms = [draw_groups(experiment, groups, f"{m} gradient norm", make_picker("gradient_norm", m)) for m in MODALITIES]
     if any(norms):
-        blocks += [Figures([figure for figure in norms if figure]), gradients(experiment, nodes)]
+        blocks += [Figures([figure for figure in norms if figure]), tabulate_gradients(experiment, nodes)]
     else:
         blocks.append(
             Text("These runs did not record it: their encoders were frozen, or avpt was older.", missing=True)
         )
-    blocks.append(table(experiment, nodes, "stage 2"))
+    blocks.append(tabulate_progress(experiment, nodes, "stage 2"))
     if clips:
         blocks.append(Heading("Masked inputs as the network saw them"))
-        blocks += masked_inputs(experiment, nodes, clips)
+        blocks += show_masked_inputs(experiment, nodes, clips)
     return Section("stage-2", "Stage 2: both together", blocks)
 
 
-def grouped(experiment: Experiment, nodes: list[Node]) -> dict[str, list[list[Row]]]:
-    """Epochs of each run, by the name of its group."""
+def group_epochs(experiment: Experiment, nodes: list[Node]) -> dict[str, list[list[Row]]]:
+    """Group the epochs of each run, by the name of its group."""
     groups: dict[str, list[list[Row]]] = {}
     for node in nodes:
         groups.setdefault(experiment.group_of(node), []).append(list(experiment.runs[node.path].epochs))
     return groups
 
 
-def key_metric(experiment: Experiment, nodes: list[Node]) -> tuple[str, str]:
-    """The metric that some runs are judged by, and what it is called."""
+def find_key_metric(experiment: Experiment, nodes: list[Node]) -> tuple[str, str]:
+    """Find the metric by which some runs are judged, and its name in words."""
     rows = [row for node in nodes for row in experiment.runs[node.path].epochs]
     name = key_name_of({metric for row in rows for metric in row.get("val", {})})
     return name, WORDS[name]
 
 
-def curves_of(experiment: Experiment, groups: dict[str, list[list[Row]]], key: str, word: str) -> Block:
-    """Loss and accuracy, train and val; of one group in one figure each, of several in one each for train and val."""
-    kinds = (("loss", "loss"), ("accuracy", "accuracy"))  # which train has too
+def draw_metrics(experiment: Experiment, groups: dict[str, list[list[Row]]], key: str, word: str) -> Block:
+    """Draw loss and accuracy: for one group train and val in one figure, for several groups in a figure each."""
+    kinds = (("loss", "loss"), ("accuracy", "accuracy"))  # metrics that are recorded for train as well
     figures: list[Figure | None] = []
     if len(groups) == 1:
         (several,) = groups.values()
         for metric, name in kinds:
-            both = {split: [values(epochs, picker(split, metric)) for epochs in several] for split in ("train", "val")}
-            figures.append(curve(both, name))
+            both = {
+                split: [list_values(epochs, make_picker(split, metric)) for epochs in several]
+                for split in ("train", "val")
+            }
+            figures.append(draw_curve(both, name))
     else:
         for split, metric, name in [(split, *kind) for kind in kinds for split in ("train", "val")]:
-            pick = picker(split, metric)
-            figures.append(one_curve(experiment, groups, f"{split} {name}", pick))
+            pick = make_picker(split, metric)
+            figures.append(draw_groups(experiment, groups, f"{split} {name}", pick))
     if key != "accuracy":
-        figures.append(one_curve(experiment, groups, f"val {word}", picker("val", key)))
+        figures.append(draw_groups(experiment, groups, f"val {word}", make_picker("val", key)))
     there = [figure for figure in figures if figure]
     return Figures(there) if there else Text("No epoch is done yet.", missing=True)
 
 
-def picker(part: str, name: str) -> Callable[[Row], float | None]:
-    """Reads a value of a row of metrics.jsonl: a metric of train or val, or the gradient's norm of an encoder."""
+def make_picker(part: str, name: str) -> Callable[[Row], float | None]:
+    """Make a function that reads a row of metrics.jsonl: a metric of train or val, or an encoder's gradient norm."""
     return lambda row: row.get(part, {}).get(name)
 
 
-def one_curve(
+def draw_groups(
     experiment: Experiment, groups: dict[str, list[list[Row]]], label: str, pick: Callable[[Row], float | None]
 ) -> Figure | None:
-    """A value over epochs, all groups in one figure; None where no run has it."""
-    return curve({name: [values(epochs, pick) for epochs in several] for name, several in groups.items()}, label)
+    """Draw a value over epochs, all groups in one figure; None where no run has it."""
+    return draw_curve(
+        {name: [list_values(epochs, pick) for epochs in several] for name, several in groups.items()}, label
+    )
 
 
-def values(epochs: list[Row], pick: Callable[[Row], float | None]) -> list[float]:
-    """A value epoch by epoch."""
+def list_values(epochs: list[Row], pick: Callable[[Row], float | None]) -> list[float]:
+    """List a value epoch by epoch."""
     return [value for value in map(pick, epochs) if value is not None]
 
 
-def curve(curves: Mapping[str, list[list[float]]], label: str) -> Figure | None:
-    """The figure, told in words by where its lines end."""
+def draw_curve(curves: Mapping[str, list[list[float]]], label: str) -> Figure | None:
+    """Draw curves, described in words by where they start and end; None where there are none."""
     there = {name: [run for run in several if run] for name, several in curves.items()}
-    there = {plain(name): several for name, several in there.items() if several}
+    there = {escape_maths(name): several for name, several in there.items() if several}
     if not there:
         return None
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(there)}
@@ -160,7 +166,7 @@ def curve(curves: Mapping[str, list[list[float]]], label: str) -> Figure | None:
     bands = (
         " Bands run from the lowest to the highest seed." if any(len(several) > 1 for several in there.values()) else ""
     )
-    return drawn(
+    return make_figure(
         figure,
         f"{label} from the first epoch to the last: {', '.join(ends)}",
         f"{label[0].upper()}{label[1:]}, by epoch.{bands}",
@@ -168,17 +174,17 @@ def curve(curves: Mapping[str, list[list[float]]], label: str) -> Figure | None:
 
 
 def ranges_widely(numbers: list[float]) -> bool:
-    """Whether small values would lie on the axis beside large ones."""
+    """Whether the values range so widely that the small ones could not be read on a linear axis."""
     return min(numbers) > 0 and max(numbers) > WIDELY * min(numbers)
 
 
 def mean(numbers: list[float]) -> float:
-    """Of some numbers."""
+    """The mean of some numbers."""
     return sum(numbers) / len(numbers)
 
 
-def table(experiment: Experiment, nodes: list[Node], title: str) -> Block:
-    """Where each run stands."""
+def tabulate_progress(experiment: Experiment, nodes: list[Node], title: str) -> Block:
+    """Tabulate the progress of each run."""
     rows = []
     for node in nodes:
         run = experiment.runs[node.path]
@@ -190,8 +196,8 @@ def table(experiment: Experiment, nodes: list[Node], title: str) -> Block:
     return Grid(Table(f"runs of {title}", columns, rows, left=2))
 
 
-def gradients(experiment: Experiment, nodes: list[Node]) -> Block:
-    """Mean norms over all epochs."""
+def tabulate_gradients(experiment: Experiment, nodes: list[Node]) -> Block:
+    """Tabulate the gradient norms of each run, averaged over its epochs."""
     rows = []
     for node in nodes:
         norms = [row["gradient_norm"] for row in experiment.runs[node.path].epochs if row.get("gradient_norm")]
@@ -202,29 +208,29 @@ def gradients(experiment: Experiment, nodes: list[Node]) -> Block:
     return Grid(Table("norm of the gradient, mean over epochs", ("run", "audio", "visual", "audio : visual"), rows))
 
 
-def masked_inputs(experiment: Experiment, nodes: list[Node], clips: int) -> list[Block]:
-    """Clips of each run that masks, of several seeds the first, with and without their masks."""
+def show_masked_inputs(experiment: Experiment, nodes: list[Node], clips: int) -> list[Block]:
+    """Show clips with and without their masks, for each run that masks (of several seeds the first)."""
     blocks: list[Block] = []
     for node in {experiment.group_of(node): node for node in reversed(nodes)}.values():
         if node.option("mask") == "none":
             continue
         store = experiment.origin(node, "store")
         if store is None:
-            blocks.append(Text(told(experiment, node, "store"), missing=True))
+            blocks.append(Text(explain_missing(experiment, node, "store"), missing=True))
             continue
         try:
-            blocks.append(inputs_of(experiment, node, Store(store.path), clips))
+            blocks.append(show_run_inputs(experiment, node, Store(store.path), clips))
         except (AvptError, OSError, KeyError, ValueError) as error:
-            blocks.append(Text(excuse(error), missing=True))
+            blocks.append(Text(explain_error(error), missing=True))
     return blocks or [Text("None of these runs masks anything.")]
 
 
-def inputs_of(experiment: Experiment, node: Node, store: Store, clips: int) -> Block:
-    """The clips of which a run masks most, in its first epoch."""
+def show_run_inputs(experiment: Experiment, node: Node, store: Store, clips: int) -> Block:
+    """Show the clips of which a run masks most, as they were in its first epoch."""
     config = restore_config(node.kind, node.config)
     assert isinstance(config, FuseConfig)
     index = training_splits(store, MODALITIES, config.val_fraction)["train"]
-    ratios = ratios_of(node)
+    ratios = read_ratios(node)
     there = {m: torch.stack([ratios[m][clip_id] for clip_id in index.ids]) for m in MODALITIES}
     spec = store.input_spec(config.image_size, config.num_frames)
     masking = plan_masking(there, spec, config.patch, warn=False)
@@ -254,6 +260,8 @@ def inputs_of(experiment: Experiment, node: Node, store: Store, clips: int) -> B
             if masking.num_masked[modality][position]:
                 versions = [(plain_inputs[m], "as it is"), (masked[m], "masked")]
             what = "spectrogram" if modality == "audio" else "frames"
-            pictures += [fed({modality: seen[i]}, f"{what} {how}, ratio {ratio:.2f}", how) for seen, how in versions]
+            pictures += [
+                show_inputs({modality: seen[i]}, f"{what} {how}, ratio {ratio:.2f}", how) for seen, how in versions
+            ]
         cards.append(Card(index.ids[position], pictures, [f"mask ratio: {', '.join(shares)}"]))
     return Cards(f"{experiment.name(node)}, epoch 1; what is masked is magenta", cards)

@@ -1,4 +1,4 @@
-"""What came out: all runs in a table, confusions, probes, evaluations."""
+"""The results: all runs in a table, confusions, probes, evaluations."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from avpt.figures.confusion import draw_confusion
 from avpt.files import artifacts
 from avpt.files.checking import RecordError, read
 from avpt.files.records import EvaluationRecord
-from avpt.report.differences import chance_words
-from avpt.report.drawing import drawn, percent, points
-from avpt.report.experiment import Experiment, excuse
+from avpt.report.differences import format_p
+from avpt.report.drawing import make_figure, percent, points
+from avpt.report.experiment import Experiment, explain_error
 from avpt.report.page.blocks import Block, Figures, Grid, Heading, Section, Text
 from avpt.runs.lineage import Node
 from avpt.training.metrics import WORDS, is_correct, key_name_of, per_class
@@ -45,12 +45,12 @@ class Answers:
     classes: list[str]
 
     def right(self, side: str = "joint") -> dict[str, bool]:
-        """By clip, whether the answer, or one modality's share of it, is right."""
+        """Whether the joint answer, or one modality's share of it, is right, by clip."""
         return dict(zip(self.ids, is_correct(self.logits[side], self.labels).tolist(), strict=True))
 
 
-def answers_of(run: Path) -> Answers:
-    """A finished run's predictions.
+def read_answers(run: Path) -> Answers:
+    """Read the predictions of a finished run.
 
     Raises:
         AvptError: they are missing or damaged.
@@ -65,8 +65,8 @@ def answers_of(run: Path) -> Answers:
 
 
 def section(experiment: Experiment) -> Section:
-    """The table, then details."""
-    blocks: list[Block] = [table(experiment)]
+    """Write the section: the table of all runs, then details."""
+    blocks: list[Block] = [tabulate_runs(experiment)]
     waiting = experiment.unfinished()
     if waiting:
         names = ", ".join(f"{experiment.name(node)} ({experiment.runs[node.path].progress})" for node in waiting)
@@ -76,15 +76,15 @@ def section(experiment: Experiment) -> Section:
         blocks.append(
             Text(f"These runs tell apart {len(classes)} different sets of classes: their numbers can't be compared.")
         )
-    blocks += groups(experiment)
-    blocks += confusions(experiment)
-    blocks += probes(experiment)
-    blocks += evaluations(experiment)
+    blocks += summarise_groups(experiment)
+    blocks += show_confusions(experiment)
+    blocks += tabulate_probes(experiment)
+    blocks += tabulate_evaluations(experiment)
     return Section("results", "Results", blocks)
 
 
-def table(experiment: Experiment) -> Block:
-    """All runs."""
+def tabulate_runs(experiment: Experiment) -> Block:
+    """Tabulate the metrics of all runs."""
     runs = [node for node in experiment.nodes if node.is_run]
     summaries = [experiment.runs[node.path].summary or {} for node in runs]
     splits = [split for split in ("val", "test") if any(summary.get(split) for summary in summaries)]
@@ -101,8 +101,8 @@ def table(experiment: Experiment) -> Block:
     return Grid(Table("the best epoch of each run, chosen on val", columns, rows, left=2))
 
 
-def groups(experiment: Experiment) -> list[Block]:
-    """Means and deviations of runs that differ in seeds alone."""
+def summarise_groups(experiment: Experiment) -> list[Block]:
+    """Summarise runs that differ in the seed alone by mean and deviation."""
     rows = []
     for name, nodes in experiment.groups.items():
         summaries = [experiment.runs[node.path].summary for node in nodes]
@@ -127,8 +127,8 @@ def groups(experiment: Experiment) -> list[Block]:
     return blocks
 
 
-def confusions(experiment: Experiment) -> list[Block]:
-    """Of each group of finished fused runs, its seeds together; or of other runs where there is none."""
+def show_confusions(experiment: Experiment) -> list[Block]:
+    """Show the confusions of each group of finished fused runs, seeds together, or of stage-1 runs if none is fused."""
     kind = "fused" if experiment.of_kind("fused") else "classifier"
     blocks: list[Block] = [Heading("Which classes are taken for which")]
     figures = []
@@ -136,36 +136,36 @@ def confusions(experiment: Experiment) -> list[Block]:
         several = []
         for node in (node for node in group if node.kind == kind and experiment.runs[node.path].summary is not None):
             try:
-                several.append(answers_of(node.path))
+                several.append(read_answers(node.path))
             except (AvptError, OSError, KeyError, ValueError) as error:
-                blocks.append(Text(excuse(error), missing=True))
+                blocks.append(Text(explain_error(error), missing=True))
         if not several:
             continue
         if several[0].labels.ndim > 1:
-            blocks.append(precisions(name, several[0]))
+            blocks.append(tabulate_precisions(name, several[0]))
             continue
         classes, split = several[0].classes, several[0].split
         tables = [per_class(answers.logits["joint"], answers.labels)["confusion"] for answers in several]
         confusion = np.array(tables).sum(axis=0)
-        pairs = worst(confusion, classes)
+        pairs = find_worst_pairs(confusion, classes)
         seeds = f" of {len(several)} seeds together" if len(several) > 1 else ""
         alt = f"`{name}`: {int(confusion.trace())} of {int(confusion.sum())} {split} clips right{seeds}"
         caption = f"{alt}. Taken for another most often: {'; '.join(pairs)}." if pairs else f"{alt}."
-        figures.append(drawn(draw_confusion(confusion.tolist(), classes), caption.replace("`", ""), caption))
+        figures.append(make_figure(draw_confusion(confusion.tolist(), classes), caption.replace("`", ""), caption))
     blocks += [Figures(figures)] if figures else []
     return blocks if len(blocks) > 1 else []
 
 
-def worst(confusion: np.ndarray[Any, Any], classes: Sequence[str]) -> list[str]:
-    """The pairs that are mixed up most, in words."""
+def find_worst_pairs(confusion: np.ndarray[Any, Any], classes: Sequence[str]) -> list[str]:
+    """Find the pairs of classes that are confused most, in words."""
     off = confusion - np.diag(np.diag(confusion))
     order = np.argsort(-off, axis=None, kind="stable")[:3]
     pairs = [divmod(int(place), len(classes)) for place in order if off.flat[place] > 0]
     return [f"{classes[true]} for {classes[taken]} ({off[true, taken]})" for true, taken in pairs]
 
 
-def precisions(name: str, answers: Answers) -> Block:
-    """Average precision of the classes that have clips, the worst first."""
+def tabulate_precisions(name: str, answers: Answers) -> Block:
+    """Tabulate the average precision of the classes that have clips, the worst first."""
     record = per_class(answers.logits["joint"], answers.labels)
     known = [
         (precision, cls, count)
@@ -177,18 +177,18 @@ def precisions(name: str, answers: Answers) -> Block:
     return Grid(Table(title, ("class", "clips", "average precision"), rows))
 
 
-def probes(experiment: Experiment) -> list[Block]:
-    """Linear probes, where `avpt probe` was run."""
+def tabulate_probes(experiment: Experiment) -> list[Block]:
+    """Tabulate linear probes, if `avpt probe` was run."""
     rows = []
     for node in experiment.of_kind("probe"):
-        found = probe_of(node)
-        if found is not None:
+        probe = read_probe(node)
+        if probe is not None:
             model = experiment.origin(node, "model")
-            alone, difference = found.alone, found.difference
+            alone, difference = probe.alone, probe.difference
             name = experiment.name(model) if model else experiment.name(node)
             gap = "–" if difference is None else points(difference)
-            chance = "–" if difference is None or found.p is None else chance_words(found.p)
-            rows.append((name, found.modality, percent(found.accuracy), percent(alone), gap, chance))
+            chance = "–" if difference is None or probe.p is None else format_p(probe.p)
+            rows.append((name, probe.modality, percent(probe.accuracy), percent(alone), gap, chance))
     if not rows:
         return []
     columns = ("encoder of", "modality", "probe", "before joint training", "difference", "over clips")
@@ -198,17 +198,17 @@ def probes(experiment: Experiment) -> list[Block]:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a linear probe found an encoder to be worth."""
+    """The result of a linear probe of an encoder."""
 
     modality: str
     accuracy: float | None
-    alone: float | None  # of the encoder that it started from
+    alone: float | None  # accuracy with the encoder before joint training
     difference: float | None
-    p: float | None  # of the difference, by McNemar's test
+    p: float | None  # of McNemar's test of the difference
 
 
-def probe_of(node: Node) -> Probe | None:
-    """What `avpt probe` wrote; None where it says nothing that we know."""
+def read_probe(node: Node) -> Probe | None:
+    """Read what `avpt probe` wrote; None where the file can't be read."""
     try:
         metrics = artifacts.read_header(node.path)[0].metrics
     except AvptError:
@@ -216,22 +216,22 @@ def probe_of(node: Node) -> Probe | None:
     before, mcnemar = metrics.get("stage1"), metrics.get("mcnemar")
     return Probe(
         modality=str(metrics.get("modality")),
-        accuracy=number(metrics.get(key_name_of(metrics))),
-        alone=number(before.get(key_name_of(before))) if isinstance(before, dict) else None,
-        difference=number(metrics.get("difference")),
-        p=number(mcnemar.get("p")) if isinstance(mcnemar, dict) else None,
+        accuracy=pick_number(metrics.get(key_name_of(metrics))),
+        alone=pick_number(before.get(key_name_of(before))) if isinstance(before, dict) else None,
+        difference=pick_number(metrics.get("difference")),
+        p=pick_number(mcnemar.get("p")) if isinstance(mcnemar, dict) else None,
     )
 
 
-def number(value: Any) -> float | None:
-    """A number, or that of the test split (else val) of a record of splits."""
+def pick_number(value: Any) -> float | None:
+    """Pick a number, or from a record by split the one of test (else val)."""
     if isinstance(value, dict):
         value = value.get("val") if value.get("test") is None else value["test"]
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def evaluations(experiment: Experiment) -> list[Block]:
-    """Records that `avpt evaluate --out` wrote."""
+def tabulate_evaluations(experiment: Experiment) -> list[Block]:
+    """Tabulate the records that `avpt evaluate --out` wrote."""
     rows = []
     for node in experiment.of_kind("evaluation"):
         try:

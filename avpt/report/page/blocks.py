@@ -1,4 +1,4 @@
-"""What a page is made of, as plain records; `page` makes HTML of them. All words are text, never markup."""
+"""The parts of a page as plain records, which `html` renders. All words are text, never markup."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from avpt.types import Table
 
 @dataclass(frozen=True)
 class Heading:
-    """Of a part of a section."""
+    """The heading of a part of a section."""
 
     text: str
     block: str = "heading"
@@ -19,7 +19,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; one that is `missing` says what can't be shown, why not, and what to do."""
+    """A paragraph; if `missing`, it says what can't be shown, why not, and what to do."""
 
     text: str
     missing: bool = False
@@ -39,7 +39,7 @@ class Figure:
     """A drawing."""
 
     svg: bytes
-    alt: str  # what is to be seen, in numbers, for those who can't see it
+    alt: str  # a description in numbers for readers who can't see the drawing
     caption: str
     block: str = "figure"
 
@@ -63,14 +63,14 @@ class Picture:
 
     @property
     def zoom(self) -> int:
-        """Small pictures are shown larger, their pixels as squares."""
+        """How many times larger small pictures are shown, their pixels as squares."""
         width, height = self.size
         return max(1, min(round(112 / height), 512 // width))
 
 
 @dataclass(frozen=True)
 class Card:
-    """A clip: its pictures and what is to be said of it."""
+    """A clip: its pictures and lines of text about it."""
 
     title: str
     pictures: Sequence[Picture]
@@ -88,7 +88,7 @@ class Cards:
 
 @dataclass(frozen=True)
 class Command:
-    """How a thing was made, to be copied; and, to be opened, facts about it as name and value."""
+    """The command that made an artifact, to be copied, and foldable facts about it as pairs of name and value."""
 
     name: str
     line: str
@@ -98,7 +98,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Vertex:
-    """A thing in a graph: its column, its row, two lines of words."""
+    """An artifact in a graph: its column and row, its label and its kind."""
 
     column: int
     row: int
@@ -108,7 +108,7 @@ class Vertex:
 
 @dataclass(frozen=True)
 class Graph:
-    """Things and what they were made from, left to right; edges are pairs of positions in `vertices`."""
+    """Artifacts and what they were made from, left to right; edges are pairs of positions in `vertices`."""
 
     vertices: Sequence[Vertex]
     edges: Sequence[tuple[int, int]]
@@ -121,16 +121,16 @@ Block = Heading | Text | Grid | Figure | Figures | Cards | Command | Graph
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the story."""
+    """A section of the page."""
 
-    name: str  # of its anchor
+    name: str  # the anchor of links to it
     title: str
     blocks: Sequence[Block]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What this data says to a claim."""
+    """What this data says about a claim."""
 
     claim: str
     answer: Literal["yes", "no", "unclear", "not measured"]
@@ -140,7 +140,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Page:
-    """The whole of it."""
+    """The whole page."""
 
     title: str
     lead: Sequence[str]

@@ -1,4 +1,4 @@
-"""One self-contained HTML page: nothing is loaded, nothing runs, and every word from outside is escaped."""
+"""One self-contained HTML page: it loads nothing, runs no script, and every word from outside is escaped."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from avpt.report.page.blocks import Page
 from avpt.text import as_json, printable
 
 GENERATOR = "avpt report"
-START = 1 << 20  # bytes of a page in which its provenance stands
+START = 1 << 20  # bytes of a page within which its provenance lies
 PROVENANCE = re.compile(r'<meta name="generator" content="avpt report">\s*<meta name="avpt" content="([^"]*)">')
-NARROW = 320  # points of a drawing that a phone has room for
+NARROW = 320  # width in points of a drawing that fits on a phone
 ROW, COLUMN, BOX = 44, 186, (152, 34)  # of a graph, pixels
 
 
 def render(page: Page, ink: str) -> str:
-    """The page as HTML; `ink` is the colour in drawings that becomes the page's own."""
+    """Render the page as HTML; `ink` is the colour in drawings that the page replaces by its own."""
     numbers = count(1)
     text = _template().render(
         page=page,
@@ -54,12 +54,12 @@ def _template() -> Template:
 
 
 def prose(text: str) -> Markup:
-    """Words with `commands` and names set apart."""
+    """Escape text, and turn what stands in backticks into code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def inline(svg: bytes, alt: str, prefix: str, ink: str) -> Markup:
-    """A drawing of matplotlib's as part of a page: ids of its own, the page's ink, words for those who can't see it."""
+    """Make a drawing by matplotlib part of a page: with unique ids, the page's ink, and a description in words."""
     text = svg.decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -80,11 +80,11 @@ def inline(svg: bytes, alt: str, prefix: str, ink: str) -> Markup:
 
 
 def read_provenance(path: Path) -> dict[str, Any] | None:
-    """What a page says it was made from; None where a file is no such page."""
+    """Read what a page says it was made from; None where a file is no such page."""
     with path.open("rb") as file:
         start = file.read(START).decode(errors="replace")
-    found = PROVENANCE.search(start)
+    match = PROVENANCE.search(start)
     try:
-        return cast(dict[str, Any], check(parse(html.unescape(found[1])), NamedProvenance)) if found else None
+        return cast(dict[str, Any], check(parse(html.unescape(match[1])), NamedProvenance)) if match else None
     except RecordError:
         return None

@@ -1,4 +1,4 @@
-"""Whether pre-trained encoders have abnormal channels, and whether ABRi made something of them."""
+"""Whether pre-trained encoders have abnormal channels, and whether ABRi gained accuracy from them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from avpt.options import complete
 from avpt.report.chapters.initialisation import Start
-from avpt.report.chapters.verdicts.answers import Answer, Results, compare_runs, shared
-from avpt.report.differences import CHANCE, Difference, called
+from avpt.report.chapters.verdicts.answers import Answer, Results, compare_runs, explain_correction
+from avpt.report.differences import CHANCE, Difference, describe_outcome
 from avpt.report.drawing import percent
 from avpt.report.experiment import Experiment
 from avpt.report.page.blocks import Verdict
@@ -20,11 +20,11 @@ from avpt.runs.groups import seed_of
 from avpt.runs.lineage import Node
 
 RANDOM = "random"
-SOME = 0.01  # share of abnormal channels from which on there is something to speak of
+SOME = 0.01  # the least share of abnormal channels for a "yes"
 
 
-def abnormal(experiment: Experiment, starts: Sequence[Start], results: Results, folder: Path) -> Verdict:
-    """Whether pre-trained channels have parameters near zero, and whether ABRi made something of them."""
+def judge_abnormal_channels(experiment: Experiment, starts: Sequence[Start], results: Results, folder: Path) -> Verdict:
+    """Judge whether pre-trained channels have parameters near zero, and whether ABRi gained accuracy from them."""
     claim = "Are there abnormal channels in the pre-trained encoders?"
     pretrained = [start for start in starts if start.pretrained and start.loaded is not None]
     if not pretrained:
@@ -42,7 +42,7 @@ def abnormal(experiment: Experiment, starts: Sequence[Start], results: Results, 
         details.append("There was next to nothing to revive, so these runs can't show what ABRi does about it.")
     details.append(
         "The paper's claim is that such channels stay dead on a new modality. Parameters alone can't tell; which "
-        f"channels are dead on this data is measured by `{inspection(experiment, pretrained, folder)}`."
+        f"channels are dead on this data is measured by `{write_inspect_command(experiment, pretrained, folder)}`."
     )
     for start in pretrained:
         for run, after in start.trained.items():
@@ -50,17 +50,18 @@ def abnormal(experiment: Experiment, starts: Sequence[Start], results: Results, 
             how = "ABRi" if start.node.option("bn") == "abri" else f"BatchNorm {start.node.option('bn')}"
             if max(before, after.share) > 0:
                 details.append(f"`{run}` ({how}): {percent(before)} before fine-tuning, {percent(after.share)} after.")
-    compared = against_abri(experiment, results)
+    compared = compare_abri(experiment, results)
     details += compared
     if answer == "yes" and not compared:
         details.append("Whether ABRi gained accuracy takes a run from the same weights with `--bn keep` beside it.")
     return Verdict(claim, answer, headline, details)
 
 
-def inspection(experiment: Experiment, pretrained: Sequence[Start], folder: Path) -> str:
-    """The command that tells which channels are dead, of the worst encoder: as it was before ABRi or a reset mended it.
+def write_inspect_command(experiment: Experiment, pretrained: Sequence[Start], folder: Path) -> str:
+    """Write the command that measures dead channels in the worst encoder, as it was before ABRi or a reset changed it.
 
-    What ABRi blends is not near zero any more, so where none was kept the weights it started from are named.
+    Channels that ABRi blends are no longer near zero, so if no encoder was kept, the command names the weights that it
+    started from.
     """
     kept = [start for start in pretrained if start.node.option("bn") == "keep"]
     worst = max(kept or pretrained, key=lambda start: start.loaded.share if start.loaded else 0.0)
@@ -73,8 +74,8 @@ def inspection(experiment: Experiment, pretrained: Sequence[Start], folder: Path
     return shlex.join(["avpt", "inspect", path, *fed, "--store", place])
 
 
-def against_abri(experiment: Experiment, results: Results) -> list[str]:
-    """Stage-1 runs with ABRi against such from the same weights as they were, and against random ones."""
+def compare_abri(experiment: Experiment, results: Results) -> list[str]:
+    """Compare stage-1 runs with ABRi with runs from the same weights unchanged, and with runs from random weights."""
     alike: dict[str, dict[tuple[str, str], list[Node]]] = defaultdict(lambda: defaultdict(list))  # by weights and bn
     for run in experiment.of_kind("classifier"):
         init = experiment.origin(run, "init")
@@ -83,8 +84,8 @@ def against_abri(experiment: Experiment, results: Results) -> list[str]:
         config = {name: value for name, value in complete(run.kind, run.config).items() if name != "seed"}
         own = {name: init.option(name) for name in ("arch", "modality")}
         key = json.dumps([config, own, run.inputs.get("store")], sort_keys=True)
-        alike[key][weights_of(experiment, init), init.option("bn")].append(run)
-    found: list[tuple[str, Difference]] = []
+        alike[key][name_weights(experiment, init), init.option("bn")].append(run)
+    differences: list[tuple[str, Difference]] = []
     for kinds in alike.values():
         for (weights, bn), revived in kinds.items():
             if bn != "abri" or weights == RANDOM:
@@ -97,14 +98,17 @@ def against_abri(experiment: Experiment, results: Results) -> list[str]:
                 if difference := compare_runs(pairs, results):
                     before, after = percent(difference.before), percent(difference.after)
                     who = f"{revived[0].config['modality']} with ABRi ({after}) against {words} ({before})"
-                    found.append((who, difference))
-    least = CHANCE / max(1, len(found))
-    told = [f"Accuracy of {who}: {difference.words()}; {called(difference, least)}." for who, difference in found]
-    return told + shared(len(found))
+                    differences.append((who, difference))
+    least = CHANCE / max(1, len(differences))
+    details = [
+        f"Accuracy of {who}: {difference.words()}; {describe_outcome(difference, least)}."
+        for who, difference in differences
+    ]
+    return details + explain_correction(len(differences))
 
 
-def weights_of(experiment: Experiment, init: Node) -> str:
-    """What an encoder started from, whatever the seed of that."""
+def name_weights(experiment: Experiment, init: Node) -> str:
+    """Name the weights that an encoder started from, regardless of their seed."""
     origin = experiment.origin(init, "weights")
     if origin is not None:
         return experiment.group_of(origin) if origin.is_run else experiment.kin[origin.path]

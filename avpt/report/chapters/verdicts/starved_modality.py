@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from avpt.errors import listed
-from avpt.report.chapters.results import Probe, probe_of
-from avpt.report.chapters.verdicts.answers import Answer, Results, shared
-from avpt.report.differences import CHANCE, MARGIN, Spread, chance_words, compare, many, spread
+from avpt.report.chapters.results import Probe, read_probe
+from avpt.report.chapters.verdicts.answers import Answer, Results, explain_correction
+from avpt.report.differences import CHANCE, MARGIN, Spread, compare, compare_seeds, format_count, format_p
 from avpt.report.drawing import percent, points
 from avpt.report.experiment import Experiment, mean_of
 from avpt.report.page.blocks import Verdict
@@ -19,7 +19,7 @@ from avpt.types import MODALITIES, Modality
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of one encoder in one group of joint runs: by its linear probes, or else by its share."""
+    """What is known about one encoder in one group of joint runs: by its linear probes, or else by its share."""
 
     group: str
     modality: Modality
@@ -28,43 +28,43 @@ class Evidence:
 
     @property
     def name(self) -> str:
-        """Whose it is."""
+        """The modality, group and seeds that this is evidence for."""
         seeds = ", ".join(map(str, self.spread.each))
         return f"{self.modality} in `{self.group}` ({'seeds' if len(self.spread.each) > 1 else 'seed'} {seeds})"
 
 
-def starved(experiment: Experiment, results: Results) -> Verdict:
-    """Whether an encoder comes to less inside the joint model than alone, in each group of joint runs."""
+def judge_starvation(experiment: Experiment, results: Results) -> Verdict:
+    """Judge whether an encoder is worse inside the joint model than alone, in each group of joint runs."""
     claim = "Does one modality starve the other in joint training?"
     done = [run for run in experiment.of_kind("fused") if experiment.runs[run.path].summary is not None]
-    runs = [run for run in done if unmasked(run)] or done
+    runs = [run for run in done if is_plain(run)] or done
     if not runs:
         return Verdict(claim, "not measured", "There is no finished joint run among these.")
     details: list[str] = []
-    if not unmasked(runs[0]):
+    if not is_plain(runs[0]):
         details.append("There is no finished run of plain joint training; these mask or balance.")
     evidence: list[Evidence] = []
     for name in dict.fromkeys(map(experiment.group_of, runs)):
         group = [run for run in runs if experiment.group_of(run) == name]
-        found, words = of_group(experiment, results, name, group)
-        evidence += found
-        details += [*words, *gradient_words(experiment, name, group)]
+        of_group, words = gather_evidence(experiment, results, name, group)
+        evidence += of_group
+        details += [*words, *describe_gradients(experiment, name, group)]
     if not evidence:
         lost = "no linear probe, and no predictions of the stage-1 runs on clips with one label, were found"
         return Verdict(claim, "not measured", f"Not to be told: {lost}.", details)
     least = CHANCE / len(evidence)
-    details += shared(len(evidence))
+    details += explain_correction(len(evidence))
     if not all(one.probed for one in evidence):
         details.append(
             "A share is not trained to answer by itself, so that it knows less does not prove that the encoder got "
             "worse; linear probes of several seeds do (`avpt probe`)."
         )
-    answer, headline = judged(evidence, least)
+    answer, headline = weigh(evidence, least)
     return Verdict(claim, answer, headline, details)
 
 
-def judged(evidence: Sequence[Evidence], least: float) -> tuple[Answer, str]:
-    """The answer: a loss that probes of enough seeds show; none where a loss beyond the margin is ruled out."""
+def weigh(evidence: Sequence[Evidence], least: float) -> tuple[Answer, str]:
+    """Answer yes if probes of enough seeds show a loss, and no if a loss beyond the margin is ruled out."""
     margin = points(MARGIN).removeprefix("+")
     if worse := [one for one in evidence if one.probed and one.spread.falls(least)]:
         losses = [f"{one.name}: {points(one.spread.mean)}" for one in worse]
@@ -76,19 +76,19 @@ def judged(evidence: Sequence[Evidence], least: float) -> tuple[Answer, str]:
     by = "linear probe" if all(one.probed for one in evidence) else "share of the joint answer"
     by = by if len({one.probed for one in evidence}) == 1 else "linear probe or share"
     seen = [f"{one.name} {points(one.spread.mean)}" for one in evidence]
-    told = f"By {by}, against before joint training: {'; '.join(seen)}."
+    summary = f"By {by}, against before joint training: {'; '.join(seen)}."
     missing = [m for m in MODALITIES if not any(one.modality == m for one in evidence)]
-    told += f" Nothing is known of {listed(missing)}." if missing else ""
+    summary += f" Nothing is known of {listed(missing)}." if missing else ""
     few = min(len(one.spread.each) for one in evidence)
     if not all(one.spread.enough for one in evidence):
-        return "unclear", f"{told} {many(few, 'seed').capitalize()} can't tell what joint training does."
-    return "unclear", f"{told} That neither proves a loss of the encoders nor rules one of {margin} out."
+        return "unclear", f"{summary} {format_count(few, 'seed').capitalize()} can't tell what joint training does."
+    return "unclear", f"{summary} That neither proves a loss of the encoders nor rules one of {margin} out."
 
 
-def of_group(
+def gather_evidence(
     experiment: Experiment, results: Results, name: str, runs: Sequence[Node]
 ) -> tuple[list[Evidence], list[str]]:
-    """What shares and probes tell of some runs that differ in seeds alone, and that in words."""
+    """Gather what shares and probes show about runs that differ in the seed alone, as records and in words."""
     evidence, words = [], []
     for modality in MODALITIES:
         pairs = []
@@ -103,39 +103,41 @@ def of_group(
                 f"{modality.capitalize()}: {percent(fall.before)} alone, {percent(fall.after)} by its share in "
                 f"`{name}`: {fall.words()}."
             )
-        probed = probes_of(experiment, runs, modality)
+        probed = find_probes(experiment, runs, modality)
         if probed:
-            change = spread(dict.fromkeys(probed, 0.0), {seed: probe_change(found) for seed, found in probed.items()})
+            change = compare_seeds(
+                dict.fromkeys(probed, 0.0), {seed: average_difference(probes) for seed, probes in probed.items()}
+            )
             evidence.append(Evidence(name, modality, change, probed=True))
-            words.append(probe_words(name, modality, probed, change))
+            words.append(describe_probes(name, modality, probed, change))
         elif fall is not None:
             evidence.append(Evidence(name, modality, fall.seeds, probed=False))
     return evidence, words
 
 
-def probes_of(experiment: Experiment, runs: Sequence[Node], modality: Modality) -> dict[int, list[Probe]]:
-    """By seed, linear probes of some runs' encoders that were compared with those before joint training."""
-    found: dict[int, list[Probe]] = {}
+def find_probes(experiment: Experiment, runs: Sequence[Node], modality: Modality) -> dict[int, list[Probe]]:
+    """Find, by seed, linear probes of the runs' encoders that were compared with those before joint training."""
+    by_seed: dict[int, list[Probe]] = {}
     for node in experiment.of_kind("probe"):
-        model, probe = experiment.origin(node, "model"), probe_of(node)
+        model, probe = experiment.origin(node, "model"), read_probe(node)
         if model is None or model not in runs:
             continue
         if probe is not None and probe.modality == modality and probe.difference is not None:
-            found.setdefault(seed_of(model), []).append(probe)
-    return dict(sorted(found.items()))
+            by_seed.setdefault(seed_of(model), []).append(probe)
+    return dict(sorted(by_seed.items()))
 
 
-def probe_change(probes: Sequence[Probe]) -> float:
-    """The difference that several probes of one seed find, on average."""
-    found = [probe.difference for probe in probes if probe.difference is not None]
-    return sum(found) / len(found)
+def average_difference(probes: Sequence[Probe]) -> float:
+    """Average the differences that several probes of one seed measured."""
+    differences = [probe.difference for probe in probes if probe.difference is not None]
+    return sum(differences) / len(differences)
 
 
-def probe_words(name: str, modality: Modality, probed: dict[int, list[Probe]], change: Spread) -> str:
-    """Probes in a sentence: over the seeds, and of each seed what its clips tell."""
+def describe_probes(name: str, modality: Modality, probed: dict[int, list[Probe]], change: Spread) -> str:
+    """Describe probes in a sentence: the test over the seeds, and for each seed the one over its clips."""
     each = [
         f"seed {seed} {points(probe.difference or 0.0)} to {percent(probe.accuracy)} "
-        f"({'untested' if probe.p is None else f'McNemar over clips {chance_words(probe.p)}'})"
+        f"({'untested' if probe.p is None else f'McNemar over clips {format_p(probe.p)}'})"
         for seed, probes in probed.items()
         for probe in probes
     ]
@@ -143,8 +145,8 @@ def probe_words(name: str, modality: Modality, probed: dict[int, list[Probe]], c
     return f"Linear probe of the {modality} encoder of `{name}` against before joint training: {mean}; {listed(each)}."
 
 
-def gradient_words(experiment: Experiment, name: str, runs: Sequence[Node]) -> list[str]:
-    """Which encoder the larger gradient reaches."""
+def describe_gradients(experiment: Experiment, name: str, runs: Sequence[Node]) -> list[str]:
+    """Say which encoder receives the larger gradient."""
     norms = [
         row["gradient_norm"] for run in runs for row in experiment.runs[run.path].epochs if row.get("gradient_norm")
     ]
@@ -155,6 +157,6 @@ def gradient_words(experiment: Experiment, name: str, runs: Sequence[Node]) -> l
     return [f"The gradient that reaches the audio encoder in `{name}` is {ratio}."]
 
 
-def unmasked(run: Node) -> bool:
+def is_plain(run: Node) -> bool:
     """Whether a fused run is plain joint training."""
     return all(run.option(name) == "none" for name in ("mask", "balance"))

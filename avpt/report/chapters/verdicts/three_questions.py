@@ -1,4 +1,4 @@
-"""The three verdicts at the top of the page, from numbers alone and no more than they carry."""
+"""The three verdicts at the top of the page, which say no more than the numbers support."""
 
 from __future__ import annotations
 
@@ -7,23 +7,27 @@ from dataclasses import replace
 from pathlib import Path
 
 from avpt.report.chapters.initialisation import Start
-from avpt.report.chapters.verdicts.abnormal_channels import abnormal
+from avpt.report.chapters.verdicts.abnormal_channels import judge_abnormal_channels
 from avpt.report.chapters.verdicts.answers import Results
-from avpt.report.chapters.verdicts.masking_gain import gained
-from avpt.report.chapters.verdicts.starved_modality import starved
+from avpt.report.chapters.verdicts.masking_gain import judge_masking
+from avpt.report.chapters.verdicts.starved_modality import judge_starvation
 from avpt.report.experiment import Experiment
 from avpt.report.page.blocks import Verdict
 
 
-def verdicts(experiment: Experiment, starts: Sequence[Start], folder: Path) -> list[Verdict]:
-    """The three questions; commands are told as from `folder`."""
+def answer_questions(experiment: Experiment, starts: Sequence[Start], folder: Path) -> list[Verdict]:
+    """Answer the three questions; paths in commands are relative to `folder`."""
     results = Results(experiment)
-    said = [abnormal(experiment, starts, results, folder), starved(experiment, results), gained(experiment, results)]
+    answers = [
+        judge_abnormal_channels(experiment, starts, results, folder),
+        judge_starvation(experiment, results),
+        judge_masking(experiment, results),
+    ]
     sets = {tuple(run.header.classes) for run in experiment.runs.values() if run.header is not None}
     if len(sets) < 2:
-        return said
-    apart = (
+        return answers
+    caveat = (
         f"These runs tell apart {len(sets)} different sets of classes, so not all of them can be compared; only runs "
         "with one set were."
     )
-    return [replace(one, details=[*one.details, apart]) for one in said]
+    return [replace(one, details=[*one.details, caveat]) for one in answers]
