@@ -1,4 +1,4 @@
-"""A file's waveform and its log-mel spectrogram, as the method's inputs are defined (Feng, Xia, Hu, arXiv 2302.03533)."""
+"""A file's waveform and its log-mel spectrogram, as the method defines its inputs (Feng, Xia, Hu, arXiv 2302.03533)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WINDOW = 25.0  # milliseconds that one frame of the log-mel looks at
 SHIFT = 10.0  # milliseconds from one frame to the next
 PADDING = 0.0  # log-mel value of frames beyond the end of the audio, as in the authors' released code
 FORMATS = frozenset({"u8", "s16", "s32", "flt", "dbl"})  # FFmpeg's, packed
-SHORTEST_HOLE = 0.05  # seconds; shorter ones come from stamps that are rounded, or a little off, as in many files
+SHORTEST_HOLE = 0.05  # seconds; shorter gaps are stamps that are rounded, or a little off
 LONGEST_HOLE = 60.0  # seconds; a longer one means that the clock was set, not that anything is missing
 LATE = 0.25  # seconds of silence before the audio of a clip; longer silence is reported
 MAX_PLANES = 8  # the most channels that PyAV can return as separate planes
@@ -49,7 +49,7 @@ def read_waveform(
     Args:
         path: any file with audio.
         sample_rate: Hz.
-        start: where the clip begins; if that is far into the file, it is reached by seeking or by reading without decoding.
+        start: where the clip begins; far into a file, it is reached by seeking or by reading without decoding.
         end: where it ends; None means the end of the file.
         max_samples: the most samples that are needed.
         opened: the tracks of the file, if the caller has already opened it for `start`.
@@ -193,7 +193,8 @@ def _cut(track: Track, start: float, end: float | None) -> Iterator[tuple[int, n
                 return
             seen += size
         if kind is not None and kind != (rate, frame.layout.nb_channels) and seen > first:
-            track.remarks.append(f"joined: it changes from {_words(kind)} to {_words((rate, frame.layout.nb_channels))}")
+            after = _words((rate, frame.layout.nb_channels))
+            track.remarks.append(f"joined: it changes from {_words(kind)} to {after}")
         kind = rate, frame.layout.nb_channels
     if position is not None:
         track.end = position + Fraction(seen, rate)

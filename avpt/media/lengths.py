@@ -14,7 +14,7 @@ from av.container import InputContainer
 from av.stream import Stream
 
 CONTAINER_TICK = Fraction(1, 1_000_000)  # seconds; the unit of a container's start time (AV_TIME_BASE)
-GUESSED = frozenset({"aac", "ac3", "amr", "dts", "eac3", "loas", "mp3", "truehd"})  # their durations come from the bit rate
+GUESSED = frozenset({"aac", "ac3", "amr", "dts", "eac3", "loas", "mp3", "truehd"})  # durations from the bit rate
 COUNTED = re.compile(rb"(?:Xing|Info)\0\0\0[\x01\x03\x05\x07\x09\x0b\x0d\x0f]|VBRI")  # an MP3 header with a length
 FRAME_HEADER = 200  # bytes of an MP3 frame that are searched for such a header
 UNKNOWN = 0x7FFF0000  # bytes; a writer that can't go back to fill in a size leaves 0, or about the largest that fits

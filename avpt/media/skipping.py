@@ -141,14 +141,14 @@ class _Plan:
         return not packet.is_discard and self._is_shown(packet.pts)
 
     def _is_shown(self, stamp: int) -> bool:
-        """Whether a frame is on screen at some instant or follows the last; if too few stamps are known, rather yes."""
+        """Whether a frame is on screen at some instant or follows the last; yes if too few stamps are known to tell."""
         stamps, limits = self.stamps, self.limits
         after = bisect_right(stamps, stamp)
         following = stamps[after] if after < len(stamps) else math.inf
         due = bisect_left(limits, stamp)
         if due == len(limits):
             return after <= 2 or stamps[after - 2] <= limits[-1]
-        return limits[due] < following or (after == 1 and limits[0] < stamp)  # the first frame also stands in for the time before it
+        return limits[due] < following or (after == 1 and limits[0] < stamp)  # the first frame stands in before it
 
     def _tail_is_unseen(self) -> bool:
         """Whether no frame is shown up to the next key frame, nor one that is decoded after it but shown before it."""
