@@ -87,9 +87,7 @@ class Media:
 
     files: dict[str, dict[str, str]]  # video, audio, frames -> key -> path
     tables: list[str]  # .csv and .txt files in the folder and its subfolders: some may be lists
-    twice: list[
-        tuple[str, str, str]
-    ]  # key, and two files with it and the same suffix: the one in use, the other
+    twice: list[tuple[str, str, str]]  # key, and two files with it and the same suffix: the one in use, the other
     sha256: str  # of all their paths
 
     @property
@@ -185,9 +183,7 @@ class Dataset:
     """How one data set is read."""
 
     rows: Callable[[Source], Iterator[Row]]
-    lists: tuple[
-        str, ...
-    ] = ()  # patterns of its lists' names; the first one that matches any file is used
+    lists: tuple[str, ...] = ()  # patterns of its lists' names; the first one that matches any file is used
     key: Key = "name"
     multi_label: bool = False
     stratified: bool = False  # whether the hash divides each class separately

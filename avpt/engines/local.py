@@ -326,8 +326,6 @@ def _start_worker(memory: int | None) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # the workers are the parallelism
     if "torch" in sys.modules:  # it has read that variable already
         sys.modules["torch"].set_num_threads(1)
-    if memory is not None and (
-        data := _status("VmData")
-    ):  # Linux only: there the limit is on allocations
+    if memory is not None and (data := _status("VmData")):  # Linux only: there the limit is on allocations
         limit = data + memory
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
