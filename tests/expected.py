@@ -15,7 +15,7 @@ import torch
 
 from avpt.media import streams
 from avpt.media.audio import read_waveform
-from avpt.media.clip import Found
+from avpt.media.clip import Notes
 from avpt.media.video import read_frames
 
 
@@ -66,8 +66,8 @@ def shows_the_same(path: Path, plainly: Callable[[Callable[[], Any]], Any], accu
     """Segments of a clip are the same pictures, or the same error, by the quick way and by the plain way."""
 
     def pictures(start: float, end: float | None) -> Any:
-        told = Found()
-        options: dict[str, Any] = {"start": start, "end": end, "accuracy": accuracy, "found": told}
+        told = Notes()
+        options: dict[str, Any] = {"start": start, "end": end, "accuracy": accuracy, "notes": told}
         found = read_frames(path, fps=3.7, max_frames=12, frame_size=64, **options)
         if start > 0 or accuracy == "keyframe":
             told.troubles.clear()  # the quick way passes over packets that may be damaged

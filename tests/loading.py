@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from avpt.loading.dataset import ClipDataset
-from avpt.loading.loader import Loader, deaths_told
+from avpt.loading.loader import Loader, explain_worker_deaths
 from avpt.store.store import Store
 
 
@@ -32,7 +32,7 @@ if __name__ == "__main__":
     alone = sums(loader(path, 0))
     for method in methods:
         multiprocessing.set_start_method(method, force=True)
-        with deaths_told():
+        with explain_worker_deaths():
             assert sums(loader(path, 1)) == alone
         assert not multiprocessing.active_children()
         print(method, flush=True)

@@ -32,7 +32,7 @@ from sklearn import metrics as sklearn_metrics
 from torch import Tensor
 
 from avpt.files import artifacts
-from avpt.loading.evaluation import fit_frames, match_classes, noisy_pictures, noisy_sound
+from avpt.loading.evaluation import add_noise_to_audio, add_noise_to_frames, fit_frames, match_classes
 from avpt.media.audio import log_mel
 from avpt.store.shard_files import ShardFiles
 from avpt.store.store import SplitIndex
@@ -295,7 +295,7 @@ def test_what_is_dropped_need_not_be_there(experiment: Experiment, tmp_path: Pat
 def test_sound_gets_noise_of_that_power(snr: float, frames: int, real: int, seed: int, level: float) -> None:
     torch.manual_seed(seed)
     clean = (torch.randn(1, frames, 16) + level).half()
-    noisy = noisy_sound(clean, real, 16000, snr, torch.Generator().manual_seed(seed))
+    noisy = add_noise_to_audio(clean, real, 16000, snr, torch.Generator().manual_seed(seed))
     real = min(real, frames)
     assert torch.equal(noisy[:, real:], clean[:, real:].float())  # padding is no sound
     before, after = clean[:, :real].double().exp(), noisy[:, :real].double().exp()
@@ -306,7 +306,7 @@ def test_sound_gets_noise_of_that_power(snr: float, frames: int, real: int, seed
     # the noise has the spectrum that white noise has
     waveform = torch.randn(400 + (real - 1) * 160, generator=torch.Generator().manual_seed(seed)).numpy()
     white = log_mel(waveform, sample_rate=16000, mel_bins=16).double()
-    loud = noisy_sound(clean, real, 16000, -60, torch.Generator().manual_seed(seed))[0, :real].double()
+    loud = add_noise_to_audio(clean, real, 16000, -60, torch.Generator().manual_seed(seed))[0, :real].double()
     assert float((loud - white).std(correction=0)) < 0.1
 
 
@@ -316,7 +316,7 @@ def test_pictures_get_noise_of_that_power(snr: float, seed: int) -> None:
     torch.manual_seed(seed)
     frames = torch.randint(100, 156, (2, 3, 64, 64), dtype=torch.uint8)
     frames[1] = torch.randint(60, 200, (3, 64, 64), dtype=torch.uint8)  # each has noise to its own measure
-    noisy = noisy_pictures(frames, snr, torch.Generator().manual_seed(seed))
+    noisy = add_noise_to_frames(frames, snr, torch.Generator().manual_seed(seed))
     assert noisy.dtype == torch.uint8
     for clean, found in zip(frames.double(), noisy.double(), strict=True):
         added = (found - clean).square().mean() - 1 / 12  # of rounding
@@ -324,7 +324,7 @@ def test_pictures_get_noise_of_that_power(snr: float, seed: int) -> None:
         if 10 < snr < 20:  # little is clipped, and rounding is small
             assert 10 * math.log10(float(power / added)) == pytest.approx(snr, abs=0.6)
     grey = torch.full((1, 3, 8, 8), 90, dtype=torch.uint8)
-    assert torch.equal(noisy_pictures(grey, snr, torch.Generator()), grey)  # nothing to be noisy about
+    assert torch.equal(add_noise_to_frames(grey, snr, torch.Generator()), grey)  # nothing to be noisy about
 
 
 def test_noise_hangs_on_clip_and_seed_alone(experiment: Experiment, tmp_path: Path) -> None:

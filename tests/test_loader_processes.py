@@ -18,7 +18,7 @@ from loading import loader, sums
 
 from avpt.errors import AvptError
 from avpt.files.outputs import write_json
-from avpt.loading.loader import deaths_told
+from avpt.loading.loader import explain_worker_deaths
 from avpt.machine.workers import _granted_cores, loading_workers, num_cores
 from avpt.media.clip import ClipSettings, DecodedClip
 from avpt.store.store import read_shard_record, store_record, write_shard
@@ -122,7 +122,7 @@ TORCH_SAYS = {  # as torch 2.14 words it
 
 @pytest.mark.parametrize(("said", "told"), TORCH_SAYS.items())
 def test_what_ended_a_loading_process_is_told(said: str, told: str) -> None:
-    with pytest.raises(AvptError) as caught, deaths_told():
+    with pytest.raises(AvptError) as caught, explain_worker_deaths():
         raise RuntimeError(said)
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -130,7 +130,7 @@ def test_what_ended_a_loading_process_is_told(said: str, told: str) -> None:
 
 @pytest.mark.parametrize("said", ["mat1 and mat2", "Caught RuntimeError in DataLoader worker process 0.\nown fault"])
 def test_our_own_faults_keep_their_traceback(said: str) -> None:
-    with pytest.raises(RuntimeError, match=said.splitlines()[0]), deaths_told():
+    with pytest.raises(RuntimeError, match=said.splitlines()[0]), explain_worker_deaths():
         raise RuntimeError(said)
 
 
@@ -146,7 +146,7 @@ def test_memory_that_is_lacking_where_no_one_looks_is_told(store: Path, monkeypa
         return share(values)  # type: ignore[no-untyped-call, no-any-return]
 
     monkeypatch.setattr("torch.Tensor.share_memory_", full)
-    with pytest.raises(AvptError, match=r"/dev/shm .*is full"), deaths_told():
+    with pytest.raises(AvptError, match=r"/dev/shm .*is full"), explain_worker_deaths():
         sums(loader(store, 1))
 
 

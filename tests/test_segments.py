@@ -40,7 +40,7 @@ from media import (
 from avpt.errors import MediaError
 from avpt.media import streams
 from avpt.media.audio import read_waveform
-from avpt.media.clip import ClipSettings, Found
+from avpt.media.clip import ClipSettings, Notes
 from avpt.media.decode import decode_clip
 from avpt.media.skipping import LOOKAHEAD
 from avpt.media.video import read_frames
@@ -211,8 +211,8 @@ def test_the_last_key_frame_of_a_segment(film: Film, name: str) -> None:
     for start in STARTS:
         found = shown(path, start, start + 1.2, accuracy="keyframe")
         assert found == on_screen(times, numbers, [start + k / 10 for k in range(12)]), start
-    told = Found()
-    last = shown(path, 0, None, 1.0, accuracy="keyframe", found=told)
+    told = Notes()
+    last = shown(path, 0, None, 1.0, accuracy="keyframe", notes=told)
     assert last == on_screen(times, numbers, [float(k) for k in range(len(last))])
     assert len(last) == len(shown(path, 0, None, 1.0))  # it stays until the pictures end
     assert told.troubles == []
@@ -399,12 +399,12 @@ def test_errors_right_after_a_seek_are_no_damage(film: Film, name: str, monkeypa
         return decode_packet(track, packet)
 
     monkeypatch.setattr(streams, "_decoded", failing)
-    told = Found()
-    found = read_waveform(path, rate, start=15.3, end=16.3, found=told)
+    told = Notes()
+    found = read_waveform(path, rate, start=15.3, end=16.3, notes=told)
     assert found is not None
     assert abs(lag(found, expected, int(NEAR * rate))) <= (0 if FILMS[name].exact else NEAR * rate)
     if pictures:
-        assert shown(path, 15.3, 16.3, found=told) == pictures
+        assert shown(path, 15.3, 16.3, notes=told) == pictures
     assert failed
     assert told.troubles == []
 
@@ -413,11 +413,11 @@ def test_errors_right_after_a_seek_are_no_damage(film: Film, name: str, monkeypa
 def test_damage_is_told_where_it_is(film: Film, tmp_path: Path, kind: str) -> None:
     path = spoiled(film("mp4"), tmp_path / "a.mp4", kind, lambda number, time: 1.0 <= time < 1.2 or 10.5 <= time < 10.7)
     for start, hurt in ((0.0, True), (3.0, False), (10.0, True), (15.0, False), (19.0, False)):
-        told = Found()
+        told = Notes()
         if kind == "audio":
-            read_waveform(path, 16000, start=start, end=start + 2, found=told)
+            read_waveform(path, 16000, start=start, end=start + 2, notes=told)
         else:
-            shown(path, start, start + 2, found=told)
+            shown(path, start, start + 2, notes=told)
         assert [trouble.partition(":")[0] for trouble in told.troubles] == ["damaged"] * hurt, start
 
 

@@ -28,7 +28,7 @@ from avpt.files.checking import convert
 from avpt.files.records import InputSpec
 from avpt.loading.clip_inputs import clip_settings
 from avpt.media.audio import read_waveform
-from avpt.media.clip import KINDS, ClipSettings, Found, kind_of
+from avpt.media.clip import KINDS, ClipSettings, Notes, kind_of
 from avpt.media.decode import decode_clip
 from avpt.media.video import read_frames, read_images
 from avpt.models.checkpoint import read_input
@@ -40,17 +40,17 @@ SMALL = ClipSettings(frame_size=48, mel_bins=32, spectrogram_frames=700, max_fra
 
 
 def heard(path: Path, start: float = 0.0, end: float | None = None, **options: Any) -> tuple[np.ndarray, list[str]]:
-    found = Found()
-    waveform = read_waveform(path, RATE, start=start, end=end, found=found, **options)
+    found = Notes()
+    waveform = read_waveform(path, RATE, start=start, end=end, notes=found, **options)
     assert waveform is not None
     assert all(kind_of(what) in KINDS for what in found.troubles)
     return waveform, found.troubles
 
 
 def shown(path: Path, start: float = 0.0, end: float | None = None, **options: Any) -> tuple[list[int], list[str]]:
-    found = Found()
+    found = Notes()
     options = {"fps": 1, "max_frames": 30, "frame_size": 240} | options
-    pictures = read_frames(path, start=start, end=end, found=found, **options)
+    pictures = read_frames(path, start=start, end=end, notes=found, **options)
     assert pictures is not None
     assert all(kind_of(what) in KINDS for what in found.troubles)
     return [number_of(rgb) for _, rgb in pictures], found.troubles
@@ -408,8 +408,8 @@ def test_names_in_a_folder_of_images(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.JPEG", "c.jfif", "d.jpg.part", ".hidden", "Thumbs.db"):
         with (tmp_path / name).open("wb") as file:
             Image.fromarray(numbered(len(name))).save(file, format="JPEG", quality=95)
-    found = Found()
-    shown = read_images(tmp_path, fps=1, max_frames=9, frame_size=48, found=found)
+    found = Notes()
+    shown = read_images(tmp_path, fps=1, max_frames=9, frame_size=48, notes=found)
     assert [number_of(rgb) for _, rgb in shown] == [5, 6, 6]
     assert found.troubles == ["ignored: 1 in its folder are no images by their names (d.jpg.part)"]
     assert found.seconds == 3.0

@@ -44,7 +44,7 @@ def measure(config: InspectConfig, path: Path, before: Side, after: Side | None)
     """
     from avpt.diagnosis import dead_channels
     from avpt.loading.evaluation import EvaluationDataset
-    from avpt.loading.loader import Loader, deaths_told
+    from avpt.loading.loader import Loader, explain_worker_deaths
     from avpt.store.store import Store
     from avpt.training import runtime
 
@@ -69,7 +69,7 @@ def measure(config: InspectConfig, path: Path, before: Side, after: Side | None)
                 done += len(batch.labels)
                 show(done, 0)
 
-    with deaths_told():
+    with explain_worker_deaths():
         sides = dead_channels.measure(encoders, batches(), config.zero)
     return Measured(
         sides,
@@ -111,7 +111,7 @@ def input_of(config: InspectConfig, store: Store, index: SplitIndex, sides: list
     """
     from dataclasses import replace
 
-    from avpt.loading.evaluation import check_sound, other_pictures
+    from avpt.loading.evaluation import check_spectrograms, different_frames
     from avpt.models.checkpoint import read_input
 
     sizes = ("image_size", "num_frames")
@@ -122,8 +122,8 @@ def input_of(config: InspectConfig, store: Store, index: SplitIndex, sides: list
         if side.found.made_for == modality and header is not None and header.spec.get("input"):
             spec = replace(read_input(side.path, header), **asked)
             if modality == "audio":
-                check_sound(store, spec, [index])
-            elif differ := other_pictures(store.settings, spec):
+                check_spectrograms(store, spec, [index])
+            elif differ := different_frames(store.settings, spec):
                 log.warning("%s holds other frames than %s was trained on (%s)", store.path, side.path, listed(differ))
             return spec
     usual = {name: TrainConfig.defaults()[name] for name in sizes}

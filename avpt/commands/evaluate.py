@@ -58,7 +58,7 @@ def evaluate(config: EvaluateConfig, store: Store, header: Header) -> dict[str, 
     import torch
 
     from avpt.loading.evaluation import EvaluationDataset
-    from avpt.loading.loader import Loader, deaths_told
+    from avpt.loading.loader import Loader, explain_worker_deaths
     from avpt.models.fusion import FusedModel, OneModality
     from avpt.runs import training_run
     from avpt.runs.trained_model import load_trained
@@ -81,7 +81,7 @@ def evaluate(config: EvaluateConfig, store: Store, header: Header) -> dict[str, 
     batch_size = config.batch_size or trained.option("batch_size")
     record: dict[str, Any] = {"val": None, "test": None, "clips": {}, "left_out": left_out}
     tensors: dict[str, Tensor] = {}
-    with deaths_told():
+    with explain_worker_deaths():
         for split, index in splits.items():
             codec = store.settings["frame_codec"]
             dataset = EvaluationDataset(index, fed, trained.input, codec, seed=config.seed, noise=noise)

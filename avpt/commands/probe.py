@@ -214,14 +214,14 @@ def encode_splits(
 ) -> dict[Split, Tensor]:
     """Features (clips, width) float32 of each split, as evaluation sees its clips."""
     from avpt.loading.evaluation import EvaluationDataset
-    from avpt.loading.loader import Loader, deaths_told
+    from avpt.loading.loader import Loader, explain_worker_deaths
     from avpt.models.encoder import Features
     from avpt.training.passes import evaluate
     from avpt.training.world import World
 
     workers = loading_workers(config.workers)
     model, features = Features(probed.encoder).to(device), {}
-    with deaths_told():
+    with explain_worker_deaths():
         for split, index in splits.items():
             dataset = EvaluationDataset(index, [probed.modality], probed.pipeline, store.settings["frame_codec"])
             batches = Loader(dataset, batch_size, device=device, workers=workers).epoch(0)

@@ -1,1 +1,1 @@
-"""The lists and media of one known data set each, read into rows of a manifest."""
+"""Known data sets, one per module: their lists and media become rows of a manifest."""

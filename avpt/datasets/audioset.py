@@ -21,13 +21,13 @@ from avpt.types import Split
 
 CLASSES_FILE = "class_labels_indices.csv"
 SEPARATOR = ";"  # of labels in a manifest
-PREFIXES = ("Y",)  # PANNs' downloader puts it before the id, so that no name starts with -, and keeps the clip alone
+PREFIXES = ("Y",)  # PANNs' downloader puts it before the id, so that no name starts with -, and stores only the clip
 
 
 def rows(source: Source) -> Iterator[Row]:
     """Rows of `balanced_train_segments.csv` and the like: YouTube id, start, end, codes of labels.
 
-    A list's name tells the split, where eval is test; the codes' names come from `class_labels_indices.csv`.
+    A list's name says which split it is, where eval is test; the codes' names come from `class_labels_indices.csv`.
     The hash groups by YouTube id.
     """
     assert source.classes is not None

@@ -14,9 +14,9 @@ NAME = re.compile(rf"\d+_[A-Z]+_({'|'.join(EMOTIONS)})_[A-Z]+")  # actor, senten
 
 
 def rows(source: Source) -> Iterator[Row]:
-    """Rows of lists with lines `1041_TIE_NEU_XX,NEU`, whose names tell the split; without lists, of all media.
+    """Rows of lists with lines `1041_TIE_NEU_XX,NEU`, whose names say the split; without lists, of all media.
 
-    The hash is over each clip's own id.
+    The hash is that of each clip's own id.
     """
     for path in source.lists:
         yield from source.parse(path, partial(_row, split_of_name(path)))

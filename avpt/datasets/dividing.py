@@ -1,4 +1,4 @@
-"""Into which split a clip goes whose data set does not say."""
+"""Choosing the split of clips whose data set does not say it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from avpt.types import Split
 
 
 def stratify(rows: Sequence[Row], test_share: float, val_fraction: float) -> dict[str, Split]:
-    """The split of each row by its id: of every class its share is set aside, the lowest hashes first."""
+    """The split of each row, by id: a share of every class is set aside, the lowest hashes first."""
     import numpy as np
 
     chosen: dict[str, Split] = {row.id: row.split for row in rows if row.split in ("val", "test")}
@@ -32,7 +32,7 @@ def stratify(rows: Sequence[Row], test_share: float, val_fraction: float) -> dic
 
 
 def split_by_hash(row: Row, test_share: float, val_fraction: float) -> Split:
-    """The split that the list tells, or the hash; of a list's train the hash may make val."""
+    """The split by the list, or else by the hash, which may also move rows from the list's train to val."""
     if row.split == "train" and val_fraction:
         return hash_split(row.group, 0.0, val_fraction)
     return row.split or hash_split(row.group, test_share, val_fraction)

@@ -11,7 +11,7 @@ COLUMNS = ("filename", "fold", "category", "src_file")
 
 
 def rows(source: Source) -> Iterator[Row]:
-    """Rows of `esc50.csv`; one fold is the test split. The hash groups by the recording that sounds were cut from."""
+    """Rows of `esc50.csv`; one fold is the test split. The hash groups by source recording."""
     for path in source.lists:
         yield from source.parse(path, partial(_row, source), COLUMNS)
 

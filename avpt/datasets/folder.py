@@ -1,4 +1,4 @@
-"""A folder for each class, perhaps below one for each split, with clips in it."""
+"""A folder of clips for each class, perhaps inside a folder for each split."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from avpt.errors import ManifestError
 
 
 def rows(source: Source) -> Iterator[Row]:
-    """A clip for every name in a class folder: its video, its sound or both, or a folder of its images.
+    """A clip for every name in a class folder: its video, its audio or both, or a folder of its images.
 
-    `train`, `val` and `test` (also `valid`, `validation`) are splits where nothing else lies beside them. The id is
-    the path below the data set's folder, and the hash is over it, class by class.
+    `train`, `val` and `test` (also `valid`, `validation`) are splits if there is nothing else beside them. The id is
+    the path below the data set's folder, and its hash decides, class by class.
     """
     clips = sorted(key for key in source.media.names if "/" in key)
     tops = {key.partition("/")[0] for key in clips}

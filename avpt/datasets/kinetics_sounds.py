@@ -25,7 +25,7 @@ CLIP = re.compile(r"(?P<video>[\w-]{11})_(?P<start>\d{1,6})(?:_(?P<end>\d{1,6}))
 def rows(source: Source) -> Iterator[Row]:
     """Rows of Kinetics' own CSV files (`label,youtube_id,time_start,time_end,split`), or of lists of the 31 classes.
 
-    Such a list has lines `YOUTUBEID_START,SECONDS,CLASSINDEX` or `PATH CLASSINDEX`; its name tells the split.
+    Such a list has lines `YOUTUBEID_START,SECONDS,CLASSINDEX` or `PATH CLASSINDEX`; its name says the split.
     The hash groups by YouTube id.
     """
     for path in source.lists:

@@ -1,4 +1,4 @@
-"""What reading any data set takes: media by name, lists with their bad lines, splits by hash."""
+"""What all data sets share: media by name, lists with their bad lines, splits by hash."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from typing import Literal, NamedTuple, TypeVar
 from avpt.errors import ManifestError, listed
 from avpt.types import IMAGE_SUFFIXES, Split
 
-MAX_LISTED = 20  # bad lines told one by one; the rest are counted
-CLIP_SECONDS = 10  # where a list says only when a clip starts
-MAX_SECONDS = 1e6  # no video is longer: a time beyond it is a slip
+MAX_LISTED = 20  # bad lines that are listed one by one; the rest are counted
+CLIP_SECONDS = 10  # if a list says only when a clip starts
+MAX_SECONDS = 1e6  # no video is longer: a later time is a mistake
 
 SUFFIXES = {  # of media, by manifest column; of two files with one name, the suffix that comes first is taken
     "video": (
@@ -56,7 +56,7 @@ T = TypeVar("T")
 
 
 class BadLineError(Exception):
-    """What is wrong with one line of a list; the others are read on."""
+    """What is wrong with one line of a list; reading goes on with the next line."""
 
 
 class Line(NamedTuple):
@@ -69,41 +69,41 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A clip as its data set tells it, before its media are found."""
+    """A clip as its data set describes it, before its media are looked up."""
 
     id: str
     label: str
     split: Split | None  # None: the hash of its group decides
-    group: str  # the hash never tears clips of one group apart
-    names: tuple[str, ...]  # keys that its media may have, the likeliest first
-    whole: str = ""  # key of media that hold more than the clip
-    times: tuple[str, str] = ("", "")  # where in them it starts and ends
+    group: str  # the hash puts all clips of a group into one split
+    names: tuple[str, ...]  # keys that its media may have, the most likely first
+    whole: str = ""  # key of media that contain more than the clip
+    times: tuple[str, str] = ("", "")  # when the clip starts and ends in them
     place: tuple[str, int] = ("", 0)  # list and line
 
 
 @dataclass(frozen=True)
 class Media:
-    """The media below a folder; every path is relative to it."""
+    """The media in a folder and below; every path is relative to it."""
 
     files: dict[str, dict[str, str]]  # video, audio, frames -> key -> path
-    tables: list[str]  # .csv and .txt files in the folder and the folders in it: some may be lists
-    twice: list[tuple[str, str, str]]  # key, and two files with it and one suffix: the one taken, the other
+    tables: list[str]  # .csv and .txt files in the folder and its subfolders: some may be lists
+    twice: list[tuple[str, str, str]]  # key, and two files with it and the same suffix: the one in use, the other
     sha256: str  # of all their paths
 
     @property
     def names(self) -> set[str]:
-        """Every key."""
+        """All keys."""
         return set().union(*self.files.values())
 
     def find(self, names: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """(key, path) by kind. Pictures of a video come from it: nobody knows the rate of extracted ones."""
-        found: dict[str, tuple[str, str]] = {}
+        """(key, path) by kind. A video takes precedence over extracted frames, whose rate is unknown."""
+        matches: dict[str, tuple[str, str]] = {}
         for kind, paths in self.files.items():
-            for name in names if paths and not (kind == "frames" and "video" in found) else ():
-                if key := next((way for way in _spellings(name) if way in paths), None):
-                    found[kind] = key, paths[key]
+            for name in names if paths and not (kind == "frames" and "video" in matches) else ():
+                if key := next((spelling for spelling in _spellings(name) if spelling in paths), None):
+                    matches[kind] = key, paths[key]
                     break
-        return found
+        return matches
 
 
 @dataclass
@@ -116,26 +116,26 @@ class Source:
     test_fold: int = 5  # of ESC-50
     trimmed: bool = False  # a file named by a YouTube id alone holds the clip, not the video
     num_bad: int = 0
-    told: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
     def bad(self, path: str, number: int, problem: str) -> None:
         """Note a bad line."""
         self.num_bad += 1
         if self.num_bad <= MAX_LISTED:
-            self.told.append(f"{path}: line {number}: {problem}")
+            self.messages.append(f"{path}: line {number}: {problem}")
 
     def check(self) -> None:
-        """Raise a ManifestError with all the bad lines there are."""
+        """Raise a ManifestError that lists the bad lines, if there are any."""
         if self.num_bad == 1:
-            raise ManifestError(self.told[0])
+            raise ManifestError(self.messages[0])
         if self.num_bad:
             more = [f"and {self.num_bad - MAX_LISTED} more"] if self.num_bad > MAX_LISTED else []
-            raise ManifestError(f"the lists have {self.num_bad} bad lines", *self.told, *more)
+            raise ManifestError(f"the lists have {self.num_bad} bad lines", *self.messages, *more)
 
     def parse(self, path: Path, parse: Callable[[Line], T | None], columns: tuple[str, ...] = ()) -> Iterator[T]:
-        """What `parse` makes of each line: None for one to pass over, BadLineError for a bad one.
+        """Apply `parse` to each line; it returns None for a line to skip and raises BadLineError for a bad one.
 
-        With `columns`, the first line names columns, and `parse` is given the cells of these.
+        With `columns`, the first line names the columns, and `parse` gets the cells of these.
         """
         picked: list[int] | None = None
         width = 0
@@ -172,7 +172,7 @@ class Source:
             except csv.Error as error:
                 self.bad(str(path), number, f"not CSV ({error}); look for a quote that is not closed or not doubled")
                 if reader.line_num > number:
-                    return  # an open quote swallowed lines: where the next row starts is anyone's guess
+                    return  # an open quote swallowed lines, and where the next row starts is unknown
             else:
                 if any(cells):
                     yield Line(str(path), number, cells)
@@ -183,16 +183,16 @@ class Dataset:
     """How one data set is read."""
 
     rows: Callable[[Source], Iterator[Row]]
-    lists: tuple[str, ...] = ()  # patterns of its lists' names; those of the first that fits any are read
+    lists: tuple[str, ...] = ()  # patterns of its lists' names; the first one that matches any file is used
     key: Key = "name"
     multi_label: bool = False
-    stratified: bool = False  # where the hash divides its clips, it divides each class by itself
+    stratified: bool = False  # whether the hash divides each class separately
 
 
 def find_media(folder: Path, key: Key) -> Media:
-    """Look once at every name below the folder; one with images and no other media is the frames of a clip.
+    """List the media below a folder; a folder with images and no other media holds the frames of a clip.
 
-    The key is a file's name or its path without the suffix, or each image's path.
+    The key is a file's name or path without the suffix, or each image's path.
     """
     media = Media({kind: {} for kind in SUFFIXES}, [], [], "")
     listing = hashlib.sha256()
@@ -226,7 +226,7 @@ def find_media(folder: Path, key: Key) -> Media:
 
 
 def _spellings(name: str) -> tuple[str, ...]:
-    """A name, and with its accents written in either way that Unicode has: a copy of a folder may have the other."""
+    """A name, and the name in both of Unicode's encodings of accents: a copy of a folder may use the other."""
     return (name,) if name.isascii() else (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
 
 
@@ -235,53 +235,53 @@ def _suffix(name: str) -> str:
 
 
 def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
-    """("", "a/", "a/b/", ...) with the file names there, in order; links are followed, hidden names passed over."""
+    """("", "a/", "a/b/", ...) with the file names there, in order; links are followed, hidden names skipped."""
     waiting: list[tuple[str, tuple[str, ...]]] = [("", (os.path.realpath(folder),))]
     while waiting:
-        inside, above = waiting.pop()  # and where the folder and all those on the way to it really are
+        inside, above = waiting.pop()  # and the real paths of the folder and of those above it
         files, folders = [], []
         with os.scandir(f"{folder}/{inside}") as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                path = Path(entry.path)  # whose words for links that lead nowhere, or round in a ring, are not errors
+                path = Path(entry.path)  # which raises no error for links that are broken or circular
                 if path.is_file():
                     files.append(entry.name)
                 elif path.is_dir():
                     real = os.path.realpath(path) if entry.is_symlink() else f"{above[-1]}/{entry.name}"
-                    if not any(Path(one).is_relative_to(real) for one in above):  # it would be followed for ever
+                    if not any(Path(one).is_relative_to(real) for one in above):  # it would be followed endlessly
                         folders.append((entry.name, real))
         yield inside, sorted(files)
         waiting += [(f"{inside}{name}/", (*above, real)) for name, real in sorted(folders, reverse=True)]
 
 
 def exactly(line: Line, count: int) -> list[str]:
-    """The cells of a line that must have so many."""
+    """The cells of a line, which must have `count`."""
     if len(line.cells) != count:
         raise BadLineError(f"has {len(line.cells)} cells, not {count}; put quotes around a cell with a comma")
     return line.cells
 
 
 def one_of(cell: str, known: dict[str, T], what: str) -> T:
-    """What a cell stands for."""
+    """The value that a cell stands for."""
     if cell not in known:
         raise BadLineError(f"{what} {cell[:100]!r} is not one of {listed(list(known), 6)}")
     return known[cell]
 
 
 def split_of_name(path: Path, words: dict[str, Split] = SPLIT_WORDS) -> Split:
-    """The split that a list's name tells, as `my_train.txt` does."""
-    told = {words[word] for word in re.findall("[a-z]+", path.stem.lower()) if word in words}
-    if len(told) != 1:
+    """The split that a list's name contains, as in `my_train.txt`."""
+    splits = {words[word] for word in re.findall("[a-z]+", path.stem.lower()) if word in words}
+    if len(splits) != 1:
         raise ManifestError(
             f"{path}: the name does not say which split this is; put one of the words {', '.join(words)} in it, "
             "as in my_train.txt"
         )
-    return told.pop()
+    return splits.pop()
 
 
 def hash_split(group: str, test_fraction: float, val_fraction: float) -> Split:
-    """A split by nothing but the group's name: it stays the same whichever clips come to lie beside."""
+    """A split that depends only on the group's name: it stays the same when clips are added."""
     share = int.from_bytes(hashlib.sha256(os.fsencode(group)).digest()) / 2**256
     return "test" if share < test_fraction else "val" if share < test_fraction + val_fraction else "train"
 
@@ -289,11 +289,11 @@ def hash_split(group: str, test_fraction: float, val_fraction: float) -> Split:
 def youtube_row(
     source: Source, line: Line, label: str, split: str, video: str, times: tuple[str, str], prefixes: Sequence[str] = ()
 ) -> Row:
-    """A part of a YouTube video, from cells of a list, under any of the names that downloaders give it."""
+    """The row of a part of a YouTube video, with all file names that downloaders use for it."""
     start = _seconds(times[0])
     end = _seconds(times[1]) if times[1] else start + CLIP_SECONDS
     if not YOUTUBE_ID.fullmatch(video):
-        raise BadLineError(f"{video[:100]!r} is not a YouTube id")  # a spreadsheet makes #NAME? of -ab...
+        raise BadLineError(f"{video[:100]!r} is not a YouTube id")  # a spreadsheet turns -ab... into #NAME?
     if not label:
         raise BadLineError("label is empty")
     if end <= start:

@@ -1,4 +1,4 @@
-"""The same work on a Ray cluster: one task a shard, each with a local pool of its own on the node that takes it."""
+"""The same work on a Ray cluster: one task per shard, each with a local pool on its node."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Job = TypeVar("Job", bound="DataclassInstance")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-WORKERS = 4  # decoding processes a task: enough to hide a slow clip, few enough to spread shards over nodes
-IN_FLIGHT = 2  # tasks submitted per task that the cluster can run at once
+WORKERS = 4  # decoding processes per task: enough to hide a slow clip, few enough to spread shards over nodes
+IN_FLIGHT = 2  # submitted tasks per task that the cluster can run at once
 RETRIES = 10  # of a task whose node died
-LOOK_EVERY = 5.0  # seconds at most between two looks at how many nodes there are
-PATIENCE = 10.0  # seconds for the cluster's head to take a connection
+LOOK_EVERY = 5.0  # the most seconds between two checks of how many nodes there are
+PATIENCE = 10.0  # seconds for the cluster's head to accept a connection
 
 
 def run_on_ray(
@@ -41,10 +41,10 @@ def run_on_ray(
     """Run `function(job, item)` for every item on an existing cluster; yields results as they come.
 
     A task whose node dies is run again on another; a node that joins gets its share. `job` must have a field
-    `workers`, which is set to the processes that a task may use: `workers`, or 4 where the nodes have as many cores.
+    `workers`, which is set to the number of processes of a task: `workers`, or 4 if a node has as many cores.
 
     Raises:
-        AvptError: ray is not installed, no cluster is found, or no node has that many cores.
+        AvptError: ray is not installed, there is no cluster, or no node has that many cores.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -72,17 +72,17 @@ def _connect(ray: Any, address: str | None) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         host, colon, port = address.rpartition("://")[2].rpartition(":")
-        if colon and port.isdecimal():  # ray itself would try for a minute and a half, and loudly
+        if colon and port.isdecimal():  # ray itself would try for a minute and a half, with many messages
             socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except (Exception, SystemExit) as error:  # it exits where a head that it knows of does not answer
+    except (Exception, SystemExit) as error:  # it exits if a head that it knows does not answer
         where = "on this machine" if address == "auto" else f"at {address}"
         reason = "it does not answer" if isinstance(error, SystemExit) else str(error).strip().partition("\n")[0]
         raise AvptError(
             f"no Ray cluster {where} ({reason}); start one with `ray start --head`, or give --ray-address"
         ) from None
     finally:
-        signal.signal(signal.SIGTERM, handler)  # ray puts its own in its place
+        signal.signal(signal.SIGTERM, handler)  # ray installs its own
 
 
 def _run(

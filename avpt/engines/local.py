@@ -1,7 +1,7 @@
-"""A pool of processes on this machine that survives hanging, crashing and insatiable tasks.
+"""A pool of processes on this machine that survives tasks that hang, crash or use too much memory.
 
-Every worker has a pipe and a thread of its own: whatever kills it, at whatever moment, nobody else notices. Pools
-whose workers share a queue (the standard library's, pebble) lose it with a worker that is killed while it writes.
+Every worker has its own pipe and thread, so that its death, at any moment, does not affect the others. Pools whose
+workers share a queue (the standard library's, pebble) lose it if a worker is killed while it writes.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from avpt.machine.processes import die_with_parent, start_forkserver
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-IN_FLIGHT = 16  # tasks per worker that are under way: enough to keep it busy, few enough for flat memory
+IN_FLIGHT = 16  # tasks in flight per worker: enough to keep it busy, few enough for constant memory
 STARVED = 86  # exit code of a worker that may take no more memory
-ATTEMPTS = 3  # for a task under which its worker dies: the machine may have killed it, and not the task
-BREAKDOWNS = 5  # of a worker, one after the other before it took a task, until the pool is given up
-PATIENCE = 60.0  # seconds for a worker to start, and to end when it is killed: far more than either takes
+ATTEMPTS = 3  # at a task whose worker dies: the system may be to blame, not the task
+BREAKDOWNS = 5  # of a worker in a row, each before it accepted a task; then the pool gives up
+PATIENCE = 60.0  # seconds for a worker to start, or to end when killed: far more than either takes
 
 
 @dataclass(frozen=True)
 class Crashed:
-    """The worker died under the task, each time that it was tried; or the task raised."""
+    """The worker died at every attempt at the task, or the task raised an error."""
 
     how: str
 
 
 @dataclass(frozen=True)
 class Hung:
-    """The task outlasted its time and its worker was killed."""
+    """The task took longer than allowed, and its worker was killed."""
 
     how: str
 
@@ -63,32 +63,32 @@ def run_isolated(
 ) -> Generator[tuple[Task, Result | Crashed | Hung], None, None]:
     """Run a function over tasks in worker processes; yields (task, result) as they finish, in any order.
 
-    A worker that dies, whoever killed it, is replaced and its task tried again, up to three times. Close it where
-    the loop over it may end early: until then the workers live.
+    A worker that dies for any reason is replaced, and its task is tried up to three times in all. Close the generator
+    if the loop over it may end early: the workers live until then.
 
     Args:
         function: a module-level function.
-        tasks: picklable; drawn as workers come free.
+        tasks: picklable; taken as workers become free.
         workers: processes.
-        timeout: seconds a task may take.
+        timeout: seconds that a task may take.
         preload: module that the workers need; imported once, in the server that they are forked from, so that a
             replacement for a killed worker costs milliseconds.
-        memory: bytes that a worker may allocate beyond what it starts with; more is a MemoryError inside of it.
+        memory: bytes that a worker may allocate beyond what it starts with; more raises MemoryError in it.
 
     Raises:
-        AvptError: the workers can't load what they need, may not have the memory, or die before they take a task.
+        AvptError: the workers can't load what they need, may not have the memory, or die before they accept a task.
     """
     context = multiprocessing.get_context("forkserver")
-    ray = ["ray"] if "ray" in sys.modules else []  # which every child of a Ray worker imports, as its main module does
+    ray = ["ray"] if "ray" in sys.modules else []  # every child of a Ray worker imports it, since its main module does
     start_forkserver(preload, *ray)
-    _see_it_ready(context, preload, memory)
+    _wait_until_ready(context, preload, memory)
     pool = _Pool(context, function, workers, timeout, memory)
     source = iter(tasks)
     under_way = 0
     try:
         while True:
             for task in islice(source, workers * IN_FLIGHT - under_way):
-                pool.todo.put(_Given(task))
+                pool.todo.put(_Envelope(task))
                 under_way += 1
             if not under_way:
                 return
@@ -102,7 +102,9 @@ def run_isolated(
 
 
 @dataclass(frozen=True)
-class _Given(Generic[Task]):
+class _Envelope(Generic[Task]):
+    """A task in the queue, where None means stop."""
+
     task: Task
 
 
@@ -118,16 +120,16 @@ class _Pool(Generic[Task, Result]):
         memory: int | None,
     ) -> None:
         self.context, self.function, self.timeout, self.memory = context, function, timeout, memory
-        self.todo: SimpleQueue[_Given[Task] | None] = SimpleQueue()
+        self.todo: SimpleQueue[_Envelope[Task] | None] = SimpleQueue()
         self.done: SimpleQueue[tuple[Task, Result | Crashed | Hung] | BaseException] = SimpleQueue()
-        self.lock = Lock()  # around the start and the end of processes, which multiprocessing keeps a record of
+        self.lock = Lock()  # guards starting and ending processes, since multiprocessing keeps a list of them
         self.stopped = False
         self.keepers = [_Keeper(self) for _ in range(workers)]
         for keeper in self.keepers:
             keeper.start()
 
     def stop(self) -> None:
-        """End every worker, whatever it does, and every thread."""
+        """End every worker, even a busy one, and every thread."""
         with self.lock:
             self.stopped = True
             for keeper in self.keepers:
@@ -138,7 +140,7 @@ class _Pool(Generic[Task, Result]):
             keeper.join()
 
 
-class _Stopped(Exception):  # noqa: N818 - nobody's error
+class _Stopped(Exception):  # noqa: N818 - it is not an error
     pass
 
 
@@ -149,14 +151,14 @@ class _Keeper(Thread, Generic[Task, Result]):
         super().__init__(daemon=True)
         self.pool = pool
         self.worker: tuple[Any, Connection] | None = None  # a process, and the pipe to it
-        self.next: _Given[Task] | None = None  # taken while the worker is still at the one before
-        self.in_pipe = False  # where the next one lies already, so that the worker need not wait for it
+        self.next: _Envelope[Task] | None = None  # taken while the worker is busy with the one before
+        self.in_pipe = False  # whether the next task is there already, so that the worker need not wait for it
 
     def run(self) -> None:
         try:
-            while (given := self.next or self.pool.todo.get()) is not None:
+            while (envelope := self.next or self.pool.todo.get()) is not None:
                 self.next = None
-                self.pool.done.put((given.task, self._result(given.task)))
+                self.pool.done.put((envelope.task, self._result(envelope.task)))
         except _Stopped:
             pass
         except BaseException as error:
@@ -180,7 +182,7 @@ class _Keeper(Thread, Generic[Task, Result]):
         return Crashed(f"the worker died {ATTEMPTS} times ({how})")
 
     def _hand_over(self, task: Task) -> Connection:
-        """Give the task to the worker and see it taken; one that was killed before that is no fault of the task."""
+        """Send the task to the worker and wait until it accepts it; a death before that is not the task's fault."""
         how = ""
         for breakdown in range(BREAKDOWNS):
             try:
@@ -194,25 +196,25 @@ class _Keeper(Thread, Generic[Task, Result]):
             except (EOFError, OSError):
                 pass
             how = self._end() or how
-            time.sleep(0.1 * 2**breakdown)  # the server of workers may be on its way out too, and takes a moment
+            time.sleep(0.1 * 2**breakdown)  # the fork server may be dying too, which takes a moment
         raise AvptError(
             f"the workers die before they begin ({how or 'they do not start'}; out of memory?); "
             "run the same command again, with fewer --workers"
         )
 
     def _hand_over_next(self, pipe: Connection) -> None:
-        """Put another task into the pipe, where there is one."""
+        """Put another task into the pipe, if there is one."""
         with contextlib.suppress(Empty):
-            given = self.next or self.pool.todo.get_nowait()
-            if given is None:  # the sign to stop, which `run` waits for
+            envelope = self.next or self.pool.todo.get_nowait()
+            if envelope is None:  # the signal to stop, which `run` waits for
                 self.pool.todo.put(None)
                 return
-            self.next = given
-            pipe.send(given.task)
+            self.next = envelope
+            pipe.send(envelope.task)
             self.in_pipe = True
 
     def _start(self) -> Connection:
-        """The pipe to the worker, which is started where there is none."""
+        """The pipe to the worker, which is started if there is none."""
         with self.pool.lock:
             if self.pool.stopped:
                 raise _Stopped
@@ -226,17 +228,17 @@ class _Keeper(Thread, Generic[Task, Result]):
             return self.worker[1]
 
     def _end(self) -> str:
-        """See the worker off, and say how it died."""
+        """End the worker, and say how it died."""
         with self.pool.lock:
             if self.worker is None:
                 return ""
             process, pipe = self.worker
-            process.join(0 if self.pool.stopped else 1)  # it may be on its way out, and its exit code tells how
+            process.join(0 if self.pool.stopped else 1)  # if it is ending by itself, its exit code says how
             self.kill()
             process.join(PATIENCE)
             pipe.close()
             self.worker, self.in_pipe = None, False
-            return _death(process.exitcode)
+            return _describe_death(process.exitcode)
 
     def kill(self) -> None:
         """Kill the worker; call it with the pool's lock held."""
@@ -244,7 +246,7 @@ class _Keeper(Thread, Generic[Task, Result]):
             self.worker[0].kill()
 
 
-def _death(exitcode: int) -> str:
+def _describe_death(exitcode: int) -> str:
     if exitcode == STARVED:
         return "out of memory"
     try:
@@ -253,10 +255,10 @@ def _death(exitcode: int) -> str:
         return f"exit code {exitcode}"
 
 
-def _see_it_ready(context: ForkServerContext, preload: str, memory: int | None) -> None:
+def _wait_until_ready(context: ForkServerContext, preload: str, memory: int | None) -> None:
     """Wait until the process that workers are forked from has imported what they need.
 
-    No worker may be on its way while the parent gives up, or it would complain of what its parent took down.
+    Otherwise, workers might still be starting when the parent gives up, and would print errors about what it removed.
     """
     try:
         pipe, theirs = context.Pipe()
@@ -264,7 +266,7 @@ def _see_it_ready(context: ForkServerContext, preload: str, memory: int | None) 
         with pipe, theirs:
             ready.start()
             ready.join()
-            problem = pipe.recv() if pipe.poll() else ""  # whoever killed it, the workers may do better
+            problem = pipe.recv() if pipe.poll() else ""  # if it was killed, the workers may still succeed
     except (EOFError, OSError) as error:
         how = str(error) or type(error).__name__
         raise AvptError(
@@ -275,13 +277,13 @@ def _see_it_ready(context: ForkServerContext, preload: str, memory: int | None) 
 
 
 def _try_out(pipe: Connection, preload: str, memory: int | None) -> None:
-    """Say what would be wrong with every task, so that none is blamed for it."""
+    """Report what would fail in every task, so that no single task is blamed for it."""
     with contextlib.suppress(OSError):  # the parent is gone
         pipe.send(_problem(preload, memory))
 
 
 def _problem(preload: str, memory: int | None) -> str:
-    """What keeps a worker from its tasks; empty where nothing does."""
+    """What prevents a worker from running tasks; empty if nothing does."""
     try:
         importlib.import_module(preload)
     except Exception as error:
@@ -297,14 +299,14 @@ def _problem(preload: str, memory: int | None) -> str:
 
 
 def _status(name: str) -> int:
-    """Bytes of one of the kinds of memory that Linux counts for this process; 0 elsewhere."""
+    """Bytes of one of the kinds of memory that Linux reports for this process; 0 on other systems."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def _work(pipe: Connection, function: Callable[[Any], Any], memory: int | None) -> None:
-    """What a worker does: a task comes in, a sign that it is taken goes out, then the result."""
+    """The worker's loop: receive a task, send a sign that it is accepted, then send the result."""
     _start_worker(memory)
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
         while True:
@@ -313,7 +315,7 @@ def _work(pipe: Connection, function: Callable[[Any], Any], memory: int | None) 
             try:
                 result = pickle.dumps(function(task), pickle.HIGHEST_PROTOCOL)
             except MemoryError:
-                os._exit(STARVED)  # what earlier tasks left behind may be to blame: tried again in a fresh worker
+                os._exit(STARVED)  # earlier tasks may be to blame, so it is tried again in a fresh worker
             except Exception as error:
                 result = pickle.dumps(Crashed(f"{type(error).__name__}: {error}"))
             pipe.send_bytes(result)
@@ -322,8 +324,8 @@ def _work(pipe: Connection, function: Callable[[Any], Any], memory: int | None) 
 def _start_worker(memory: int | None) -> None:
     die_with_parent()
     os.environ["OMP_NUM_THREADS"] = "1"  # the workers are the parallelism
-    if "torch" in sys.modules:  # it has read that already
+    if "torch" in sys.modules:  # it has read that variable already
         sys.modules["torch"].set_num_threads(1)
-    if memory is not None and (data := _status("VmData")):  # Linux only: its limit is on what a process has allocated
+    if memory is not None and (data := _status("VmData")):  # Linux only: there the limit is on allocations
         limit = data + memory
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

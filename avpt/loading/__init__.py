@@ -1,1 +1,1 @@
-"""Store -> batches: which clips, which frames, augmented, masked, on the device."""
+"""From a store to batches: choosing clips and frames, augmenting, normalising and masking them."""

@@ -1,4 +1,4 @@
-"""A decoded clip on the way into a model without a store between: the same values as through one."""
+"""From a decoded clip to a model's input without a store, with the same values as through one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from avpt.types import Modality
 
 
 def clip_settings(spec: InputSpec) -> ClipSettings:
-    """How the clips of the store were decoded that a model was trained on."""
+    """The settings with which the clips were decoded that a model was trained on."""
     names = ClipSettings.__dataclass_fields__.keys() & InputSpec.__dataclass_fields__.keys()
     return ClipSettings(**{name: getattr(spec, name) for name in names})
 

@@ -1,4 +1,4 @@
-"""Clips of one split as a model takes them: which frames, with which augmentation, by which seed."""
+"""The clips of one split as a model's input: which frames, with which augmentation, from which seed."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from avpt.types import MODALITIES, FrameCodec, Modality
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What training does to a clip at random; depends on (seed, epoch, clip) alone, and on which draw of it this is."""
+    """The random changes to a training clip; they depend on seed, epoch, clip and which draw of the clip it is."""
 
     crop_scale: tuple[float, float]
     flip: bool
     spec_augment: tuple[int, int]  # mel bins, frames
-    modality_dropout: float = 0.0  # share of the clips of which one modality, either, is withheld
+    modality_dropout: float = 0.0  # share of the clips that lose one of their modalities
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Masking:
 
 
 def grid(spec: InputSpec, modality: Modality) -> tuple[int, int]:
-    """(height, width) of the plane that patches are cut from."""
+    """The (height, width) of the plane that is cut into patches."""
     return (spec.spectrogram_frames, spec.mel_bins) if modality == "audio" else (spec.image_size, spec.image_size)
 
 
 def read_fbank(index: SplitIndex, position: int) -> Tensor:
-    """The spectrogram of a clip, (frames, mel), as stored."""
+    """Read the spectrogram of a clip, (frames, mel), as stored."""
     shape = index.shards.fbank_shape
     row, values = int(index.row[position]), math.prod(shape)
     stored = index.shards.read(int(index.shard[position]), "audio/fbank", row * values, values)
@@ -52,10 +52,10 @@ def read_fbank(index: SplitIndex, position: int) -> Tensor:
 
 
 def read_frames(index: SplitIndex, position: int, chosen: Sequence[int], codec: FrameCodec) -> Iterator[Tensor]:
-    """The chosen frames of a clip, each (3, height, width) uint8, one after the other.
+    """Read the chosen frames of a clip, each (3, height, width) uint8, one by one.
 
     Raises:
-        StoreError: one is damaged.
+        StoreError: a frame is damaged.
     """
     read = partial(index.shards.read, int(index.shard[position]))
     available = int(index.num_visual_frames[position])
@@ -73,7 +73,7 @@ def read_frames(index: SplitIndex, position: int, chosen: Sequence[int], codec: 
 
 
 class ClipDataset(Dataset[dict[str, Tensor]]):
-    """Clips of one split by (epoch, position, row): see `Batch.rows`."""
+    """The clips of one split by (epoch, position, row); `Batch.rows` says what a row is."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
             if augmentation is None
             else transforms.training_frames(spec.image_size, augmentation.crop_scale, augmentation.flip)
         )
-        # of a list each worker would come to own a copy: to look at a string is to write its reference count
+        # each worker would end up with a copy of a list: reading a string writes its reference count
         ids = pack_ids(index.ids)
         self._id_bytes, self._id_offsets = ids["id_bytes"].numpy(), ids["id_offsets"].numpy()
 
@@ -106,7 +106,7 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
         clip_id = self._id_bytes[start:stop].tobytes().decode()
 
         def seed(use: str) -> int:
-            use += "" if row == position else f":{row}"  # a clip that is drawn twice looks different each time
+            use += "" if row == position else f":{row}"  # a clip that is drawn twice is augmented differently
             return transforms.clip_seed(self.seed, epoch, clip_id, use)
 
         item = {"position": torch.tensor(position), "row": torch.tensor(row)}

@@ -1,4 +1,4 @@
-"""The clips of any store as a trained model takes them: its classes, its sizes, and noise where asked for."""
+"""The clips of any store as a trained model takes them: its classes, its sizes and, optionally, noise."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from avpt.types import FrameCodec, Modality, Split
 
 @dataclass(frozen=True)
 class Noise:
-    """White noise for one modality."""
+    """White noise to add to one modality."""
 
     modality: Modality
     snr: float  # dB
@@ -32,9 +32,9 @@ def all_splits(store: Store, carved: float | None) -> dict[Split, SplitIndex]:
     """The splits that have clips.
 
     Args:
-        store: whose.
-        carved: the store is the one that the model was trained on, and this share of train is its val where the
-            store has none of its own, as in training.
+        store: the store.
+        carved: the share of train that becomes val if the store has none, as in training; None if the store is not
+            the one that the model was trained on.
     """
     splits = {split: index for split, index in store.indices.items() if len(index)}
     if carved is not None and "val" not in splits and "train" in splits:
@@ -48,7 +48,7 @@ class Matched:
 
     index: SplitIndex
     left_out: int  # clips of other classes
-    labels_left_out: int  # of clips that have others too
+    labels_left_out: int  # unknown labels of clips that also have known ones
 
 
 def match_classes(index: SplitIndex, there: Sequence[str], known: Sequence[str]) -> Matched:
@@ -67,13 +67,13 @@ def match_classes(index: SplitIndex, there: Sequence[str], known: Sequence[str])
     return Matched(replace(index, labels=labels).take(keep), len(index) - len(keep), lost)
 
 
-def check_sound(store: Store, spec: InputSpec, indices: Sequence[SplitIndex]) -> None:
-    """See that a store's spectrograms are, or can be cut or padded to, those that a model takes.
+def check_spectrograms(store: Store, spec: InputSpec, indices: Sequence[SplitIndex]) -> None:
+    """Check that a store's spectrograms are, or can be cut or padded to, those that a model takes.
 
-    Longer ones are cut. Shorter ones are padded where no sound fills them, or some might have been cut off.
+    Longer ones are cut. Shorter ones are padded, but only if no clip fills them: its audio might have been cut off.
 
     Raises:
-        StoreError: with what differs, and how to preprocess.
+        StoreError: they can't; the message says what differs and how to preprocess.
     """
     have, frames = store.settings, int(store.settings["spectrogram_frames"])
     names = [name for name in ("sample_rate", "mel_bins", "pad") if have[name] != getattr(spec, name)]
@@ -82,23 +82,23 @@ def check_sound(store: Store, spec: InputSpec, indices: Sequence[SplitIndex]) ->
     )
     if names or not fits:
         names += [] if fits else ["spectrogram_frames"]
-        told = ", ".join(f"{name} {have[name]} against {getattr(spec, name)}" for name in names)
+        differences = ", ".join(f"{name} {have[name]} against {getattr(spec, name)}" for name in names)
         options = " ".join(f"--{name.replace('_', '-')} {getattr(spec, name)}" for name in names)
         raise StoreError(
-            f"{store.path} holds other spectrograms than the model was trained on ({told}); "
+            f"{store.path} holds other spectrograms than the model was trained on ({differences}); "
             f"preprocess its clips with {options}"
         )
 
 
-def other_pictures(settings: Mapping[str, Any], spec: InputSpec) -> list[str]:
-    """How a store's frames were taken in another way than those that a model was trained on."""
+def different_frames(settings: Mapping[str, Any], spec: InputSpec) -> list[str]:
+    """The settings by which a store's frames differ from those that a model was trained on."""
     names = ("fps", "max_frames", "frame_size", "frame_codec", "frame_accuracy")
     pairs = [(name, settings.get(name, getattr(InputSpec, name, None)), getattr(spec, name)) for name in names]
     return [f"{name} {there} against {wanted}" for name, there, wanted in pairs if there != wanted]
 
 
 class EvaluationDataset(ClipDataset):
-    """Clips of one split as a trained model takes them, with noise where asked for."""
+    """The clips of one split as a trained model takes them, optionally with noise."""
 
     def __init__(
         self,
@@ -125,9 +125,9 @@ class EvaluationDataset(ClipDataset):
         generator = torch.Generator().manual_seed(seed)
         if modality == "audio":
             real = int(self.index.num_audio_frames[position])
-            item["audio"] = noisy_sound(item["audio"], real, self.spec.sample_rate, self.noise.snr, generator)
+            item["audio"] = add_noise_to_audio(item["audio"], real, self.spec.sample_rate, self.noise.snr, generator)
         else:
-            item["visual"] = noisy_pictures(item["visual"], self.noise.snr, generator)
+            item["visual"] = add_noise_to_frames(item["visual"], self.noise.snr, generator)
         return item
 
 
@@ -139,38 +139,40 @@ def fit_frames(fbank: Tensor, frames: int) -> Tensor:
     return torch.nn.functional.pad(fbank, (0, 0, 0, lacking), value=PADDING)
 
 
-def noisy_sound(fbank: Tensor, num_frames: int, sample_rate: int, snr: float, generator: torch.Generator) -> Tensor:
+def add_noise_to_audio(
+    fbank: Tensor, num_frames: int, sample_rate: int, snr: float, generator: torch.Generator
+) -> Tensor:
     """Add white noise to a log-mel spectrogram, in the domain of mel power: log(exp(a) + g exp(n)).
 
     a is the clip's log-mel and n that of a white-noise waveform of the same length. The gain g makes the total mel
-    power of the clip's real frames `snr` dB of the noise's: sum exp(a) / (g sum exp(n)) = 10^(snr / 10).
+    power of the clip's real frames exceed the noise's by `snr` dB: sum exp(a) / (g sum exp(n)) = 10^(snr / 10).
 
     Args:
         fbank: (1, frames, mel), before normalisation.
-        num_frames: how many of the frames are real; padding stays as it is.
+        num_frames: how many of the frames are not padding; padding stays as it is.
         sample_rate: Hz.
         snr: dB.
-        generator: of the noise.
+        generator: draws the noise.
     """
     real = min(num_frames, fbank.shape[1])
     waveform = torch.randn(samples_needed(real, sample_rate), generator=generator).numpy()
     noise = log_mel(waveform, sample_rate=sample_rate, mel_bins=fbank.shape[2]).double()
-    sound = fbank[0, :real].double()
-    gain = sound.flatten().logsumexp(0) - noise.flatten().logsumexp(0) - snr / 10 * math.log(10)
+    clean = fbank[0, :real].double()
+    gain = clean.flatten().logsumexp(0) - noise.flatten().logsumexp(0) - snr / 10 * math.log(10)
     noisy = fbank.float()
-    noisy[0, :real] = torch.logaddexp(sound, noise + gain).float()
+    noisy[0, :real] = torch.logaddexp(clean, noise + gain).float()
     return noisy
 
 
-def noisy_pictures(frames: Tensor, snr: float, generator: torch.Generator) -> Tensor:
+def add_noise_to_frames(frames: Tensor, snr: float, generator: torch.Generator) -> Tensor:
     """Add white Gaussian noise to the pixels of each picture, rounded and clipped to 0..255.
 
-    Its variance is the picture's own power around its mean (over all pixels and colours) by 10^(snr / 10).
+    Its variance is the picture's own variance (over all pixels and colours) divided by 10^(snr / 10).
 
     Args:
         frames: (frames, 3, height, width) uint8, at the size that the encoder takes.
         snr: dB.
-        generator: of the noise.
+        generator: draws the noise.
     """
     pixels = frames.double()
     power = pixels.var(dim=(1, 2, 3), keepdim=True, correction=0)

@@ -44,7 +44,7 @@ class Loader:
         self.sampler = EpochSampler(len(dataset), batch_size, shuffle_seed, process, processes, weights)
         workers = min(workers, len(self.sampler))
         atexit.unregister(_end_workers)
-        atexit.register(_end_workers)  # after multiprocessing's own, so that it runs before that
+        atexit.register(_end_workers)  # registered after multiprocessing's handler, so that it runs first
         self.loader = DataLoader(
             dataset,
             batch_sampler=self.sampler,
@@ -52,7 +52,7 @@ class Loader:
             num_workers=workers,
             prefetch_factor=PREFETCHED if workers else None,
             pin_memory=device.type == "cuda",
-            worker_init_fn=_start_worker,  # for a pass: two loaders never have their processes at the same time
+            worker_init_fn=_start_worker,  # workers live for one pass: two loaders never have theirs at the same time
         )
 
     def __len__(self) -> int:
@@ -65,7 +65,7 @@ class Loader:
             start_forkserver(__name__)
         try:
             batches = iter(self.loader)
-        except OSError as error:  # also locks between processes lie there
+        except OSError as error:  # locks between processes are in shared memory too
             if error.errno != errno.ENOSPC or not self.loader.num_workers:
                 raise
             raise AvptError(_full_memory()) from error
@@ -75,13 +75,13 @@ class Loader:
             yield self._prepare(item, last - first)
 
     def clips(self, number: int, positions: Sequence[int]) -> Batch:
-        """Some clips as pass `number` feeds them, read by this process; no pass is changed by that."""
+        """Some clips as pass `number` has them, read by this process, without effect on any pass."""
         item = self.loader.collate_fn([self.dataset[number, position, position] for position in positions])
         return self._prepare(item, len(positions))
 
     def _prepare(self, item: dict[str, Tensor], total: int) -> Batch:
         spec, masking = self.dataset.spec, self.dataset.masking
-        # a worker's tensor holds a file open for as long as it lives, and results are kept for a whole pass
+        # a worker's tensor keeps a file open as long as it exists, and results are kept for a whole pass
         item = {name: value if name in Collation.LARGE else value.clone() for name, value in item.items()}
         inputs: dict[Modality, Tensor] = {}
         if "audio" in item:
@@ -92,7 +92,7 @@ class Loader:
             for modality, values in inputs.items():
                 count = masking.num_masked[modality][item["position"]].to(self.device)
                 scores = item[f"{modality}_scores"].to(self.device, non_blocking=True)
-                flat = values.view(-1, *values.shape[-3:])  # each frame of a clip has patches of its own
+                flat = values.view(-1, *values.shape[-3:])  # each frame of a clip is masked separately
                 count = count.repeat_interleave(len(flat) // len(count))
                 masked = transforms.mask_patches(flat, scores.flatten(0, 1), count, masking.patch[modality])
                 inputs[modality] = masked.view_as(values)
@@ -103,15 +103,15 @@ class Loader:
         return Batch((*inputs.values(), *present), label, item["position"], total, draws=draws)
 
     def _floats(self, modality: Modality, stored: Tensor) -> Tensor:
-        """A copy on the device."""
+        """A float32 copy on the device."""
         if self.device.type == "cpu":
             return self._memory.floats(modality, stored.shape).copy_(stored)
-        pinned = self.device.type == "cuda"  # else a worker would write into what is still being copied
+        pinned = self.device.type == "cuda"  # otherwise a worker would overwrite what is still being copied
         return stored.to(self.device, non_blocking=pinned).to(torch.float32)
 
 
 def _next(batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor] | None:
-    """The next batch, or None; what a worker says of an error is brought back to its one line."""
+    """The next batch, or None; a worker's StoreError is raised again with its one-line message."""
     try:
         return next(batches, None)
     except AvptError as error:  # torch puts the worker's traceback before it
@@ -119,30 +119,30 @@ def _next(batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor] | None:
 
 
 @contextmanager
-def deaths_told() -> Iterator[None]:
-    """Tell the death of a loading process in one line; torch raises it wherever the main process stands.
+def explain_worker_deaths() -> Iterator[None]:
+    """Turn the death of a loading process into a one-line error; torch raises it at any point in the main process.
 
     Raises:
-        AvptError: one died, or found no more memory or files.
+        AvptError: a loading process died, or ran out of memory or files.
     """
     try:
         yield
     except (RuntimeError, OSError, MemoryError) as error:
-        if told := _told(str(error)):
-            raise AvptError(told) from error
+        if message := _explain(str(error)):
+            raise AvptError(message) from error
         raise
 
 
-def _told(error: str) -> str | None:
-    """What an error of torch's loader comes to; None where that is not known."""
+def _explain(error: str) -> str | None:
+    """What an error of torch's loader means for the user; None if it is not a known one."""
     if not any(word in error for word in ("DataLoader worker", "shared memory", "ancdata")):
         return None
     if "Too many open files" in error or "ancdata" in error:
         return "too many files are open; raise `ulimit -n`, or try fewer --workers"
-    if "shared memory" in error:  # also where a process found it full as it wrote: a bus error
+    if "shared memory" in error:  # a bus error too, if a process was writing when it became full
         return _full_memory()
     last = error.strip().splitlines()[-1]
-    if "Caught " in error:  # it lives, and tells what it could not do
+    if "Caught " in error:  # the process is alive and reports an exception
         memory_lacks = "allocate memory" in error or "MemoryError" in error
         return f"a loading process has too little memory ({last}); try fewer --workers" if memory_lacks else None
     died = re.search(r"is killed by signal: ([^.]*)|exited unexpectedly", error)
@@ -162,12 +162,13 @@ def _full_memory() -> str:
 
 
 def _end_workers() -> None:
-    """Multiprocessing would ask those that an error left behind to end, and wait for ever: they ignore SIGTERM."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise that they were killed
+    """Kill workers that an error left behind: they ignore SIGTERM, so multiprocessing would wait for ever."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise an error since they were killed
     for process in multiprocessing.active_children():
         process.kill()
 
 
 def _start_worker(number: int) -> None:
     die_with_parent()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to the whole group: the parent ends its workers itself
+    # SIGTERM is sent to the whole group, but the parent ends its workers itself
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""From a mask ratio per clip to patches of its inputs."""
+"""From a mask ratio per clip to the number of patches that are masked."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from avpt.types import MODALITIES, Modality
 
 log = logging.getLogger(__name__)
 
-FEW_PATCHES = 64  # with fewer, small ratios floor to nothing
+FEW_PATCHES = 64  # with fewer, small ratios are rounded down to no patch
 
 
 def patches_to_mask(ratios: Tensor, patches: int) -> Tensor:
-    """floor(ratio * patches), (clips,) int64; what only rounding keeps below a whole number is that number."""
+    """floor(ratio * patches), (clips,) int64, where rounding errors do not count as below a whole number."""
     rounding = 16 * torch.finfo(ratios.dtype).eps  # 0.29 of 100 is 28.999999999999996 in float64
     return torch.floor(ratios.double() * patches * (1 + rounding)).long()
 
 
 def count_patches(modality: Modality, plane: tuple[int, int], patch: tuple[int, int], *, warn: bool = True) -> int:
-    """Patches that a (height, width) plane is cut into; warns where they are few.
+    """The number of patches in a (height, width) plane; warns if they are few.
 
     Raises:
         ConfigError: a patch is larger than the input.
@@ -44,18 +44,18 @@ def count_patches(modality: Modality, plane: tuple[int, int], patch: tuple[int, 
 def plan_masking(
     ratios: dict[Modality, Tensor], inputs: InputSpec, patch: dict[Modality, tuple[int, int]], *, warn: bool = True
 ) -> Masking:
-    """How many patches of each training clip are masked."""
+    """Compute how many patches of each training clip are masked."""
     counts = {m: count_patches(m, grid(inputs, m), patch[m], warn=warn) for m in MODALITIES}
     return Masking(patch, {m: patches_to_mask(ratios[m], counts[m]) for m in MODALITIES})
 
 
 def most_masked(masking: Masking, count: int) -> list[int]:
-    """Positions of the clips of which most is masked, of each modality in turn, the first of equals."""
+    """Positions of the clips of which most is masked, alternating between modalities, ties in order."""
     orders = [masking.num_masked[m].argsort(descending=True, stable=True)[:count].tolist() for m in MODALITIES]
     return list(dict.fromkeys(position for turn in zip(*orders, strict=True) for position in turn))[:count]
 
 
 def _smaller(modality: Modality, height: int, width: int) -> str:
-    """A patch, as an option, that an 8 x 8 grid or a finer one comes from."""
+    """The value of an option for a patch that gives an 8 x 8 grid or a finer one."""
     rows, columns = max(1, height // 8), max(1, width // 8)
     return f"{rows}x{columns}" if modality == "audio" else str(min(rows, columns))

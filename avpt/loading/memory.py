@@ -1,4 +1,4 @@
-"""Memory for batches that is used again: new memory costs more than to fill it."""
+"""Reusable memory for batches: allocating memory costs more than filling it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-PREFETCHED = 2  # batches that each worker is ahead
+PREFETCHED = 2  # batches that each worker prepares ahead
 
 
 class Collation:
-    """Clips to batches, in a worker: the large tensors take turns in shared memory that stays.
+    """Collates clips into batches, in a worker, with the large tensors in shared memory that is reused in turn.
 
-    New shared memory costs more than to fill it. There are turns enough for all batches of a worker that are on their
-    way and for the one that the parent is still reading.
+    Allocating shared memory costs more than filling it. There are enough turns for all batches that a worker prepares
+    ahead and for the one that the parent is still reading.
     """
 
     LARGE = ("audio", "visual")
@@ -29,7 +29,7 @@ class Collation:
         self._turn = 0
 
     def __call__(self, clips: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Stack what the clips have, by name."""
+        """Stack the clips' tensors, by name."""
         self._turn = (self._turn + 1) % (PREFETCHED + 1)
         return {name: self._stack(name, [clip[name] for clip in clips]) for name in clips[0]}
 
@@ -37,7 +37,7 @@ class Collation:
         if get_worker_info() is None:
             return torch.stack(values)
         if name not in self.LARGE:
-            # else the thread that hands it over would do that: where it fails, the main process waits for ever
+            # otherwise the thread that sends it would do that; if it fails there, the main process waits for ever
             return torch.stack(values).share_memory_()  # type: ignore[no-untyped-call, no-any-return]
         memory = self._memory.get((name, self._turn))
         if memory is None or len(memory) < len(values):
@@ -47,18 +47,18 @@ class Collation:
 
 
 class Memory:
-    """Memory of tensors that nobody holds any more, for the next: new memory costs more than to fill it."""
+    """Memory of released tensors, reused for the next: allocating memory costs more than filling it."""
 
     def __init__(self) -> None:
         self._free: dict[str, list[np.ndarray[Any, Any]]] = {}
 
     def floats(self, use: str, shape: Sequence[int]) -> Tensor:
-        """A float32 tensor on the CPU; what is in it is undefined."""
+        """A float32 tensor on the CPU with undefined content."""
         size, free = math.prod(shape), self._free.setdefault(use, [])
         memory = free.pop() if free else np.empty(size, np.float32)
         if len(memory) < size:
             memory = np.empty(size, np.float32)
-        lent = memory[:size]  # lives as long as the tensor, its views, and what autograd saves of them
+        lent = memory[:size]  # exists as long as the tensor, its views, and what autograd saves of them
         weakref.finalize(lent, _take_back, free, memory).atexit = False
         return torch.from_numpy(lent).view(*shape)
 

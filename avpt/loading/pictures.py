@@ -1,4 +1,4 @@
-"""A clip as a network sees it, as a picture to look at."""
+"""A picture of a clip as a network sees it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 from avpt.loading.transforms import IMAGENET_MEAN, IMAGENET_STD
 from avpt.types import Modality
 
-MASKED = (255, 0, 255)  # magenta: rare in frames, and no grey of a spectrogram
+MASKED = (255, 0, 255)  # magenta: rare in frames, and not a grey as in spectrograms
 MARGIN = 4  # pixels between the parts of a picture
 RANGE = 1.5  # a normalised spectrogram is shown from -1.5, black, to 1.5, white: three standard deviations
 
 
 def picture(inputs: Mapping[Modality, Tensor]) -> Tensor:
-    """The spectrogram, time to the right and low frequencies at the bottom, and the frames, side by side.
+    """Paint the spectrogram, with time to the right and low frequencies at the bottom, and the frames, side by side.
 
-    What is masked is magenta.
+    Masked parts are magenta.
 
     Args:
-        inputs: of one clip, normalised and masked: audio (1, frame, mel) and / or visual (frames, 3, height, width).
+        inputs: one clip, normalised and masked: audio (1, frame, mel) and / or visual (frames, 3, height, width).
 
     Returns:
         (3, height, width) uint8, on the CPU.

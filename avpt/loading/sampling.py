@@ -17,9 +17,9 @@ T = TypeVar("T")
 
 
 def batch_bounds(num_clips: int, batch_size: int, processes: int = 1) -> list[int]:
-    """Edges of batches of nearly equal size: none dropped, none that leaves a process one clip (BatchNorm needs two).
+    """The edges of batches of nearly equal size, without dropping clips; each process gets two or more, for BatchNorm.
 
-    ceil(N / B) batches whose sizes differ by one at most; fewer where else a clip would be alone.
+    There are ceil(N / B) batches whose sizes differ by at most one; fewer if a process would get a single clip.
     """
     if num_clips < 2 * processes:
         each = "" if processes == 1 else f", two for each of {processes} processes"
@@ -29,15 +29,15 @@ def batch_bounds(num_clips: int, batch_size: int, processes: int = 1) -> list[in
 
 
 def share_of(items: Sequence[T], process: int, processes: int) -> Sequence[T]:
-    """The part of some items that one of the processes takes; sizes differ by one at most."""
+    """The part of some items that one of the processes takes; the sizes of parts differ by at most one."""
     return items[process * len(items) // processes : (process + 1) * len(items) // processes]
 
 
 class EpochSampler(Sampler[list[tuple[int, int, int]]]):
     """Batches of (epoch, position, row): shuffled by (seed, epoch) in training, in order in evaluation.
 
-    With `weights` (clips,) training draws as many clips as there are, again and again, each time by these weights.
-    Of several processes each takes a share of every batch in training, and of the whole split in evaluation.
+    With `weights` (clips,), training draws as many clips as there are, with replacement, by these weights. Each of
+    several processes takes a share of every batch in training, and of the whole split in evaluation.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class EpochSampler(Sampler[list[tuple[int, int, int]]]):
             yield [(self.epoch, position, row) for position, row in zip(positions, rows, strict=True)]
 
     def _order(self) -> Tensor:
-        """Positions (clips,) as the epoch takes them; in evaluation those of this process."""
+        """Positions (clips,) in the epoch's order; in evaluation, only those of this process."""
         if self.seed is None:
             return torch.tensor(share_of(range(self.num_clips), self.process, self.processes))
         generator = torch.Generator().manual_seed(transforms.clip_seed(self.seed, self.epoch, "", "order"))

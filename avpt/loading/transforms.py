@@ -1,4 +1,4 @@
-"""What happens to stored values on their way into a model: sampling, augmentation, normalisation, masking."""
+"""From stored values to a model's input: sampling, augmentation, normalisation, masking."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torchvision.transforms.v2.functional import resize
 
 from avpt.machine.seeds import seed_for
 
-# of ImageNet's training pictures, on a 0..1 scale, red green blue (torchvision's documentation of its weights)
+# of ImageNet's training pictures, on a scale of 0 to 1, in RGB (torchvision's documentation of its weights)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def clip_seed(seed: int, epoch: int, clip_id: str, use: str) -> int:
-    """The seed of everything random about one clip in one epoch, the same whatever worker loads it."""
+    """The seed for one random use of a clip in an epoch, whichever worker loads the clip."""
     return seed_for(seed, epoch, use, clip_id)
 
 
@@ -34,7 +34,7 @@ def segment_bounds(num_frames: int, num_segments: int) -> list[tuple[int, int]]:
 
 
 def draw_frames(num_frames: int, num_segments: int, generator: torch.Generator | None) -> list[int]:
-    """One frame from each segment: drawn with a generator (training), the middle one without (evaluation)."""
+    """One frame from each segment: a random one with a generator (training), else the middle one (evaluation)."""
     bounds = segment_bounds(num_frames, num_segments)
     if generator is None:
         return [(low + high - 1) // 2 for low, high in bounds]
@@ -42,7 +42,7 @@ def draw_frames(num_frames: int, num_segments: int, generator: torch.Generator |
 
 
 def draw_present(dropout: float, seed: int) -> Tensor:
-    """(2,) float32, 1 for sound and pictures; one of the two, either, is 0 for the share `dropout` of all seeds."""
+    """(2,) float32, 1 for audio and visual; for the share `dropout` of all seeds, one of the two is 0."""
     withheld, which = torch.rand(2, generator=torch.Generator().manual_seed(seed)).tolist()
     present = torch.ones(2)
     if withheld < dropout:
@@ -51,7 +51,7 @@ def draw_present(dropout: float, seed: int) -> Tensor:
 
 
 def training_frames(image_size: int, crop_scale: tuple[float, float], flip: bool) -> Callable[[Tensor], Tensor]:
-    """Random crop and flip of one frame (3, height, width) uint8; a crop scale of (1, 1) keeps the whole frame."""
+    """A random crop and flip of frames (3, height, width) uint8; a crop scale of (1, 1) keeps the whole frame."""
     return partial(_augment_frame, size=[image_size, image_size], crop_scale=crop_scale, flip=flip)
 
 
@@ -64,7 +64,7 @@ def _augment_frame(frame: Tensor, *, size: list[int], crop_scale: tuple[float, f
 
 
 def evaluation_frames(image_size: int) -> Callable[[Tensor], Tensor]:
-    """The whole frame at the encoder's size."""
+    """Scaling of whole frames to the encoder's size."""
     return partial(resize, size=[image_size, image_size])
 
 
@@ -90,7 +90,7 @@ def spec_augment(fbank: Tensor, frequency: int, time: int, fill: float) -> Tenso
 def normalise_audio(fbank: Tensor, mean: float, std: float) -> Tensor:
     """(x - mean) / (2 * std), as the released code of arXiv 2302.03533 does (after AST, Gong et al. 2021).
 
-    In place where the values are float32 already.
+    In place if the values are float32 already.
     """
     return fbank.float().sub_(mean).div_(2 * std)
 
@@ -98,7 +98,7 @@ def normalise_audio(fbank: Tensor, mean: float, std: float) -> Tensor:
 def normalise_visual(frames: Tensor) -> Tensor:
     """Pixels of 0 to 255 (..., 3, height, width) to float32 with ImageNet's mean and standard deviation.
 
-    In place where they are float32 already.
+    In place if they are float32 already.
     """
     mean = torch.tensor(IMAGENET_MEAN, device=frames.device).view(3, 1, 1)
     std = torch.tensor(IMAGENET_STD, device=frames.device).view(3, 1, 1)
@@ -106,7 +106,7 @@ def normalise_visual(frames: Tensor) -> Tensor:
 
 
 def num_patches(height: int, width: int, patch: tuple[int, int]) -> int:
-    """Whole patches that fit into an input."""
+    """The number of whole patches that fit into an input."""
     return (height // patch[0]) * (width // patch[1])
 
 

@@ -1,1 +1,1 @@
-"""A clip's file -> its waveform and its frames."""
+"""From a clip's file to its waveform and its frames."""

@@ -1,4 +1,4 @@
-"""Waveform -> log-mel, as the method's inputs are defined (Feng, Xia, Hu, arXiv 2302.03533)."""
+"""A file's waveform and its log-mel spectrogram, as the method defines its inputs (Feng, Xia, Hu, arXiv 2302.03533)."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from av import AudioFrame, AudioResampler
 from torchaudio.compliance import kaldi
 
 from avpt.errors import MediaError
-from avpt.media.clip import Found
+from avpt.media.clip import Notes
 from avpt.media.demuxing import ShortCutError
 from avpt.media.resampling import FULL_SCALE, Levels, resample
 from avpt.media.streams import PREROLL, SEEK_BEYOND, Opened, Track, decode, read_best
 
 WINDOW = 25.0  # milliseconds that one frame of the log-mel looks at
 SHIFT = 10.0  # milliseconds from one frame to the next
-PADDING = 0.0  # log-mel value of frames beyond the end of the sound, as in the authors' released code
+PADDING = 0.0  # log-mel value of frames beyond the end of the audio, as in the authors' released code
 FORMATS = frozenset({"u8", "s16", "s32", "flt", "dbl"})  # FFmpeg's, packed
-SHORTEST_HOLE = 0.05  # seconds; stamps are rounded, and a little off in many files
-LONGEST_HOLE = 60.0  # seconds; beyond it the clock was set, and nothing is missing
-LATE = 0.25  # seconds of silence before the sound of a clip from which on they are told
-MAX_PLANES = 8  # channels that PyAV can hand over one by one
+SHORTEST_HOLE = 0.05  # seconds; shorter gaps are stamps that are rounded, or a little off
+LONGEST_HOLE = 60.0  # seconds; a longer one means that the clock was set, not that anything is missing
+LATE = 0.25  # seconds of silence before the audio of a clip; longer silence is reported
+MAX_PLANES = 8  # the most channels that PyAV can return as separate planes
 
 
 def read_waveform(
@@ -39,26 +39,25 @@ def read_waveform(
     max_samples: int | None = None,
     opened: Opened | None = None,
     audio_stream: int | None = None,
-    found: Found | None = None,
+    notes: Notes | None = None,
 ) -> np.ndarray | None:
-    """The sound of a media file: (samples,) float32 in [-1, 1] at `sample_rate` Hz, the mean of its channels.
+    """Read the audio of a media file: (samples,) float32 in [-1, 1] at `sample_rate` Hz, the mean of its channels.
 
-    `start` and `end` are seconds from the container's start, cut to the sample at the file's own rate,
-    before resampling. Until the sound begins there is silence. Decoding stops at `end`, or once `max_samples` are
-    there.
+    `start` and `end` are seconds from the container's start, cut to the sample at the file's own rate, before
+    resampling. Silence stands in until the audio begins. Decoding stops at `end`, or after `max_samples`.
 
     Args:
-        path: any file with sound.
+        path: any file with audio.
         sample_rate: Hz.
-        start: where the clip begins; far into a file it is sought, or read up to without decoding.
-        end: where it ends; None is the file's end.
-        max_samples: the most that is needed.
-        opened: the tracks of the file, where the caller has opened it for `start` already.
-        audio_stream: which of the streams with sound, from 0; None is FFmpeg's choice.
-        found: is given what else there is to know of sound that could be read.
+        start: where the clip begins; far into a file, it is reached by seeking or by reading without decoding.
+        end: where it ends; None means the end of the file.
+        max_samples: the most samples that are needed.
+        opened: the tracks of the file, if the caller has already opened it for `start`.
+        audio_stream: which of the audio streams to read, from 0; None leaves the choice to FFmpeg.
+        notes: receives what else there is to know about the audio that was read.
 
-    None where the file has no sound stream; MediaError("open") where it is not media; MediaError("audio")
-    where a declared stream gives no sample.
+    Returns None if the file has no audio stream. Raises MediaError("open") if it is not media, and MediaError("audio")
+    if a declared stream gives no sample.
     """
 
     def read(track: Track) -> np.ndarray:
@@ -68,20 +67,20 @@ def read_waveform(
             blocks.append(block)
             size += len(block)
             if max_samples is not None and size >= max_samples:
-                track.end = None  # where the rest ends does not matter, even if it has been read with the last block
+                track.end = None  # where the rest ends does not matter, even if it was read with the last block
                 break
         if size == 0:
             raise MediaError("audio", _no_sample(track.stream, start, end))
-        if found is not None:
-            found.troubles += track.troubles(start, end) + levels.troubles()
-            found.seconds = track.seconds(start, end)
+        if notes is not None:
+            notes.troubles += track.troubles(start, end) + levels.troubles()
+            notes.seconds = track.seconds(start, end)
         return np.concatenate(blocks)[:max_samples]
 
     return read_best(path, "audio", read, start, opened, audio_stream)
 
 
 def samples_needed(frames: int, sample_rate: int) -> int:
-    """How many samples at `sample_rate` Hz give exactly `frames` log-mel frames."""
+    """The number of samples at `sample_rate` Hz that give exactly `frames` log-mel frames."""
     return _samples(WINDOW, sample_rate) + (frames - 1) * _samples(SHIFT, sample_rate)
 
 
@@ -116,8 +115,7 @@ def spectrogram(
 ) -> tuple[torch.Tensor, int]:
     """(samples,) -> (frames, mel) float32 log-mel, cut or padded, and how many of the frames are real.
 
-    `pad` "zero" fills up with log-mel 0.0; "repeat" plays a short waveform again until every frame is
-    real.
+    `pad` "zero" fills the rest with log-mel 0.0; "repeat" repeats a short waveform until every frame is real.
     """
     assert len(waveform) > 0
     needed = samples_needed(frames, sample_rate)
@@ -130,7 +128,7 @@ def spectrogram(
 
 
 def _from(track: Track, start: Fraction) -> Iterator[Any]:
-    """The packets of a stream from a little before `start` on; ShortCutError where that can't be told."""
+    """The packets of a stream from shortly before `start`; ShortCutError if their stamps do not say where that is."""
     from_stamp = track.stamp(start - PREROLL)
     passed = track.sought
     packets = track.packets()
@@ -147,7 +145,7 @@ def _from(track: Track, start: Fraction) -> Iterator[Any]:
 
 
 def _cut(track: Track, start: float, end: float | None) -> Iterator[tuple[int, np.ndarray]]:
-    """The sound between two times, in seconds, as pieces of (rate, samples of each channel)."""
+    """The audio between two times, in seconds, as pieces of (rate, (channels, samples))."""
     skipping = track.quick and start > SEEK_BEYOND
     position: Fraction | None = None  # seconds, of the first sample at this rate
     rate = seen = first = last = 0  # samples, from there
@@ -165,7 +163,7 @@ def _cut(track: Track, start: float, end: float | None) -> Iterator[tuple[int, n
                 position = begin
                 if skipping:
                     track.damaged = 0  # the first packets after a seek need those before them
-                elif begin > start:  # there is silence before it, unless its clock was set
+                elif begin > start:  # silence comes first, unless the clock was set
                     position = Fraction(start)
                     believed = begin <= max(Fraction(LONGEST_HOLE), track.stated or 0)
                     lead = _round((begin - position) * frame.sample_rate) if believed else 0
@@ -177,11 +175,11 @@ def _cut(track: Track, start: float, end: float | None) -> Iterator[tuple[int, n
         assert position is not None
         time = math.nan if frame.pts is None or track.guessed else frame.pts * time_base - origin - float(position)
         if lead >= LATE * rate:
-            track.told.append(f"late: it begins at {float(position) + lead / rate:.2f} s; silence before that")
+            track.remarks.append(f"late: it begins at {float(position) + lead / rate:.2f} s; silence before that")
         for silent, size in ((True, lead or _hole(time, seen, rate)), (False, frame.samples)):
             low, high = max(0, first - seen), min(size, last - seen)
             if low >= size > 0:
-                track.damaged = 0  # what was damaged lies before the clip
+                track.damaged = 0  # the damaged packets lie before the clip
             if low < high:
                 planes = _planes(frame)
                 if silent and not lead:
@@ -195,7 +193,8 @@ def _cut(track: Track, start: float, end: float | None) -> Iterator[tuple[int, n
                 return
             seen += size
         if kind is not None and kind != (rate, frame.layout.nb_channels) and seen > first:
-            track.told.append(f"joined: it changes from {_words(kind)} to {_words((rate, frame.layout.nb_channels))}")
+            after = _words((rate, frame.layout.nb_channels))
+            track.remarks.append(f"joined: it changes from {_words(kind)} to {after}")
         kind = rate, frame.layout.nb_channels
     if position is not None:
         track.end = position + Fraction(seen, rate)
@@ -206,16 +205,16 @@ def _words(kind: tuple[int, int]) -> str:
 
 
 def _hole(time: float, seen: int, rate: int) -> int:
-    """Samples that were lost before a frame `time` seconds after the first, of which `seen` samples are there.
+    """Samples lost before a frame that comes `time` seconds after the first, if `seen` samples have been read.
 
-    Silence stands in for them: without it, all that follows would be heard too early.
+    Silence replaces them: without it, everything after them would be heard too early.
     """
     late = time - seen / rate
     return round(late * rate) if SHORTEST_HOLE < late < LONGEST_HOLE else 0
 
 
 def _silence(planes: np.ndarray, samples: int) -> np.ndarray:
-    """(channels, samples) of nothing, in the same type."""
+    """(channels, samples) of silence, in the type of `planes`."""
     return np.full((len(planes), samples), FULL_SCALE[planes.dtype.name][0], planes.dtype)
 
 
@@ -239,7 +238,7 @@ def _no_sample(stream: Any, start: float, end: float | None) -> str:
 
 
 def _round(value: Fraction) -> int:
-    return math.floor(value + Fraction(1, 2))  # halves always up, so that cuts agree from piece to piece
+    return math.floor(value + Fraction(1, 2))  # halves always round up, so that cuts agree from piece to piece
 
 
 def _samples(milliseconds: float, sample_rate: int) -> int:

@@ -1,4 +1,7 @@
-"""What a shard stores of a clip, and the settings behind it; light: a finished store is looked at without torch."""
+"""What a shard stores of a clip, and the settings behind it.
+
+This module does not import torch, so that a finished store can be inspected without it.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +28,16 @@ class ClipSettings:
     frame_size: int = 256  # pixels, the short side
     frame_codec: FrameCodec = "jpeg"
     frame_accuracy: Literal["exact", "keyframe"] = "exact"
-    allow_missing: Literal["none", "audio", "visual", "either"] = "none"  # of a clip that has it, but broken
+    allow_missing: Literal["none", "audio", "visual", "either"] = "none"  # what a clip may lose if it is broken
     on_truncated: Literal["keep", "fail"] = "keep"
-    audio_stream: int | None = None  # of those with sound, from 0; None is FFmpeg's choice
+    audio_stream: int | None = None  # of the audio streams, from 0; None leaves the choice to FFmpeg
 
 
 SHIFT = 0.01  # seconds from one frame of a spectrogram to the next
-LONGER = 1.1  # times what is stored of a clip; the length from which on it is told
-SHORTER = 0.25  # of the spectrogram; sound that fills less of it is told
+LONGER = 1.1  # times what is stored of a clip; a clip that is longer is reported
+SHORTER = 0.25  # of the spectrogram; audio that fills less of it is reported
 
-# what may be said of a clip that is kept, by the word that its `error` in partial.csv begins with
+# what may be reported of a clip that is kept, by the first word of its `error` in partial.csv
 KINDS = {
     "missing": "sound or picture is broken and left out",
     "truncated": "ends before its file says",
@@ -51,25 +54,25 @@ KINDS = {
     "tracks": "one of several streams is taken (--audio-stream)",
     "ignored": "files in its folder are no images by their names",
 }
-LOSSES = frozenset({"missing", "truncated", "short", "damaged", "hole"})  # those of which something is lacking
+LOSSES = frozenset({"missing", "truncated", "short", "damaged", "hole"})  # kinds that mean that something is missing
 
 
 def kind_of(what: str) -> str:
-    """The word that an `error` of partial.csv begins with."""
+    """The first word of an `error` in partial.csv."""
     return what.partition(":")[0]
 
 
 @dataclass
-class Found:
-    """What reading sound or pictures tells beside them."""
+class Notes:
+    """What was noticed while the audio or the pictures of a clip were read."""
 
     troubles: list[str] = field(default_factory=list)  # each begins with a word of KINDS
-    seconds: float | None = None  # that the clip lasts by its file, however much of it is read
+    seconds: float | None = None  # the clip's length by its file, however much of it is read
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """Something that must be known of a clip that is kept."""
+    """Something that users should know about a clip that is kept."""
 
     modality: Modality
     what: str  # begins with a word of KINDS
@@ -79,24 +82,24 @@ class Trouble:
 class DecodedClip:
     """One clip as a shard stores it; a modality that the clip lacks has no frames."""
 
-    fbank: np.ndarray  # (frames, mel) in audio_dtype, log-mel before normalisation; all 0 where there is no sound
-    num_audio_frames: int  # frames before padding; 0 = no sound
+    fbank: np.ndarray  # (frames, mel) in audio_dtype, log-mel before normalisation; all 0 if there is no audio
+    num_audio_frames: int  # frames before padding; 0 = no audio
     times: np.ndarray  # (F,) float32, seconds from the clip's start
     sizes: np.ndarray  # (F, 2) int32, height and width
     frames: list[bytes]  # F pictures, JPEG files or raw RGB rows
     troubles: tuple[Trouble, ...] = ()
-    seconds: Mapping[Modality, float] = field(default_factory=dict)  # that each lasts, however much of it is stored
+    seconds: Mapping[Modality, float] = field(default_factory=dict)  # the length of each, however much of it is stored
 
     def spans(self, settings: ClipSettings) -> dict[Modality, float]:
-        """Seconds that are stored of each modality at most."""
+        """The most seconds that are stored of each modality."""
         spans: dict[Modality, float] = {"audio": settings.spectrogram_frames * SHIFT} if self.num_audio_frames else {}
         return spans | ({"visual": settings.max_frames / settings.fps} if self.frames else {})
 
     def is_longer(self, settings: ClipSettings, modalities: Collection[Modality] = MODALITIES) -> bool:
-        """Whether its sound or its pictures, or one of them, go on well beyond what is stored of them."""
+        """Whether any of the modalities lasts well beyond what is stored of it."""
         spans = self.spans(settings)
         return any(self.seconds.get(modality, 0.0) > LONGER * spans[modality] for modality in spans.keys() & modalities)
 
     def is_short(self, settings: ClipSettings) -> bool:
-        """Whether most of its spectrogram is padding."""
+        """Whether most of the spectrogram is padding."""
         return 0 < self.num_audio_frames < SHORTER * settings.spectrogram_frames

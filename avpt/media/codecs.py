@@ -1,7 +1,7 @@
-"""How a frame is stored: for each choice of --frame-codec how it is encoded, decoded and checked.
+"""How each choice of --frame-codec encodes, decodes and checks a frame.
 
-A frame is (height, width, 3) uint8 RGB; a shard keeps its bytes and, beside them, its size. torch is loaded where a
-frame is encoded or decoded: a finished store is looked at without it.
+A frame is (height, width, 3) uint8 RGB; a shard keeps its bytes and, beside them, its size. torch is imported only
+where a frame is encoded or decoded, so that a finished store can be inspected without it.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ Array = np.ndarray[Any, Any]
 
 JPEG_QUALITY = 95  # of 100
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
-# markers of a JPEG: nothing follows these, ends and starts, frame headers
+# markers of a JPEG: those without a segment, starts and ends, frame headers
 ALONE, SOI, EOI, SOS = frozenset({0x00, 0x01, *range(0xD0, 0xD8)}), 0xD8, 0xD9, 0xDA
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 class DamagedFrameError(Exception):
-    """Stored bytes that are not the frame that they should be; says what is wrong with it."""
+    """Stored bytes are not the frame that they should be; the message says what is wrong."""
 
 
 @dataclass(frozen=True)
 class Codec:
     """One way to store a frame.
 
-    `decode` and the two checks take the stored bytes (size,) uint8, height and width. The checks say what is wrong, or
-    nothing: `check_form` looks at what costs nothing to see, `check_size` at the size that the bytes themselves ask
-    for, before memory of that size is taken.
+    `decode` and the two checks take the stored bytes (size,) uint8, height and width. The checks return
+    what is wrong, or an empty string: `check_form` looks at what is cheap to see, `check_size` at the size that the
+    bytes themselves ask for, before memory of that size is allocated.
     """
 
     encode: Callable[[Array], bytes]
-    decode: Callable[[Array, int, int], Tensor]  # (3, height, width) uint8; RuntimeError where it can't be decoded
+    decode: Callable[[Array, int, int], Tensor]  # (3, height, width) uint8; RuntimeError if it can't be decoded
     check_form: Callable[[Array, int, int], str]
     check_size: Callable[[Array, int, int], str]
 
 
 def encode_frame(rgb: Array, codec: FrameCodec) -> bytes:
-    """What is stored of a frame (height, width, 3) uint8."""
+    """Encode a frame (height, width, 3) uint8 as the bytes that are stored."""
     return CODECS[codec].encode(rgb)
 
 
 def decode_frame(stored: Array, codec: FrameCodec, height: int, width: int) -> Tensor:
-    """A stored frame (size,) uint8 as (3, height, width) uint8.
+    """Decode a stored frame (size,) uint8 to (3, height, width) uint8.
 
     Raises:
         DamagedFrameError: it is not a frame of that size.
@@ -65,7 +65,7 @@ def decode_frame(stored: Array, codec: FrameCodec, height: int, width: int) -> T
 
 
 def wrong_frame(stored: Array, codec: FrameCodec, height: int, width: int, *, deep: bool) -> str:
-    """What is wrong with a stored frame (size,) uint8, with `deep` also when it is decoded; empty where nothing is."""
+    """What is wrong with a stored frame (size,) uint8, or an empty string; `deep` decodes it too."""
     if wrong := _wrong_number_of_pixels(height, width):
         return wrong
     if not len(stored):

@@ -1,4 +1,4 @@
-"""One manifest row -> what a shard stores of the clip: its log-mel and its encoded frames."""
+"""From one manifest row to what a shard stores of the clip: its log-mel and its encoded frames."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 import numpy as np
-import torchvision.io  # noqa: F401 - codecs load it on first use: here once for all workers that are forked
+import torchvision.io  # noqa: F401 - codecs load it on first use; here it is loaded once for all forked workers
 
 from avpt.errors import MediaError
 from avpt.media.audio import read_waveform, samples_needed, spectrogram
-from avpt.media.clip import ClipSettings, DecodedClip, Found, Trouble, kind_of
+from avpt.media.clip import ClipSettings, DecodedClip, Notes, Trouble, kind_of
 from avpt.media.codecs import encode_frame
 from avpt.media.streams import Opened, open_tracks
 from avpt.media.video import read_frames, read_images
@@ -29,29 +29,29 @@ def decode_clip(
     end: float | None,
     settings: ClipSettings,
 ) -> DecodedClip:
-    """Decode the files of one manifest row; `audio` wins over the video's sound, `frames` over its pictures.
+    """Decode the files of one manifest row; `audio` replaces the video's audio, `frames` its pictures.
 
-    `start` and `end`, in seconds, cut `video` and `audio`. A video may lack one modality. MediaError
-    where a file can't be opened, a stream that is there gives nothing and `settings.allow_missing` does not
-    name it, a stream is truncated and `settings.on_truncated` is "fail", a file given as `audio` has no
-    sound stream, or the clip has neither sound nor picture.
+    `start` and `end`, in seconds, cut `video` and `audio`. A video may lack one modality. Raises MediaError if a file
+    can't be opened, if an existing stream gives nothing and `settings.allow_missing` does not name it, if a stream is
+    truncated and `settings.on_truncated` is "fail", if the file passed as `audio` has no audio stream, or if the clip
+    has neither audio nor pictures.
     """
     begin = start or 0.0
-    # from one file, opened once; but a stream that is asked for may not be there
+    # both come from one file, which is opened once; not if a stream is asked for by number, which may be missing
     both = video is not None and audio is None and frames is None and settings.audio_stream is None
     troubles: list[Trouble] = []
     seconds: dict[Modality, float] = {}
     with open_tracks(cast(Path, video), ("audio", "video"), begin) if both else nullcontext() as opened:
-        waveform = _tolerated(
+        waveform = _read_tolerantly(
             "audio",
-            lambda found: _sound(video, audio, begin, end, settings, opened, found),
+            lambda notes: _read_audio(video, audio, begin, end, settings, opened, notes),
             settings,
             troubles,
             seconds,
         )
-        pictures = _tolerated(
+        pictures = _read_tolerantly(
             "visual",
-            lambda found: _pictures(video, frames, begin, end, settings, opened, found),
+            lambda notes: _read_visual(video, frames, begin, end, settings, opened, notes),
             settings,
             troubles,
             seconds,
@@ -59,7 +59,7 @@ def decode_clip(
     if waveform is None and not pictures:
         missing = [MediaError(trouble.modality, trouble.what.removeprefix("missing: ")) for trouble in troubles]
         raise next(iter(missing), MediaError("open", "the clip has neither sound nor picture"))
-    fbank, num_audio_frames = _fbank(waveform, settings)
+    fbank, num_audio_frames = _to_fbank(waveform, settings)
     pictures = pictures or []
     return DecodedClip(
         fbank=fbank,
@@ -72,38 +72,38 @@ def decode_clip(
     )
 
 
-def _tolerated(
+def _read_tolerantly(
     modality: Modality,
-    read: Callable[[Found], Read | None],
+    read: Callable[[Notes], Read | None],
     settings: ClipSettings,
     troubles: list[Trouble],
     seconds: dict[Modality, float],
 ) -> Read | None:
-    """What is read of a modality; what is wrong with it goes to `troubles` or is raised, as the settings say."""
-    found = Found()
+    """Read a modality; what is wrong with it goes to `troubles` or is raised, depending on the settings."""
+    notes = Notes()
     try:
-        result = read(found)
-        for what in found.troubles:
+        result = read(notes)
+        for what in notes.troubles:
             if kind_of(what) == "truncated" and settings.on_truncated == "fail":
                 raise MediaError(modality, what)
     except MediaError as error:
         if settings.allow_missing not in (modality, "either"):
             raise
-        result, found = None, Found([f"missing: {error}"])
-    troubles += [Trouble(modality, what) for what in found.troubles]
-    if found.seconds is not None:
-        seconds[modality] = found.seconds
+        result, notes = None, Notes([f"missing: {error}"])
+    troubles += [Trouble(modality, what) for what in notes.troubles]
+    if notes.seconds is not None:
+        seconds[modality] = notes.seconds
     return result
 
 
-def _sound(
+def _read_audio(
     video: Path | None,
     audio: Path | None,
     start: float,
     end: float | None,
     settings: ClipSettings,
     opened: Opened | None,
-    found: Found,
+    notes: Notes,
 ) -> np.ndarray | None:
     source = audio or video
     if source is None:
@@ -117,25 +117,25 @@ def _sound(
         max_samples=needed,
         opened=opened,
         audio_stream=settings.audio_stream,
-        found=found,
+        notes=notes,
     )
     if waveform is None and audio is not None:
         raise MediaError("audio", "the audio file has no sound stream")
     return waveform
 
 
-def _pictures(
+def _read_visual(
     video: Path | None,
     frames: Path | None,
     start: float,
     end: float | None,
     settings: ClipSettings,
     opened: Opened | None,
-    found: Found,
+    notes: Notes,
 ) -> list[tuple[float, np.ndarray]] | None:
     fps, max_frames, frame_size = settings.fps, settings.max_frames, settings.frame_size
     if frames is not None:
-        return read_images(frames, fps=fps, max_frames=max_frames, frame_size=frame_size, found=found)
+        return read_images(frames, fps=fps, max_frames=max_frames, frame_size=frame_size, notes=notes)
     if video is None:
         return None
     return read_frames(
@@ -147,11 +147,11 @@ def _pictures(
         end=end,
         accuracy=settings.frame_accuracy,
         opened=opened,
-        found=found,
+        notes=notes,
     )
 
 
-def _fbank(waveform: np.ndarray | None, settings: ClipSettings) -> tuple[np.ndarray, int]:
+def _to_fbank(waveform: np.ndarray | None, settings: ClipSettings) -> tuple[np.ndarray, int]:
     if waveform is None:
         return np.zeros((settings.spectrogram_frames, settings.mel_bins), settings.audio_dtype), 0
     fbank, num_frames = spectrogram(
@@ -165,7 +165,7 @@ def _fbank(waveform: np.ndarray | None, settings: ClipSettings) -> tuple[np.ndar
 
 
 def _encode(pictures: list[np.ndarray], settings: ClipSettings) -> list[bytes]:
-    encoded: dict[int, bytes] = {}  # a frame that stays on screen is one array, encoded once
+    encoded: dict[int, bytes] = {}  # a frame that stays on screen is one array and is encoded once
     for rgb in pictures:
         if id(rgb) not in encoded:
             encoded[id(rgb)] = encode_frame(rgb, settings.frame_codec)

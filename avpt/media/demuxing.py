@@ -1,4 +1,4 @@
-"""The packets of some streams of a file that is read once, and the doubt that ends the quick way of reading."""
+"""The packets of some streams of a file that is read once, and the error that ends a quick read."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ UNREADABLE = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEI
 
 
 class ShortCutError(Exception):
-    """The quick way of reading is in doubt here; the plain way is not."""
+    """A quick read may not be right here; the caller falls back to the plain read."""
 
 
 class Demuxer:
-    """The packets of some streams of a file, which is read once: those that nobody has asked for yet wait."""
+    """Reads a file once and deals out the packets of some of its streams; those not yet asked for wait in a queue."""
 
     def __init__(self, container: InputContainer, streams: list[Stream]) -> None:
         self.source = container.demux(*cast(Any, streams))
         self.waiting: dict[int, deque[Any]] = {stream.index: deque() for stream in streams}
-        self.held = 0  # bytes that wait
+        self.held = 0  # bytes in the queues
         self.exhausted = False
         self.broken = ""  # why the file could not be read to its end
 
     def next(self, index: int) -> Any:
-        """The next packet of a stream, None where there is none."""
+        """The next packet of a stream; None at its end."""
         mine = self.waiting[index]
         while not mine and not self.exhausted:
             self._pull()
@@ -44,7 +44,7 @@ class Demuxer:
         return packet
 
     def drop(self, index: int) -> None:
-        """Let a stream's packets go by from now on."""
+        """Discard a stream's packets from now on."""
         self.held -= sum(packet.size for packet in self.waiting.pop(index, ()))
 
     def _pull(self) -> None:
@@ -60,7 +60,7 @@ class Demuxer:
             self.exhausted = True
             return
         queue = self.waiting.get(packet.stream_index)
-        if packet.size and queue is not None:  # FFmpeg reads an empty packet as an error or, worse, as the end
+        if packet.size and queue is not None:  # FFmpeg takes an empty packet for an error or, worse, for the end
             queue.append(packet)
             self.held += packet.size
             if self.held > MAX_WAITING:

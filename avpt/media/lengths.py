@@ -1,4 +1,4 @@
-"""How long a stream is by what its file says of it, read from the header where FFmpeg goes by the file's size."""
+"""How long a stream is according to its file, read from the header where FFmpeg relies on the file's size."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from av.container import InputContainer
 from av.stream import Stream
 
 CONTAINER_TICK = Fraction(1, 1_000_000)  # seconds; the unit of a container's start time (AV_TIME_BASE)
-GUESSED = frozenset({"aac", "ac3", "amr", "dts", "eac3", "loas", "mp3", "truehd"})  # durations, from the bit rate
+GUESSED = frozenset({"aac", "ac3", "amr", "dts", "eac3", "loas", "mp3", "truehd"})  # durations from the bit rate
 COUNTED = re.compile(rb"(?:Xing|Info)\0\0\0[\x01\x03\x05\x07\x09\x0b\x0d\x0f]|VBRI")  # an MP3 header with a length
-FRAME_HEADER = 200  # bytes of an MP3 frame; its header is somewhere in them
-UNKNOWN = 0x7FFF0000  # bytes; who can't go back to write a size leaves 0, or one about as large as fits
+FRAME_HEADER = 200  # bytes of an MP3 frame that are searched for such a header
+UNKNOWN = 0x7FFF0000  # bytes; a writer that can't go back to fill in a size leaves 0, or about the largest that fits
 NAME = re.compile(rb"[ -~]{4}")  # of a chunk
-MAX_CHUNKS = 1000  # looked at; a file may be made of millions of empty ones
-LEFT = 0.1  # of the bytes of a file that may follow its sound unexplained
+MAX_CHUNKS = 1000  # that are read; a file may consist of millions of empty ones
+LEFT = 0.1  # of a file's bytes; as many may follow its audio unexplained
 
 
 @dataclass(frozen=True)
 class Length:
     """What a file says about how long a stream is."""
 
-    end: Fraction | None = None  # seconds on the stream's clock, None where it does not say
-    more: Fraction = Fraction(0)  # seconds of sound that lie behind the end
+    end: Fraction | None = None  # seconds on the stream's clock; None if the file does not say
+    more: Fraction = Fraction(0)  # seconds of audio behind that end
 
 
 def start_of(container: InputContainer) -> Fraction:
-    """Seconds on the streams' clock at which the container starts."""
+    """The container's start, in seconds on the streams' clock."""
     return (container.start_time or 0) * CONTAINER_TICK
 
 
 def length_of(container: InputContainer, stream: Stream, path: Path) -> Length:
-    """Where a stream ends by the file's own word: the stream's where the container has one for each, else its own."""
+    """Where a stream ends according to its file: by the stream's own length if it has one, else by the container's."""
     name, tick = container.format.name, stream.time_base
     if tick is None or (name in GUESSED and not (name == "mp3" and _is_counted(path))):
         return Length()
     begin = start_of(container) if stream.start_time is None else stream.start_time * tick
     if name in ("wav", "w64", "aiff", "au"):
-        found = _of_samples(path, name, stream)
-        if found is not None:
-            return Length(begin + found.end, found.more) if found.end is not None else found
-    # of what these hold of a cut file FFmpeg makes a duration; the number of frames is that of the header
+        samples = _of_samples(path, name, stream)
+        if samples is not None:
+            return Length(begin + samples.end, samples.more) if samples.end is not None else samples
+    # for these FFmpeg computes the duration of a cut file from what is left of it; the number of frames is the header's
     pcm = str(stream.codec_context and stream.codec_context.name).startswith("pcm_")
     if stream.frames and (name == "avi" or (name == "caf" and pcm)):
         return Length(begin + stream.frames * tick)
@@ -63,14 +63,14 @@ def _of_container(container: InputContainer) -> Fraction | None:
     if not container.duration or container.duration < 0:
         return None
     duration = container.duration * CONTAINER_TICK
-    # Matroska's is the time of its end, not counted from its start
+    # Matroska states the time of the end, not the duration from the start
     return duration if "matroska" in container.format.name else start_of(container) + duration
 
 
 def _seconds(text: str) -> Fraction | None:
-    """`00:00:02.020000000`, as Matroska's tags have it."""
-    found = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d{1,12})?)", text.strip())
-    return int(found[1]) * 3600 + int(found[2]) * 60 + Fraction(found[3]) if found else None
+    """Parse `00:00:02.020000000`, as in Matroska's tags."""
+    match = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d{1,12})?)", text.strip())
+    return int(match[1]) * 3600 + int(match[2]) * 60 + Fraction(match[3]) if match else None
 
 
 def _is_counted(path: Path) -> bool:
@@ -85,7 +85,7 @@ def _is_counted(path: Path) -> bool:
 
 
 def _of_samples(path: Path, name: str, stream: Any) -> Length | None:
-    """What the header of plain sound says; None where it says nothing, or the sound is coded otherwise."""
+    """What the header of uncompressed audio says; None if it says nothing, or if the audio is compressed."""
     codec = stream.codec_context
     plain = codec is not None and (codec.name.startswith("pcm_") or name in ("wav", "w64"))
     rate = codec.bit_rate // 8 if plain and codec.bit_rate else 0
@@ -99,10 +99,10 @@ def _of_samples(path: Path, name: str, stream: Any) -> Length | None:
                 return None
             data, said = struct.unpack(">II", header[4:12])
         else:
-            found = next((chunk for chunk in _chunks(file, name, size) if chunk[0] in (b"data", b"SSND")), None)
-            if found is None:
+            content = next((chunk for chunk in _chunks(file, name, size) if chunk[0] in (b"data", b"SSND")), None)
+            if content is None:
                 return None
-            _, data, said = found
+            _, data, said = content
         if said <= 0 or said >= UNKNOWN > size:
             return None
         end = data + said
@@ -112,7 +112,7 @@ def _of_samples(path: Path, name: str, stream: Any) -> Length | None:
 
 
 def _chunks(file: BinaryIO, name: str, size: int) -> Iterator[tuple[bytes, int, int]]:
-    """The chunks of a WAV, W64 or AIFF file: name, where the content begins, and its size as it says."""
+    """The chunks of a WAV, W64 or AIFF file: name, where the content begins, and the size that it declares."""
     wide = name == "w64"  # names of 16 bytes, sizes of 8 that count the header
     head, at = (24, 40) if wide else (8, 12)
     said64: int | None = None
@@ -138,7 +138,7 @@ def _chunks(file: BinaryIO, name: str, size: int) -> Iterator[tuple[bytes, int, 
 
 
 def _is_chunked(file: BinaryIO, name: str, at: int, size: int) -> bool:
-    """Whether what lies between two places is chunks, and so no sound that the header leaves out."""
+    """Whether the bytes between two places are chunks, and so not audio that the header leaves out."""
     order = ">I" if name == "aiff" else "<I"
     for _ in range(MAX_CHUNKS if name != "w64" else 0):
         if at + 8 > size:

@@ -1,4 +1,4 @@
-"""Which way up a picture is shown, by what its file says."""
+"""Which way up a picture is shown, according to its file."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ QUARTER_TURNS: tuple[Matrix, ...] = (
 
 
 def turn_of(frame: VideoFrame, content: bytes = b"") -> Matrix:
-    """How metadata turn a frame, as ffmpeg's autorotate does; a damaged display matrix says nothing."""
+    """How the metadata turn a frame, as in ffmpeg's autorotate; a damaged display matrix is ignored."""
     try:
         side_data: Any = frame.side_data
         matrices = [bytes(data) for data in side_data if data.type is SideData.DISPLAYMATRIX]
-    except ValueError:  # PyAV stops at kinds of side data that it does not know, EXIF among them
+    except ValueError:  # PyAV fails at kinds of side data that it does not know, EXIF among them
         orientation = _exif_orientation(content)
         if orientation is not None:
             return orientation
@@ -52,10 +52,10 @@ def turn_of(frame: VideoFrame, content: bytes = b"") -> Matrix:
 
 def _exif_orientation(content: bytes) -> Matrix | None:
     """The orientation in an image's EXIF block, which is a small TIFF file (CIPA DC-008, section 4.6)."""
-    found = EXIF.search(content)
-    if found is None:
+    match = EXIF.search(content)
+    if match is None:
         return None
-    tiff = content[found.start(1) :]
+    tiff = content[match.start(1) :]
     order = "<" if tiff[:2] == b"II" else ">"
     with suppress(struct.error):
         (at,) = struct.unpack_from(f"{order}I", tiff, 4)

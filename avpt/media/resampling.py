@@ -1,4 +1,4 @@
-"""Sound of any rate, type and number of channels -> mono at one rate, and how loud it is."""
+"""From audio of any rate, type and number of channels to mono at one rate, and how loud it is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from av.error import FFmpegError
 
 from avpt.errors import MediaError
 
-FULL_SCALE = {  # the middle and the loudest sample of what they become
+FULL_SCALE = {  # the value of silence, and the distance from it to full scale
     "uint8": (2.0**7, 2.0**7),
     "int16": (0.0, 2.0**15),
     "int32": (0.0, 2.0**31),
@@ -21,20 +21,20 @@ FULL_SCALE = {  # the middle and the loudest sample of what they become
     "float64": (0.0, 1.0),
 }
 SILENT = 2.0**-15  # of full scale: the smallest step of 16 bits
-CANCELLED = 0.01  # of the channels' level that is left of them once they are mixed: they are one another's opposite
+CANCELLED = 0.01  # of the channels' level; a mix that is quieter comes from channels in opposite phase
 
 
 @dataclass
 class Levels:
-    """How loud sound is, before and after its channels are mixed."""
+    """How loud audio is, before and after its channels are mixed."""
 
-    lowest: float = math.inf  # of the mix, of full scale
+    lowest: float = math.inf  # sample of the mix, full scale is 1
     highest: float = -math.inf
-    mixed: float = 0.0  # sum of squares
-    channels: float = 0.0  # sum of squares, a mean over the channels
+    mixed: float = 0.0  # sum of squares of the mix
+    channels: float = 0.0  # sum of squares of the channels, averaged over them
 
     def troubles(self) -> list[str]:
-        """Why nothing is heard, where nothing is."""
+        """Why nothing is heard; empty if something is."""
         if self.channels > 0 and self.mixed < CANCELLED**2 * self.channels:
             return ["silent: its channels cancel each other out once they are mixed"]
         return [] if self.highest - self.lowest > 2 * SILENT else ["silent: there is nothing but silence in it"]
@@ -50,8 +50,8 @@ def mono(planes: np.ndarray) -> np.ndarray:
 def resample(pieces: Iterator[tuple[int, np.ndarray]], sample_rate: int, levels: Levels) -> Iterator[np.ndarray]:
     """Pieces of (rate, channels) -> mono blocks at `sample_rate` Hz; a new rate starts a new resampler.
 
-    The channels are averaged before, not after: resampling is linear, so the result is the same for less work,
-    and it never depends on a channel layout that FFmpeg may not know.
+    The channels are averaged before resampling, which is linear: the result is the same for less work, and it never
+    depends on a channel layout that FFmpeg may not know.
     """
     source, resampler = sample_rate, None
     for rate, samples in _join(pieces, levels):
@@ -69,7 +69,7 @@ def resample(pieces: Iterator[tuple[int, np.ndarray]], sample_rate: int, levels:
 
 
 def _join(pieces: Iterator[tuple[int, np.ndarray]], levels: Levels) -> Iterator[tuple[int, np.ndarray]]:
-    """Pieces of one kind put together until they last a second, and made mono: each call costs as much as a piece."""
+    """Join pieces of one kind until they last a second, and mix them: fewer, larger pieces need fewer costly calls."""
     for (rate, _, _), same in groupby(pieces, key=lambda piece: (piece[0], len(piece[1]), piece[1].dtype)):
         held: list[np.ndarray] = []
         size = 0
@@ -84,7 +84,7 @@ def _join(pieces: Iterator[tuple[int, np.ndarray]], levels: Levels) -> Iterator[
 
 
 def _mixed(planes: np.ndarray, levels: Levels) -> np.ndarray:
-    """(channels, samples) -> (samples,) float32, their mean; `levels` keeps account of both."""
+    """(channels, samples) -> (samples,) float32, their mean; `levels` records how loud both are."""
     mixed = mono(planes)
     levels.lowest = min(levels.lowest, float(mixed.min()))
     levels.highest = max(levels.highest, float(mixed.max()))

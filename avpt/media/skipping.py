@@ -1,9 +1,9 @@
-"""Which packets of a picture stream need decoding, when only the frames at a few instants are looked at.
+"""Which packets of a picture stream need decoding if only the frames at a few instants are wanted.
 
 A packet's stamp tells when its frame is shown, and the stamps around it until when, so which frames will be on screen
 is known before they are decoded. Three kinds of packets need no decoding: those before the last key frame that
-precedes the first instant; those whose frame nobody sees and no other frame refers to; and those from the last frame
-that is seen up to the next key frame.
+precedes the first instant; those whose frame is not shown and that no other frame refers to; and those after the last
+frame that is shown up to the next key frame.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from avpt.media.demuxing import ShortCutError
 from avpt.media.lengths import CONTAINER_TICK
 from avpt.media.streams import Track, decode
 
-LOOKAHEAD = 64  # packets; more than any codec may put between a frame's decoding and its showing
-SKIPPING = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vp8"})  # decoders that can pass frames over
-UNSTAMPED = frozenset({"avi"})  # containers that do not say when a frame is shown, only when it is decoded
-STAMPED = SKIPPING | {"h263", "libdav1d", "libvpx-vp9", "mjpeg", "vp9"}  # those whose packets each show one frame
+LOOKAHEAD = 64  # packets; more than any codec may put between decoding a frame and showing it
+SKIPPING = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vp8"})  # decoders that can skip frames
+UNSTAMPED = frozenset({"avi"})  # containers that say when a frame is decoded, but not when it is shown
+STAMPED = SKIPPING | {"h263", "libdav1d", "libvpx-vp9", "mjpeg", "vp9"}  # codecs of which each packet shows one frame
 
 
 def shown_frames(track: Track, instants: Sequence[Fraction], keyframes: bool) -> Iterator[VideoFrame]:
-    """The frames on screen at some instant, in seconds and in order, and the first one after all of them.
+    """The frames on screen at some instants, in seconds and in order, and the first frame after all of them.
 
-    With `keyframes` only key frames count. ShortCutError where stamps are missing, a packet is damaged, or frames do
-    not come as their packets said.
+    With `keyframes` only key frames count. Raises ShortCutError if stamps are missing, a packet is damaged, or the
+    frames are not those that their packets announced.
     """
     codec = track.stream.codec_context
     if codec.name not in STAMPED:
@@ -51,7 +51,7 @@ def shown_frames(track: Track, instants: Sequence[Fraction], keyframes: bool) ->
         if track.damaged or late or frame.pts != min(plan.expected):  # a smaller one is lost
             raise ShortCutError
         if not frame.duration and frame.pts == plan.stamps[-1]:
-            raise ShortCutError  # how long the last frame stays is told by the distance of all frames
+            raise ShortCutError  # how long the last frame stays follows from the distances between all frames
         plan.expected.remove(frame.pts)
         latest = frame.pts
         yield frame
@@ -60,7 +60,7 @@ def shown_frames(track: Track, instants: Sequence[Fraction], keyframes: bool) ->
 
 
 class _Plan:
-    """A window that moves over the packets and tells of the first in it whether it is needed."""
+    """A window that moves over the packets and decides whether the first one in it is needed."""
 
     def __init__(self, track: Track, limits: list[int], keyframes: bool) -> None:
         self.track = track
@@ -68,15 +68,15 @@ class _Plan:
         self.keyframes = keyframes
         self.expected: set[int] = set()  # stamps of frames that must come out of the decoder
         self.stamps: list[int] = []  # of all packets seen, in order
-        self.begun: list[int] = []  # stamps of the packets at which the decoder starts, whose frames are to come
-        self.believed = False  # the stamps
-        self.window: deque[Any] = deque()  # packets that wait until the stamps around theirs are known
+        self.begun: list[int] = []  # stamps of packets at which the decoder starts and whose frames have not come out
+        self.believed = False  # whether the stamps have been checked
+        self.window: deque[Any] = deque()  # packets that wait until the stamps around their own are known
 
     def packets(self) -> Iterator[Any]:
-        """The packets to decode; None where the decoder must start afresh, since some were left out."""
+        """The packets to decode, with None where packets were left out and the decoder must restart."""
         codec = self.track.stream.codec_context
         left_out, first = False, True
-        tail: bool | None = None  # whether nothing up to the next key frame is seen; None where it must be looked at
+        tail: bool | None = None  # whether nothing is shown up to the next key frame; None if that must be checked
         for packet in self._from_key_frame():
             needed = not packet.is_discard and self._is_shown(packet.pts)
             if needed or packet.is_keyframe:
@@ -97,7 +97,7 @@ class _Plan:
             if codec.skip_frame != skip:
                 codec.skip_frame = skip
             yield packet
-            left_out = self.keyframes  # each on its own: of open groups HEVC shows the second before the first
+            left_out = self.keyframes  # each alone: in open groups, HEVC would show the second before the first
 
     def _from_key_frame(self) -> Iterator[Any]:
         """The packets from the last key frame before the first instant up to the one after the last instant."""
@@ -130,28 +130,28 @@ class _Plan:
             yield window.popleft()
 
     def _believe(self) -> None:
-        """ShortCutError where the stamps only tell when a frame is decoded, as AVI's and what is made of it."""
+        """Raise ShortCutError if the stamps say when a frame is decoded, not when it is shown, as in and from AVI."""
         if self.track.stream.codec_context.has_b_frames:
             lags = {held.pts - held.dts for held in self.window if held.dts is not None}
             if len(lags) <= 1 or self.track.stream.container.format.name in UNSTAMPED:
-                raise ShortCutError  # frames that change places lag by different times
+                raise ShortCutError  # reordered frames lag by different times
         self.believed = True
 
     def _is_shown_packet(self, packet: Any) -> bool:
         return not packet.is_discard and self._is_shown(packet.pts)
 
     def _is_shown(self, stamp: int) -> bool:
-        """Whether a frame is on screen at some instant or follows the last; too few stamps known make it likelier."""
+        """Whether a frame is on screen at some instant or follows the last; yes if too few stamps are known to tell."""
         stamps, limits = self.stamps, self.limits
         after = bisect_right(stamps, stamp)
         following = stamps[after] if after < len(stamps) else math.inf
         due = bisect_left(limits, stamp)
         if due == len(limits):
             return after <= 2 or stamps[after - 2] <= limits[-1]
-        return limits[due] < following or (after == 1 and limits[0] < stamp)  # the first frame stands in before itself
+        return limits[due] < following or (after == 1 and limits[0] < stamp)  # the first frame stands in before it
 
     def _tail_is_unseen(self) -> bool:
-        """Whether no frame up to the next key frame is seen, nor one that is decoded after that but shown before."""
+        """Whether no frame is shown up to the next key frame, nor one that is decoded after it but shown before it."""
         key: int | None = None
         for packet in self.window:
             if key is not None and packet.pts > key:

@@ -10,7 +10,7 @@ from typing import Any
 
 from avpt.files.artifacts import Header
 from avpt.loading.dataset import InputSpec
-from avpt.loading.evaluation import check_sound, other_pictures
+from avpt.loading.evaluation import check_spectrograms, different_frames
 from avpt.models.checkpoint import load_network, read_input
 from avpt.models.encoder import Classifier
 from avpt.models.fusion import FusedModel
@@ -74,10 +74,10 @@ def check_clips(
         for modality in modalities:
             require_modality(store, split, index, modality)
     if "audio" in modalities:
-        check_sound(store, spec, list(splits.values()))
+        check_spectrograms(store, spec, list(splits.values()))
         if (stream := store.settings.get("audio_stream")) != spec.audio_stream:
             named = ["left out" if one is None else one for one in (stream, spec.audio_stream)]
             message = "%s holds the sound of other streams than the model was trained on (--audio-stream %s against %s)"
             log.warning(message, store.path, *named)
-    if "visual" in modalities and (different := other_pictures(store.settings, spec)):
+    if "visual" in modalities and (different := different_frames(store.settings, spec)):
         log.warning("%s holds other frames than the model was trained on (%s)", store.path, ", ".join(different))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from avpt.files.artifacts import Header, Kind
 from avpt.loading.dataset import Augmentation, ClipDataset, Masking, grid
-from avpt.loading.loader import Loader, deaths_told
+from avpt.loading.loader import Loader, explain_worker_deaths
 from avpt.loading.masking import most_masked
 from avpt.loading.pictures import picture
 from avpt.machine.workers import loading_workers
@@ -59,7 +59,7 @@ def augmentation(config: TrainConfig) -> Augmentation:
     return Augmentation(config.crop_scale, config.flip, config.spec_augment, dropout)
 
 
-@deaths_told()
+@explain_worker_deaths()
 def train(
     config: TrainConfig,
     model: nn.Module,

@@ -1,1 +1,1 @@
-"""Manifest and store: what the clips are, how they lie on disk, and whether all of it is sound."""
+"""Manifest and store: what the clips are, how they are stored on disk, and whether a store is intact."""

@@ -1,4 +1,4 @@
-"""The JSON files of a store, typed: `settings.json`, `store.json`, and that beside each shard."""
+"""The JSON files of a store, typed: `settings.json`, `store.json`, and one beside each shard."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Failure:
-    """A manifest row that was left out, a line of `failures.csv`, or kept in part, a line of `partial.csv`."""
+    """A manifest row that was left out (a line of `failures.csv`) or kept in part (a line of `partial.csv`)."""
 
     id: str
     split: str
@@ -28,7 +28,7 @@ class Failure:
 
 
 class StoreConfig(TypedDict):
-    """The options of `settings.json` that reading a store depends on; what is not required is younger than some."""
+    """The options of `settings.json` that reading a store depends on; older stores lack those that are not required."""
 
     sample_rate: Positive
     mel_bins: Positive
@@ -66,7 +66,7 @@ class SplitRecord(TypedDict):
 
 
 class Normalisation(TypedDict):
-    """Of the log-mel."""
+    """Mean and standard deviation of the log-mel."""
 
     mean: Finite
     std: AboveZero
@@ -86,7 +86,7 @@ class StoreRecord(TypedDict):
 
 
 class Sums(TypedDict):
-    """Over all real values of a shard's log-mel."""
+    """Sums over all values of a shard's log-mel but padding."""
 
     count: Count
     sum: float
@@ -94,7 +94,7 @@ class Sums(TypedDict):
 
 
 class Lengths(TypedDict):
-    """How many clips are longer or far shorter than what is stored of one, and the longest's seconds."""
+    """How many clips are longer or far shorter than what is stored of a clip, and the seconds of the longest."""
 
     longer: Count
     longest: Finite
@@ -110,7 +110,7 @@ class ShardRecord(TypedDict):
     sha256: str
     sums: Sums
     failures: list[Failure]
-    partial: NotRequired[list[Failure]]  # not in those of an older avpt
+    partial: NotRequired[list[Failure]]  # older versions of avpt did not write it
     lengths: NotRequired[Lengths]
 
 
@@ -130,11 +130,11 @@ def read_settings(folder: Path) -> StoreSettings:
 
 
 def read_store(folder: Path) -> StoreRecord:
-    """Read store.json. Raises what `read_settings` does."""
+    """Read store.json; raises the same errors as `read_settings`."""
     record = check(_of_our_schema(folder, "store.json"), StoreRecord)
     for split, part in record["splits"].items():
         for number, name in enumerate(part["shards"]):
-            if name != (wanted := shard_name(split, number)):  # which may lead anywhere
+            if name != (wanted := shard_name(split, number)):  # another name might lead outside the store
                 raise RecordError(f"splits.{split}.shards: {name!r:.100} is not {wanted}")
     if len(set(record["classes"])) < len(record["classes"]):
         raise RecordError("classes: one is there twice")
@@ -142,7 +142,7 @@ def read_store(folder: Path) -> StoreRecord:
 
 
 def read_shard(path: Path) -> dict[str, Any]:
-    """The JSON beside a shard (`path` without a suffix). Raises what `records.read` does."""
+    """Read the JSON beside a shard (`path` has no suffix); raises the same errors as `checking.read`."""
     return {"partial": [], **read(path.with_name(f"{path.name}.json"), ShardRecord)}
 
 

@@ -1,4 +1,4 @@
-"""A manifest, one CSV row a clip, becomes a list of clips; every row is checked before any decoding."""
+"""Reading a manifest, a CSV file with one row per clip; every row is checked before any clip is decoded."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from avpt.types import SPLITS, Split
 
 log = logging.getLogger(__name__)
 
-MEDIA_COLUMNS = ("video", "audio", "frames")  # in the order in which a default id is sought
+MEDIA_COLUMNS = ("video", "audio", "frames")  # a default id comes from the first that is filled in
 COLUMNS = ("id", "label", "split", *MEDIA_COLUMNS, "start", "end", "recording")
 LABEL_SEPARATOR = ";"
-UNLABELLED = {"label": "-", "split": "test"}  # stand in where neither matters
-MAX_LISTED = 20  # bad rows told one by one; the rest are counted
+UNLABELLED = {"label": "-", "split": "test"}  # used where neither matters
+MAX_LISTED = 20  # bad rows that are listed one by one; the rest are counted
 MAX_SHOWN = 100  # characters of a cell quoted in a message
 
-# What no id and no label may have: it ends strings (NUL) and lines, steers terminals, or turns the reading direction
+# forbidden in ids and labels: it ends strings (NUL) or lines, controls terminals, or changes the reading direction
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 Row = tuple[int, list[str] | str]  # the line it starts on; its cells, or why it does not parse
@@ -37,35 +37,35 @@ Row = tuple[int, list[str] | str]  # the line it starts on; its cells, or why it
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One row: where the sound and the pictures are, and what they show; small, as there may be millions."""
+    """One row: where the audio and the pictures are, and their labels; small, as there may be millions."""
 
     id: str
     labels: tuple[str, ...]  # one, unless the manifest is multi-label
     split: Split
     base: Path  # the folder that the paths start from
-    written: tuple[str, ...]  # paths in the order of MEDIA_COLUMNS as they stand in the manifest, empty where none
+    written: tuple[str, ...]  # paths as written in the manifest, in the order of MEDIA_COLUMNS; "" if there is none
     start: float | None  # seconds
     end: float | None  # seconds
-    recording: str = ""  # what the clip was cut from, where its files do not tell: no split parts its clips
+    recording: str = ""  # what the clip was cut from, if its files do not show it; its clips stay in one split
 
     @property
     def video(self) -> Path | None:
-        """A container with pictures, sound or both."""
+        """A container with pictures, audio or both."""
         return self._path("video")
 
     @property
     def audio(self) -> Path | None:
-        """A file with sound; it wins over the video's."""
+        """A file with audio; it replaces the video's."""
         return self._path("audio")
 
     @property
     def frames(self) -> Path | None:
-        """An image or a folder of images; it wins over the video's pictures."""
+        """An image or a folder of images; it replaces the video's pictures."""
         return self._path("frames")
 
     @property
     def file(self) -> str:
-        """The first of its paths, the same however it is written."""
+        """The first of its paths, normalised."""
         return os.path.normpath(next(filter(None, self.written)))
 
     @property
@@ -94,10 +94,10 @@ class Manifest:
 def read_manifest(
     path: Path, *, root: Path | None = None, multi_label: bool = False, labelled: bool = True
 ) -> Manifest:
-    """Read a manifest and check every row; all the bad ones are told in one ManifestError.
+    """Read a manifest and check every row; one ManifestError reports all the bad ones.
 
-    Paths in it are relative to `root`, or else to the manifest's own folder. Where rows need not be `labelled`,
-    labels and splits are not looked at, and the columns may be missing.
+    Paths in it are relative to `root`, or else to the manifest's own folder. Unless rows must be `labelled`, labels and
+    splits are ignored, and their columns may be missing.
     """
     data, text = _read(path)
     if root is not None and not root.is_dir():
@@ -124,16 +124,16 @@ def read_manifest(
         if problems:
             bad.append(f"line {line}: {'; '.join(problems)}")
     if bad:
-        raise ManifestError(*_tell(path, bad))
+        raise ManifestError(*_messages(path, bad))
     if not clips:
         raise ManifestError(f"{path}: has no rows, only a header; add a row for each clip")
     classes = tuple(sorted({label for clip in clips for label in clip.labels}))
     warn_of_lookalikes(classes)
-    return Manifest(tuple(_tie(clips) if labelled else clips), classes, hashlib.sha256(data).hexdigest())
+    return Manifest(tuple(_set_recordings(clips) if labelled else clips), classes, hashlib.sha256(data).hexdigest())
 
 
-def _tie(clips: list[Clip]) -> Iterator[Clip]:
-    """Name the file of a clip that is all of it as its recording, where other rows are of the same file."""
+def _set_recordings(clips: list[Clip]) -> Iterator[Clip]:
+    """Set the recording of clips that are whole files to the file, if other rows use the same file."""
     seen: set[int] = set()
     again: set[int] = set()
     for clip in clips:
@@ -145,7 +145,7 @@ def _tie(clips: list[Clip]) -> Iterator[Clip]:
 
 
 def lookalikes(names: Iterable[str]) -> list[list[str]]:
-    """Names that differ in nothing but capitals, white space, invisible characters or how accents are written."""
+    """Groups of names that differ only in case, white space, invisible characters or the encoding of accents."""
     groups: dict[str, list[str]] = {}
     for name in names:
         bare = "".join(character for character in name if unicodedata.category(character) not in ("Cf", "Zs"))
@@ -155,29 +155,29 @@ def lookalikes(names: Iterable[str]) -> list[list[str]]:
 
 
 def warn_of_lookalikes(classes: Iterable[str]) -> None:
-    """Tell of classes that may be meant to be one, spelled so that each difference is seen."""
+    """Warn of classes that may be meant to be one, spelled so that each difference is visible."""
     if groups := lookalikes(classes):
-        told = [" and ".join(ascii(name[:MAX_SHOWN]) for name in group) for group in groups]
-        log.warning("%s look alike and are classes of their own; spell them alike if they are one", listed(told, 3))
+        pairs = [" and ".join(ascii(name[:MAX_SHOWN]) for name in group) for group in groups]
+        log.warning("%s look alike and are classes of their own; spell them alike if they are one", listed(pairs, 3))
 
 
 def find_spelling(base: Path, cell: str) -> Path:
-    """The path of a cell; where there is none, the one whose accents are written in the other way that Unicode has.
+    """The path of a cell; if it does not exist, the one with its accents in the other of Unicode's two encodings.
 
-    macOS takes them apart (NFD), nearly all else keeps them together (NFC), and copies of files keep their names.
+    macOS writes them decomposed (NFD), most other systems composed (NFC), and copies of files keep their names.
     """
     path = base / cell
     if cell.isascii() or _is_there(path):
         return path
-    found = base
+    actual = base
     for part in Path(cell).parts:
-        ways = [found / part, *(found / unicodedata.normalize(form, part) for form in ("NFC", "NFD"))]
-        found = next((way for way in ways if _is_there(way)), ways[0])
-    return found if _is_there(found) else path
+        spellings = [actual / part, *(actual / unicodedata.normalize(form, part) for form in ("NFC", "NFD"))]
+        actual = next((spelling for spelling in spellings if _is_there(spelling)), spellings[0])
+    return actual if _is_there(actual) else path
 
 
 def _is_there(path: Path) -> bool:
-    return os.path.exists(path)  # noqa: PTH110 - Path's own raises where a name is too long
+    return os.path.exists(path)  # noqa: PTH110 - Path.exists raises if a name is too long
 
 
 def _read(path: Path) -> tuple[bytes, str]:
@@ -208,7 +208,7 @@ def _rows(text: str) -> Iterator[Row]:
         except csv.Error as error:
             yield line, f"not CSV ({error}); look for a quote that is not closed or not doubled"
             if reader.line_num > line:
-                return  # an open quote swallowed lines: where the next row starts is anyone's guess
+                return  # an open quote swallowed lines, and where the next row starts is unknown
             continue
         if len(cells) > 1 or any(cells):
             yield line, cells
@@ -234,9 +234,9 @@ def _columns(path: Path, header: Row | None, needed: tuple[str, ...]) -> list[st
 
 
 def _clip(row: dict[str, str], base: Path, multi_label: bool, *, there: bool) -> tuple[Clip, list[str]]:
-    """Return the clip of a row and what is wrong with it; the clip is sound where that is nothing.
+    """Return the clip of a row and what is wrong with it; the clip is valid if nothing is.
 
-    Unless its files must be `there`, one that is missing is told when it is opened.
+    Unless its files must be `there`, a missing one is reported only when it is opened.
     """
     problems: list[str] = []
     labels = _labels(row["label"], multi_label, problems)
@@ -260,7 +260,7 @@ def _clip(row: dict[str, str], base: Path, multi_label: bool, *, there: bool) ->
     clip_id = row.get("id", "")
     if paths and not clip_id:
         column = next(iter(paths))
-        path = base / written[column]  # not as the file spells it: the id is the same on every machine
+        path = base / written[column]  # as the manifest spells it, so that the id is the same on every machine
         clip_id = "_".join([path.name if column in folders else path.stem, *times.values()])
         if not clip_id:
             problems.append(f"{column} {_show(written[column])} gives no id; fill in column id")
@@ -294,7 +294,7 @@ def _labels(cell: str, multi_label: bool, problems: list[str]) -> tuple[str, ...
 
 
 def _is_folder(column: str, path: Path, written: str, problems: list[str], *, there: bool) -> bool:
-    """Tell whether a path is a folder, and note where that, or anything else, makes it no source of media."""
+    """Whether a path is a folder; notes in `problems` if it can't be a source of media."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: NUL, or a name the file system can't spell
@@ -324,11 +324,11 @@ def _seconds(column: str, cell: str, problems: list[str]) -> float | None:
 
 
 def _show(text: str) -> str:
-    """Quote a cell in one line of bounded length."""
+    """Quote a cell in one line of limited length."""
     return repr(text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "...")
 
 
-def _tell(path: Path, bad: list[str]) -> list[str]:
+def _messages(path: Path, bad: list[str]) -> list[str]:
     if len(bad) == 1:
         return [f"{path}: {bad[0]}"]
     more = [f"and {len(bad) - MAX_LISTED} more"] if len(bad) > MAX_LISTED else []

@@ -1,8 +1,8 @@
 """Values of a clip, read straight from the files of its shards.
 
-The datasets of a shard are contiguous. Where they begin is asked of HDF5 once, with the index of the store: to go
-through it for every value takes longer than to decode the pictures. Reading by position needs no lock and no state, so
-open files survive a fork.
+The datasets of a shard are contiguous. HDF5 is asked once where they begin, when the index of the store is read: going
+through it for every value would take longer than decoding the pictures. Reading by position needs no lock and no state,
+so open files survive a fork.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from avpt.machine.processes import open_file_limit
 Values = Literal["audio/fbank", "visual/clip_offset", "visual/byte_offset", "visual/bytes", "visual/size"]
 
 DTYPES: dict[Values, str] = {
-    "audio/fbank": "float16",  # or as the store says
+    "audio/fbank": "float16",  # or float32, by the store's settings
     "visual/clip_offset": "int64",
     "visual/byte_offset": "int64",
     "visual/bytes": "uint8",
@@ -31,14 +31,14 @@ DTYPES: dict[Values, str] = {
 
 
 class ShardFiles:
-    """The shards of a split; each file is opened on first read, and of many the one read longest ago is closed."""
+    """The shards of a split; files are opened on first read, and the least recently read is closed if many are open."""
 
     def __init__(self, paths: Sequence[Path], audio_dtype: str, fbank_shape: tuple[int, int]) -> None:
         self.paths, self.fbank_shape = paths, fbank_shape  # (frames, mel) of each spectrogram
         self.dtypes = {name: np.dtype(dtype) for name, dtype in (DTYPES | {"audio/fbank": audio_dtype}).items()}
         # where a shard's values begin in its file, and how many there are: filled in by `locate`
         self.places = {name: np.zeros((len(paths), 2), np.int64) for name in DTYPES}
-        self._open: dict[int, FileIO] = {}  # by shard, the one read last at the end
+        self._open: dict[int, FileIO] = {}  # by shard, the most recently read last
         self._most_open = 0  # not yet known
 
     def __len__(self) -> int:
@@ -48,16 +48,16 @@ class ShardFiles:
         return self.__dict__ | {"_open": {}}
 
     def locate(self, shard: int, datasets: Mapping[str, h5py.Dataset]) -> None:
-        """Note where the values of an open shard are, in which `look_at` has found nothing wrong."""
+        """Record where the values of an open shard are; `inspect_layout` must have accepted it."""
         for name in self.dtypes:
             dataset = datasets[name]
-            self.places[name][shard] = (dataset.id.get_offset() or 0, dataset.size)  # an empty one is nowhere
+            self.places[name][shard] = (dataset.id.get_offset() or 0, dataset.size)  # an empty one has no offset
 
     def read(self, shard: int, name: Values, start: int, count: int) -> np.ndarray[Any, Any]:
-        """(count,) values of one kind, taken as flat, from number `start` on.
+        """Read (count,) values of one kind, flattened, from number `start` on.
 
         Raises:
-            StoreError: they are not there, or can't be read.
+            StoreError: they lie outside the shard, or can't be read.
         """
         place, size = self.places[name][shard].tolist()
         if not 0 <= start <= start + count <= size:

@@ -1,4 +1,4 @@
-"""Which clips a training run uses, and whether the store can serve it at all."""
+"""Which clips a training run uses, and whether the store is fit for it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def training_splits(
     val_fraction: float,
     purpose: str = "choose the best epoch (--val-fraction)",
 ) -> dict[Split, SplitIndex]:
-    """The clips to train on, to choose with (the purpose, in words), and (where there are any) to test on.
+    """The clips to train on, to validate on, and, if there are any, to test on.
+
+    `purpose` says in words what the validation clips are for.
 
     Raises:
         StoreError: a split, a class or a modality is missing where training needs it.
@@ -59,11 +61,11 @@ def training_splits(
 
 
 def carve(train: SplitIndex, fraction: float) -> tuple[SplitIndex, SplitIndex]:
-    """Cut (train, val) from the training split: the clips with the lowest hashes of their ids, class by class.
+    """Divide the training split into (train, val): val takes the lowest hashes of clip ids, class by class.
 
-    The same clips in every command and for every seed. Each class gives its share as nearly as whole clips allow,
-    and keeps at least one on the training side. A multi-label clip counts under the rarest of its labels. Segments of
-    one source stay together: they are taken or left by the hash of its name.
+    The result is the same in every command and for every seed. Each class gives its share as nearly as whole clips
+    allow, and keeps at least one clip for training. A multi-label clip counts for the rarest of its labels. Segments of
+    one source stay together: the hash of its name decides.
     """
     held = set_aside(_strata(train.labels), hashes(_sources(train)), fraction)
     if not len(held):
@@ -84,15 +86,15 @@ def _sources(index: SplitIndex) -> Iterator[bytes]:
 
 
 def _strata(labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """(clips,) the class that each clip counts under: of several the rarest, the first of equals.
+    """(clips,) the class that each clip counts for: the rarest of several, the first of equally rare ones.
 
-    Memory is taken for the labels that are set, not for clips times classes.
+    Memory is proportional to the labels that are set, not to clips times classes.
     """
     if labels.ndim == 1:
         return labels
     rows, columns = np.nonzero(labels)
     occurs = np.bincount(columns, minlength=labels.shape[1])
-    first = np.flatnonzero(np.diff(rows, prepend=-1))  # of each row that has a label
+    first = np.flatnonzero(np.diff(rows, prepend=-1))  # position of the first label of each row that has one
     rarest = np.minimum.reduceat(occurs[columns] * labels.shape[1] + columns, first) if len(first) else first
     strata = np.zeros(len(labels), np.int64)
     strata[rows[first]] = rarest % labels.shape[1]
@@ -100,9 +102,9 @@ def _strata(labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def balancing_weights(labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """(clips,) float64 chances by which every class is drawn equally often.
+    """(clips,) float64 weights with which every class is drawn equally often.
 
-    A multi-label clip counts under the rarest of its labels.
+    A multi-label clip counts for the rarest of its labels.
     """
     strata = _strata(labels)
     weights: np.ndarray[Any, Any] = 1.0 / np.bincount(strata)[strata]
@@ -115,10 +117,10 @@ def _classes(labels: np.ndarray[Any, Any]) -> set[int]:
 
 
 def require_modality(store: Store, split: Split, index: SplitIndex, modality: Modality) -> None:
-    """See that every clip of a split has a modality.
+    """Check that every clip of a split has a modality.
 
     Raises:
-        StoreError: naming those that lack it.
+        StoreError: some lack it; the message names them.
     """
     counts = index.num_audio_frames if modality == "audio" else index.num_visual_frames
     lacking = np.flatnonzero(counts == 0)

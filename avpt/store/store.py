@@ -1,4 +1,4 @@
-"""The store: HDF5 shards that plain h5py reads, and the small JSON files that tell what they are.
+"""The store: HDF5 shards that plain h5py can read, and the small JSON files that describe them.
 
 N is the number of clips of a shard, F of its frames.
 """
@@ -29,12 +29,12 @@ from avpt.store.json_files import Failure as Failure
 from avpt.store.json_files import SplitRecord, read_settings, read_shard, read_store
 from avpt.store.json_files import shard_name as shard_name
 from avpt.store.shard_files import ShardFiles
-from avpt.store.shard_layout import Array, look_at, open_shard, wrong_labels, wrong_offsets, wrong_sound
+from avpt.store.shard_layout import Array, inspect_layout, open_shard, wrong_audio_lengths, wrong_labels, wrong_offsets
 from avpt.types import SPLITS, Split
 
 log = logging.getLogger(__name__)
 
-MIN_STD = 1e-3  # below it a log-mel is constant (a store of silence): dividing by it would only blow up rounding
+MIN_STD = 1e-3  # below it a log-mel is constant (a store of silence), and dividing by it would only amplify rounding
 
 
 def write_shard(
@@ -52,14 +52,14 @@ def write_shard(
     """Write one shard (`path` without a suffix) and, last, the JSON beside it that declares it complete.
 
     Args:
-        ids: of the clips kept, in manifest order.
+        ids: of the clips that are kept, in manifest order.
         labels: (N,) int64 class indices, or (N, classes) uint8 when multi-label.
-        clips: what was decoded.
-        failures: the rows left out.
-        partial: what must be known of clips that are kept.
+        clips: the decoded clips.
+        failures: the rows that were left out.
+        partial: the troubles of clips that are kept.
         settings: attributes of the file. The bytes depend on these arguments alone.
-        lengths: how many clips are longer or far shorter than what is stored of one.
-        sources: of segments, what they were cut from; empty where no clip is one.
+        lengths: how many clips are longer or far shorter than what is stored of a clip.
+        sources: what each segment was cut from; empty if no clip is a segment.
     """
     fields = ClipSettings.__dataclass_fields__
     clip_settings = ClipSettings(**{name: value for name, value in settings.items() if name in fields})
@@ -70,11 +70,11 @@ def write_shard(
     num_frames = np.array([clip.num_audio_frames for clip in clips], dtype=np.int32)
     frames = [frame for clip in clips for frame in clip.frames]
 
-    # in memory first: HDF5 does not survive a full disk
+    # in memory first: HDF5 crashes on a full disk
     with h5py.File("shard", "w", driver="core", backing_store=False) as file:
         file.attrs["schema"] = SCHEMA
         for name, value in sorted(settings.items()):
-            if value is not None:  # which HDF5 does not have; what is left out is the default
+            if value is not None:  # HDF5 has no None; a missing attribute means the default
                 file.attrs[name] = value
         file.create_dataset("id", data=list(ids), shape=(len(ids),), dtype=h5py.string_dtype())
         file["label"] = labels
@@ -119,18 +119,18 @@ def _joined(parts: list[Array], empty: tuple[int, ...], dtype: type) -> Array:
 
 
 def read_shard_record(path: Path) -> dict[str, Any] | None:
-    """The JSON beside a finished shard (`path` without a suffix), or None where the shard must be made."""
+    """The JSON beside a finished shard (`path` has no suffix), or None if the shard must be made."""
     try:
         record = read_shard(path)
         return record if record["bytes"] == path.with_name(f"{path.name}.h5").stat().st_size else None
-    except (FileNotFoundError, RecordError):  # what can't be read may be whole
+    except (FileNotFoundError, RecordError):  # other errors are raised: a file that can't be read may be intact
         return None
 
 
 def normalisation(records: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Mean and standard deviation of all stored real log-mel values, from each shard's sums in shard order.
+    """Mean and standard deviation of all log-mel values but padding, from each shard's sums in shard order.
 
-    Returns (0, 1) without any sound, and a standard deviation of 1 where the sound is constant (silence).
+    Returns (0, 1) if there is no audio, and a standard deviation of 1 if the audio is constant (silence).
     """
     count = total = squares = 0.0
     for record in records:
@@ -152,7 +152,7 @@ def store_record(
     classes: Sequence[str],
     shards: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]],
 ) -> dict[str, Any]:
-    """What `store.json` says, from every shard's name and record per split."""
+    """The content of `store.json`, from the name and record of every shard of each split."""
     splits = {
         split: {"shards": [name for name, _ in parts], "clips": sum(record["clips"] for _, record in parts)}
         for split, parts in shards.items()
@@ -175,22 +175,22 @@ def store_record(
 
 @dataclass(frozen=True)
 class SplitIndex:
-    """Where each clip of a split lies, and what it has; all of it in memory."""
+    """Where each clip of a split is stored, and its labels and lengths; all in memory."""
 
     ids: list[str]
     labels: np.ndarray[Any, Any]  # (clips,) int64 or (clips, classes) uint8
-    shard: np.ndarray[Any, Any]  # (clips,) int64, into `shards`
-    row: np.ndarray[Any, Any]  # (clips,) int64, row inside the shard
+    shard: np.ndarray[Any, Any]  # (clips,) int64, index into `shards`
+    row: np.ndarray[Any, Any]  # (clips,) int64, row in that shard
     num_audio_frames: np.ndarray[Any, Any]  # (clips,) int32
     num_visual_frames: np.ndarray[Any, Any]  # (clips,) int64
     shards: ShardFiles
-    sources: tuple[str, ...] = ()  # of each clip, what it is a segment of, or ""; none at all where no clip is one
+    sources: tuple[str, ...] = ()  # of each clip, what it is a segment of, or ""; empty if no clip is a segment
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def take(self, keep: Array) -> SplitIndex:
-        """The clips at the given positions."""
+        """An index of the clips at positions `keep` alone."""
         return SplitIndex(
             [self.ids[i] for i in keep],
             self.labels[keep],
@@ -207,7 +207,7 @@ class Store:
     """A finished store, opened for reading.
 
     Raises:
-        StoreError: missing, not a store, unfinished, or written by a newer avpt.
+        StoreError: it is missing, not a store, unfinished, or written by a newer avpt.
     """
 
     def __init__(self, path: Path) -> None:
@@ -242,14 +242,14 @@ class Store:
             )
 
     def input_spec(self, image_size: int, num_frames: int) -> InputSpec:
-        """How its clips become a model's input, at a size and number of frames that the store leaves open."""
+        """How its clips become a model's input; a store leaves the image size and number of frames open."""
         names = InputSpec.__dataclass_fields__.keys() & self.settings.keys()
         stored = {name: self.settings[name] for name in names}
         return InputSpec(**stored, mean=self.mean, std=self.std, image_size=image_size, num_frames=num_frames)
 
     @cached_property
     def indices(self) -> dict[Split, SplitIndex]:
-        """Every split that the store has."""
+        """The index of every split that the store has."""
         return {split: self._index(split) for split in SPLITS if split in self.splits}
 
     def _index(self, split: Split) -> SplitIndex:
@@ -272,15 +272,15 @@ class Store:
         )
         for number, path in enumerate(paths):
             try:
-                told = read_shard(path.with_suffix(""))["bytes"]
+                num_bytes = read_shard(path.with_suffix(""))["bytes"]
             except FileNotFoundError:
-                told = -1
+                num_bytes = -1
             except RecordError as error:
                 beside = path.with_suffix(".json")
                 raise StoreError(
                     f"{beside} is damaged ({error}); remove it and run its `avpt preprocess` again"
                 ) from None
-            if not path.exists() or path.stat().st_size != told:
+            if not path.exists() or path.stat().st_size != num_bytes:
                 raise StoreError(f"{path} is missing or truncated; run its `avpt preprocess` again")
             rows, shard_sources, parts = self._read_shard(path, number, files)
             for name, values in parts.items():
@@ -305,31 +305,31 @@ class Store:
         )
 
     def _read_shard(self, path: Path, number: int, files: ShardFiles) -> tuple[list[str], list[str], dict[str, Array]]:
-        """Ids, sources, and what there is of each clip, once it is seen that all of it lies in the shard itself.
+        """Read the ids, sources, labels and lengths of a shard's clips, after checking its layout.
 
         Raises:
-            StoreError: it does not, or can't be.
+            StoreError: something in the shard is wrong, or it can't be read.
         """
         with open_shard(path) as file:
             try:
-                found, wrong = look_at(file, self.settings, len(self.classes))
+                datasets, wrong = inspect_layout(file, self.settings, len(self.classes))
                 if wrong:
                     raise StoreError(f"{path}: {wrong[0]}; look at it with `avpt verify`")
-                files.locate(number, found)
-                ids = [str(clip_id) for clip_id in found["id"].asstr()[:]]
+                files.locate(number, datasets)
+                ids = [str(clip_id) for clip_id in datasets["id"].asstr()[:]]
                 sources = [""] * len(ids)
-                if "source" in found:
-                    sources = [sys.intern(name) for name in found["source"].asstr()[:]]
-                labels, num_frames = found["label"][:], found["audio/num_frames"][:]
-                offsets, frames = found["visual/clip_offset"][:], len(found["visual/time"])
+                if "source" in datasets:
+                    sources = [sys.intern(name) for name in datasets["source"].asstr()[:]]
+                labels, num_frames = datasets["label"][:], datasets["audio/num_frames"][:]
+                offsets, frames = datasets["visual/clip_offset"][:], len(datasets["visual/time"])
             except (StoreError, MemoryError):
                 raise
-            except Exception as error:  # whatever HDF5 makes of damaged bytes
+            except Exception as error:  # HDF5 may raise anything on damaged bytes
                 what = " ".join(str(error).split())[:200]
                 raise StoreError(f"{path} can't be read ({what}); look at it with `avpt verify`") from None
         problems = chain(
             wrong_labels(labels, len(self.classes)),
-            wrong_sound(num_frames, self.settings["spectrogram_frames"]),
+            wrong_audio_lengths(num_frames, self.settings["spectrogram_frames"]),
             wrong_offsets("visual/clip_offset", offsets, frames),
         )
         for row, problem in problems:

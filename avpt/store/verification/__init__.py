@@ -1,1 +1,1 @@
-"""A store held against its contract, file by file; nothing here writes."""
+"""Checking a store against its contract, file by file; nothing here writes."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from avpt.store.shard_layout import Array
 
-MOST = 1000  # problems that are kept; of others only the number
+MOST = 1000  # problems that are kept; the rest are only counted
 
 Record = dict[str, Any]
 # make the shard again, or store.json; remove the file; start over; be allowed to read it
@@ -20,15 +20,15 @@ Remedy = Literal["shard", "store", "stray", "all", "access"]
 class Problem:
     """One thing that is wrong."""
 
-    shard: str  # or the store's own file
-    clip: str  # its id; empty where it is not about one clip
+    shard: str  # or the name of another file of the store
+    clip: str  # its id; empty if the problem is not about one clip
     problem: str
     remedy: Remedy = "shard"
 
 
 @dataclass
 class ShardCheck:
-    """What was found in one shard."""
+    """The result of checking one shard."""
 
     name: str
     problems: list[Problem] = field(default_factory=list)
@@ -37,8 +37,8 @@ class ShardCheck:
     frames: int = 0
     bytes: int = 0
     hashes: Array = field(default_factory=lambda: np.zeros(0, np.uint64))  # (N,) of the ids
-    told: Record = field(default_factory=dict)  # the JSON beside the shard; empty where there is no sound one
-    found: Record = field(default_factory=dict)  # the same, with what the shard itself says where that was computed
+    declared: Record = field(default_factory=dict)  # the JSON beside the shard; empty if there is no valid one
+    computed: Record = field(default_factory=dict)  # the same, with values computed from the shard where there are any
 
     def tell(self, problem: str, clip: str = "", *, remedy: Remedy = "shard") -> None:
         """Note a problem."""

@@ -1,4 +1,4 @@
-"""A store's own files held against its shards, and what to do about what is wrong."""
+"""Checking a store's own files against its shards, and what to do about problems."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ SHARD_FILE = re.compile(r"((train|val|test)-\d{5,})\.(h5|json)")
 
 @dataclass(frozen=True)
 class Contents:
-    """What a store says of itself."""
+    """What a store's own files say."""
 
-    config: Record | None  # of settings.json; None where that is damaged: nothing can be held against it
-    record: Record | None  # store.json; None where it is missing or damaged
-    shards: list[str]  # those of store.json; without it, those that are there
+    config: Record | None  # of settings.json; None if it is damaged, when nothing else can be checked
+    record: Record | None  # store.json; None if it is missing or damaged
+    shards: list[str]  # those in store.json; without it, those on disk
     problems: list[Problem]
 
 
 def read_contents(folder: Path) -> Contents:
-    """Read settings.json and store.json, and see which shards there are.
+    """Read settings.json and store.json, and list the shards.
 
     Raises:
         StoreError: it is not a store, or a newer avpt wrote it.
     """
     if not (folder / "settings.json").exists():
-        Store(folder)  # raises: it says what the path is instead
+        Store(folder)  # raises an error that says what the path is instead
     try:
         config = cast(Record, read_settings(folder)["config"])
     except RecordError as error:
@@ -61,41 +61,45 @@ def read_contents(folder: Path) -> Contents:
 
 
 def check_store_files(folder: Path, contents: Contents, checks: Mapping[str, ShardCheck]) -> Iterator[Problem]:
-    """Hold store.json and failures.csv against what the shards and the JSONs beside them say."""
+    """Check store.json, failures.csv and partial.csv against the shards and the JSONs beside them."""
     record, config = contents.record, contents.config
-    if record is None or config is None or not all(name in checks and checks[name].told for name in contents.shards):
-        return  # what is missing is told already
+    if record is None or config is None:
+        return  # which is reported already
+    if not all(name in checks and checks[name].declared for name in contents.shards):
+        return  # what is missing is reported already
     if record["classes"] != sorted(set(record["classes"])):
         yield Problem("store.json", "", "its classes are not sorted, each once", "store")
     by_split: dict[str, list[ShardCheck]] = {}
     for name in contents.shards:
         by_split.setdefault(name.partition("-")[0], []).append(checks[name])
 
-    def expected(kind: Literal["told", "found"]) -> Record:
+    def expected(kind: Literal["declared", "computed"]) -> Record:
         records = {split: [(c.name, getattr(c, kind)) for c in parts] for split, parts in by_split.items()}
         values = store_record({"config": config}, record["classes"], records)
-        values = {name: value for name, value in values.items() if name in record}  # an older avpt has less to say
+        values = {name: value for name, value in values.items() if name in record}  # an older avpt writes fewer values
         hashes = {name: shard["sha256"] for parts in records.values() for name, shard in parts}
         del values["fingerprint"]
         return values | {"fingerprint": sha256_json([values, config, hashes])}
 
-    told = expected("told")
-    found = told if all(record.get(name) == value for name, value in told.items()) else expected("found")
-    if record["fingerprint"] not in (told["fingerprint"], found["fingerprint"]):
-        # which of them was changed can't be known, and `preprocess` would keep it
+    declared = expected("declared")
+    same = all(record.get(name) == value for name, value in declared.items())
+    computed = declared if same else expected("computed")
+    if record["fingerprint"] not in (declared["fingerprint"], computed["fingerprint"]):
+        # which of them was changed is unknown, and `preprocess` would keep it
         problem = "its fingerprint is not that of settings.json, the classes and the shards"
         yield Problem("store.json", "", problem, "all")
-    for name in sorted(told.keys() - {"fingerprint"}):
-        if record.get(name) not in (told[name], found[name]):
-            yield Problem("store.json", "", f"its {name}: not what the shards say ({_short(told[name])})", "store")
+    for name in sorted(declared.keys() - {"fingerprint"}):
+        if record.get(name) not in (declared[name], computed[name]):
+            problem = f"its {name}: not what the shards say ({_short(declared[name])})"
+            yield Problem("store.json", "", problem, "store")
     for parts in by_split.values():
         for check in parts:
-            num_rows, full = check.told["clips"] + len(check.told["failures"]), config["shard_size"]
+            num_rows, full = check.declared["clips"] + len(check.declared["failures"]), config["shard_size"]
             if not (num_rows == full or (check is parts[-1] and 0 < num_rows < full)):
                 problem = f"its clips and failures are {num_rows} rows of the manifest; --shard-size is {full}"
                 yield Problem(check.name, "", problem)
     for kind in ("failures", "partial"):
-        rows = [row for name in contents.shards for row in checks[name].told[kind]]
+        rows = [row for name in contents.shards for row in checks[name].declared[kind]]
         if (rows or kind == "failures" or (folder / f"{kind}.csv").exists()) and (
             wrong := _check_table(folder / f"{kind}.csv", rows)
         ):
@@ -111,19 +115,19 @@ def _check_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
     columns = list(Failure.__dataclass_fields__)
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            found = list(csv.reader(file, strict=True))
+            lines = list(csv.reader(file, strict=True))
     except FileNotFoundError:
         return "is missing"
     except (ValueError, csv.Error):
         return "is damaged"
     expected = [[str(row.get(name)) for name in columns] for row in rows]
-    shown = [list(map(for_sheet, row)) for row in expected]  # an older avpt wrote the words as they are
-    same = found in ([columns, *shown], [columns, *expected])
+    shown = [list(map(for_sheet, row)) for row in expected]  # an older avpt wrote the cells as they are
+    same = lines in ([columns, *shown], [columns, *expected])
     return "" if same else f"is not the list of the {len(rows)} rows that the shards' JSONs hold"
 
 
 def find_duplicates(folder: Path, checks: Sequence[ShardCheck]) -> Iterator[Problem]:
-    """Ids that occur more than once; an id itself is read only where hashes meet."""
+    """Ids that occur more than once; the ids themselves are read only if their hashes are equal."""
     hashes = np.concatenate([np.zeros(0, np.uint64), *(check.hashes for check in checks)])
     starts = np.cumsum([0, *(len(check.hashes) for check in checks)])
     order = np.argsort(hashes, kind="stable")
@@ -146,7 +150,7 @@ def find_duplicates(folder: Path, checks: Sequence[ShardCheck]) -> Iterator[Prob
 
 
 def advice(folder: Path, needs: Iterable[tuple[str, Remedy]]) -> str:
-    """The next step, from each shard or file and what it needs: `preprocess` makes what has no JSON to declare it."""
+    """The next step, from each shard or file and what it needs; `preprocess` makes every shard that has no JSON."""
     needs = sorted(needs)
     remedies = {remedy for _, remedy in needs}
     if "all" in remedies:
