@@ -23,7 +23,7 @@ from avpt.types import SPLITS, Report, Table
 
 
 def run(config: InfoConfig) -> Report:
-    """Look at the path and tell what it is."""
+    """Find out what is at the path, and describe it."""
     path = config.path
     if not path.exists():
         raise ArtifactError(
