@@ -174,7 +174,7 @@ def source_of(clip: Clip) -> str:
 
 
 def encode_labels(labels: list[tuple[str, ...]], classes: tuple[str, ...], multi_label: bool) -> np.ndarray:
-    """(N,) int64 class indices, or (N, classes) uint8 when multi-label."""
+    """Labels as (N,) int64 class indices, or (N, classes) uint8 when multi-label."""
     number = {name: i for i, name in enumerate(classes)}
     if not multi_label:
         return np.array([number[names[0]] for names in labels], dtype=np.int64)

@@ -22,7 +22,7 @@ BESIDE = ("group", "run", "seed", "state", "epochs_done", "best_epoch")  # colum
 
 
 def tables(groups: Sequence[Compared], record: Mapping[str, Any], metrics: Sequence[str]) -> list[Table]:
-    """Groups, what differs, metrics, curves, tests, unfinished runs; each within the width of a terminal."""
+    """Groups, what differs, metrics, curves, tests, unfinished runs; each within WIDTH columns."""
     count = sum(len(one.runs) for one in groups)
     what = [(one.letter, one.name, pattern(one.runs), _seeds(map(seed_of, one.runs))) for one in groups]
     title = f"{_many(count, 'run')} in {_many(len(groups), 'group')}; those of a group differ in the seed alone"

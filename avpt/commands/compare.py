@@ -39,7 +39,7 @@ def run(config: CompareConfig) -> Report:
 
 
 def compare(groups: Sequence[Compared], metrics: Sequence[str], tested: Sequence[str]) -> dict[str, Any]:
-    """The record: groups with their runs and statistics, and the tests between them."""
+    """Make the record: groups with their runs and statistics, and the tests between them."""
     differ = differing([one.options for one in groups])
     finished = [run for one in groups for run in one.finished]
     split: Split = "test" if all(run.summary and run.summary["test"] for run in finished) else "val"

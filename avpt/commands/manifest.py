@@ -269,7 +269,7 @@ def summarise(dataset: Dataset, media: Media, gathered: GatheredClips) -> dict[s
 
 
 def write(out: Path, gathered: GatheredClips, record: dict[str, Any], known: Mapping[str, str]) -> None:
-    """The list of missing clips, the manifest, and last the record that declares both finished."""
+    """Write the list of missing clips, the manifest, and last the record that declares both finished."""
     missing = [tuple(map(for_sheet, row)) for row in gathered.missing]
     texts = {missing_of(out): table(MISSING_COLUMNS, missing), out: table(COLUMNS, gathered.clips)}
     files = {path.name: hashlib.sha256(text.encode()).hexdigest() for path, text in texts.items() if text}
@@ -286,7 +286,7 @@ def write(out: Path, gathered: GatheredClips, record: dict[str, Any], known: Map
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """CSV with the columns that any row fills; nothing where there are no rows."""
+    """Format rows as CSV, with the columns that any row fills; nothing where there are no rows."""
     filled = [i for i in range(len(columns)) if any(row[i] for row in rows)]
     text = io.StringIO()
     csv.writer(text).writerows([row[i] for i in filled] for row in (columns, *rows) if filled)

@@ -102,7 +102,7 @@ def find_clips(config: PredictConfig) -> list[Clip]:
 
 
 def clip_of(path: Path) -> Clip:
-    """A file as a manifest's row: its suffix tells an image; of any other, all sound and pictures are used."""
+    """A file as a manifest's row: its suffix tells an image; of other files all sound and pictures are used."""
     column = "frames" if KINDS.get(path.suffix[1:].lower()) == "frames" else "video"
     written = tuple(str(path) if column == name else "" for name in MEDIA_COLUMNS)
     shown = os.fsencode(path).decode(errors="replace")

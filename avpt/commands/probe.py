@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 KINDS: tuple[artifacts.Kind, ...] = ("encoder", "classifier", "fused")
 HELD_OUT: tuple[Split, ...] = ("val", "test")
 SURE = 0.05  # a p below it counts as a difference
-WIDTH = 80  # of a line of text
+WIDTH = 80  # characters of a line of text
 
 
 def run(config: ProbeConfig) -> Report:
@@ -58,7 +58,7 @@ def modality_of(config: ProbeConfig, model: Header) -> Modality:
 
     Raises:
         ArtifactError: the file holds no encoder.
-        ConfigError: --modality is missing, or names one that the model does not take; or --stage1 is not for it.
+        ConfigError: --modality is missing, or names one that the model does not take, or --stage1 is given for no fused model.
     """
     if model.kind not in KINDS:
         raise ArtifactError(f"{config.model} is of kind {model.kind}; {' or '.join(KINDS)} is needed here")
@@ -78,7 +78,7 @@ def modality_of(config: ProbeConfig, model: Header) -> Modality:
 
 
 def find_stage1(config: ProbeConfig, model: Header, modality: Modality) -> Path | None:
-    """The file that the encoder of a fused model started from; a warning says where it can't be found.
+    """The file that the encoder of a fused model started from; the user is warned where it can't be found.
 
     Raises:
         ArtifactError: --stage1 is something else.
@@ -234,7 +234,7 @@ def encode_splits(
 def probe_features(
     features: dict[Split, Tensor], labels: dict[Split, Tensor]
 ) -> tuple[Probe, dict[str, float | None], dict[Split, Tensor]]:
-    """Fit a probe: it, the metric that decides on val and test, and which of their clips it gets right, (clips,)."""
+    """Fit a probe; returns it, the deciding metric on val and test, and which of their clips it gets right, (clips,)."""
     from avpt.diagnosis.probing import fit_probe
     from avpt.training import metrics
 

@@ -125,7 +125,7 @@ class Config:
         return {name: value for name, value in recorded.items() if name not in self.idle()}
 
     def idle(self) -> set[str]:
-        """Names of options that change nothing, the others being as they are."""
+        """The names of options that change nothing beside the values of the others."""
         return set()
 
     @classmethod

@@ -39,5 +39,5 @@ class InitConfig(OutputConfig):
         object.__setattr__(self, "weights", expand_home(self.weights))  # a path, or a word without `~`
 
     def idle(self) -> set[str]:
-        """Without ABRi, its own options."""
+        """ABRi's own options change nothing without ABRi."""
         return super().idle() | (set() if self.bn == "abri" else {"abri", "alpha"})

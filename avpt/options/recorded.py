@@ -24,7 +24,7 @@ CONFIGS: dict[str, type[Config]] = {
     "probe": ProbeConfig,
     "evaluation": EvaluateConfig,
 }
-# required options, which no record has: they are paths
+# options that a config needs but that no record has, as they are paths
 PATHS = ("manifest", "store", "out", "init", "audio", "visual", "confidence", "model")
 
 

@@ -122,7 +122,7 @@ class ManifestConfig(OutputConfig):
         return 0.1 if self.name == "crema-d" and not self.lists else 0.0
 
     def record(self) -> dict[str, Any]:
-        """With defaults filled in: a given 5 and one left out are the same."""
+        """With defaults filled in: `--test-fold 5` and no --test-fold are the same."""
         return super().record() | {"test_fold": self.fold, "test_fraction": self.test_share}
 
 

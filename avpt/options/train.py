@@ -72,7 +72,7 @@ class MaskConfig(OutputConfig):
         return {f.name for f in dataclasses.fields(MaskConfig)} - {f.name for f in dataclasses.fields(OutputConfig)}
 
     def idle(self) -> set[str]:
-        """Without masking, all that shapes a mask."""
+        """The options that shape a mask change nothing without masking."""
         return super().idle() | (self.mask_options() - {"mask"} if self.mask == "none" else set())
 
     @property
@@ -225,7 +225,7 @@ class TrainConfig(OutputConfig):
             raise ConfigError(f"--crop-scale is {self.crop_scale[0]:g} {self.crop_scale[1]:g}; the smaller comes first")
 
     def idle(self) -> set[str]:
-        """Options of other schedules and optimisers, and the rate of encoders that are frozen."""
+        """Options of other schedules and optimisers, and of encoders that are frozen, change nothing."""
         idle = set() if self.schedule == "step" else {"milestones", "lr_factor"}
         idle |= {"encoder_lr_scale"} if self.freeze_encoders else set()
         return super().idle() | idle | (set() if self.optimizer == "sgd" else {"momentum"})
@@ -266,7 +266,7 @@ class FinetuneConfig(TrainConfig):
             )
 
     def idle(self) -> set[str]:
-        """What shapes the other modality's input."""
+        """Options of the other modality's input change nothing."""
         pictures = {"image_size", "num_frames", "crop_scale", "flip"}
         return super().idle() | (pictures if self.modality == "audio" else {"spec_augment"})
 
@@ -327,5 +327,5 @@ class FuseConfig(MaskConfig, TrainConfig):
             )
 
     def idle(self) -> set[str]:
-        """Without OGM-GE, its own options."""
+        """OGM-GE's own options change nothing without it."""
         return super().idle() | (set() if self.balance == "ogm-ge" else {"ogm_alpha", "ogm_window"})

@@ -81,7 +81,7 @@ class EvaluateConfig(OutputConfig):
             raise ConfigError(f"--noise {self.noise} does nothing beside --drop {self.drop}; leave one out")
 
     def idle(self) -> set[str]:
-        """Without noise, the seed."""
+        """The seed changes nothing without noise."""
         return super().idle() | ({"seed"} if self.snr is None else set())
 
 
