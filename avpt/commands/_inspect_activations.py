@@ -104,7 +104,7 @@ def clips_of(config: InspectConfig, store: Store, modality: Modality) -> SplitIn
 
 
 def input_of(config: InspectConfig, store: Store, index: SplitIndex, sides: list[Side]) -> InputSpec:
-    """How clips become inputs: as the first side with a recorded pipeline has it, or else by the defaults on this store.
+    """How clips become inputs: as the first side with a recorded pipeline has it, or else as the defaults say.
 
     Raises:
         StoreError: the store can't give these inputs.

@@ -242,7 +242,7 @@ def summarise_kept(records: Records) -> tuple[dict[str, int], dict[str, float]]:
 
 
 def tables_of(kinds: Mapping[str, int], lengths: Mapping[str, float], config: Mapping[str, Any]) -> list[Table]:
-    """What partial.csv says of clips, by kind, and clips of other lengths than are stored, with the options for that."""
+    """What partial.csv says of clips, by kind, and which have other lengths than are stored, with the options."""
     tables = [
         Table("clips in partial.csv, by what is told of them", ("", "meaning", "clips"), rows, left=2)
         for rows in [[(kind, KINDS[kind], str(count)) for kind, count in kinds.items()]]

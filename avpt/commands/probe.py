@@ -58,7 +58,7 @@ def modality_of(config: ProbeConfig, model: Header) -> Modality:
 
     Raises:
         ArtifactError: the file holds no encoder.
-        ConfigError: --modality is missing, or names one that the model does not take, or --stage1 is given for no fused model.
+        ConfigError: --modality is missing, or names one that the model lacks, or --stage1 is given for no fused model.
     """
     if model.kind not in KINDS:
         raise ArtifactError(f"{config.model} is of kind {model.kind}; {' or '.join(KINDS)} is needed here")
@@ -234,7 +234,7 @@ def encode_splits(
 def probe_features(
     features: dict[Split, Tensor], labels: dict[Split, Tensor]
 ) -> tuple[Probe, dict[str, float | None], dict[Split, Tensor]]:
-    """Fit a probe; returns it, the deciding metric on val and test, and which of their clips it gets right, (clips,)."""
+    """Fit a probe; return it, the deciding metric on val and test, and which of their clips it gets right, (clips,)."""
     from avpt.diagnosis.probing import fit_probe
     from avpt.training import metrics
 
