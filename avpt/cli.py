@@ -29,7 +29,7 @@ class _Program(TyperGroup):
     """The command line as a whole."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run it, with streams that can be written to from the first word to the last."""
+        """Run the program with streams that can be written to throughout."""
         open_streams()
         try:
             with results():  # of help and --version too
@@ -39,7 +39,7 @@ class _Program(TyperGroup):
             sys.exit(1)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command; one that does not parse is told without what its words would do to a terminal."""
+        """Run a command; a parse error is shown without control characters that came from the command line."""
         try:
             return super().invoke(ctx)
         except Exception as error:
@@ -62,45 +62,45 @@ ConfigT = TypeVar("ConfigT", bound=options.Config)
 
 
 class Terminated(BaseException):
-    """SIGTERM, told apart from Ctrl-C by its exit code."""
+    """SIGTERM, which ends the program with another exit code than Ctrl-C."""
 
 
 def command(config_type: type[ConfigT]) -> Callable[[Callable[[ConfigT], Report]], None]:
     """Register `body` as a Typer command whose options are the fields of `config_type`."""
 
-    goes_on = issubclass(config_type, options.OutputConfig) and config_type.goes_on
+    resumes = issubclass(config_type, options.OutputConfig) and config_type.resumes
 
     def register(body: Callable[[ConfigT], Report]) -> None:
         def callback(**options: Any) -> None:
             with_debug = bool(options["debug"])
             try:
-                speaks = place_in_job()[0] == 0
-                _start(quiet=options["quiet"] or not speaks)
+                is_first = place_in_job()[0] == 0
+                _start(quiet=options["quiet"] or not is_first)
                 settings = config_type(**options)
                 with warnings.catch_warnings():
-                    if settings.quiet or not speaks:
+                    if settings.quiet or not is_first:
                         warnings.simplefilter("ignore")
                     report = body(settings)
-                    if speaks:
+                    if is_first:
                         show(report, json=settings.json, quiet=settings.quiet)
                 if report.problem is not None:
                     _fail(*words_of(AvptError(report.problem)), code=1, with_debug=False)
-            except OtherProcessError as error:  # told by two, of which one may be dead, not by all of a large job
-                _fail(*words_of(error), code=1, with_debug=with_debug, tellers=2)
+            except OtherProcessError as error:  # said by two, one of which may be dead, not by all of a large job
+                _fail(*words_of(error), code=1, with_debug=with_debug, speakers=2)
             except AvptError as error:
                 _fail(*words_of(error), code=1, with_debug=with_debug)
             except Exception as error:
-                if isinstance(error, OSError) and error.errno is not None:  # full disk, permissions: the machine's word
-                    told = AvptError(f"{error.filename or 'input/output'}: {error.strerror}")
+                if isinstance(error, OSError) and error.errno is not None:  # full disk, permissions: the system's words
+                    known = AvptError(f"{error.filename or 'input/output'}: {error.strerror}")
                 elif wants_memory(error):
-                    told = AvptError(TOO_LITTLE_MEMORY)
+                    known = AvptError(TOO_LITTLE_MEMORY)
                 else:
                     raise
-                _fail(*words_of(told), code=1, with_debug=with_debug)
+                _fail(*words_of(known), code=1, with_debug=with_debug)
             except KeyboardInterrupt:
-                _fail(f"interrupted{_how_to_go_on() if goes_on else ''}", code=130, with_debug=with_debug, tellers=1)
+                _fail(f"interrupted{_resume_hint() if resumes else ''}", code=130, with_debug=with_debug, speakers=1)
             except Terminated:
-                _fail(f"terminated{_how_to_go_on() if goes_on else ''}", code=143, with_debug=with_debug, tellers=1)
+                _fail(f"terminated{_resume_hint() if resumes else ''}", code=143, with_debug=with_debug, speakers=1)
 
         hints = options.type_hints(config_type)
         parameters = [
@@ -123,14 +123,14 @@ def command(config_type: type[ConfigT]) -> Callable[[Callable[[ConfigT], Report]
 
 
 def _own_first(config_type: type[options.Config]) -> list[dataclasses.Field[Any]]:
-    """Fields as help shows them: the command's own, then what it shares with others."""
+    """The fields in the order of the help text: the command's own, then those that it shares with others."""
     depth = {name: i for i, base in enumerate(config_type.__mro__) for name in signatures.get_annotations(base)}
     fields = dataclasses.fields(config_type)
     return sorted(fields, key=lambda field: (depth[field.name], field.default is not dataclasses.MISSING))
 
 
 def _without_range(config_type: type[options.Config], name: str) -> Any:
-    """The declared option with its range as text: a value out of range is the config's error, exit code 1."""
+    """The declared option with its range as text: the config itself refuses a value out of range, with exit code 1."""
     info = copy.copy(options.parameter(config_type, name))
     if text := options.bounds(info):
         info.help = f"{info.help} [dim]({text})[/dim]"
@@ -139,7 +139,7 @@ def _without_range(config_type: type[options.Config], name: str) -> Any:
 
 
 def _start(quiet: bool) -> None:
-    """Logs to stderr, and SIGTERM as an exception so that locks and workers are let go."""
+    """Send logs to stderr, and make SIGTERM an exception so that locks and workers are released."""
     sys.excepthook = show_traceback
     signal.signal(signal.SIGTERM, _terminate)
     log = logging.getLogger("avpt")
@@ -159,23 +159,23 @@ def _terminate(signum: int, frame: object) -> NoReturn:
     raise Terminated
 
 
-def _how_to_go_on() -> str:
-    """The command that was given, for another time."""
+def _resume_hint() -> str:
+    """The words that name the command which resumes this one."""
     _, size, _, here = place_in_job()
     program = ["python", "-m", "avpt"] if Path(sys.argv[0]).name == "__main__.py" else ["avpt"]
-    if here is None:  # some launcher, which is not known here
+    if here is None:  # started by another launcher, whose command line is unknown
         program = ["...", *program]
-    elif size > 1:  # what torchrun was told of other machines is not known here
+    elif size > 1:  # torchrun's options about other machines are unknown here
         program = ["torchrun", *(["..."] if size > here else []), "--nproc-per-node", str(here), "-m", "avpt"]
     arguments = [argument for argument in sys.argv[1:] if argument != "--overwrite"]  # which would start over
     return f"; the same command again goes on from here: {shlex.join([*program, *arguments])}"
 
 
-def _fail(*lines: str, code: int, with_debug: bool, tellers: int | None = None) -> NoReturn:
-    """End with a message on stderr; of a job's processes the first `tellers` say it, or all."""
+def _fail(*lines: str, code: int, with_debug: bool, speakers: int | None = None) -> NoReturn:
+    """Exit with a message on stderr, printed by the first `speakers` processes of a job, or by all."""
     if with_debug:
         show_traceback(*sys.exc_info())
-    if any(lines) and (tellers is None or place_in_job()[0] < tellers):
+    if any(lines) and (speakers is None or place_in_job()[0] < speakers):
         say(f"avpt: {lines[0]}", *lines[1:])
     raise typer.Exit(code)
 
@@ -202,126 +202,126 @@ def main(
 @command(options.ManifestConfig)
 def manifest(settings: options.ManifestConfig) -> Report:
     """Build the manifest of a known data set from its own lists and media."""
-    from avpt.commands import manifest as stage
+    from avpt.commands.manifest import run
 
-    return stage.run(settings)
+    return run(settings)
 
 
 @command(options.PreprocessConfig)
 def preprocess(settings: options.PreprocessConfig) -> Report:
     """Decode the clips of a manifest into a store."""
-    from avpt.commands import preprocess as stage
+    from avpt.commands.preprocess import run
 
-    return stage.run(settings)
+    return run(settings)
 
 
 @command(options.InitConfig)
 def init(settings: options.InitConfig) -> Report:
     """Make an encoder from pre-trained weights, with ABRi or a plain BatchNorm variant."""
-    from avpt.commands import init as stage
+    from avpt.commands.init import run
 
-    return stage.run(settings)
+    return run(settings)
 
 
 @command(options.FinetuneConfig)
 def finetune_unimodal(settings: options.FinetuneConfig) -> Report:
     """Adapt one encoder to its own modality and record how sure it is of each clip (stage 1)."""
-    from avpt.commands import finetune_unimodal as stage
+    from avpt.commands.finetune_unimodal import run
 
-    return stage.run(settings)
+    return run(settings)
 
 
 @command(options.ScoreConfig)
 def score_confidence(settings: options.ScoreConfig) -> Report:
     """Turn the training dynamics of both modalities into a confidence per clip."""
-    from avpt.commands import score_confidence as stage
+    from avpt.commands.score_confidence import run
 
-    return stage.run(settings)
+    return run(settings)
 
 
 @command(options.FuseConfig)
 def fuse_train(settings: options.FuseConfig) -> Report:
     """Train both encoders and a fusion head together on masked input (stage 2)."""
-    from avpt.commands import fuse_train as stage
+    from avpt.commands.fuse_train import run
 
-    return stage.run(settings)
+    return run(settings)
 
 
 @command(options.EvaluateConfig)
 def evaluate(settings: options.EvaluateConfig) -> Report:
     """Measure a trained model on the splits of a store, also with a modality absent or noised."""
-    from avpt.commands import evaluate as stage
+    from avpt.commands.evaluate import run
 
-    return stage.run(settings)
+    return run(settings)
 
 
 @command(options.PredictConfig)
 def predict(settings: options.PredictConfig) -> Report:
     """Label clip files with a trained model."""
-    from avpt.commands import predict as stage
+    from avpt.commands.predict import run
 
-    return stage.run(settings)
+    return run(settings)
 
 
 @command(options.ExportConfig)
 def export(settings: options.ExportConfig) -> Report:
     """Write a trained model for use without avpt: torchvision weights, ONNX or torch.export."""
-    from avpt.commands import export as stage
+    from avpt.commands.export import run
 
-    return stage.run(settings)
+    return run(settings)
 
 
 @command(options.InspectConfig)
 def inspect(settings: options.InspectConfig) -> Report:
     """Show which BatchNorm channels of an encoder are abnormal or dead, before and after training."""
-    from avpt.commands import inspect as stage
+    from avpt.commands.inspect import run
 
-    return stage.run(settings)
+    return run(settings)
 
 
 @command(options.ProbeConfig)
 def probe(settings: options.ProbeConfig) -> Report:
     """Measure by a linear probe what an encoder is worth, and what joint training did to it."""
-    from avpt.commands import probe as stage
+    from avpt.commands.probe import run
 
-    return stage.run(settings)
+    return run(settings)
 
 
 @command(options.CompareConfig)
 def compare(settings: options.CompareConfig) -> Report:
     """Put runs side by side: what differs, mean and spread over seeds, and whether a difference is one."""
-    from avpt.commands import compare as stage
+    from avpt.commands.compare import run
 
-    return stage.run(settings)
+    return run(settings)
 
 
 @command(options.ReportConfig)
 def report(settings: options.ReportConfig) -> Report:
     """Write the whole story of an experiment as one self-contained page."""
-    from avpt.commands import report as stage
+    from avpt.commands.report import run
 
-    return stage.run(settings)
+    return run(settings)
 
 
 @command(options.InfoConfig)
 def info(settings: options.InfoConfig) -> Report:
     """Show what is in a store, a run folder or an artifact, and how it came about."""
-    from avpt.commands import info as stage
+    from avpt.commands.info import run
 
-    return stage.run(settings)
+    return run(settings)
 
 
 @command(options.VerifyConfig)
 def verify(settings: options.VerifyConfig) -> Report:
     """Check every file, checksum and value of a store, and name the shard and the clip that are damaged."""
-    from avpt.commands import verify as stage
+    from avpt.commands.verify import run
 
-    return stage.run(settings)
+    return run(settings)
 
 
 @command(options.GuideConfig)
 def guide(settings: options.GuideConfig) -> Report:
     """Read the manual: the list of its pages, or one of them."""
-    from avpt.commands import guide as stage
+    from avpt.commands.guide import run
 
-    return stage.run(settings)
+    return run(settings)

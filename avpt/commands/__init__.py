@@ -1,1 +1,1 @@
-"""One command is one story here, told top to bottom."""
+"""One file per command: each reads from top to bottom as one story."""

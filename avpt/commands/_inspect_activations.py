@@ -1,4 +1,4 @@
-"""What clips show of encoders: which channels are dead, and the feature maps of one clip."""
+"""What clips reveal about encoders: which channels are dead, and the feature maps of one clip."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What the clips of a store showed of one encoder or of two."""
+class Measurements:
+    """What feeding a store's clips to one encoder or two revealed."""
 
     sides: list[Activity]
-    dead: list[dict[str, Tensor]]  # of each side, by layer (channels,) bool; not of shortcuts
+    dead: list[dict[str, Tensor]]  # per side and layer, (channels,) bool; without shortcuts
     clips: int
     example: str  # the clip of the feature maps
-    picture: Tensor  # what the first input of that clip was, (1, frame, mel) or (3, height, width)
+    picture: Tensor  # that clip's first input, (1, frame, mel) or (3, height, width)
 
 
-def measure(config: InspectConfig, path: Path, before: Side, after: Side | None) -> Measured:
+def measure(config: InspectConfig, path: Path, before: Side, after: Side | None) -> Measurements:
     """Feed the same clips to both encoders, in one pass.
 
     Raises:
@@ -52,10 +52,10 @@ def measure(config: InspectConfig, path: Path, before: Side, after: Side | None)
     index = clips_of(config, store, before.modality)
     spec = input_of(config, store, index, [side for side in (after, before) if side is not None])
     device = runtime.start(config.seed, config.device)
-    encoders = [side.found.encoder.to(device) for side in (before, after) if side is not None]
+    encoders = [side.loaded.encoder.to(device) for side in (before, after) if side is not None]
     dataset = EvaluationDataset(index, [before.modality], spec, store.settings["frame_codec"], seed=config.seed)
     workers = loading_workers(config.workers)
-    # shuffled: batches of the same make, and none of one clip
+    # shuffled, so that batches are alike; the loader makes none of a single clip
     loader = Loader(dataset, config.batch_size, device=device, workers=workers, shuffle_seed=config.seed)
     first: list[Batch] = []
 
@@ -71,7 +71,7 @@ def measure(config: InspectConfig, path: Path, before: Side, after: Side | None)
 
     with explain_worker_deaths():
         sides = dead_channels.measure(encoders, batches(), config.zero)
-    return Measured(
+    return Measurements(
         sides,
         [side.dead(config.dead_share) for side in sides],
         len(index),
@@ -81,7 +81,7 @@ def measure(config: InspectConfig, path: Path, before: Side, after: Side | None)
 
 
 def clips_of(config: InspectConfig, store: Store, modality: Modality) -> SplitIndex:
-    """The clips to look at, drawn by the seed where there are more.
+    """The clips to look at; the seed draws them where the split has more than --clips.
 
     Raises:
         StoreError: the store has no such split, too few clips, or lacks the modality.
@@ -92,10 +92,10 @@ def clips_of(config: InspectConfig, store: Store, modality: Modality) -> SplitIn
 
     index = store.indices.get(config.split)
     if index is None or len(index) < 2:
-        there = [split for split, clips in store.indices.items() if len(clips) > 1]
+        usable = [split for split, clips in store.indices.items() if len(clips) > 1]
         raise StoreError(
             f"{store.path} has {0 if index is None else len(index)} {config.split} clips, and two or more are needed; "
-            f"--split can be {listed(there) or 'nothing'}"
+            f"--split can be {listed(usable) or 'nothing'}"
         )
     require_modality(store, config.split, index, modality)
     if len(index) <= config.clips:
@@ -104,7 +104,7 @@ def clips_of(config: InspectConfig, store: Store, modality: Modality) -> SplitIn
 
 
 def input_of(config: InspectConfig, store: Store, index: SplitIndex, sides: list[Side]) -> InputSpec:
-    """How clips become inputs: as the first of the sides was trained, or as a training on this store would do it.
+    """How clips become inputs: as the first side with a recorded pipeline has it, or else as the defaults say.
 
     Raises:
         StoreError: the store can't give these inputs.
@@ -118,8 +118,8 @@ def input_of(config: InspectConfig, store: Store, index: SplitIndex, sides: list
     asked = {name: value for name in sizes if (value := getattr(config, name)) is not None}
     modality = sides[0].modality
     for side in sides:
-        header = side.found.header
-        if side.found.made_for == modality and header is not None and header.spec.get("input"):
+        header = side.loaded.header
+        if side.loaded.made_for == modality and header is not None and header.spec.get("input"):
             spec = replace(read_input(side.path, header), **asked)
             if modality == "audio":
                 check_spectrograms(store, spec, [index])

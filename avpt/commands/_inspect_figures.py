@@ -1,11 +1,11 @@
-"""The figures of `avpt inspect`, as the bytes of their files by name."""
+"""The figures of `avpt inspect`: the names of their files, with the bytes of each."""
 
 from __future__ import annotations
 
 import logging
 from typing import Any
 
-from avpt.commands._inspect_activations import Measured
+from avpt.commands._inspect_activations import Measurements
 from avpt.commands._inspect_parameters import Side
 from avpt.options import InspectConfig
 
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def draw_parameters(config: InspectConfig, before: Side, after: Side | None) -> dict[str, bytes]:
-    """The files of the figures that no clip is needed for."""
+    """Draw the figures that need no clips."""
     from avpt.figures import channels, style
 
     layers = list(before.own)
@@ -44,9 +44,9 @@ def draw_parameters(config: InspectConfig, before: Side, after: Side | None) -> 
 
 
 def draw_first_layer(
-    config: InspectConfig, before: Side, after: Side | None, measured: Measured | None
+    config: InspectConfig, before: Side, after: Side | None, measured: Measurements | None
 ) -> dict[str, bytes]:
-    """The files of the first layer's filters and, where clips were fed, of what it makes of one."""
+    """Draw the first layer's filters and, where clips were fed, its feature maps of one clip."""
     from avpt.figures import channels, style
 
     sides, stem, limit = _named(before, after), next(iter(before.own)), config.abnormal_threshold
@@ -58,7 +58,7 @@ def draw_first_layer(
     dead: dict[str, Any] = dict.fromkeys(sides)
     figures = {}
     if measured is not None:
-        dead = {name: found[stem].numpy() for name, found in zip(sides, measured.dead, strict=True)}
+        dead = {name: layers[stem].numpy() for name, layers in zip(sides, measured.dead, strict=True)}
         maps = {}
         for name, activity in zip(sides, measured.sides, strict=True):
             assert activity.maps is not None
@@ -66,7 +66,7 @@ def draw_first_layer(
         figures["feature-maps"] = channels.draw_feature_maps(measured.picture.numpy(), maps, measured.example, words)
     elif config.store is None:
         log.warning("feature maps are left out: they are measured on clips, which --store names")
-    weights = {name: side.found.encoder.conv1.weight.detach().cpu().numpy() for name, side in sides.items()}
+    weights = {name: side.loaded.encoder.conv1.weight.detach().cpu().numpy() for name, side in sides.items()}
     filters = {name: (weights[name], dead[name], abnormal[name]) for name in sides}
     figures["filters"] = channels.draw_filters(filters, words)
     return style.render_all(figures)

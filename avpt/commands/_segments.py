@@ -9,12 +9,12 @@ from typing import Literal
 from avpt.errors import MediaError
 from avpt.media.opening import open_media
 
-SHORTEST = 0.1  # seconds of a last piece that is kept: less is what encoders pad with
-WHOLE = 0.9  # share of a piece that must be there for it to be none that is cut short: files end a little early
+SHORTEST = 0.1  # seconds that a last piece must have to be kept: encoders pad by less
+WHOLE = 0.9  # share of its length from which a piece is not cut short: files end a little early
 
 
 def seconds_of(paths: Sequence[Path]) -> float | None:
-    """How long the shortest of some media files is, by what they say; None where one does not open or does not say."""
+    """The duration of the shortest of some media files by their headers; None where one does not open or has none."""
     lengths = []
     for path in paths:
         try:
@@ -26,19 +26,19 @@ def seconds_of(paths: Sequence[Path]) -> float | None:
     return min(known) if known and len(known) == len(lengths) else None
 
 
-def written(seconds: float) -> str:
-    """Seconds as a manifest and an id have them: no zeros at the end."""
+def format_seconds(seconds: float) -> str:
+    """Seconds as they stand in manifests and ids: without zeros at the end."""
     return f"{seconds:.6f}".rstrip("0").rstrip(".")
 
 
 def cut(seconds: float, segment: float, hop: float, last: Literal["drop", "keep"]) -> list[tuple[float, float]]:
-    """Start and end of each piece of a file, in seconds; none where all of it is one piece.
+    """Start and end of each piece of a file, in seconds; empty where one piece holds all of it.
 
     Args:
         seconds: the length of the file.
         segment: the length of a piece.
         hop: from the start of one piece to that of the next.
-        last: what becomes of a last piece of which less than nine tenths are there.
+        last: what happens to a last piece that is shorter than nine tenths of `segment`.
     """
     seconds = round(seconds, 6)
     if seconds <= segment:

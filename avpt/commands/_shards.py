@@ -31,20 +31,20 @@ class Shard:
 
 @dataclass(frozen=True)
 class Job:
-    """What the making of a shard depends on besides its rows, and the means for it."""
+    """What making a shard depends on besides its rows, and the resources for it."""
 
     out: Path
     classes: tuple[str, ...]
     settings: ClipSettings
-    attributes: dict[str, Any]  # of the shard's file; `multi_label` among them
+    attributes: dict[str, Any]  # of the shard's file, `multi_label` among them
     workers: int
-    timeout: float  # seconds a clip
-    memory: int  # bytes a worker
+    timeout: float  # seconds per clip
+    memory: int  # bytes per worker
 
 
 @dataclass(frozen=True)
 class Task:
-    """One row for a worker."""
+    """One row of a shard, with what a worker needs to decode it."""
 
     shard: str
     row: int
@@ -66,8 +66,8 @@ def plan_shards(clips: Sequence[Clip], shard_size: int) -> list[Shard]:
 def make_shards(job: Job, shards: Iterable[Shard]) -> Iterator[bool]:
     """Decode the clips of some shards in a pool, and write each shard once all its rows are in.
 
-    Yields, for every clip that is done, whether it failed. Held in memory are only the shards that some worker is
-    still busy with.
+    Yields, for every clip that is done, whether it failed. Only shards that some worker is still busy with
+    are held in memory.
     """
     unfinished: dict[str, tuple[Shard, dict[int, DecodedClip | Failure]]] = {}
 
@@ -84,12 +84,12 @@ def make_shards(job: Job, shards: Iterable[Shard]) -> Iterator[bool]:
         memory=job.memory,
         preload="avpt.media.decode",
     )
-    # an error of the writer's refers to this frame and this to it: the workers must end before that is cleared up
+    # an error of the writer's and this frame refer to each other: the workers must not wait for that to be collected
     with ThreadPoolExecutor(1) as writer, closing(results):
         writing: Future[None] | None = None  # the workers need not wait for the disk
         for task, result in results:
             shard, rows = unfinished[task.shard]
-            outcome = rows[task.row] = told(task, result)
+            outcome = rows[task.row] = outcome_of(task, result)
             if len(rows) == len(shard.clips):
                 if writing is not None:
                     writing.result()
@@ -101,12 +101,12 @@ def make_shards(job: Job, shards: Iterable[Shard]) -> Iterator[bool]:
 
 
 def make_shard(job: Job, shard: Shard) -> list[bool]:
-    """Make one shard from beginning to end; what another machine does."""
+    """Make one whole shard, as a machine of a cluster does."""
     return list(make_shards(job, [shard]))
 
 
 def decode_task(task: Task) -> DecodedClip | Failure:
-    """What a worker does. MemoryError is the only one it raises, and where it is tried again."""
+    """Decode one row, in a worker. The only error that it raises is MemoryError, after which the row is tried again."""
     from avpt.media.decode import decode_clip  # torch and FFmpeg: in the workers, not in the parent
 
     clip, before = task.clip, begin_peak()
@@ -115,10 +115,10 @@ def decode_task(task: Task) -> DecodedClip | Failure:
     except MemoryError:
         raise
     except MediaError as error:
-        if peak_since(before) > task.memory / 2:  # a decoder that gets no memory says that the clip is damaged
+        if peak_since(before) > task.memory / 2:  # without memory a decoder reports a damaged clip
             raise MemoryError from error
         return Failure(clip.id, clip.split, clip.source, error.stage, str(error))
-    except Exception as error:  # whatever a decoder throws costs one clip, and is told
+    except Exception as error:  # whatever a decoder throws costs one clip, and is reported
         if wants_memory(error):
             raise MemoryError from error
         return Failure(clip.id, clip.split, clip.source, "crash", f"{type(error).__name__}: {error}")
@@ -127,19 +127,19 @@ def decode_task(task: Task) -> DecodedClip | Failure:
     return decoded
 
 
-def told(
+def outcome_of(
     task: Task,
     result: DecodedClip | Failure | Crashed | Hung,
     remedy: str = "raise --worker-memory and --retry-failures",
 ) -> DecodedClip | Failure:
-    """What came of a task, a crash or a timeout told as the failure of its clip; `remedy` is for want of memory."""
+    """What came of a task: a crash or a timeout becomes its clip's Failure; `remedy` is for lack of memory."""
     if not isinstance(result, Crashed | Hung):
         return result
     how, clip = result.how, task.clip
     if "out of memory" in how:
         how = f"needs more than {task.memory / 2**30:g} GiB of memory; {remedy}"
-    stage = "timeout" if isinstance(result, Hung) else "crash"
-    return Failure(clip.id, clip.split, clip.source, stage, how)
+    cause = "timeout" if isinstance(result, Hung) else "crash"
+    return Failure(clip.id, clip.split, clip.source, cause, how)
 
 
 def _write(job: Job, shard: Shard, rows: list[DecodedClip | Failure]) -> None:
@@ -167,14 +167,14 @@ def _write(job: Job, shard: Shard, rows: list[DecodedClip | Failure]) -> None:
 
 
 def source_of(clip: Clip) -> str:
-    """What a clip is cut from: its recording by name, else the file of a segment; empty where it is none."""
+    """What a clip is cut from: its recording by name, or the file of a segment; empty for a whole file."""
     if clip.recording or (clip.start is None and clip.end is None):
         return clip.recording
     return clip.file
 
 
 def encode_labels(labels: list[tuple[str, ...]], classes: tuple[str, ...], multi_label: bool) -> np.ndarray:
-    """(N,) int64 class indices, or (N, classes) uint8 when multi-label."""
+    """Labels as (N,) int64 class indices, or (N, classes) uint8 when multi-label."""
     number = {name: i for i, name in enumerate(classes)}
     if not multi_label:
         return np.array([number[names[0]] for names in labels], dtype=np.int64)

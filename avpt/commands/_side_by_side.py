@@ -16,35 +16,35 @@ from avpt.runs.scores import HELD_OUT, curve_of, metric_of
 from avpt.text import for_sheet, printable, sparkline
 from avpt.types import Folded, Table
 
-WIDTH = 80  # of a table where there is no terminal
-MARK = "<!-- avpt compare -->\n"  # of the Markdown, which is replaced only where it is there
+WIDTH = 80  # columns of a table, whatever the terminal's width
+MARK = "<!-- avpt compare -->\n"  # begins the Markdown; only a file that begins so is replaced
 BESIDE = ("group", "run", "seed", "state", "epochs_done", "best_epoch")  # columns of the CSV before the options
 
 
 def tables(groups: Sequence[NamedGroup], record: Mapping[str, Any], metrics: Sequence[str]) -> list[Table]:
-    """Groups, what differs, metrics, curves, tests, unfinished runs; each within the width of a terminal."""
+    """Groups, what differs, metrics, curves, tests, unfinished runs; each within WIDTH columns."""
     count = sum(len(one.runs) for one in groups)
     what = [(one.letter, one.name, pattern(one.runs), _seeds(map(seed_of, one.runs))) for one in groups]
     title = f"{_many(count, 'run')} in {_many(len(groups), 'group')}; those of a group differ in the seed alone"
-    found = fitted(Table(title, ("", "group", "runs", "seeds"), what, left=4), apart=False)
+    shown = fit_width(Table(title, ("", "group", "runs", "seeds"), what, left=4), split=False)
     if len(record["differing"]) > 1:
-        found += fitted(options_table(groups, record["differing"]))
-    counted = [(one, told) for one, told in zip(groups, record["groups"], strict=True) if one.finished]
+        shown += fit_width(options_table(groups, record["differing"]))
+    counted = [(one, entry) for one, entry in zip(groups, record["groups"], strict=True) if one.finished]
     for split in HELD_OUT:
-        there = [metric for metric in metrics if any(metric in told[split] for _, told in counted)]
+        there = [metric for metric in metrics if any(metric in entry[split] for _, entry in counted)]
         rows = [
-            (one.letter, str(len(one.finished)), *(_mean(told[split].get(metric)) for metric in there))
-            for one, told in counted
+            (one.letter, str(len(one.finished)), *(_mean(entry[split].get(metric)) for metric in there))
+            for one, entry in counted
         ]
         if there:
             names = [metric.replace("_", " ") for metric in there]
-            found += fitted(Table(f"{split}, mean ± standard deviation over runs", ("", "n", *names), rows))
+            shown += fit_width(Table(f"{split}, mean ± standard deviation over runs", ("", "n", *names), rows))
     metric = metrics[0] if metrics else ""
     if curves := [row for one, _ in counted for row in _curve_row(one, metric)]:
         columns = ("", "", "first", "last", "best epochs")
-        found.append(Table(f"val {metric.replace('_', ' ')} by epoch, mean over runs", columns, curves, left=2))
+        shown.append(Table(f"val {metric.replace('_', ' ')} by epoch, mean over runs", columns, curves, left=2))
     if record["tests"]:
-        found += tests_table(record["tests"])
+        shown += tests_table(record["tests"])
     unfinished = [
         (one.letter, str(run.path), run.progress.removeprefix("unfinished, "), sparkline(curve_of(run, metric)))
         for one in groups
@@ -54,12 +54,12 @@ def tables(groups: Sequence[NamedGroup], record: Mapping[str, Any], metrics: Seq
     if unfinished:
         title = "unfinished, in none of the numbers above"
         table = Table(title, ("", "run", "state", f"val {metric.replace('_', ' ')}".strip()), unfinished, left=4)
-        found += fitted(table, apart=False)
-    return found
+        shown += fit_width(table, split=False)
+    return shown
 
 
 def options_table(groups: Sequence[NamedGroup], differ: Sequence[str]) -> Table:
-    """A row a group; a dash where it does not have an option."""
+    """One row per group, with a dash where it lacks an option."""
     rows = [
         (one.letter, *(value_in_words(one.options[name]) if name in one.options else "-" for name in differ))
         for one in groups
@@ -75,10 +75,10 @@ def _seeds(seeds: Iterable[int]) -> str:
     return " ".join(map(str, sorted(seeds)))
 
 
-def _mean(found: Mapping[str, Any] | None) -> str:
-    if found is None:
+def _mean(spread: Mapping[str, Any] | None) -> str:
+    if spread is None:
         return "-"
-    return f"{found['mean']:.3f}" + ("" if found["std"] is None else f" ± {found['std']:.3f}")
+    return f"{spread['mean']:.3f}" + ("" if spread["std"] is None else f" ± {spread['std']:.3f}")
 
 
 def _curve_row(one: NamedGroup, metric: str) -> list[tuple[str, ...]]:
@@ -90,8 +90,8 @@ def _curve_row(one: NamedGroup, metric: str) -> list[tuple[str, ...]]:
 
 
 def tests_table(tests: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """A row a pair of groups, a table a metric."""
-    found = []
+    """One table per metric, with one row per pair of groups."""
+    shown = []
     for metric in dict.fromkeys(test["metric"] for test in tests):
         rows = []
         for test in tests:
@@ -104,35 +104,35 @@ def tests_table(tests: Sequence[Mapping[str, Any]]) -> list[Table]:
                 rows.append((f"{second} - {first}", str(len(test["seeds"])), f"{test['difference']:+.4f}", *numbers))
         title = f"paired t-test over shared seeds, {test['split']} {metric.replace('_', ' ')}"
         columns = ("", "seeds", "difference", "95 % interval", "p", "Holm's p")
-        found.append(Table(title, columns, rows))
-    return found
+        shown.append(Table(title, columns, rows))
+    return shown
 
 
 def _p(value: float) -> str:
     return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
-def fitted(table: Table, apart: bool = True) -> list[Table]:
-    """A table whose longest cells are folded where it would be too wide; `apart`: several, with the same first column.
+def fit_width(table: Table, split: bool = True) -> list[Table]:
+    """Fold the longest cells of a table that is too wide; with `split` first make several with the same first column.
 
-    However wide the terminal is: the same runs then look the same everywhere.
+    The terminal's own width is not asked, so that the same runs look the same everywhere.
     """
     cells = [tuple(map(printable, row)) for row in (table.columns, *table.rows)]
     widths = [_widest([row[i] for row in cells]) for i in range(len(table.columns))]
     parts: list[list[int]] = [[0]]
     for i in range(1, len(widths)):
-        if apart and len(parts[-1]) > 1 and _width([widths[j] for j in [*parts[-1], i]]) > WIDTH:
+        if split and len(parts[-1]) > 1 and _width([widths[j] for j in [*parts[-1], i]]) > WIDTH:
             parts.append([0])
         parts[-1].append(i)
-    found = []
+    fitted = []
     for number, part in enumerate(parts):
         folded = [[row[i] for row in cells] for i in part]
         while _width(widths := list(map(_widest, folded))) > WIDTH:
             longest = widths.index(max(widths))
             folded[longest] = [Folded("\n".join(wrap(row[part[longest]], widths[longest] - 1))) for row in cells]
         columns, *rows = zip(*folded, strict=True)
-        found.append(Table(f"{table.title}{', further' if number else ''}", columns, rows, table.left))
-    return found
+        fitted.append(Table(f"{table.title}{', further' if number else ''}", columns, rows, table.left))
+    return fitted
 
 
 def _widest(cells: Sequence[str]) -> int:
@@ -144,7 +144,7 @@ def _width(widths: Sequence[int]) -> int:
 
 
 def in_words(record: Mapping[str, Any]) -> str:
-    """What the tests are, and where there is none why."""
+    """How many comparisons were tested, and why others were not."""
     groups, tests = record["groups"], record["tests"]
     if len(groups) < 2:
         return ""
@@ -163,7 +163,7 @@ def in_words(record: Mapping[str, Any]) -> str:
 
 
 def as_csv(groups: Sequence[NamedGroup], differ: Sequence[str], metrics: Sequence[str]) -> str:
-    """A row a run, numbers in full."""
+    """One row per run, with numbers in full."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = [(split, metric) for split in HELD_OUT for metric in metrics]
@@ -184,11 +184,11 @@ def as_markdown(groups: Sequence[NamedGroup], record: Mapping[str, Any], metrics
         (split, metric)
         for split in HELD_OUT
         for metric in metrics
-        if any(metric in told[split] for told in record["groups"])
+        if any(metric in entry[split] for entry in record["groups"])
     ]
     rows = [
-        (one.letter, one.name, str(len(one.finished)), *(_mean(told[split].get(metric)) for split, metric in columns))
-        for one, told in zip(groups, record["groups"], strict=True)
+        (one.letter, one.name, str(len(one.finished)), *(_mean(entry[split].get(metric)) for split, metric in columns))
+        for one, entry in zip(groups, record["groups"], strict=True)
     ]
     names = [f"{split} {metric.replace('_', ' ')}" for split, metric in columns]
     shown = [Table("mean ± standard deviation over n runs", ("", "group", "n", *names), rows, left=2)]

@@ -20,7 +20,7 @@ from avpt.types import Report, Split
 
 
 def run(config: CompareConfig) -> Report:
-    """Read what the runs say of themselves, group them, compare, write what was asked for."""
+    """Read the runs' own records, group the runs, compare the groups, and write the outputs asked for."""
     runs = [read_run(path) for path in {os.path.realpath(path): path for path in config.runs}.values()]
     check_clips(runs)
     groups = group(runs, config.search)
@@ -39,26 +39,26 @@ def run(config: CompareConfig) -> Report:
 
 
 def compare(groups: Sequence[NamedGroup], metrics: Sequence[str], tested: Sequence[str]) -> dict[str, Any]:
-    """The record: groups with their runs and statistics, and the tests between them."""
+    """Make the record: groups with their runs and statistics, and the tests between them."""
     differ = differing_options([one.options for one in groups])
     finished = [run for one in groups for run in one.finished]
     split: Split = "test" if all(run.summary and run.summary["test"] for run in finished) else "val"
     tests = []
     for metric in tested:
         for first, second in combinations(groups, 2):
-            found = group_tests.paired_test(first.values(split, metric), second.values(split, metric))
-            if found is not None:
-                tests.append({"metric": metric, "split": split, "groups": [first.letter, second.letter], **found})
+            result = group_tests.paired_test(first.values(split, metric), second.values(split, metric))
+            if result is not None:
+                tests.append({"metric": metric, "split": split, "groups": [first.letter, second.letter], **result})
     for test, adjusted in zip(tests, group_tests.holm([test["p"] for test in tests]), strict=True):
         test["holm_p"] = adjusted
     return {"groups": [describe(one, differ, metrics) for one in groups], "differing": differ, "tests": tests}
 
 
 def describe(one: NamedGroup, differ: Sequence[str], metrics: Sequence[str]) -> dict[str, Any]:
-    """What the record says of a group."""
-    told: dict[str, Any] = {"group": one.letter, "name": one.name}
-    told["options"] = {name: one.options[name] for name in differ if name in one.options}
-    told["runs"] = [
+    """The entry of a group in the record."""
+    entry: dict[str, Any] = {"group": one.letter, "name": one.name}
+    entry["options"] = {name: one.options[name] for name in differ if name in one.options}
+    entry["runs"] = [
         {
             "run": str(run.path),
             "seed": seed_of(run),
@@ -71,26 +71,26 @@ def describe(one: NamedGroup, differ: Sequence[str], metrics: Sequence[str]) -> 
     ]
     for split in HELD_OUT:
         values = {metric: [metric_of(run, split, metric) for run in one.finished] for metric in metrics}
-        known = {metric: [value for value in found if value is not None] for metric, found in values.items()}
-        told[split] = {metric: group_tests.summarise(found) for metric, found in known.items() if found}
-    return told
+        known = {metric: [value for value in column if value is not None] for metric, column in values.items()}
+        entry[split] = {metric: group_tests.summarise(column) for metric, column in known.items() if column}
+    return entry
 
 
 def write(path: Path, text: str, first: str, option: str, overwrite: bool) -> list[Path]:
-    """Write a text, unless it is there.
+    """Write a text, unless the file holds it already.
 
     Raises:
-        OutputError: another file is there.
+        OutputError: the path holds another file.
     """
     with claim(path):
-        found = check_ours(path, lambda content: content.startswith(first.encode()), option=option)
-        if must_write(path, text.encode(), found, "holds another comparison", option=option, overwrite=overwrite):
+        existing = check_ours(path, lambda content: content.startswith(first.encode()), option=option)
+        if must_write(path, text.encode(), existing, "holds another comparison", option=option, overwrite=overwrite):
             write_text(path, text)
     return [path]
 
 
 def plot(groups: Sequence[NamedGroup], metrics: Iterable[str], folder: Path, overwrite: bool) -> list[Path]:
-    """The curves on val of all finished runs, a figure a metric."""
+    """Draw the val curves of all finished runs, one figure per metric."""
     from avpt.figures import style
     from avpt.figures.curves import draw_curves
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PROVENANCE = ("kind", "config", "inputs")  # what a file says besides the record
+PROVENANCE = ("kind", "config", "inputs")  # what the file holds besides the record
 
 
 def run(config: EvaluateConfig) -> Report:
@@ -36,17 +36,17 @@ def run(config: EvaluateConfig) -> Report:
     inputs = {"model": artifacts.model_hash(config.model), "store": store.fingerprint}
     header = Header(kind="predictions", config=config.record(), inputs=inputs)
     provenance = {"kind": "evaluation", "config": header.config, "inputs": inputs}
-    found: list[dict[str, Any] | None] = []
+    records: list[dict[str, Any] | None] = []
     with ExitStack() as held:
         if config.out is not None:
             held.enter_context(claim(config.out))
-            found.append(reuse_record(config.out, provenance, config.defaults(), config.overwrite, EvaluationRecord))
+            records.append(reuse_record(config.out, provenance, config.defaults(), config.overwrite, EvaluationRecord))
         if config.predictions is not None:
             held.enter_context(claim(config.predictions))
             reused = artifacts.reuse(config.predictions, header, config.defaults(), config.overwrite)
-            found.append(None if reused is None else reused.metrics)
-        record = found[0] if found else None
-        if record is None or None in found:
+            records.append(None if reused is None else reused.metrics)
+        record = records[0] if records else None
+        if record is None or None in records:
             record = evaluate(config, store, header)
             if config.out is not None:
                 write_json(config.out, provenance | record)
@@ -96,13 +96,13 @@ def evaluate(config: EvaluateConfig, store: Store, header: Header) -> dict[str, 
             tensors |= artifacts.pack_ids(index.ids, prefix=f"{split}_")
     if config.predictions is not None:
         environment = runtime.environment(device)
-        told = replace(header, classes=trained.classes, metrics=record, environment=environment)
-        artifacts.save(config.predictions, told, tensors)
+        header = replace(header, classes=trained.classes, metrics=record, environment=environment)
+        artifacts.save(config.predictions, header, tensors)
     return record
 
 
 def modalities_fed(config: EvaluateConfig, trained: TrainedModel) -> list[Modality]:
-    """What the model gets to see and hear.
+    """The modalities that the model is fed.
 
     Raises:
         ConfigError: nothing would be left of a classifier of one modality.
@@ -115,10 +115,10 @@ def modalities_fed(config: EvaluateConfig, trained: TrainedModel) -> list[Modali
 
 
 def noise_of(config: EvaluateConfig, fed: list[Modality]) -> Noise | None:
-    """The noise, on the one modality where there is no choice.
+    """The noise to add, if any; a model that is fed one modality gets it on that.
 
     Raises:
-        ConfigError: it is not said which modality is meant, or one that the model does not take.
+        ConfigError: --noise is missing for a model of two modalities, or names one that the model is not fed.
     """
     from avpt.loading.evaluation import Noise
 
@@ -138,7 +138,7 @@ def clips_of(
     """The clips to evaluate on, by split, with the model's class numbers; and how many are left out.
 
     Raises:
-        StoreError: the store lacks the split, a modality, or every class, or its spectrograms are of another make.
+        StoreError: the store lacks the split, a modality, or every class, or has spectrograms of other settings.
     """
     from avpt.loading.evaluation import all_splits, match_classes
     from avpt.runs.trained_model import check_clips
@@ -150,12 +150,12 @@ def clips_of(
             f"with {kinds[trained.multi_label]}; they can't be compared"
         )
     own = trained.header.inputs.get("store") == store.fingerprint
-    there = all_splits(store, trained.option("val_fraction") if own else None)
+    available = all_splits(store, trained.option("val_fraction") if own else None)
     asked: tuple[str, ...] = ("val", "test") if config.split is None else (config.split,)
-    wanted = {split: there[split] for split in SPLITS if split in there and (split in asked or "all" in asked)}
+    wanted = {split: available[split] for split in SPLITS if split in available and (split in asked or "all" in asked)}
     if not wanted:
         which = " or ".join(asked)
-        raise StoreError(f"{store.path} has no {which} clips; it has {listed(list(there)) or 'none'}: see --split")
+        raise StoreError(f"{store.path} has no {which} clips; it has {listed(list(available)) or 'none'}: see --split")
     check_clips(store, wanted, fed, trained.input)
 
     splits, left_out = {}, {}
@@ -184,7 +184,7 @@ def clips_of(
 
 
 def report(config: EvaluateConfig, record: dict[str, Any]) -> Report:
-    """A row a split; a row a class where asked for."""
+    """One row per split and, where asked for, one per class."""
     splits = [split for split in SPLITS if record.get(split)]
     metrics = sorted(record[splits[0]])
     rows = [
@@ -197,11 +197,11 @@ def report(config: EvaluateConfig, record: dict[str, Any]) -> Report:
             f"{config.model} on {config.store}{how}", ("", "clips", *(name.replace("_", " ") for name in metrics)), rows
         )
     ]
-    for split, found in record.get("per_class", {}).items():
-        (name,) = found.keys() - {"count", "confusion"}
+    for split, measured in record.get("per_class", {}).items():
+        (name,) = measured.keys() - {"count", "confusion"}
         cells = [
             (label, str(count), decimals(value))
-            for label, count, value in zip(record["classes"], found["count"], found[name], strict=True)
+            for label, count, value in zip(record["classes"], measured["count"], measured[name], strict=True)
         ]
         tables.append(Table(f"classes, {split}", ("class", "clips", name), cells))
     summary = {"model": str(config.model), "store": str(config.store), **record}

@@ -32,12 +32,12 @@ def run(config: ExportConfig) -> Report:
     header = Header(kind="export", config=config.record(), inputs=inputs)
     reuse = artifacts.reuse if config.format == "torchvision" else export_headers.reuse
     with claim(config.out):
-        found = reuse(config.out, header, config.defaults(), config.overwrite)
-        if found is None:
-            found = export(config, header)
+        written = reuse(config.out, header, config.defaults(), config.overwrite)
+        if written is None:
+            written = export(config, header)
         else:
-            check_existing(config.out, found.spec, ExportSpec)
-    return report(config, found)
+            check_existing(config.out, written.spec, ExportSpec)
+    return report(config, written)
 
 
 def export(config: ExportConfig, header: Header) -> Header:
@@ -52,7 +52,7 @@ def export(config: ExportConfig, header: Header) -> Header:
     modalities = modalities_of(config, loaded)
     if has_unmoved_statistics(loaded.network.state_dict()):
         log.warning("%s has BatchNorm statistics that no data has moved yet: its outputs mean nothing", config.model)
-    # straight from `init`
+    # an encoder straight from `init` has no input pipeline yet
     fresh = (config.format, loaded.header.kind, loaded.header.spec.get("input")) == ("torchvision", "encoder", None)
     pipeline = None if fresh else read_input(config.model, loaded.header)
     header = replace(header, **describe(config, loaded, modalities, pipeline))
@@ -74,10 +74,10 @@ def export(config: ExportConfig, header: Header) -> Header:
 
 
 def modalities_of(config: ExportConfig, loaded: LoadedNetwork) -> list[Modality]:
-    """What the exported model takes.
+    """The modalities that the exported model takes.
 
     Raises:
-        ConfigError: --modality is missing, or names what the model does not have.
+        ConfigError: --modality is missing, or names one that the model does not take.
     """
     has = list(loaded.encoders)
     if config.modality is not None and config.modality not in has:
@@ -90,7 +90,7 @@ def modalities_of(config: ExportConfig, loaded: LoadedNetwork) -> list[Modality]
 def describe(
     config: ExportConfig, loaded: LoadedNetwork, modalities: list[Modality], pipeline: InputSpec | None
 ) -> dict[str, Any]:
-    """What the file says of itself: encoders, shapes of inputs and output, input pipeline, classes."""
+    """What the file's header says: encoders, shapes of inputs and output, input pipeline, classes."""
     whole = loaded.header.kind == "classifier" or (loaded.header.kind == "fused" and len(modalities) == 2)
     encoders = {modality: asdict(loaded.encoders[modality]) | {"norm": "batchnorm"} for modality in modalities}
     spec: dict[str, Any] = {"encoders": encoders, "input": None, "inputs": {}}
@@ -100,7 +100,7 @@ def describe(
             "audio": ["batch", 1, pipeline.spectrogram_frames, pipeline.mel_bins],
             "visual": ["batch", pipeline.num_frames, 3, pipeline.image_size, pipeline.image_size],
         }
-        if config.format == "torchvision":  # whose networks know no clips
+        if config.format == "torchvision":  # whose networks take single frames
             del shapes["visual"][1]
         spec |= {"input": pipeline.record(), "inputs": {modality: shapes[modality] for modality in modalities}}
     if whole:
@@ -109,7 +109,7 @@ def describe(
 
 
 def report(config: ExportConfig, header: Header) -> Report:
-    """What it takes and gives, and the Python that loads it."""
+    """What the exported model takes and gives, and the Python code that loads it."""
     spec = header.spec
     code = code_for(config, header)
     rows = [(name, " x ".join(map(str, shape)), values(name, spec)) for name, shape in spec["inputs"].items()]
@@ -122,7 +122,7 @@ def report(config: ExportConfig, header: Header) -> Report:
 
 
 def values(modality: Modality, spec: dict[str, Any]) -> str:
-    """What the numbers of an input are."""
+    """What the values of an input are, in words."""
     if modality == "visual":
         return "RGB in 0..1, less ImageNet's mean, by its deviation"
     mean, std = spec["input"]["mean"], spec["input"]["std"]
@@ -130,7 +130,7 @@ def values(modality: Modality, spec: dict[str, Any]) -> str:
 
 
 def code_for(config: ExportConfig, header: Header) -> str:
-    """Python that loads the file, to be copied."""
+    """Python code that loads the file, for the user to copy."""
     path, spec = str(config.out), header.spec
     names, output = ", ".join(spec["inputs"]), spec["output"]
     if config.format == "onnx":

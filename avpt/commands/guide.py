@@ -26,8 +26,8 @@ def run(config: GuideConfig) -> Report:
 
 def read_pages() -> dict[str, str]:
     """The Markdown of every page by its topic, in alphabetical order."""
-    found = [entry for entry in files("avpt").joinpath("guide").iterdir() if entry.name.endswith(".md")]
-    pages = {entry.name.removesuffix(".md"): entry.read_text(encoding="utf-8") for entry in found}
+    entries = [entry for entry in files("avpt").joinpath("guide").iterdir() if entry.name.endswith(".md")]
+    pages = {entry.name.removesuffix(".md"): entry.read_text(encoding="utf-8") for entry in entries}
     return dict(sorted(pages.items()))
 
 

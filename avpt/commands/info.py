@@ -23,7 +23,7 @@ from avpt.types import SPLITS, Report, Table
 
 
 def run(config: InfoConfig) -> Report:
-    """Look at the path and tell what it is."""
+    """Find out what is at the path, and describe it."""
     path = config.path
     if not path.exists():
         raise ArtifactError(
@@ -37,7 +37,7 @@ def run(config: InfoConfig) -> Report:
 
 
 def describe_artifact(path: Path) -> Report:
-    """Header and tensor shapes of one file."""
+    """Describe one file: its header and the shapes of its tensors."""
     if path.suffix in (".onnx", ".pt2"):
         summary = {"path": str(path), **asdict(read_exported(path))}
         return Report(summary, tables=_header_tables(str(path), summary))
@@ -59,7 +59,7 @@ def describe_artifact(path: Path) -> Report:
 
 
 def describe_run(path: Path) -> Report:
-    """A run folder, finished or not."""
+    """Describe a run folder, finished or not."""
     run = read_run(path)
     summary: dict[str, Any] = {
         "path": str(path),
@@ -82,7 +82,7 @@ def describe_run(path: Path) -> Report:
 
 
 def describe_store(store: Store) -> Report:
-    """Settings, classes, clips per class and split, statistics."""
+    """Describe a store: settings, classes, clips per class and split, statistics."""
     splits: dict[str, dict[str, Any]] = {
         split: {
             "clips": len(index),
@@ -154,7 +154,7 @@ def _measured(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(prefix: str, value: Any) -> list[tuple[str, str]]:
-    """Nested values as dotted names."""
+    """Flatten nested values to rows, each with a dotted name and a text."""
     if isinstance(value, Mapping):
         return [row for name, inner in value.items() for row in _flat(f"{prefix}.{name}", inner)]
     if isinstance(value, float):

@@ -24,7 +24,7 @@ def run(config: InitConfig) -> Report:
         spec={"encoder": {"arch": config.arch, "modality": config.modality, "norm": norm}, "input": None},
         config=config.record(),
     )
-    if config.weights not in ("imagenet", "random"):  # a file is told by its hash, not by its name
+    if config.weights not in ("imagenet", "random"):  # a file is recorded by its hash, not by its name
         if not Path(config.weights).exists():
             raise ArtifactError(
                 f"{config.weights} does not exist; --weights takes imagenet, random, a file or a run folder"
@@ -33,13 +33,13 @@ def run(config: InitConfig) -> Report:
         header = replace(header, config=header.config | {"weights": "file"}, inputs=inputs)
         check_not_input(config.out, Path(config.weights))
     with claim(config.out):
-        found = artifacts.reuse(config.out, header, config.defaults(), config.overwrite)
-        if found is None:
-            found = initialize(config, header)
-    return report(found, config)
+        made = artifacts.reuse(config.out, header, config.defaults(), config.overwrite)
+        if made is None:
+            made = initialise(config, header)
+    return report(made, config)
 
 
-def initialize(config: InitConfig, header: Header) -> Header:
+def initialise(config: InitConfig, header: Header) -> Header:
     """Load strictly, look for abnormal channels, re-initialise, write."""
     import torch
 

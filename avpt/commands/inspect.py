@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from avpt.commands._inspect_activations import Measured, measure
+from avpt.commands._inspect_activations import Measurements, measure
 from avpt.commands._inspect_figures import draw_first_layer, draw_parameters
 from avpt.commands._inspect_parameters import Side, read
 from avpt.diagnosis.channel_tables import channel_tables, describe_prediction
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 def run(config: InspectConfig) -> Report:
-    """Look at the parameters, feed clips where a store is given, draw what there is to draw."""
+    """Read the parameters, feed clips where a store is given, and draw the figures asked for."""
     if config.plot is not None and config.plot.exists() and not config.plot.is_dir():
         raise OutputError(f"{config.plot} is a file; --plot takes a folder")
     from avpt.figures import style
 
     before = read(config.encoder, config, config.modality)
     after = None if config.after is None else read(config.after, config, before.modality)
-    if after is not None and after.found.spec.arch != before.found.spec.arch:
+    if after is not None and after.loaded.spec.arch != before.loaded.spec.arch:
         raise ArtifactError(
-            f"{after.path} is a {after.found.spec.arch} and {before.path} a {before.found.spec.arch}; "
+            f"{after.path} is a {after.loaded.spec.arch} and {before.path} a {before.loaded.spec.arch}; "
             "--after takes the same encoder later on"
         )
     files = {} if config.plot is None else draw_parameters(config, before, after)
@@ -45,15 +45,15 @@ def run(config: InspectConfig) -> Report:
         files |= draw_first_layer(config, before, after, measured)
         try:
             outputs = style.write(files, config.plot, overwrite=config.overwrite)
-        except OutputError as error:  # nor are the tables lost for it
+        except OutputError as error:  # the tables are shown all the same
             problems.append(f"no figure is written: {error}")
     tables, prediction_words = channel_tables(record), describe_prediction(record)
     return Report(record, tuple(outputs), tables, "; ".join(problems) or None, prediction_words)
 
 
-def describe(config: InspectConfig, before: Side, after: Side | None, measured: Measured | None) -> dict[str, Any]:
+def describe(config: InspectConfig, before: Side, after: Side | None, measured: Measurements | None) -> dict[str, Any]:
     """The record that scripts read."""
-    spec, threshold = before.found.spec, config.abnormal_threshold
+    spec, threshold = before.loaded.spec, config.abnormal_threshold
     record = {
         "encoder": str(before.path),
         "arch": spec.arch,
@@ -70,7 +70,7 @@ def describe(config: InspectConfig, before: Side, after: Side | None, measured: 
     if after is not None:
         record["after"] = {
             "encoder": str(after.path),
-            "norm": after.found.spec.norm,
+            "norm": after.loaded.spec.norm,
             **describe_side(config, after, None if measured is None else measured.dead[1]),
         }
     changes: dict[str, dict[str, int]] = {layer: {} for layer in before.own}
@@ -103,14 +103,14 @@ def describe_side(config: InspectConfig, side: Side, dead: dict[str, Tensor] | N
         if dead is not None:
             layer["dead"] = int(dead[name].sum()) if name in dead else None
         layers.append(layer)
-    found: dict[str, Any] = {"layers": layers}
+    described: dict[str, Any] = {"layers": layers}
     for what in ("abnormal", "blended_abnormal", "dead"):
         known = [layer for layer in layers if layer.get(what) is not None]
         share = sum(layer[what] for layer in known) / sum(layer["channels"] for layer in known) if known else None
-        found["blended_share" if what == "blended_abnormal" else f"{what}_share"] = share
+        described["blended_share" if what == "blended_abnormal" else f"{what}_share"] = share
     abnormal = {name: pair.below(config.abnormal_threshold) for name, pair in side.acting.items()}
     precision, recall = (None, None) if dead is None else score_prediction(abnormal, dead)
-    return found | {"precision": precision, "recall": recall}
+    return described | {"precision": precision, "recall": recall}
 
 
 def _counts(config: InspectConfig, pair: NormPair) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from avpt.commands._segments import cut, seconds_of, written
+from avpt.commands._segments import cut, format_seconds, seconds_of
 from avpt.datasets import audioset, crema_d, esc50, folder, image_folder, kinetics_sounds, vggsound
 from avpt.datasets.dividing import split_by_hash, stratify
 from avpt.datasets.rows import SUFFIXES, Dataset, Media, Row, Source, find_media
@@ -40,23 +40,23 @@ DATASETS: dict[str, Dataset] = {
     "vggsound": vggsound.DATASET,
 }
 COLUMNS = ("id", "label", "split", *SUFFIXES, "start", "end", "recording")
-MISSING = ".missing.csv"  # ends the name of the list of clips whose media are not there
+MISSING = ".missing.csv"  # ends the name of the list of clips whose media are missing
 MISSING_COLUMNS = ("id", "split", "label", "list", "line")
-MOST_CLASSES = 50  # that a table shows
-SURROGATES = re.compile(r"[\ud800-\udfff]")  # what stands for bytes that are not UTF-8
+MOST_CLASSES = 50  # that the table of classes shows
+SURROGATES = re.compile(r"[\ud800-\udfff]")  # what Python has in place of bytes that are not UTF-8
 UNFIT = "white space at an end, control characters or bytes that are not UTF-8"
 
 
 @dataclass
-class Gathered:
+class GatheredClips:
     """What became of the rows of a data set."""
 
     clips: list[tuple[str, ...]] = field(default_factory=list)  # cells of the manifest
-    unfit: list[str] = field(default_factory=list)  # names of clips that are there and can't be in a manifest
+    unfit: list[str] = field(default_factory=list)  # names of clips that exist but that no manifest can hold
     missing: list[tuple[str, ...]] = field(default_factory=list)  # cells of the list of missing clips
     sought: tuple[str, ...] = ()  # keys of the first missing clip
     used: set[str] = field(default_factory=set)  # keys of the media that clips took
-    official: set[Split] = field(default_factory=set)  # splits that the data set itself tells
+    official: set[Split] = field(default_factory=set)  # splits that the data set itself assigns
 
 
 def run(config: ManifestConfig) -> Report:
@@ -69,16 +69,16 @@ def run(config: ManifestConfig) -> Report:
     with claim(out, beside=(missing_of(out), record_of(out))):
         inputs = {f"list {number} {path.name}": sha256(path) for number, path in enumerate(lists, 1)}
         inputs |= {"classes": sha256(classes)} if classes else {}
-        inputs |= {"folder": way(out.absolute().parent, config.folder), "media": media.sha256}
+        inputs |= {"folder": relative_path(out.absolute().parent, config.folder), "media": media.sha256}
         settings = {"schema": 1, "config": config.record(), "inputs": inputs}
-        found = read_record(out)
-        if found and not config.overwrite:
-            check_same(out, found, settings, config.defaults())
-            if all(digest(path) == found["files"].get(path.name) for path in (out, missing_of(out))):
-                return report(out, found["summary"])
+        earlier = read_record(out)
+        if earlier and not config.overwrite:
+            check_same(out, earlier, settings, config.defaults())
+            if all(digest(path) == earlier["files"].get(path.name) for path in (out, missing_of(out))):
+                return report(out, earlier["summary"])
         gathered = gather(config, dataset, Source(media, lists, classes, config.fold, config.trimmed), inputs["folder"])
-        summary = summarize(dataset, media, gathered)
-        write(out, gathered, settings | {"summary": summary}, found["files"] if found else {})
+        summary = summarise(dataset, media, gathered)
+        write(out, gathered, settings | {"summary": summary}, earlier["files"] if earlier else {})
         warn(config, media, gathered)
         warn_of_lookalikes(list(summary["by_class"]))
         warn_of_gaps(config, summary)
@@ -113,16 +113,16 @@ def find_classes(config: ManifestConfig, media: Media) -> Path | None:
     raise ManifestError(f"{config.classes or audioset.CLASSES_FILE}: no such file; name it with --classes")
 
 
-def way(start: Path, folder: Path) -> str:
-    """The relative path from the manifest to its media; `..` behind a link would lead elsewhere."""
+def relative_path(start: Path, folder: Path) -> str:
+    """The relative path from the manifest's folder to its media, links resolved where `..` would lead elsewhere."""
     short = os.path.relpath(folder, start)
     right = (start / short).exists() and (start / short).samefile(folder)
     return short if right else os.path.relpath(folder.absolute(), start.resolve())
 
 
-def gather(config: ManifestConfig, dataset: Dataset, source: Source, base: str) -> Gathered:
+def gather(config: ManifestConfig, dataset: Dataset, source: Source, base: str) -> GatheredClips:
     """Every clip once, in the order of the lists, with its split and its media."""
-    gathered, shares = Gathered(), (config.test_share, config.val_fraction)
+    gathered, shares = GatheredClips(), (config.test_share, config.val_fraction)
     rows = list(dataset.rows(source))
     if config.group_by is not None:
         rows = group(rows, config.group_by)
@@ -141,24 +141,24 @@ def gather(config: ManifestConfig, dataset: Dataset, source: Source, base: str) 
     check(config, gathered)
     if config.segment is not None:
         gathered.clips = cut_all(config, gathered.clips)
-    clips_of = Counter(clip[-1] for clip in gathered.clips)  # by recording: one of which there is one clip is no news
+    clips_of = Counter(clip[-1] for clip in gathered.clips)  # by recording; one that has a single clip is not written
     gathered.clips = [(*clip[:-1], clip[-1] if clips_of[clip[-1]] > 1 else "") for clip in gathered.clips]
     return gathered
 
 
 def group(rows: list[Row], expression: str) -> list[Row]:
-    """Rows that go by what an expression finds in their ids: its first group, or all of it."""
-    found = [re.search(expression, row.id) for row in rows]
-    if alone := [row.id for row, match in zip(rows, found, strict=True) if match is None]:
+    """Rows grouped by what an expression matches in their ids: its first group, or else the whole match."""
+    matches = [re.search(expression, row.id) for row in rows]
+    if alone := [row.id for row, match in zip(rows, matches, strict=True) if match is None]:
         if len(alone) == len(rows):
             raise ConfigError(f"--group-by {expression} is found in no clip's path, such as {alone[0]}; mend it")
         log.warning("--group-by is not found in %d of %d paths (%s)", len(alone), len(rows), listed(alone, 3))
-    names = [match and "".join(match.groups()[:1] or [match[0]]) for match in found]
+    names = [match and "".join(match.groups()[:1] or [match[0]]) for match in matches]
     return [replace(row, group=name or row.group) for row, name in zip(rows, names, strict=True)]
 
 
 def cut_all(config: ManifestConfig, clips: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Each clip's pieces in its place; a clip that is shorter than one, or can't be cut, stays as it is."""
+    """Put each clip's pieces in its place; a clip that is no longer than a piece, or can't be cut, stays whole."""
     segment, hop = config.segment, config.hop or config.segment
     assert segment is not None
     assert hop is not None
@@ -176,27 +176,27 @@ def cut_all(config: ManifestConfig, clips: list[tuple[str, ...]]) -> list[tuple[
             if not times:
                 pieces.append(clip)
             for start, end in times:
-                begin, stop = written(start), written(end)
+                begin, stop = format_seconds(start), format_seconds(end)
                 name = f"{clip_id}_{begin}_{stop}"
                 pieces.append((name, label, split, video, audio, frames, begin, stop, recording))
     if whole:
-        told = "%d of %d clips stay whole: they are pictures, or their files do not say how long they are (%s)"
-        log.warning(told, len(whole), len(clips), listed(whole, 3))
+        message = "%d of %d clips stay whole: they are pictures, or their files do not say how long they are (%s)"
+        log.warning(message, len(whole), len(clips), listed(whole, 3))
     return pieces
 
 
-def add(gathered: Gathered, media: Media, row: Row, prefix: str, split: Split) -> None:
-    """Find a clip's media, and note it with its split."""
+def add(gathered: GatheredClips, media: Media, row: Row, prefix: str, split: Split) -> None:
+    """Find a clip's media, and add the clip with its split."""
     times = ("", "")
     if row.split:
         gathered.official.add(row.split)
-    found = media.find(row.names)
-    if not found and row.whole:
-        found, times = media.find((row.whole,)), row.times
-        found.pop("frames", None)  # nobody knows where in them the clip is
-    if found:
-        gathered.used.update(key for key, _ in found.values())
-        paths = (prefix + found[kind][1] if kind in found else "" for kind in SUFFIXES)
+    files = media.find(row.names)
+    if not files and row.whole:
+        files, times = media.find((row.whole,)), row.times
+        files.pop("frames", None)  # which of them the clip is made of is unknown
+    if files:
+        gathered.used.update(key for key, _ in files.values())
+        paths = (prefix + files[kind][1] if kind in files else "" for kind in SUFFIXES)
         clip = (row.id, row.label, split, *paths, *times, row.group)
         if unfit := next((cell for cell in clip if not fits(cell)), None):
             gathered.unfit.append(unfit)
@@ -207,8 +207,13 @@ def add(gathered: Gathered, media: Media, row: Row, prefix: str, split: Split) -
         gathered.missing.append((row.id, split, row.label, Path(row.place[0]).name, str(row.place[1])))
 
 
-def check(config: ManifestConfig, gathered: Gathered) -> None:
-    """What can be told only when all rows are known."""
+def check(config: ManifestConfig, gathered: GatheredClips) -> None:
+    """Refuse what shows only when all rows are known.
+
+    Raises:
+        ManifestError: no clip has its media, or a name that a manifest can hold.
+        ConfigError: a split is to be carved that the data set already has.
+    """
     if not gathered.clips:
         what = "no media that are named like those of " + config.name
         if DATASETS[config.name].key != "name":
@@ -226,27 +231,27 @@ def check(config: ManifestConfig, gathered: Gathered) -> None:
 
 
 def fits(cell: str) -> bool:
-    """Whether a manifest gives the cell back as it was."""
+    """Whether a cell is the same when it is read back from a manifest."""
     return cell == cell.strip() and (cell.isprintable() or not (CONTROL.search(cell) or SURROGATES.search(cell)))
 
 
 def shown_of(unfit: Sequence[str]) -> str:
-    """The first of some names, what is odd in them spelled out."""
+    """The first few names, with odd characters escaped."""
     return listed(list(map(repr, unfit)), 3)
 
 
 def names_of(label: str, multi_label: bool) -> list[str]:
-    """The classes of a cell."""
+    """The names of the classes in a label cell."""
     return label.split(audioset.SEPARATOR) if multi_label else [label]
 
 
-def summarize(dataset: Dataset, media: Media, gathered: Gathered) -> dict[str, Any]:
+def summarise(dataset: Dataset, media: Media, gathered: GatheredClips) -> dict[str, Any]:
     """What --json prints, but for the path; and the clips of each class, by split."""
     by_class: dict[str, Counter[str]] = {}
     for _, label, split, *_ in gathered.clips:
         for name in names_of(label, dataset.multi_label):
             by_class.setdefault(name, Counter())[split] += 1
-    found, missing = Counter(clip[2] for clip in gathered.clips), Counter(row[1] for row in gathered.missing)
+    present, missing = Counter(clip[2] for clip in gathered.clips), Counter(row[1] for row in gathered.missing)
     return {
         "clips": len(gathered.clips),
         "missing": len(gathered.missing),
@@ -255,21 +260,21 @@ def summarize(dataset: Dataset, media: Media, gathered: Gathered) -> dict[str, A
         "classes": len(by_class),
         "multi_label": dataset.multi_label,
         "splits": {
-            split: {"listed": found[split] + missing[split], "found": found[split], "missing": missing[split]}
+            split: {"listed": present[split] + missing[split], "found": present[split], "missing": missing[split]}
             for split in SPLITS
-            if found[split] + missing[split]
+            if present[split] + missing[split]
         },
         "by_class": {name: {split: by_class[name][split] for split in SPLITS} for name in sorted(by_class)},
     }
 
 
-def write(out: Path, gathered: Gathered, record: dict[str, Any], known: Mapping[str, str]) -> None:
-    """The list of missing clips, the manifest, and last the record that declares both finished."""
+def write(out: Path, gathered: GatheredClips, record: dict[str, Any], known: Mapping[str, str]) -> None:
+    """Write the list of missing clips, the manifest, and last the record that declares both finished."""
     missing = [tuple(map(for_sheet, row)) for row in gathered.missing]
     texts = {missing_of(out): table(MISSING_COLUMNS, missing), out: table(COLUMNS, gathered.clips)}
     files = {path.name: hashlib.sha256(text.encode()).hexdigest() for path, text in texts.items() if text}
     for path in texts:
-        # one that is as it would be now was written by a run that was killed before it wrote the record
+        # a file that already has its new content is of a run that was killed before it wrote the record
         if path.exists() and digest(path) not in (known.get(path.name), files.get(path.name)):
             raise foreign(path, otherwise="changed since")
     for path, text in texts.items():
@@ -281,7 +286,7 @@ def write(out: Path, gathered: Gathered, record: dict[str, Any], known: Mapping[
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """CSV with the columns that any row fills; nothing where there are no rows."""
+    """Format rows as CSV, with the columns that any row fills; nothing where there are no rows."""
     filled = [i for i in range(len(columns)) if any(row[i] for row in rows)]
     text = io.StringIO()
     csv.writer(text).writerows([row[i] for i in filled] for row in (columns, *rows) if filled)
@@ -301,7 +306,7 @@ def read_record(out: Path) -> dict[str, Any] | None:
 
 
 def record_of(out: Path) -> Path:
-    """`manifest.csv.json`, as a CSV has no place for how it came about."""
+    """`manifest.csv.json`, as a CSV has no room for its provenance."""
     return out.with_name(f"{out.name}.json")
 
 
@@ -315,32 +320,32 @@ def digest(path: Path) -> str | None:
     return sha256(path) if path.is_file() else None
 
 
-def warn(config: ManifestConfig, media: Media, gathered: Gathered) -> None:
-    """Tell of clips that were left out, and of media that are there twice."""
+def warn(config: ManifestConfig, media: Media, gathered: GatheredClips) -> None:
+    """Warn of clips that are left out, and of media that lie there twice."""
     if missing := gathered.missing:
         few = listed([row[0] for row in missing], 3)
         share = f"{len(missing)} of {len(missing) + len(gathered.clips)} clips"
         log.warning("%s are not below %s (%s); see %s", share, config.folder, few, missing_of(config.out))
     if unfit := gathered.unfit:
-        told = f"{len(unfit)} of {len(unfit) + len(gathered.clips)} clips"
-        log.warning("%s are left out for their names (%s): %s; rename them", told, UNFIT, shown_of(unfit))
+        share = f"{len(unfit)} of {len(unfit) + len(gathered.clips)} clips"
+        log.warning("%s are left out for their names (%s): %s; rename them", share, UNFIT, shown_of(unfit))
     if twice := [(taken, other) for key, taken, other in media.twice if key in gathered.used]:
         log.warning("%d clips lie there more than once; of %s and %s the first is taken", len(twice), *twice[0])
 
 
 def warn_of_gaps(config: ManifestConfig, summary: dict[str, Any]) -> None:
-    """Tell which classes a split has no clip of: what train lacks can't be learnt, what others lack not measured."""
+    """Warn of classes that a split lacks: what train lacks can't be learnt, what the others lack can't be measured."""
     asked = {"train"} | ({"val"} if config.val_fraction else set()) | ({"test"} if config.test_share else set())
     for split in SPLITS:
         if split in asked or split in summary["splits"]:
             lacking = [name for name, counts in summary["by_class"].items() if not counts[split]]
             if lacking:
-                told = "%s has no clip of %d of %d classes (%s)"
-                log.warning(told, split, len(lacking), summary["classes"], listed(lacking, 3))
+                message = "%s has no clip of %d of %d classes (%s)"
+                log.warning(message, split, len(lacking), summary["classes"], listed(lacking, 3))
 
 
 def class_table(out: Path, summary: dict[str, Any]) -> list[Table]:
-    """Clips of each class by split; of many classes only those of which some split has none."""
+    """Clips of each class by split; of many classes, those alone that some split lacks."""
     by_class = {
         name: {split: counts.get(split, 0) for split in SPLITS} for name, counts in summary.get("by_class", {}).items()
     }
@@ -363,5 +368,5 @@ def report(out: Path, summary: dict[str, Any]) -> Report:
     if summary["multi_label"]:
         title += "; several labels a clip: preprocess them with --multi-label"
     tables = [Table(title, ("split", *columns), rows), *class_table(out, summary)]
-    told = {name: value for name, value in summary.items() if name != "by_class"}  # which the record has
-    return Report({"manifest": str(out), **told}, (out,), tables)
+    shown = {name: value for name, value in summary.items() if name != "by_class"}  # which the record has
+    return Report({"manifest": str(out), **shown}, (out,), tables)

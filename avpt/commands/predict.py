@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from avpt.commands._segments import cut, seconds_of, written
+from avpt.commands._segments import cut, format_seconds, seconds_of
 from avpt.datasets.rows import KINDS
 from avpt.errors import ConfigError, listed
 from avpt.files import artifacts
@@ -41,39 +41,39 @@ Ranking = list[tuple[str, float]]  # classes with their probabilities, best firs
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says of a clip, or why it can't."""
+    """What the model answers for a clip, or why it can't."""
 
     clip: str  # the file as it was given, or the manifest's id
-    modalities: tuple[Modality, ...] = ()  # that the answer is from
-    rankings: dict[str, Ranking] = field(default_factory=dict)  # `joint`; of a fused model also those it is from
-    partial: tuple[str, ...] = ()  # what must be known of how the clip was decoded
-    looked_at: dict[Modality, tuple[float, float]] = field(default_factory=dict)  # seconds of its file
-    seconds: float | None = None  # that it lasts, None where its file does not tell
-    longer: bool = False  # than what was looked at, by far
+    modalities: tuple[Modality, ...] = ()  # that the answer is based on
+    rankings: dict[str, Ranking] = field(default_factory=dict)  # `joint`; of a fused model also one per modality
+    partial: tuple[str, ...] = ()  # what users should know of how the clip was decoded
+    looked_at: dict[Modality, tuple[float, float]] = field(default_factory=dict)  # start and end in its file, seconds
+    seconds: float | None = None  # the clip's length, None where its file does not say
+    longer: bool = False  # far longer than what was looked at
     error: str | None = None
     piece: tuple[float, float] | None = None  # where a piece of a file starts and ends, in seconds
-    pieces: int | None = None  # of which this is the mean
+    pieces: int | None = None  # number of pieces that this is the mean of
 
     @property
     def name(self) -> str:
-        """The clip as a table and a message call it."""
+        """What tables and messages call the clip."""
         if self.piece is not None:
-            return f"{self.clip} {written(self.piece[0])}-{written(self.piece[1])} s"
+            return f"{self.clip} {format_seconds(self.piece[0])}-{format_seconds(self.piece[1])} s"
         return self.clip if self.pieces is None else f"{self.clip} mean of {self.pieces}"
 
 
 def run(config: PredictConfig) -> Report:
     """Decode the clips in workers as `preprocess` does, and give each to the model as it comes."""
-    artifacts.read_header(artifacts.model_file(config.model))  # there, before anything is decoded
+    artifacts.read_header(artifacts.model_file(config.model))  # a missing model is refused before anything is decoded
     clips = find_clips(config)
     if config.out is None:
         return report(config, answer_all(config, clips))
     with claim(config.out):
-        there = check_ours(config.out, is_ours, "this command") if is_there(config.out) else None
+        existing = check_ours(config.out, is_ours, "this command") if is_there(config.out) else None
         answers = answer_all(config, clips)
         result = report(config, answers)
         text = result.text.encode()
-        if must_write(config.out, text, there, "holds other answers", option="--out", overwrite=config.overwrite):
+        if must_write(config.out, text, existing, "holds other answers", option="--out", overwrite=config.overwrite):
             write_text(config.out, result.text)
     return replace(result, text="", outputs=(config.out,))
 
@@ -82,7 +82,7 @@ def find_clips(config: PredictConfig) -> list[Clip]:
     """Every clip that is asked for: the rows of a manifest, or files, those in folders among them.
 
     Raises:
-        ConfigError: a folder without media.
+        ConfigError: a folder holds no media.
     """
     if config.manifest is not None:
         return list(read_manifest(config.manifest, root=config.root, labelled=False).clips)
@@ -102,7 +102,7 @@ def find_clips(config: PredictConfig) -> list[Clip]:
 
 
 def clip_of(path: Path) -> Clip:
-    """A file as a manifest's row: an image by its suffix, anything else what it holds of sound and pictures."""
+    """A file as a manifest's row: its suffix tells an image; of other files all sound and pictures are used."""
     column = "frames" if KINDS.get(path.suffix[1:].lower()) == "frames" else "video"
     written = tuple(str(path) if column == name else "" for name in MEDIA_COLUMNS)
     shown = os.fsencode(path).decode(errors="replace")
@@ -115,7 +115,7 @@ def is_ours(content: bytes) -> bool:
 
 
 def answer_all(config: PredictConfig, clips: Sequence[Clip]) -> list[Answer]:
-    """An answer for each clip; of one that is cut into pieces an answer for each of them, then their mean."""
+    """An answer for each clip; one that is cut into pieces gets an answer for each of them, then their mean."""
     if config.segment is None:
         return label(config, clips)
     hop = config.hop or config.segment
@@ -124,8 +124,8 @@ def answer_all(config: PredictConfig, clips: Sequence[Clip]) -> list[Answer]:
     labelled = zip(pieces, label(config, rows), strict=True)
     answers: list[Answer] = []
     for row, group in groupby(labelled, key=lambda one: one[0][0]):
-        parts = [replace(found, piece=times) for (_, times), found in group]
-        answers += [shortlist(found, config.top) for found in parts]
+        parts = [replace(answer, piece=times) for (_, times), answer in group]
+        answers += [shortlist(answer, config.top) for answer in parts]
         if parts[0].piece is not None:
             answers.append(shortlist(mean_of(clips[row].id, parts), config.top))
     return answers
@@ -147,20 +147,20 @@ def mean_of(clip: str, parts: Sequence[Answer]) -> Answer:
         probabilities = [dict(part.rankings[name]) for part in answered if name in part.rankings]
         means = {label: fmean(one[label] for one in probabilities) for label in probabilities[0]}
         rankings[name] = sorted(means.items(), key=lambda pair: -pair[1])
-    heard = tuple(modality for modality in MODALITIES if any(modality in part.modalities for part in answered))
-    spans = {m: [part.looked_at[m] for part in answered if m in part.looked_at] for m in heard}
+    present = tuple(modality for modality in MODALITIES if any(modality in part.modalities for part in answered))
+    spans = {m: [part.looked_at[m] for part in answered if m in part.looked_at] for m in present}
     looked_at = {m: (min(start for start, _ in parts), max(end for _, end in parts)) for m, parts in spans.items()}
-    return Answer(clip, heard, rankings, looked_at=looked_at, pieces=len(answered))
+    return Answer(clip, present, rankings, looked_at=looked_at, pieces=len(answered))
 
 
-def shortlist(found: Answer, top: int) -> Answer:
-    """The answer with the best classes alone."""
-    return replace(found, rankings={name: ranking[:top] for name, ranking in found.rankings.items()})
+def shortlist(answer: Answer, top: int) -> Answer:
+    """The answer with its best classes alone."""
+    return replace(answer, rankings={name: ranking[:top] for name, ranking in answer.rankings.items()})
 
 
 def label(config: PredictConfig, clips: Sequence[Clip]) -> list[Answer]:
-    """Decode in workers, answer here, in the order of the clips."""
-    from avpt.commands._shards import Task, decode_task, told
+    """Decode clips in workers and answer them in this process; the answers are in the order of the clips."""
+    from avpt.commands._shards import Task, decode_task, outcome_of
     from avpt.engines.local import run_isolated
     from avpt.loading.clip_inputs import clip_settings
     from avpt.runs.trained_model import load_trained
@@ -170,12 +170,12 @@ def label(config: PredictConfig, clips: Sequence[Clip]) -> list[Answer]:
     device = runtime.start(config.seed, config.device)
     trained.model.to(device)
     settings = clip_settings(trained.input)
-    if len(trained.modalities) == 1:  # what is wrong with the other does not matter
+    if len(trained.modalities) == 1:  # faults of the other modality do not matter
         settings = replace(settings, allow_missing="visual" if trained.modalities == ("audio",) else "audio")
     memory = int(config.worker_memory * GIB)
     results = run_isolated(
         decode_task,
-        (Task("", row, only(clip, trained), settings, memory) for row, clip in enumerate(clips)),
+        (Task("", row, without_unused_pictures(clip, trained), settings, memory) for row, clip in enumerate(clips)),
         workers=pool_workers(config.workers, len(clips)),
         timeout=config.clip_timeout,
         memory=memory,
@@ -188,13 +188,13 @@ def label(config: PredictConfig, clips: Sequence[Clip]) -> list[Answer]:
         for task, result in results:
             clip = clips[task.row]
             top = config.top if config.segment is None else None  # means are taken over all classes
-            found = answer(clip, told(task, result, "raise --worker-memory"), settings, trained, top, device)
-            answers[task.row] = found
-            if found.error is not None:
+            outcome = outcome_of(task, result, "raise --worker-memory")
+            labelled = answers[task.row] = answer(clip, outcome, settings, trained, top, device)
+            if labelled.error is not None:
                 failed += 1
-                log.warning("%s: %s", found.clip, found.error)
-            for what in found.partial:
-                log.warning("%s: %s", found.clip, what)
+                log.warning("%s: %s", labelled.clip, labelled.error)
+            for what in labelled.partial:
+                log.warning("%s: %s", labelled.clip, what)
             show(len(answers), failed)
     longer = [answers[row] for row in range(len(clips)) if answers[row].longer]
     if longer and config.segment is None:
@@ -209,19 +209,19 @@ def label(config: PredictConfig, clips: Sequence[Clip]) -> list[Answer]:
     return [answers[row] for row in range(len(clips))]
 
 
-def part_of(found: Answer) -> str:
+def part_of(answer: Answer) -> str:
     """Which part of its file a clip's answer is from, in words."""
-    parts = {modality: f"{start:g} to {end:.2f} s" for modality, (start, end) in found.looked_at.items()}
+    parts = {modality: f"{start:g} to {end:.2f} s" for modality, (start, end) in answer.looked_at.items()}
     if len(set(parts.values())) <= 1:
-        told = next(iter(parts.values()), "")
+        shown = next(iter(parts.values()), "")
     else:
-        told = ", ".join(f"{modality} {part}" for modality, part in parts.items())
-    begins_first = all(start == 0 for start, _ in found.looked_at.values())
-    return told + (f" of {found.seconds:.2f} s" if told and found.seconds is not None and begins_first else "")
+        shown = ", ".join(f"{modality} {part}" for modality, part in parts.items())
+    begins_first = all(start == 0 for start, _ in answer.looked_at.values())
+    return shown + (f" of {answer.seconds:.2f} s" if shown and answer.seconds is not None and begins_first else "")
 
 
-def only(clip: Clip, trained: TrainedModel) -> Clip:
-    """The clip without pictures that nobody will look at: those of a whole video, for a model of sound."""
+def without_unused_pictures(clip: Clip, trained: TrainedModel) -> Clip:
+    """The clip without the pictures of a whole video, where the model takes audio alone and won't look at them."""
     if trained.modalities != ("audio",) or clip.start is not None or clip.end is not None or clip.video is None:
         return clip
     return replace(clip, written=("", clip.written[1] or clip.written[0], ""))
@@ -235,7 +235,7 @@ def answer(
     top: int | None,
     device: torch.device,
 ) -> Answer:
-    """Give one clip to the model; what it lacks of a fused model's modalities counts as zero features."""
+    """Give one clip to the model; a modality that it lacks counts as zero features in a fused model."""
     import torch
 
     from avpt.loading.clip_inputs import clip_inputs
@@ -245,14 +245,14 @@ def answer(
     if isinstance(decoded, Failure):
         return Answer(clip.id, error=decoded.error)
     inputs = {name: values.to(device) for name, values in clip_inputs(decoded, trained.input).items()}
-    heard = [modality for modality in trained.modalities if modality in inputs]
-    if not heard:
+    present = [modality for modality in trained.modalities if modality in inputs]
+    if not present:
         return Answer(clip.id, error=f"has no {'sound' if trained.modalities == ('audio',) else 'pictures'}")
     with torch.inference_mode():
         if isinstance(trained.model, FusedModel):
             outputs = trained.model.outputs(inputs.get("audio"), inputs.get("visual"))
         else:
-            outputs = trained.model.outputs(inputs[heard[0]])
+            outputs = trained.model.outputs(inputs[present[0]])
     rankings = {}
     for name, logits in outputs.items():
         scores = logits[0].cpu().double()  # some devices (mps) have no float64
@@ -260,24 +260,24 @@ def answer(
         best = probabilities.sort(descending=True, stable=True)
         pairs = zip(best.indices.tolist()[:top], best.values.tolist()[:top], strict=True)
         rankings[name.removesuffix("logits").rstrip("_") or "joint"] = [(trained.classes[i], p) for i, p in pairs]
-    wrong = tuple(f"{trouble.modality} {trouble.what}" for trouble in decoded.troubles if trouble.modality in heard)
-    start, lengths = clip.start or 0.0, {name: decoded.seconds[name] for name in heard if name in decoded.seconds}
+    wrong = tuple(f"{trouble.modality} {trouble.what}" for trouble in decoded.troubles if trouble.modality in present)
+    start, lengths = clip.start or 0.0, {name: decoded.seconds[name] for name in present if name in decoded.seconds}
     spans = {name: min(span, lengths.get(name, span)) for name, span in decoded.spans(settings).items()}
-    parts = {name: (start, round(start + spans[name], 2)) for name in heard}
+    parts = {name: (start, round(start + spans[name], 2)) for name in present}
     longest = max(lengths.values(), default=None)
-    return Answer(clip.id, tuple(heard), rankings, wrong, parts, longest, decoded.is_longer(settings, heard))
+    return Answer(clip.id, tuple(present), rankings, wrong, parts, longest, decoded.is_longer(settings, present))
 
 
 def report(config: PredictConfig, answers: Sequence[Answer]) -> Report:
     """The answers in the format asked for, and how many clips have none."""
-    records = [record_of(found) for found in answers]
-    bad = [found for found in answers if found.error is not None and found.pieces is None]
-    single = [found for found in answers if found.pieces is None]
+    records = [record_of(answer) for answer in answers]
+    bad = [answer for answer in answers if answer.error is not None and answer.pieces is None]
+    single = [answer for answer in answers if answer.pieces is None]
     summary = {"model": str(config.model), "clips": len(single), "failed": len(bad), "predictions": records}
     tables, text = [], ""
-    if config.written_as == "table":
+    if config.output_format == "table":
         tables = [table_of(config, answers)]
-    elif config.written_as == "csv":
+    elif config.output_format == "csv":
         text = csv_of(answers, config.top)
     else:
         text = "".join(as_json(record) + "\n" for record in records)
@@ -287,31 +287,31 @@ def report(config: PredictConfig, answers: Sequence[Answer]) -> Report:
     return Report(summary, tables=tables, problem=problem, text=text)
 
 
-def record_of(found: Answer) -> dict[str, Any]:
-    """A JSON line: `top` is the answer, `audio` and `visual` those of each modality's share of the logits."""
-    record: dict[str, Any] = {"clip": found.clip, "error": found.error, "modalities": list(found.modalities)}
+def record_of(answer: Answer) -> dict[str, Any]:
+    """The record of a JSON line: `top` ranks by the logits, `audio` and `visual` by each modality's share of them."""
+    record: dict[str, Any] = {"clip": answer.clip, "error": answer.error, "modalities": list(answer.modalities)}
     record |= {
-        "partial": list(found.partial),
-        "looked_at": {name: list(part) for name, part in found.looked_at.items()},
+        "partial": list(answer.partial),
+        "looked_at": {name: list(part) for name, part in answer.looked_at.items()},
     }
-    record |= {"seconds": None if found.seconds is None else round(found.seconds, 2)}
-    if found.piece is not None or found.pieces is not None:
-        record |= {"piece": found.piece and list(found.piece), "pieces": found.pieces}
-    for name, ranking in found.rankings.items():
+    record |= {"seconds": None if answer.seconds is None else round(answer.seconds, 2)}
+    if answer.piece is not None or answer.pieces is not None:
+        record |= {"piece": answer.piece and list(answer.piece), "pieces": answer.pieces}
+    for name, ranking in answer.rankings.items():
         ranked = [{"label": label, "probability": probability} for label, probability in ranking]
         record["top" if name == "joint" else name] = ranked
     return record
 
 
 def columns_of(answers: Sequence[Answer]) -> list[str]:
-    """The rankings that some clip has."""
-    return [name for name in ("joint", *MODALITIES) if any(name in found.rankings for found in answers)]
+    """The names of the rankings that any answer has."""
+    return [name for name in ("joint", *MODALITIES) if any(name in answer.rankings for answer in answers)]
 
 
 def csv_of(answers: Sequence[Answer], top: int) -> str:
-    """A row a clip; label_1, probability_1, audio_label_1, ... down to the longest ranking."""
+    """One row per clip; label_1, probability_1, audio_label_1, ... down to the longest ranking."""
     names = columns_of(answers)
-    longest = max((len(ranking) for found in answers for ranking in found.rankings.values()), default=top)
+    longest = max((len(ranking) for answer in answers for ranking in answer.rankings.values()), default=top)
     prefixes = {name: "" if name == "joint" else f"{name}_" for name in names}
     ranked = [
         f"{prefixes[name]}{what}_{i + 1}" for name in names for i in range(longest) for what in ("label", "probability")
@@ -319,10 +319,16 @@ def csv_of(answers: Sequence[Answer], top: int) -> str:
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["clip", "modalities", "error", "partial", "looked_at", *ranked])
-    for found in answers:
-        cells = [found.name, " ".join(found.modalities), found.error or "", "; ".join(found.partial), part_of(found)]
+    for answer in answers:
+        cells = [
+            answer.name,
+            " ".join(answer.modalities),
+            answer.error or "",
+            "; ".join(answer.partial),
+            part_of(answer),
+        ]
         for name in names:
-            ranking = found.rankings.get(name, [])
+            ranking = answer.rankings.get(name, [])
             cells += [cell for label, probability in ranking for cell in (label, f"{probability:.6g}")]
             cells += ["", ""] * (longest - len(ranking))
         writer.writerow(map(for_sheet, cells))
@@ -330,20 +336,20 @@ def csv_of(answers: Sequence[Answer], top: int) -> str:
 
 
 def table_of(config: PredictConfig, answers: Sequence[Answer]) -> Table:
-    """A line a class, the clip's name on the first of its lines."""
+    """One line per class, with the clip's name on the first of its lines."""
     names = columns_of(answers) or ["joint"]
     rows: list[tuple[str, ...]] = []
-    for found in answers:
-        if found.error is not None:
-            rows.append((found.name, *["no answer", ""] * len(names)))
-        for i in range(max((len(ranking) for ranking in found.rankings.values()), default=0)):
-            cells = [found.name if i == 0 else ""]
+    for answer in answers:
+        if answer.error is not None:
+            rows.append((answer.name, *["no answer", ""] * len(names)))
+        for i in range(max((len(ranking) for ranking in answer.rankings.values()), default=0)):
+            cells = [answer.name if i == 0 else ""]
             for name in names:
-                ranking = found.rankings.get(name, [])
+                ranking = answer.rankings.get(name, [])
                 cells += [ranking[i][0], f"{ranking[i][1]:.3f}"] if i < len(ranking) else ["", ""]
             rows.append(tuple(cells))
     heads = [head for name in names for head in (name if len(names) > 1 else "label", "")]
-    longer = [found for found in answers if found.longer]
+    longer = [answer for answer in answers if answer.longer]
     part = f", of {len(longer)} only a part: {part_of(longer[0])}" if longer else ""
-    count = sum(found.pieces is None for found in answers)
+    count = sum(answer.pieces is None for answer in answers)
     return Table(f"{config.model} on {count} clips{part}", ("clip", *heads), rows)

@@ -45,7 +45,7 @@ OWNED = re.compile(
 )
 GIB = 2**30
 
-Records = Mapping[str, dict[str, Any]]  # of the shards that are there, by name
+Records = Mapping[str, dict[str, Any]]  # of the finished shards, by name
 
 
 def run(config: PreprocessConfig) -> Report:
@@ -65,12 +65,12 @@ def run(config: PreprocessConfig) -> Report:
     turn = partial(take_turn, out) if config.shard_range else nullcontext
     with claim(out, part=config.shard_range):
         with turn():
-            found = look_into(out, "settings.json", OWNED, config.overwrite)
-            if found is None:
+            begun = look_into(out, "settings.json", OWNED, config.overwrite)
+            if begun is None:
                 begin(out, "settings.json", settings, config.overwrite)
             else:
-                check_same(out, found, settings, config.defaults())
-            settings = found or settings  # a store goes on as it was begun, by an older avpt too
+                check_same(out, begun, settings, config.defaults())
+            settings = begun or settings  # a store is continued as it was begun, by an older avpt too
             if config.retry_failures:
                 forget_failures(out, mine)
             records = read_records(out, mine)
@@ -97,10 +97,10 @@ def run(config: PreprocessConfig) -> Report:
 
 
 def check_pointers(config: PreprocessConfig, clips: Sequence[Clip]) -> None:
-    """See that the files of the manifest are there, and not what Git leaves of those that Git LFS keeps elsewhere.
+    """See that no file of the manifest is a pointer, which Git leaves in place of files that Git LFS keeps elsewhere.
 
     Raises:
-        ManifestError: with how many are not.
+        ManifestError: some are; it says how many.
     """
     paths = {path for clip in clips for path in (clip.video, clip.audio, clip.frames) if path is not None}
     if pointers := sorted(str(path) for path in paths if is_pointer(path)):
@@ -111,13 +111,13 @@ def check_pointers(config: PreprocessConfig, clips: Sequence[Clip]) -> None:
 
 
 def left_in(out: Path, shards: list[Shard] | None) -> list[Path]:
-    """Files that are being written, or were when their writer was killed: of some shards, or all that there are."""
+    """Files that are being written, or were when their writer was killed: those of some shards, or all of them."""
     own = None if shards is None else tuple(f".{shard.name}." for shard in shards)
     return [path for path in out.glob(".*.tmp") if own is None or path.name.startswith(own)]
 
 
 def forget_failures(out: Path, shards: list[Shard]) -> None:
-    """Take back the shards that have failures."""
+    """Remove the records of shards that have failures, so that these are made again."""
     for shard in shards:
         record = read_shard_record(out / shard.name)
         if record is not None and record["failures"]:
@@ -125,9 +125,9 @@ def forget_failures(out: Path, shards: list[Shard]) -> None:
 
 
 def read_records(out: Path, shards: list[Shard]) -> Records:
-    """The records of the shards that are there."""
-    found = ((shard.name, read_shard_record(out / shard.name)) for shard in shards)
-    return {name: record for name, record in found if record is not None}
+    """The records of the shards that are finished."""
+    records = ((shard.name, read_shard_record(out / shard.name)) for shard in shards)
+    return {name: record for name, record in records if record is not None}
 
 
 def make_missing(
@@ -138,7 +138,7 @@ def make_missing(
     missing: list[Shard],
     records: Records,
 ) -> None:
-    """Make the shards that are not there, on this machine or on a cluster, and show how far it is."""
+    """Make the shards that are not there, on this machine or on a cluster, and show the progress."""
     total, left = (sum(len(shard.clips) for shard in part) for part in (mine, missing))
     done, failed = total - left, sum(len(records[s.name]["failures"]) for s in mine if s.name in records)
     began = time.perf_counter()
@@ -185,7 +185,7 @@ def by_split(shards: list[Shard], records: Records) -> dict[str, list[tuple[str,
 
 
 def write_table(path: Path, shards: list[Shard], records: Records, name: str) -> None:
-    """`failures.csv`, a line for every row left out, or `partial.csv`, for what rows were kept without."""
+    """Write `failures.csv`, one line per row left out, or `partial.csv`, one per remark on a row that was kept."""
     text = io.StringIO()
     columns = list(Failure.__dataclass_fields__)
     writer = csv.writer(text)
@@ -196,7 +196,11 @@ def write_table(path: Path, shards: list[Shard], records: Records, name: str) ->
 
 
 def check_failures(config: PreprocessConfig, shards: list[Shard], records: Records) -> None:
-    """Warn of clips that failed or lack something; stop where more failed than --max-failures."""
+    """Warn of clips that failed or lack something; stop where more failed than --max-failures.
+
+    Raises:
+        StoreError: they did.
+    """
     num_rows = sum(len(shard.clips) for shard in shards)
     tables = {
         name: [Failure(**row) for shard in shards for row in records[shard.name][name]]
@@ -214,31 +218,31 @@ def check_failures(config: PreprocessConfig, shards: list[Shard], records: Recor
         clips = dict.fromkeys((row.stage if name == "failures" else kind_of(row.error), row.id) for row in rows)
         kinds = Counter(kind for kind, _ in clips)
         first = rows[0]
-        told = (
+        message = (
             f"{len({row.id for row in rows})} of {num_rows} clips {what} "
             f"({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}), first {first.id} "
             f"({first.source}): {first.error}; all are in {config.out / name}.csv"
         )
         if name == "failures" and len(rows) / num_rows > config.max_failures:
             raise StoreError(
-                f"{told}. That is more than --max-failures {config.max_failures:g}: "
+                f"{message}. That is more than --max-failures {config.max_failures:g}: "
                 "mend the clips and --retry-failures, or raise it"
             )
-        log.warning("%s", told)
+        log.warning("%s", message)
 
 
-def told_of(records: Records) -> tuple[dict[str, int], dict[str, float]]:
-    """How many clips there is something to say of, by kind, and how their lengths compare with what is stored."""
+def summarise_kept(records: Records) -> tuple[dict[str, int], dict[str, float]]:
+    """How many clips partial.csv names, by kind, and how the lengths of clips compare with what is stored of them."""
     clips = {(kind_of(row["error"]), row["id"]) for record in records.values() for row in record["partial"]}
-    found = Counter(kind for kind, _ in clips)
+    counts = Counter(kind for kind, _ in clips)
     known = [record.get("lengths", {}) for record in records.values()]  # an older avpt does not write them
     lengths = {name: sum(each.get(name, 0) for each in known) for name in ("longer", "shorter")}
     lengths["longest"] = max((each.get("longest", 0.0) for each in known), default=0.0)
-    return {kind: found[kind] for kind in KINDS if found[kind]}, lengths
+    return {kind: counts[kind] for kind in KINDS if counts[kind]}, lengths
 
 
 def tables_of(kinds: Mapping[str, int], lengths: Mapping[str, float], config: Mapping[str, Any]) -> list[Table]:
-    """What there is to say of clips that are kept, with the option that changes it."""
+    """What partial.csv says of clips, by kind, and which have other lengths than are stored, with the options."""
     tables = [
         Table("clips in partial.csv, by what is told of them", ("", "meaning", "clips"), rows, left=2)
         for rows in [[(kind, KINDS[kind], str(count)) for kind, count in kinds.items()]]
@@ -256,13 +260,13 @@ def tables_of(kinds: Mapping[str, int], lengths: Mapping[str, float], config: Ma
 
 
 def report(out: Path, config: Mapping[str, Any], records: Records) -> Report:
-    """The record of a finished store."""
+    """Show what a finished store holds."""
     step = "remove it and run the same command again, which makes it anew"
     record = {"partial": 0} | read_record(out / "store.json", step, StoreRecord)
     clips = sum(split["clips"] for split in record["splits"].values())
     splits = [(name, record["splits"][name]) for name in SPLITS if name in record["splits"]]
     rows = [(name, str(split["clips"]), str(len(split["shards"]))) for name, split in splits]
-    kinds, lengths = told_of(records)
+    kinds, lengths = summarise_kept(records)
     title = f"{clips} clips, {record['failures']} failed, {record['partial']} told of in partial.csv"
     summary = {"store": str(out), "clips": clips, "failures": record["failures"], "partial": record["partial"]}
     return Report(
@@ -273,7 +277,7 @@ def report(out: Path, config: Mapping[str, Any], records: Records) -> Report:
 
 
 def report_part(config: PreprocessConfig, num_shards: int, made: Records, lacking: list[str]) -> Report:
-    """What one of several runs did for a store that still lacks the shards of others."""
+    """Show what one of several runs did for a store that still lacks the shards of others."""
     if not made:
         log.warning("--shard-range %s holds none of the shards, which are 0:%d", config.shard_range, num_shards)
     summary = {

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 KINDS: tuple[artifacts.Kind, ...] = ("encoder", "classifier", "fused")
 HELD_OUT: tuple[Split, ...] = ("val", "test")
 SURE = 0.05  # a p below it counts as a difference
-WIDTH = 80  # of a line where there is no terminal
+WIDTH = 80  # characters of a line of text
 
 
 def run(config: ProbeConfig) -> Report:
@@ -49,16 +49,16 @@ def run(config: ProbeConfig) -> Report:
     if config.out is None:
         return report(config, probe(config, store, model, modality, before, header))
     with claim(config.out):
-        found = artifacts.reuse(config.out, header, config.defaults(), config.overwrite)
-        return report(config, found or probe(config, store, model, modality, before, header))
+        reused = artifacts.reuse(config.out, header, config.defaults(), config.overwrite)
+        return report(config, reused or probe(config, store, model, modality, before, header))
 
 
 def modality_of(config: ProbeConfig, model: Header) -> Modality:
-    """Which encoder is meant.
+    """The modality of the encoder to probe.
 
     Raises:
         ArtifactError: the file holds no encoder.
-        ConfigError: --modality is missing, or names what the model does not have.
+        ConfigError: --modality is missing, or names one that the model lacks, or --stage1 is given for no fused model.
     """
     if model.kind not in KINDS:
         raise ArtifactError(f"{config.model} is of kind {model.kind}; {' or '.join(KINDS)} is needed here")
@@ -78,7 +78,7 @@ def modality_of(config: ProbeConfig, model: Header) -> Modality:
 
 
 def find_stage1(config: ProbeConfig, model: Header, modality: Modality) -> Path | None:
-    """What the encoder of a fused model started from; that it is not to be found is warned of.
+    """The file that the encoder of a fused model started from; the user is warned where it can't be found.
 
     Raises:
         ArtifactError: --stage1 is something else.
@@ -136,8 +136,8 @@ def probe(
     for prefix, one in probed.items():
         features = encode_splits(config, store, splits, one, batch_size, device)
         fitted, scores, right[prefix] = probe_features(features, labels)
-        told = {metric: scores, "strength": fitted.strength, "converged": fitted.converged}
-        record |= {"stage1": told} if prefix else told
+        measured = {metric: scores, "strength": fitted.strength, "converged": fitted.converged}
+        record |= {"stage1": measured} if prefix else measured
         tensors |= {f"{prefix}{split}_features": values for split, values in features.items()}
         tensors |= {f"{prefix}{name}": tensor_of(getattr(fitted, name)) for name in ("weight", "bias")}
         if not fitted.converged:
@@ -154,7 +154,7 @@ def probe(
 
 
 @dataclass(frozen=True)
-class Probed:
+class ProbedEncoder:
     """An encoder, and the pipeline that its inputs go through."""
 
     path: Path
@@ -163,11 +163,13 @@ class Probed:
     pipeline: InputSpec
 
 
-def load(config: ProbeConfig, store: Store, path: Path, modality: Modality, like: InputSpec | None = None) -> Probed:
+def load(
+    config: ProbeConfig, store: Store, path: Path, modality: Modality, like: InputSpec | None = None
+) -> ProbedEncoder:
     """Read an encoder; where it is fresh from `init` its pipeline is `like`, or the defaults.
 
     Raises:
-        ArtifactError: there is none, or its BatchNorm has no statistics yet.
+        ArtifactError: the file holds none, or its BatchNorm has no statistics yet.
     """
     from avpt.models.checkpoint import check_frozen, load_network, read_input
 
@@ -180,21 +182,21 @@ def load(config: ProbeConfig, store: Store, path: Path, modality: Modality, like
         usual = TrainConfig.defaults()
         pipeline = like or store.input_spec(usual["image_size"], usual["num_frames"])
     image_size, num_frames = config.image_size or pipeline.image_size, config.num_frames or pipeline.num_frames
-    return Probed(path, encoder, modality, replace(pipeline, image_size=image_size, num_frames=num_frames))
+    return ProbedEncoder(path, encoder, modality, replace(pipeline, image_size=image_size, num_frames=num_frames))
 
 
 def number_classes(splits: dict[Split, SplitIndex], classes: list[str]) -> tuple[dict[Split, Tensor], list[str]]:
-    """Labels by the numbers of the classes that train has, which are all that val and test have; and their names."""
+    """Labels renumbered to the classes that train has, which are all that val and test have; and the classes' names."""
     import numpy as np
 
     train = splits["train"].labels
     if train.ndim == 1:
-        there = np.unique(train)
-        labels = {split: tensor_of(np.searchsorted(there, index.labels)) for split, index in splits.items()}
+        present = np.unique(train)
+        labels = {split: tensor_of(np.searchsorted(present, index.labels)) for split, index in splits.items()}
     else:
-        there = np.flatnonzero(train.any(axis=0))
-        labels = {split: tensor_of(index.labels[:, there]).float() for split, index in splits.items()}
-    return labels, [classes[number] for number in there]
+        present = np.flatnonzero(train.any(axis=0))
+        labels = {split: tensor_of(index.labels[:, present]).float() for split, index in splits.items()}
+    return labels, [classes[number] for number in present]
 
 
 def tensor_of(values: Any) -> Tensor:
@@ -208,7 +210,7 @@ def encode_splits(
     config: ProbeConfig,
     store: Store,
     splits: dict[Split, SplitIndex],
-    probed: Probed,
+    probed: ProbedEncoder,
     batch_size: int,
     device: torch.device,
 ) -> dict[Split, Tensor]:
@@ -232,7 +234,7 @@ def encode_splits(
 def probe_features(
     features: dict[Split, Tensor], labels: dict[Split, Tensor]
 ) -> tuple[Probe, dict[str, float | None], dict[Split, Tensor]]:
-    """The probe; the metric that decides, on val and test; which of their clips it gets right, (clips,)."""
+    """Fit a probe; return it, the deciding metric on val and test, and which of their clips it gets right, (clips,)."""
     from avpt.diagnosis.probing import fit_probe
     from avpt.training import metrics
 
@@ -252,7 +254,7 @@ def probe_features(
 
 
 def report(config: ProbeConfig, header: Header) -> Report:
-    """A row a split; with the stage-1 encoder both and their difference."""
+    """One row per split; beside a stage-1 encoder, the scores of both and their difference."""
     record = header.metrics
     metric = key_name_of(record)
     splits = [split for split in HELD_OUT if record[metric][split] is not None]
@@ -275,13 +277,13 @@ def in_words(record: dict[str, Any]) -> str:
         return ""
     clips, test = record["clips"]["test"], record["mcnemar"]
     joint, before = test["joint_only"], test["stage1_only"]
-    told = (
+    text = (
         f"{joint} of {clips} test clips are right with the joint encoder alone, {before} with that of stage 1 alone "
         f"(exact McNemar test, p = {test['p']:.2g}): "
     )
     if test["p"] >= SURE:
-        told += "no difference that these clips can show."
+        text += "no difference that these clips can show."
     else:
         lost = "lost" if before > joint else "gained"
-        told += f"in joint training the encoder has {lost} what a linear classifier can use. Another seed may differ."
-    return fill(told, WIDTH) + "\n"
+        text += f"in joint training the encoder has {lost} what a linear classifier can use. Another seed may differ."
+    return fill(text, WIDTH) + "\n"

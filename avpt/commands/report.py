@@ -30,7 +30,7 @@ def run(config: ReportConfig) -> Report:
     """Find what belongs to the runs; write the page unless it is there already."""
     from avpt.report.experiment import gather
 
-    read_page(config.out)  # not to find at the end that the file is somebody else's
+    read_page(config.out)  # refuse another's file now, not at the end
     experiment = gather(config.runs, config.search)
     title = config.title or f"Experiment {Path(experiment.base).name}".strip()
     provenance: dict[str, Any] = {
@@ -46,36 +46,36 @@ def run(config: ReportConfig) -> Report:
 
 
 def read_page(path: Path) -> dict[str, Any] | None:
-    """What the page that is there says of itself; None where there is nothing.
+    """The provenance that is written in an earlier page; None where there is no file.
 
     Raises:
-        OutputError: something else is there.
+        OutputError: the path holds something else.
     """
     from avpt.report.page.html import read_provenance
 
     if not is_there(path):
         return None
-    found = read_provenance(path)
-    if found is None or not isinstance(found.get("summary"), dict):
+    recorded = read_provenance(path)
+    if recorded is None or not isinstance(recorded.get("summary"), dict):
         raise foreign(path, "this command")
-    return found
+    return recorded
 
 
 def find_summary(config: ReportConfig, provenance: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of a page that is already there and was made in just this way, or None to make it.
+    """The summary of an earlier page, made of the same inputs with the same options; None where it is to be made.
 
     Raises:
-        OutputError: something else is there.
+        OutputError: the path holds something else.
     """
-    found = read_page(config.out)
-    if found is None or not is_reused(config.out, found, provenance, config.defaults(), config.overwrite):
+    recorded = read_page(config.out)
+    if recorded is None or not is_reused(config.out, recorded, provenance, config.defaults(), config.overwrite):
         return None
-    summary: dict[str, Any] = found["summary"]
+    summary: dict[str, Any] = recorded["summary"]
     return {"report": str(config.out)} | summary
 
 
 def write(config: ReportConfig, experiment: Experiment, record: dict[str, Any]) -> dict[str, Any]:
-    """Tell the story section by section."""
+    """Write the page, section by section."""
     from avpt.figures.style import INK
     from avpt.report.chapters import clips, dominance, initialisation, learning, provenance, results
     from avpt.report.chapters.verdicts import three_questions
@@ -85,7 +85,7 @@ def write(config: ReportConfig, experiment: Experiment, record: dict[str, Any]) 
 
     starts = initialisation.find_starts(experiment)
     folder = config.out.absolute().parent
-    said = three_questions.answer_questions(experiment, starts, folder)
+    answers = three_questions.answer_questions(experiment, starts, folder)
     sections = [
         clips.section(experiment, config.clips),
         initialisation.section(experiment, starts),
@@ -95,17 +95,17 @@ def write(config: ReportConfig, experiment: Experiment, record: dict[str, Any]) 
         results.section(experiment),
         provenance.section(experiment, folder),
     ]
-    summary = summarize(experiment, said)
-    page = Page(record["config"]["title"], (*LEAD, CAVEAT), said, sections, record | {"summary": summary})
+    summary = summarise(experiment, answers)
+    page = Page(record["config"]["title"], (*LEAD, CAVEAT), answers, sections, record | {"summary": summary})
     write_text(config.out, render(page, INK))
     return {"report": str(config.out)} | summary
 
 
-def summarize(experiment: Experiment, said: list[Verdict]) -> dict[str, Any]:
-    """What scripts want to know of a page."""
+def summarise(experiment: Experiment, answers: list[Verdict]) -> dict[str, Any]:
+    """The summary of a page, for scripts."""
     return {
         "runs": sum(node.is_run for node in experiment.nodes),
         "unfinished": [experiment.name(node) for node in experiment.unfinished()],
         "missing": [f"{lost.name} of {lost.owner.name}" for lost in experiment.missing],
-        "verdicts": [{"claim": one.claim, "answer": one.answer, "headline": one.headline} for one in said],
+        "verdicts": [{"claim": one.claim, "answer": one.answer, "headline": one.headline} for one in answers],
     }

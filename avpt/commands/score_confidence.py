@@ -32,13 +32,13 @@ def run(config: ScoreConfig) -> Report:
     if config.out is None:
         return score(config, header)
     with claim(config.out):
-        found = artifacts.reuse(config.out, header, config.defaults(), config.overwrite)
-        if found is None or config.csv is not None:
-            return score(config, header, found)
-    return Report(found.metrics, (config.out,))
+        reused = artifacts.reuse(config.out, header, config.defaults(), config.overwrite)
+        if reused is None or config.csv is not None:
+            return score(config, header, reused)
+    return Report(reused.metrics, (config.out,))
 
 
-def score(config: ScoreConfig, header: Header, found: Header | None = None) -> Report:
+def score(config: ScoreConfig, header: Header, reused: Header | None = None) -> Report:
     """Average each clip's dynamics over epochs, join both modalities by clip id, show what masking would do."""
     from avpt.confidence.files import check_comparable, join_ids, read_dynamics
     from avpt.confidence.formulas import statistics
@@ -50,8 +50,8 @@ def score(config: ScoreConfig, header: Header, found: Header | None = None) -> R
     for modality, recorded in dynamics.items():
         values = statistics(*recorded.of(ids, config.skip_epochs))
         columns |= {f"{modality}_{name}": column for name, column in values.items()}
-    summary = summarize(columns)
-    if config.out is not None and found is None:
+    summary = summarise(columns)
+    if config.out is not None and reused is None:
         artifacts.save(config.out, replace(header, metrics=summary), columns | artifacts.pack_ids(ids))
     if config.csv is not None:
         write_csv(config.csv, ids, columns, config.overwrite)
@@ -59,7 +59,7 @@ def score(config: ScoreConfig, header: Header, found: Header | None = None) -> R
     return Report(summary, (config.out,) if config.out else (), tables)
 
 
-def summarize(columns: dict[str, Tensor]) -> dict[str, Any]:
+def summarise(columns: dict[str, Tensor]) -> dict[str, Any]:
     """Count, mean of every statistic, and the share of clips where each modality is the surer one."""
     audio, visual = columns["audio_confidence"], columns["visual_confidence"]
     means = {name: float(column.double().mean()) for name, column in columns.items()}
@@ -71,10 +71,10 @@ def summarize(columns: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def write_csv(path: Path, ids: Sequence[str], columns: dict[str, Tensor], overwrite: bool) -> None:
-    """One row a clip.
+    """Write one row per clip.
 
     Raises:
-        OutputError: another file is there.
+        OutputError: the path holds another file.
     """
     text = io.StringIO()
     writer = csv.writer(text)
@@ -83,13 +83,13 @@ def write_csv(path: Path, ids: Sequence[str], columns: dict[str, Tensor], overwr
         writer.writerow([for_sheet(clip_id), *(f"{value:.9g}" for value in values)])
     first, content = f"id,{','.join(columns)}".encode(), text.getvalue()
     with claim(path):
-        found = check_ours(path, lambda there: there.startswith(first), option="--csv")
-        if must_write(path, content.encode(), found, "holds other statistics", option="--csv", overwrite=overwrite):
+        existing = check_ours(path, lambda earlier: earlier.startswith(first), option="--csv")
+        if must_write(path, content.encode(), existing, "holds other statistics", option="--csv", overwrite=overwrite):
             write_text(path, content)
 
 
 def statistics_table(columns: dict[str, Tensor]) -> Table:
-    """Means over the clips."""
+    """The mean of each statistic over the clips."""
     rows = []
     for modality in MODALITIES:
         other = "visual" if modality == "audio" else "audio"

@@ -22,20 +22,20 @@ from avpt.store.verification.store_files import (
 from avpt.types import Report, Table
 
 ROWS, ROWS_PER_SHARD = 20, 3  # of the table of problems
-TIMEOUT, SLOWEST = 60.0, 1e6  # a shard may take so many seconds, and one more for so many bytes
+TIMEOUT, SLOWEST = 60.0, 1e6  # seconds that a shard may take, and bytes for which it may take one more
 
 
 @dataclass
 class Findings:
-    """Problems, shard by shard, and the number of those that are not kept."""
+    """The first problems in the order of the shards, and the number of all of them."""
 
-    order: dict[str, int]  # of the shards
+    order: dict[str, int]  # of the shards, by name
     problems: list[Problem] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)  # by shard or file
     needs: set[tuple[str, Remedy]] = field(default_factory=set)
 
     def add(self, problems: Iterable[Problem]) -> None:
-        """Keep the first of them, in the order of the shards, whichever was checked first."""
+        """Count problems and keep the first in the order of the shards, whichever shard was checked first."""
         for problem in problems:
             self.counts[problem.shard] += 1
             self.needs.add((problem.shard, problem.remedy))
@@ -61,7 +61,7 @@ def run(config: VerifyConfig) -> Report:
 
 
 def check_shards(config: VerifyConfig, contents: Contents, findings: Findings) -> dict[str, ShardCheck]:
-    """Every shard's check by its name; a shard that kills its worker or hangs is a problem like others."""
+    """Every shard's check by its name; a shard that kills its worker or hangs counts as a problem like any other."""
     if contents.config is None or not contents.shards:
         return {}
     num_classes = len(contents.record["classes"]) if contents.record else None
@@ -112,14 +112,14 @@ def report(config: VerifyConfig, checks: list[ShardCheck], findings: Findings) -
         row = (*(str(value) for value in checked.values()), "yes" if config.deep else "no")
         return Report(summary, tables=[Table(f"{config.store} is sound", (*checked, "deep"), [row])])
     shards = sum(name in findings.order for name in findings.counts)
-    told = f"{num_problems} problem{'s' * (num_problems > 1)}"
-    told += f" in {shards} shard{'s' * (shards > 1)}" if shards else ""
+    total = f"{num_problems} problem{'s' * (num_problems > 1)}"
+    total += f" in {shards} shard{'s' * (shards > 1)}" if shards else ""
     first = findings.problems[0]
     where = f"{first.shard}, clip {first.clip}" if first.clip else first.shard
     return Report(
         summary,
-        tables=[Table(f"{config.store}: {told}", ("shard", "clip", "problem"), problem_rows(findings), left=3)],
-        problem=f"{config.store}: {told}, first {where}: {first.problem}; {advice(config.store, findings.needs)}",
+        tables=[Table(f"{config.store}: {total}", ("shard", "clip", "problem"), problem_rows(findings), left=3)],
+        problem=f"{config.store}: {total}, first {where}: {first.problem}; {advice(config.store, findings.needs)}",
     )
 
 

@@ -27,7 +27,7 @@ def type_hints(config_type: "type[Config]") -> dict[str, Any]:
 
 @cache
 def _evaluated(config_type: Any) -> dict[str, Any]:
-    return get_type_hints(config_type, include_extras=True)  # evaluates source text: once a class, not once a field
+    return get_type_hints(config_type, include_extras=True)  # evaluates source text: once per class, not once per field
 
 
 def parameter(config_type: "type[Config]", name: str) -> ParameterInfo:
@@ -49,17 +49,17 @@ def bounds(info: ParameterInfo) -> str:
 
 
 def _in_full(number: float) -> str:
-    """1000000, not 1e+06; of a number that nobody reads to its end both ends."""
+    """A number without exponent, 1000000, not 1e+06; of a very long one the middle is left out."""
     return shortened(str(number), 40) if isinstance(number, int) else f"{number:g}"
 
 
 def whole_number(text: str) -> int:
-    """The number that an option's part spells; -1 where it is none, or none that any option takes."""
+    """The number that a part of an option's value spells; -1 where it is none, or longer than any option takes."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else -1
 
 
-def at_home(path: str) -> str:
-    """A path with its home for `~`, which a shell leaves alone in --out=~/store; an unknown one stays a name."""
+def expand_home(path: str) -> str:
+    """A path with the home for `~`, which a shell leaves alone in --out=~/store; an unknown user's `~` stays."""
     return os.path.expanduser(path)  # noqa: PTH111 - Path's own raises
 
 
@@ -67,11 +67,11 @@ def _expanded(value: Any) -> Any:
     """A path or several with `~` expanded; anything else as it is."""
     if isinstance(value, list | tuple):
         return type(value)(map(_expanded, value))
-    return Path(at_home(str(value))) if isinstance(value, Path) else value
+    return Path(expand_home(str(value))) if isinstance(value, Path) else value
 
 
 def allows(config_type: "type[Config]", name: str, value: Any) -> bool:
-    """Whether an option could have had a value that some file says it had."""
+    """Whether a value that a file records is one that the option can have."""
     kind, info = get_args(type_hints(config_type)[name])[0], parameter(config_type, name)
     if type(None) in get_args(kind):
         if value is None:
@@ -94,7 +94,7 @@ def _names_path(kind: Any) -> bool:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Config:
-    """What every command takes. Ranges are applied here, to library callers too."""
+    """The options of every command. Ranges are applied here, to library callers too."""
 
     json: Annotated[bool, Option("--json", help="Print the summary record as one JSON line."), Transient] = False
     quiet: Annotated[bool, Option("--quiet", help="No progress, logs or tables on stderr."), Transient] = False
@@ -116,7 +116,7 @@ class Config:
                     )
 
     def record(self) -> dict[str, Any]:
-        """The options that can change the result. Paths are left out: the stage records what they held."""
+        """The options that can change the result. Paths are left out: the command records what they held."""
         recorded = {}
         for field in dataclasses.fields(self):
             kind, *metadata = get_args(type_hints(type(self))[field.name])
@@ -125,7 +125,7 @@ class Config:
         return {name: value for name, value in recorded.items() if name not in self.idle()}
 
     def idle(self) -> set[str]:
-        """Options that change nothing beside the others as they are."""
+        """The names of options that change nothing beside the values of the others."""
         return set()
 
     @classmethod
@@ -136,9 +136,9 @@ class Config:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OutputConfig(Config):
-    """A command that writes files."""
+    """The options of every command that writes files."""
 
-    goes_on: ClassVar[bool] = True  # where it was interrupted, and does not start over
+    resumes: ClassVar[bool] = True  # the command continues where it was interrupted
 
     seed: Annotated[int, Option(min=0, max=2**63 - 1, help="Fixes everything that is random.")] = 0
     overwrite: Annotated[
@@ -152,7 +152,7 @@ MOST_CLIPS = 1_000_000_000
 MOST_EPOCHS = 100_000
 LARGEST_BATCH = 65_536
 
-# options that several commands take alike
+# options that several commands share
 LoadingWorkers = Annotated[
     int | None,
     Option(min=0, max=MOST_WORKERS, help="Loading processes; 0 loads in the main one.", show_default="cores - 1"),

@@ -1,4 +1,4 @@
-"""What the commands take that show what happened to encoders and runs."""
+"""The options of the commands that show what happened to encoders and runs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ Search = Annotated[
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InspectConfig(Config):
-    """`avpt inspect`."""
+    """The options of `avpt inspect`."""
 
     encoder: Annotated[
         Path,
@@ -98,15 +98,15 @@ class InspectConfig(Config):
 
     @property
     def thresholds(self) -> list[float]:
-        """Those of the table, the lowest first."""
+        """The thresholds of the table, the lowest first."""
         return sorted(set(self.threshold or (1e-10, 1e-6, 2e-5, 1e-3)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ProbeConfig(OutputConfig):
-    """`avpt probe`."""
+    """The options of `avpt probe`."""
 
-    goes_on = False
+    resumes = False
 
     model: Annotated[Path, Argument(help="Run folder, whose best model counts, or an artifact with an encoder.")]
     store: Annotated[Path, Argument(help="Store written by `avpt preprocess`.")]
@@ -137,7 +137,7 @@ class ProbeConfig(OutputConfig):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CompareConfig(Config):
-    """`avpt compare`."""
+    """The options of `avpt compare`."""
 
     runs: Annotated[list[Path], Argument(help="Run folders; those that differ in the seed alone make a group.")]
     metric: Annotated[
@@ -159,7 +159,7 @@ class CompareConfig(Config):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReportConfig(Config):
-    """`avpt report`."""
+    """The options of `avpt report`."""
 
     runs: Annotated[list[Path], Argument(help="Run folders of one experiment; what they were made from is found.")]
     out: Annotated[Path, Option(help="Page to write (.html).")]

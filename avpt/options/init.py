@@ -1,4 +1,4 @@
-"""What `avpt init` takes."""
+"""The options of `avpt init`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from typer import Option
 
-from avpt.options.base import OutputConfig, at_home
+from avpt.options.base import OutputConfig, expand_home
 from avpt.types import Modality
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InitConfig(OutputConfig):
-    """`avpt init`."""
+    """The options of `avpt init`."""
 
     modality: Annotated[Modality, Option(help="What the encoder will be fed.")]
     out: Annotated[Path, Option(help="Encoder artifact to write (.safetensors).")]
@@ -36,8 +36,8 @@ class InitConfig(OutputConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "weights", at_home(self.weights))  # a path, or a word without `~`
+        object.__setattr__(self, "weights", expand_home(self.weights))  # a path, or a word without `~`
 
     def idle(self) -> set[str]:
-        """ABRi's own options without ABRi."""
+        """ABRi's own options change nothing without ABRi."""
         return super().idle() | (set() if self.bn == "abri" else {"abri", "alpha"})

@@ -1,4 +1,4 @@
-"""Options as records have them: one that a record does not have is younger than it, and counts as its default."""
+"""Options as records have them: one that a record lacks is newer than the record, and counts as its default."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from avpt.options.stores import PreprocessConfig
 from avpt.options.train import FinetuneConfig, FuseConfig, ScoreConfig
 from avpt.options.use import EvaluateConfig
 
-# what is made -> the options that it is made with
+# kind of what is made -> the options that it is made with
 CONFIGS: dict[str, type[Config]] = {
     "store": PreprocessConfig,
     "encoder": InitConfig,
@@ -24,18 +24,18 @@ CONFIGS: dict[str, type[Config]] = {
     "probe": ProbeConfig,
     "evaluation": EvaluateConfig,
 }
-# options that no record has, and that must be there
+# options that a config needs but that no record has, as they are paths
 PATHS = ("manifest", "store", "out", "init", "audio", "visual", "confidence", "model")
 
 
 def recorded_option(kind: str, config: Mapping[str, Any], name: str) -> Any:
-    """An option of something that was made, or its default where the record does not have it."""
+    """An option of something that was made, or its default where the record lacks it."""
     defaults = CONFIGS[kind].defaults() if kind in CONFIGS else {}
     return config.get(name, defaults.get(name))
 
 
 def restore_config(kind: str, config: Mapping[str, Any]) -> Config:
-    """The options that something was made with, as a command would take them; their paths stand for nothing.
+    """The options that something was made with, as a command takes them; paths are placeholders.
 
     Raises:
         ConfigError: this avpt does not have such options; a newer one may.
@@ -53,7 +53,7 @@ def restore_config(kind: str, config: Mapping[str, Any]) -> Config:
 
 
 def complete(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A record's options with the defaults of those that are younger than it and count beside the others."""
+    """A record's options, and the defaults of newer ones that matter beside them."""
     try:
         whole = restore_config(kind, config).record()
     except ConfigError:

@@ -1,4 +1,4 @@
-"""What the commands take that make and check a store."""
+"""The options of the commands that make and check a store."""
 
 import re
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from avpt.types import LARGEST_INPUT, MOST_FRAMES, MOST_SPECTROGRAM_FRAMES, Fram
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ManifestConfig(OutputConfig):
-    """`avpt manifest`."""
+    """The options of `avpt manifest`."""
 
     name: Annotated[
         Literal["kinetics-sounds", "vggsound", "audioset", "crema-d", "esc50", "image-folder", "folder"],
@@ -116,19 +116,19 @@ class ManifestConfig(OutputConfig):
 
     @property
     def test_share(self) -> float:
-        """What the hash gives to the test split; CREMA-D's lists hold out a tenth."""
+        """The share of clips that the hash gives to the test split; CREMA-D's lists hold out a tenth."""
         if self.test_fraction is not None:
             return self.test_fraction
         return 0.1 if self.name == "crema-d" and not self.lists else 0.0
 
     def record(self) -> dict[str, Any]:
-        """With defaults filled in: 5 given is 5 left out."""
+        """With defaults filled in: `--test-fold 5` and no --test-fold are the same."""
         return super().record() | {"test_fold": self.fold, "test_fraction": self.test_share}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PreprocessConfig(OutputConfig):
-    """`avpt preprocess`."""
+    """The options of `avpt preprocess`."""
 
     manifest: Annotated[Path, Argument(help="CSV: id, label, split, video / audio / frames, start, end, recording.")]
     out: Annotated[Path, Option(help="Folder of the store.")]
@@ -231,7 +231,7 @@ class PreprocessConfig(OutputConfig):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VerifyConfig(Config):
-    """`avpt verify`."""
+    """The options of `avpt verify`."""
 
     store: Annotated[Path, Argument(help="Store written by `avpt preprocess`.")]
     deep: Annotated[bool, Option("--deep", help="Decode each JPEG too.")] = False

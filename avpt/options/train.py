@@ -1,4 +1,4 @@
-"""What the commands take that train models, and that turn confidence into masks."""
+"""The options of the commands that train models, and of masking by confidence."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from avpt.options.base import (
 )
 from avpt.types import LARGEST_IMAGE, MOST_FRAMES, Modality, ScheduleName
 
-MOST_VALUES = 1 << 33  # of the pictures of a step: no device has the memory for what comes of them
+MOST_VALUES = 1 << 33  # in the pictures of a step: no device has the memory for what is computed from more
 AUGMENTATION = "Augmentation"  # a heading in help; also so that --no-flip takes no room beside the other options
 
 
 class RatioOptions(TypedDict):
-    """How much is masked of a clip, as `confidence.formulas.mask_ratios` takes it."""
+    """How much of a clip is masked: the arguments of `confidence.formulas.mask_ratios`."""
 
     mask: Literal["adaptive", "uniform", "none"]
     rule: Literal["dominant", "released"]
@@ -72,7 +72,7 @@ class MaskConfig(OutputConfig):
         return {f.name for f in dataclasses.fields(MaskConfig)} - {f.name for f in dataclasses.fields(OutputConfig)}
 
     def idle(self) -> set[str]:
-        """The shape of a mask without masking."""
+        """The options that shape a mask change nothing without masking."""
         return super().idle() | (self.mask_options() - {"mask"} if self.mask == "none" else set())
 
     @property
@@ -95,7 +95,7 @@ class MaskConfig(OutputConfig):
 
     @property
     def ratio_options(self) -> RatioOptions:
-        """What turns confidence into mask ratios, by the names that the formulas have for it."""
+        """What turns confidence into mask ratios, named as the arguments of the formulas."""
         return {
             "mask": self.mask,
             "rule": self.mask_rule,
@@ -107,7 +107,7 @@ class MaskConfig(OutputConfig):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainConfig(OutputConfig):
-    """How a model is trained, one stream or two."""
+    """How a model of one modality or two is trained."""
 
     store: Annotated[Path, Argument(help="Store written by `avpt preprocess`.")]
     out: Annotated[Path, Option(help="Run folder to write.")]
@@ -225,7 +225,7 @@ class TrainConfig(OutputConfig):
             raise ConfigError(f"--crop-scale is {self.crop_scale[0]:g} {self.crop_scale[1]:g}; the smaller comes first")
 
     def idle(self) -> set[str]:
-        """What another schedule or optimiser would look at."""
+        """Options of other schedules and optimisers, and of encoders that are frozen, change nothing."""
         idle = set() if self.schedule == "step" else {"milestones", "lr_factor"}
         idle |= {"encoder_lr_scale"} if self.freeze_encoders else set()
         return super().idle() | idle | (set() if self.optimizer == "sgd" else {"momentum"})
@@ -241,7 +241,7 @@ class TrainConfig(OutputConfig):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FinetuneConfig(TrainConfig):
-    """`avpt finetune-unimodal`."""
+    """The options of `avpt finetune-unimodal`."""
 
     modality: Annotated[Modality, Option(help="Stream to train on.")]
     init: Annotated[Path, Option(help="Encoder artifact, or the run folder of an earlier fine-tuning.")]
@@ -266,14 +266,14 @@ class FinetuneConfig(TrainConfig):
             )
 
     def idle(self) -> set[str]:
-        """The other modality's input."""
+        """Options of the other modality's input change nothing."""
         pictures = {"image_size", "num_frames", "crop_scale", "flip"}
         return super().idle() | (pictures if self.modality == "audio" else {"spec_augment"})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoreConfig(MaskConfig):
-    """`avpt score-confidence`; the mask options only shape the preview."""
+    """The options of `avpt score-confidence`; the mask options only shape the preview."""
 
     audio: Annotated[Path, Option(help="Run folder of the audio fine-tuning.")]
     visual: Annotated[Path, Option(help="Run folder of the visual fine-tuning.")]
@@ -291,7 +291,7 @@ class ScoreConfig(MaskConfig):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FuseConfig(MaskConfig, TrainConfig):
-    """`avpt fuse-train`."""
+    """The options of `avpt fuse-train`."""
 
     audio: Annotated[Path, Option(help="Stage-1 run folder, or an encoder artifact (joint-training baseline).")]
     visual: Annotated[Path, Option(help="Stage-1 run folder, or an encoder artifact.")]
@@ -327,5 +327,5 @@ class FuseConfig(MaskConfig, TrainConfig):
             )
 
     def idle(self) -> set[str]:
-        """OGM-GE's own options without it."""
+        """OGM-GE's own options change nothing without it."""
         return super().idle() | (set() if self.balance == "ogm-ge" else {"ogm_alpha", "ogm_window"})

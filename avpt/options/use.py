@@ -1,4 +1,4 @@
-"""What the commands take that look at files and use trained models."""
+"""The options of the commands that show files and use trained models."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,23 +23,23 @@ from avpt.types import Modality
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InfoConfig(Config):
-    """`avpt info`."""
+    """The options of `avpt info`."""
 
     path: Annotated[Path, Argument(help="A store, a run folder, an artifact, or an exported model.")]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GuideConfig(Config):
-    """`avpt guide`."""
+    """The options of `avpt guide`."""
 
     topic: Annotated[str | None, Argument(help="A page of the manual.", show_default="list them")] = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EvaluateConfig(OutputConfig):
-    """`avpt evaluate`."""
+    """The options of `avpt evaluate`."""
 
-    goes_on = False
+    resumes = False
 
     model: Annotated[Path, Argument(help="Run folder, whose best model counts, or a classifier or fused artifact.")]
     store: Annotated[Path, Argument(help="Store written by `avpt preprocess`; classes are matched by name.")]
@@ -81,15 +81,15 @@ class EvaluateConfig(OutputConfig):
             raise ConfigError(f"--noise {self.noise} does nothing beside --drop {self.drop}; leave one out")
 
     def idle(self) -> set[str]:
-        """The seed without noise."""
+        """The seed changes nothing without noise."""
         return super().idle() | ({"seed"} if self.snr is None else set())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PredictConfig(OutputConfig):
-    """`avpt predict`."""
+    """The options of `avpt predict`."""
 
-    goes_on = False
+    resumes = False
 
     model: Annotated[Path, Argument(help="Run folder, whose best model counts, or a classifier or fused artifact.")]
     files: Annotated[
@@ -144,12 +144,12 @@ class PredictConfig(OutputConfig):
             raise ConfigError("--hop does nothing without --segment; add that, or leave it out")
         if self.root is not None and self.manifest is None:
             raise ConfigError("--root does nothing without --manifest; leave it out")
-        if self.out is not None and self.written_as == "table":
+        if self.out is not None and self.output_format == "table":
             raise ConfigError("--out takes --format csv or jsonl; a table is for the terminal")
 
     @property
-    def written_as(self) -> str:
-        """The format, where none is given that of --out's suffix."""
+    def output_format(self) -> str:
+        """The format of the answers: --format, or else what --out ends in."""
         suffix = "" if self.out is None else self.out.suffix[1:]
         return self.format or (suffix if suffix in ("csv", "jsonl") else "table")
 
@@ -159,9 +159,9 @@ SUFFIXES = {"torchvision": ".safetensors", "onnx": ".onnx", "torch-export": ".pt
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ExportConfig(OutputConfig):
-    """`avpt export`."""
+    """The options of `avpt export`."""
 
-    goes_on = False
+    resumes = False
 
     model: Annotated[Path, Argument(help="Run folder, whose best model counts, or an artifact.")]
     format: Annotated[
