@@ -393,13 +393,13 @@ def test_the_live_table_is_the_one_that_is_shown() -> None:
         record = {"epoch": int(epoch), "train": {"loss": loss, "accuracy": accuracy}, "gradient_norm": norms}
         table.records.append(record | {"val": dict(zip(metrics, val, strict=True))})
         table.timings[int(epoch)] = {"clips_per_second": pace, "waiting": waiting}
-    table.best_epoch, table.step, table.doing, table.norms = 3, 9, "", {"audio": 0.339, "visual": 0.370}
-    table.clips, table.loss, table.correct = 1000, 56.2, 982
+    table.best_epoch, table.step, table.doing, table.norms = 3, 9, "", {"audio": 0.251, "visual": 0.337}
+    table.clips, table.loss, table.correct = 1000, 50.1, 986
     table.clock = Clock()
-    row = {"clips_per_second": 26.9, "waiting": 0.08}
+    row = {"clips_per_second": 5.7, "waiting": 0.03}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Clock, "row", lambda *_: row)
-        patch.setattr(table, "left", lambda: "0:00:20 left")
+        patch.setattr(table, "left", lambda: "0:01:50 left")
         console = Console(width=80, color_system=None)
         with console.capture() as captured:
             console.print(table.drawing())
