@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from media import Clips
 
 from avpt import options
-from avpt.commands.manifest import DATASETS
+from avpt.datasets import DATASETS
 from avpt.datasets.kinetics_sounds import CLASSES
 from avpt.datasets.rows import MAX_LISTED, hash_split
 from avpt.store.manifest import Manifest, read_manifest

@@ -19,7 +19,8 @@ import pytest
 from helpers import PATCHES, STORE_OPTIONS, Experiment, digit_rows, done, finetune, fork, fuse, touch, write_manifest
 
 from avpt.commands import _shards
-from avpt.files.outputs import atomic, claim, sweep, take_turn, write_text
+from avpt.files.locks import claim, sweep, take_turn
+from avpt.files.outputs import atomic, write_text
 
 Command = tuple[str | Path, ...]
 

@@ -11,8 +11,8 @@ import pytest
 from avpt.errors import OutputError
 from avpt.files import artifacts, export_headers
 from avpt.files.artifacts import Header
-from avpt.files.outputs import check_ours, is_there, must_write, reuse_record
 from avpt.files.records import EvaluationRecord
+from avpt.files.reuse import check_ours, is_there, must_write, reuse_record
 
 HEADER = Header(kind="export", config={"seed": 0}, inputs={"model": "a" * 64})
 PROVENANCE = {"kind": "evaluation", "config": {"seed": 0}, "inputs": {}}

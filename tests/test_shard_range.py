@@ -12,7 +12,7 @@ from helpers import STORE_OPTIONS, Experiment, avpt, done, failures_of, one_line
 from kills import decode_or_not, killed, running, wait_for
 
 from avpt.commands import _shards
-from avpt.files.outputs import claim
+from avpt.files.locks import claim
 
 NAMES = ["train-00000", "train-00001", "train-00002", "val-00000", "val-00001", "test-00000", "test-00001"]  # in order
 
@@ -132,7 +132,8 @@ def test_a_part_tells_what_is_still_missing(experiment: Experiment, tmp_path: Pa
 BESIDE = """
 import sys, time
 from pathlib import Path
-from avpt.files.outputs import atomic, claim
+from avpt.files.locks import claim
+from avpt.files.outputs import atomic
 path, part, turns = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 print("ready", flush=True)
 sys.stdin.readline()

@@ -26,7 +26,8 @@ from avpt.engines import local
 from avpt.errors import AvptError, ConfigError, ManifestError, listed, wants_memory
 from avpt.files import artifacts
 from avpt.files.artifacts import Header
-from avpt.files.outputs import claim, sha256, write_json
+from avpt.files.locks import claim
+from avpt.files.outputs import sha256, write_json
 from avpt.machine.processes import place_in_job
 from avpt.machine.terminal import LONGEST, Formatter, words_of
 from avpt.options import CompareConfig, FinetuneConfig, InitConfig, PredictConfig, PreprocessConfig, ScoreConfig

@@ -33,7 +33,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from avpt.commands import verify
-from avpt.files.outputs import claim, sha256_json
+from avpt.files.locks import claim
+from avpt.files.outputs import sha256_json
 from avpt.media.codecs import jpeg_size
 from avpt.options import VerifyConfig
 from avpt.store.verification.findings import MOST, ShardCheck

@@ -11,7 +11,9 @@ from typing import Any
 
 from avpt.commands._side_by_side import BESIDE, MARK, as_csv, as_markdown, in_words, tables
 from avpt.diagnosis import group_tests
-from avpt.files.outputs import check_ours, claim, must_write, write_text
+from avpt.files.locks import claim
+from avpt.files.outputs import write_text
+from avpt.files.reuse import check_ours, must_write
 from avpt.options import CompareConfig
 from avpt.runs.folder import read_run
 from avpt.runs.groups import NamedGroup, differing_options, group, seed_of

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from avpt.errors import ConfigError, StoreError, listed
 from avpt.files import artifacts
 from avpt.files.artifacts import Header
-from avpt.files.outputs import claim, reuse_record, write_json
+from avpt.files.locks import claim
+from avpt.files.outputs import write_json
 from avpt.files.records import EvaluationRecord
+from avpt.files.reuse import reuse_record
 from avpt.machine.workers import loading_workers
 from avpt.options import EvaluateConfig
 from avpt.store.store import Store

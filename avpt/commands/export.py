@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from avpt.errors import ConfigError
 from avpt.files import artifacts, export_headers
 from avpt.files.artifacts import Header
-from avpt.files.outputs import atomic, check_existing, check_not_input, claim
+from avpt.files.locks import claim
+from avpt.files.outputs import atomic, check_not_input
 from avpt.files.records import ExportSpec
+from avpt.files.reuse import check_existing
 from avpt.options import ExportConfig
 from avpt.types import Modality, Report, Table
 

@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any
 
 from avpt.files import artifacts
-from avpt.files.outputs import check_not_input, claim
+from avpt.files.locks import claim
+from avpt.files.outputs import check_not_input
 from avpt.options import FinetuneConfig
 from avpt.runs import folder
 from avpt.store.store import Store

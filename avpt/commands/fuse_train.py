@@ -9,7 +9,8 @@ from typing import Any
 
 from avpt.errors import ConfigError
 from avpt.files import artifacts
-from avpt.files.outputs import check_not_input, claim
+from avpt.files.locks import claim
+from avpt.files.outputs import check_not_input
 from avpt.options import FuseConfig
 from avpt.runs import folder
 from avpt.store.store import Store

@@ -9,7 +9,8 @@ from pathlib import Path
 from avpt.errors import ArtifactError, listed
 from avpt.files import artifacts
 from avpt.files.artifacts import Header
-from avpt.files.outputs import check_not_input, claim
+from avpt.files.locks import claim
+from avpt.files.outputs import check_not_input
 from avpt.options import InitConfig
 from avpt.types import Report, Table
 

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from avpt.commands._segments import cut, format_seconds, seconds_of
-from avpt.datasets import audioset, crema_d, esc50, folder, image_folder, kinetics_sounds, vggsound
+from avpt.datasets import DATASETS, audioset
 from avpt.datasets.dividing import split_by_hash, stratify
 from avpt.datasets.rows import SUFFIXES, Dataset, Media, Row, Source, find_media
 from avpt.errors import ConfigError, ManifestError, listed
 from avpt.files.checking import RecordError, read
-from avpt.files.outputs import check_same, claim, foreign, is_there, sha256, write_json, write_text
+from avpt.files.locks import claim
+from avpt.files.outputs import sha256, write_json, write_text
 from avpt.files.records import ManifestRecord
+from avpt.files.reuse import check_same, foreign, is_there
 from avpt.machine.progress import track
 from avpt.options import ManifestConfig
 from avpt.store.manifest import CONTROL, warn_of_lookalikes
@@ -30,15 +32,6 @@ from avpt.types import SPLITS, Report, Split, Table
 
 log = logging.getLogger(__name__)
 
-DATASETS: dict[str, Dataset] = {
-    "audioset": audioset.DATASET,
-    "crema-d": crema_d.DATASET,
-    "esc50": esc50.DATASET,
-    "folder": folder.DATASET,
-    "image-folder": image_folder.DATASET,
-    "kinetics-sounds": kinetics_sounds.DATASET,
-    "vggsound": vggsound.DATASET,
-}
 COLUMNS = ("id", "label", "split", *SUFFIXES, "start", "end", "recording")
 MISSING = ".missing.csv"  # ends the name of the list of clips whose media are missing
 MISSING_COLUMNS = ("id", "split", "label", "list", "line")

@@ -18,7 +18,9 @@ from avpt.commands._segments import cut, format_seconds, seconds_of
 from avpt.datasets.rows import KINDS
 from avpt.errors import ConfigError, listed
 from avpt.files import artifacts
-from avpt.files.outputs import check_ours, claim, is_there, must_write, write_text
+from avpt.files.locks import claim
+from avpt.files.outputs import write_text
+from avpt.files.reuse import check_ours, is_there, must_write
 from avpt.machine.progress import track
 from avpt.machine.workers import pool_workers
 from avpt.options import PredictConfig

@@ -16,17 +16,9 @@ from typing import Any
 
 from avpt.commands._shards import Job, Shard, make_shard, make_shards, plan_shards
 from avpt.errors import ManifestError, StoreError, listed
-from avpt.files.outputs import (
-    begin,
-    check_same,
-    claim,
-    look_into,
-    read_record,
-    sweep,
-    take_turn,
-    write_json,
-    write_text,
-)
+from avpt.files.locks import claim, sweep, take_turn
+from avpt.files.outputs import read_record, write_json, write_text
+from avpt.files.reuse import begin, check_same, look_into
 from avpt.machine.progress import track
 from avpt.machine.workers import pool_workers
 from avpt.media.clip import KINDS, LOSSES, SHIFT, ClipSettings, kind_of

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from avpt.errors import ArtifactError, ConfigError
 from avpt.files import artifacts
 from avpt.files.artifacts import Header
-from avpt.files.outputs import claim
+from avpt.files.locks import claim
 from avpt.machine.workers import loading_workers
 from avpt.options import ProbeConfig, TrainConfig
 from avpt.runs.lineage import Lineage

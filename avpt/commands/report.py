@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avpt.files.outputs import claim, foreign, is_reused, is_there, write_text
+from avpt.files.locks import claim
+from avpt.files.outputs import write_text
+from avpt.files.reuse import foreign, is_reused, is_there
 from avpt.options import ReportConfig
 from avpt.types import Report
 

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from avpt.files import artifacts
 from avpt.files.artifacts import Header
-from avpt.files.outputs import check_ours, claim, must_write, sha256, write_text
+from avpt.files.locks import claim
+from avpt.files.outputs import sha256, write_text
+from avpt.files.reuse import check_ours, must_write
 from avpt.options import FinetuneConfig, ScoreConfig
 from avpt.text import for_sheet
 from avpt.types import MODALITIES, Modality, Report, Table

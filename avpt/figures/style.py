@@ -13,7 +13,8 @@ import matplotlib
 from cycler import cycler
 from matplotlib.figure import Figure
 
-from avpt.files.outputs import atomic, check_ours, must_write
+from avpt.files.outputs import atomic
+from avpt.files.reuse import check_ours, must_write
 
 ONE_COLUMN, TWO_COLUMNS = 3.35, 6.9  # inches, of a usual two-column paper
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from avpt import __version__
 from avpt.errors import ArtifactError, OutputError
 from avpt.files.checking import RecordError, check, convert, parse
-from avpt.files.outputs import atomic, check_existing, foreign, is_reused, is_there, sha256
+from avpt.files.outputs import atomic, sha256
 from avpt.files.records import METRICS, Metrics, Provenance
+from avpt.files.reuse import check_existing, foreign, is_reused, is_there
 from avpt.files.tensors import misfits, wrong_values
 from avpt.files.tensors import pack_ids as pack_ids
 from avpt.files.tensors import unpack_ids as unpack_ids

@@ -10,7 +10,7 @@ from typing import Any
 
 from avpt.errors import ArtifactError, AvptError, OutputError
 from avpt.files.artifacts import Header, parse_header
-from avpt.files.outputs import is_reused, is_there
+from avpt.files.reuse import is_reused, is_there
 
 KEY = "avpt"  # of ONNX's metadata_props, as in a safetensors header
 PT2_MEMBER = f"{KEY}.json"  # of the extra files in a .pt2 archive

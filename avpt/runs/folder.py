@@ -10,8 +10,10 @@ from typing import Any, cast
 from avpt.errors import ArtifactError, OutputError
 from avpt.files.artifacts import Header, read_header
 from avpt.files.checking import RecordError, read_lines
-from avpt.files.outputs import begin, check_same, differences, look_into, read_record, sweep
+from avpt.files.locks import sweep
+from avpt.files.outputs import read_record
 from avpt.files.records import Epoch, Provenance, RunSummary
+from avpt.files.reuse import begin, check_same, differences, look_into
 from avpt.text import decimals
 from avpt.training.schedules import SCHEDULES
 from avpt.types import Report, Table
