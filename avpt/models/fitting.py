@@ -63,5 +63,5 @@ def check_values(path: Path, network: nn.Module) -> None:
         ArtifactError: some are not; the message names the first key with such values.
     """
     for name, what in wrong_values(network.state_dict()).items():
-        told = f"values that are not numbers ({name})" if "NaN" in what else f"negative variances ({name})"
-        raise ArtifactError(f"{path} holds {told}; train it again with a lower --lr")
+        which = f"values that are not numbers ({name})" if "NaN" in what else f"negative variances ({name})"
+        raise ArtifactError(f"{path} holds {which}; train it again with a lower --lr")
