@@ -212,6 +212,7 @@ def test_torch_export(experiment: Experiment, inputs: dict[str, Tensor], tmp_pat
     assert callable(names["model"])
 
 
+@pytest.mark.slow
 def test_features_of_a_fused_model_over_several_frames(experiment: Experiment, tmp_path: Path) -> None:
     several = tmp_path / "several"
     command = ("finetune-unimodal", experiment.store, "--modality", "visual", "--init", experiment.visual_init)

@@ -200,6 +200,7 @@ def test_a_run_that_gets_no_better_stops_and_stays_stopped(experiment: Experimen
     assert files_of(run)["metrics.jsonl"] == before["metrics.jsonl"]
 
 
+@pytest.mark.slow  # tests/test_training.py has it for a plain run
 def test_workers_change_nothing(experiment: Experiment, tmp_path: Path) -> None:
     alike: tuple[tuple[str, tuple[str | Path, ...]], ...] = (
         ("mixed", unimodal(experiment, "--mixup", "0.4", "--balanced-sampling", *EVAL, "--flip")),
