@@ -10,8 +10,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 import torch
 from helpers import (
@@ -856,3 +859,24 @@ def test_an_output_of_another_command_is_named(experiment: Experiment, tmp_path:
         refused(*run, "--out", experiment.store, *overwrite, says="store is a store", unchanged=experiment.folder)
     done(*store, "--out", experiment.store)
     done(*run, "--out", experiment.visual)
+
+
+def test_a_store_with_values_that_are_not_numbers_is_told_as_such(experiment: Experiment, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(experiment.store, tmp_path / "store"))
+    with h5py.File(store / "train-00000.h5", "r+") as file:
+        file["audio/fbank"][2, 3, 4] = np.nan
+        clip_id = file["id"].asstr()[2]
+    result = avpt(
+        *finetune(replace(experiment, store=store), "audio", experiment.audio_init), "--out", tmp_path / "run"
+    )
+    assert result.code == 1
+    assert f" of epoch 1, on clips {clip_id}, whose values in the store are not numbers" in result.error
+    assert "`avpt verify` says what is damaged" in result.error
+    assert clip_id in avpt("verify", store, "--deep").stdout
+
+
+def test_a_class_that_train_lacks_is_told_before_anything_is_decoded(tmp_path: Path) -> None:
+    rows = [row | ({"label": "tyop"} if row["split"] == "val" else {}) for row in digit_rows()]
+    manifest = write_manifest(tmp_path / "own.csv", rows)
+    result = done("preprocess", manifest, "--out", tmp_path / "own", "--workers", "1", *STORE_OPTIONS)
+    assert "val has clips of classes that train lacks (tyop); training will refuse them" in result.stderr

@@ -336,7 +336,7 @@ def test_a_loss_that_is_no_number_stops_and_names_step_clips_and_checkpoint(
     message = str(caught.value)
     assert "the loss is nan at step 3 of epoch 2, on clips clip 8, clip 9, clip 10, clip 11" in message
     assert f"the last checkpoint is {tmp_path / 'last.pt'}" in message
-    assert "lower --lr, with --overwrite" in message
+    assert message.endswith("`avpt verify` says what is damaged")  # the clips' own values are no numbers
     state = checkpoint(tmp_path)
     assert (len(state["progress"]["records"]), state["epoch"]["step"]) == (1, 2 if every else 0)
     assert all(value.isfinite().all() for value in state["model"].values())

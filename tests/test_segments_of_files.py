@@ -173,3 +173,13 @@ def test_options_of_predict_that_make_no_sense(experiment: Experiment, options: 
     result = avpt("predict", experiment.audio, "x.wav", *options)
     assert result.code == 1
     assert says in result.error
+
+
+def test_what_is_not_looked_at_is_told_with_the_length_that_is(experiment: Experiment, tmp_path: Path) -> None:
+    long = record(tmp_path / "long.wav", 1.3)
+    command = ("predict", experiment.audio, long, "--workers", "1", "--device", "cpu")
+    told = done(*command).stderr
+    assert "only the beginning was looked at" in told
+    assert "--segment 0.48 looks at all of it, start and end" in told  # as many frames as the store keeps of a clip
+    assert "--segment 0.48 looks at all of it" in done(*command, "--segment", "0.7").stderr
+    assert "only the beginning" not in done(*command, "--segment", "0.48").stderr

@@ -144,7 +144,7 @@ def test_a_page_holds_words_as_text_and_nothing_that_can_not_be_seen() -> None:
 
 
 def test_the_provenance_of_a_page_comes_back(tmp_path: Path) -> None:
-    provenance = {"config": {"title": EVIL}, "inputs": {EVIL: "\udcff<é"}}
+    provenance = {"kind": "report", "config": {"title": EVIL}, "inputs": {EVIL: "\udcff<é"}}
     (tmp_path / "page.html").write_text(render(Page("x", [], [], [], provenance), "#000000"), encoding="utf-8")
     assert read_provenance(tmp_path / "page.html") == provenance
 

@@ -329,6 +329,8 @@ def warn(config: ManifestConfig, media: Media, gathered: GatheredClips) -> None:
 def warn_of_gaps(config: ManifestConfig, summary: dict[str, Any]) -> None:
     """Warn of classes that a split lacks: what train lacks can't be learnt, what the others lack can't be measured."""
     asked = {"train"} | ({"val"} if config.val_fraction else set()) | ({"test"} if config.test_share else set())
+    if "test" not in summary["splits"] and not config.test_share:
+        log.warning("there is no test split, so that nothing can be measured; --test-fraction 0.2 sets one aside")
     for split in SPLITS:
         if split in asked or split in summary["splits"]:
             lacking = [name for name, counts in summary["by_class"].items() if not counts[split]]

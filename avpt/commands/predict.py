@@ -199,14 +199,13 @@ def label(config: PredictConfig, clips: Sequence[Clip]) -> list[Answer]:
                 log.warning("%s: %s", labelled.clip, what)
             show(len(answers), failed)
     longer = [answers[row] for row in range(len(clips)) if answers[row].longer]
-    if longer and config.segment is None:
-        first = f"{longer[0].clip}: {part_of(longer[0])}"
+    if longer:
+        span = min(end - start for start, end in longer[0].looked_at.values())
+        another = "" if config.segment else ", start and end in a --manifest at another part"
         log.warning(
             "of %d of %d clips only the beginning was looked at, as long as the model's training clips (first %s); "
-            "--segment looks at all of it, start and end in a --manifest at another part",
-            len(longer),
-            len(clips),
-            first,
+            "--segment %g looks at all of it%s",
+            *(len(longer), len(clips), f"{longer[0].clip}: {part_of(longer[0])}", span, another),
         )
     return [answers[row] for row in range(len(clips))]
 

@@ -46,6 +46,7 @@ def run(config: PreprocessConfig) -> Report:
     if not config.multi_label and any(LABEL_SEPARATOR in name for name in manifest.classes):
         log.warning("some labels hold %r; --multi-label takes them for several each", LABEL_SEPARATOR)
     check_pointers(config, manifest.clips[: config.limit])
+    warn_of_untrained(manifest)
     shards = plan_shards(manifest.clips[: config.limit], config.shard_size)
     mine = shards[config.shards]
     out = config.out
@@ -86,6 +87,15 @@ def run(config: PreprocessConfig) -> Report:
                 check_failures(config, shards, records)
                 write_json(out / "store.json", store_record(settings, manifest.classes, by_split(shards, records)))
         return report(out, settings["config"], records)
+
+
+def warn_of_untrained(manifest: Manifest) -> None:
+    """Warn of classes that training would refuse: those of val and test of which train has no clip."""
+    labels = {split: {label for clip in manifest.split(split) for label in clip.labels} for split in SPLITS}
+    for split in ("val", "test"):
+        if labels["train"] and (lacking := sorted(labels[split] - labels["train"])):
+            message = "%s has clips of classes that train lacks (%s); training will refuse them: are they misspelt?"
+            log.warning(message, split, listed(lacking))
 
 
 def check_pointers(config: PreprocessConfig, clips: Sequence[Clip]) -> None:

@@ -164,7 +164,12 @@ def load_split(
 def warn_of_few_frames(config: TrainConfig, clips: SplitIndex, modalities: Sequence[Modality]) -> None:
     """Warn where no clip has as many frames as are asked for."""
     if "visual" in modalities and (most := int(clips.num_visual_frames.max())) < config.num_frames:
-        log.warning("no clip has more than %d frame(s): --num-frames %d feeds them repeatedly", most, config.num_frames)
+        log.warning(
+            "no clip has more than %d frame(s): --num-frames %d feeds them repeatedly; --num-frames %d does not",
+            most,
+            config.num_frames,
+            most,
+        )
 
 
 def prepare(config: TrainConfig, model: nn.Module) -> None:

@@ -175,11 +175,16 @@ def train_on(
             "the device has too little memory; raise --accumulate or lower --batch-size, with --overwrite"
         ) from None
     except NotFiniteError as error:
+        place = f"at step {error.step + 1} of epoch {epoch + 1}"
+        if damaged := run.world.gather_sorted(error.damaged):
+            names = listed([clips.ids[position] for position in damaged])
+            raise run.not_finite_error(
+                f"the {error} {place}, on clips {names}, whose values in the store are not numbers",
+                "`avpt verify` says what is damaged",
+            ) from None
         positions = run.world.gather_sorted(error.to_blame) or run.world.gather_sorted(error.positions)
         blamed = listed([clips.ids[position] for position in positions])
-        raise run.not_finite_error(
-            f"the {error} at step {error.step + 1} of epoch {epoch + 1}, on clips {blamed}"
-        ) from None
+        raise run.not_finite_error(f"the {error} {place}, on clips {blamed}") from None
 
 
 def evaluate_epoch(

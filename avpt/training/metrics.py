@@ -61,7 +61,10 @@ def measure(logits: Tensor, labels: Tensor) -> dict[str, float | None]:
     from avpt.training import objective
 
     if not logits.isfinite().all():
-        raise AvptError("the model's logits are no longer numbers; lower --lr, with --overwrite")
+        raise AvptError(
+            "the model's logits are no longer numbers: it was trained with too high an --lr, or the store is damaged, "
+            "which `avpt verify` tells"
+        )
     values: dict[str, float | None] = {
         "loss": float(objective.loss(logits.double(), labels.double() if labels.ndim > 1 else labels))
     }

@@ -105,13 +105,18 @@ def train_epoch(
 class NotFiniteError(Exception):
     """The loss or a gradient is infinite or not a number.
 
-    `positions` are the clips of the step, `to_blame` those of them whose own loss is not finite.
+    `positions` are the clips of the step, `to_blame` those of them whose own loss is not finite, `damaged` those whose
+    input already is not.
     """
 
     def __init__(self, problem: str, state: EpochState, batch: Batch) -> None:
         super().__init__(problem)
         self.step, self.positions = state.step, batch.positions
         self.to_blame = batch.positions[~state.loss[batch.rows].isfinite()]
+        intact = torch.ones(len(batch.positions), dtype=torch.bool)
+        for values in batch.inputs:
+            intact &= values.flatten(1).isfinite().all(dim=1).cpu()
+        self.damaged = batch.positions[~intact]
 
 
 def _parts(batch: Batch, count: int) -> list[Batch]:

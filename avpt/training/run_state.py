@@ -58,10 +58,10 @@ class RunState:
         self.progress, self.epoch = Progress(**saved["progress"]), EpochState(**saved["epoch"])
         self.begun_by = saved["job"]
 
-    def not_finite_error(self, what: str) -> AvptError:
+    def not_finite_error(self, what: str, advice: str = "lower --lr, with --overwrite") -> AvptError:
         """The error that ends a run whose numbers are no longer finite."""
         last = f"the last checkpoint is {self.checkpoint}" if self.checkpoint.exists() else "nothing was saved yet"
-        return AvptError(f"{what}; {last}; lower --lr, with --overwrite")
+        return AvptError(f"{what}; {last}; {advice}")
 
 
 def new_run(
