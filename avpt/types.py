@@ -17,6 +17,7 @@ FrameCodec = Literal["jpeg", "raw"]  # avpt/media/codecs.py has an entry for eac
 
 MODALITIES: tuple[Modality, ...] = ("audio", "visual")
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+HELD_OUT: tuple[Split, ...] = ("val", "test")
 # bounds that options and the records made from them share
 MOST_FRAMES = 100_000  # of one clip
 MOST_SPECTROGRAM_FRAMES = 360_000  # an hour

@@ -61,9 +61,10 @@ def stamps_of(told: dict[str, Any]) -> list[Fraction]:
     return [Fraction(stamp) for stamp in stamps if stamp is not None]
 
 
-def log_mel(waveform: np.ndarray) -> np.ndarray:
+def kaldis_log_mel(waveform: np.ndarray) -> torch.Tensor:
+    """The log-mel of 16 kHz sound as torchaudio's port of Kaldi computes it, (frames, 128)."""
     samples = torch.from_numpy(waveform - waveform.mean())[None]
-    fbank = kaldi.fbank(
+    fbank: torch.Tensor = kaldi.fbank(
         samples,
         htk_compat=True,
         sample_frequency=16000,
@@ -73,7 +74,11 @@ def log_mel(waveform: np.ndarray) -> np.ndarray:
         dither=0.0,
         frame_shift=10,
     )
-    return np.asarray(fbank)[:, :122]  # up to 7 kHz: above, resamplers fall off each in its way
+    return fbank
+
+
+def log_mel(waveform: np.ndarray) -> np.ndarray:
+    return np.asarray(kaldis_log_mel(waveform))[:, :122]  # up to 7 kHz: above, resamplers fall off each in its way
 
 
 def sounds_alike(path: Path, priming: int = 0, silent: bool = False) -> None:

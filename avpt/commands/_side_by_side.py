@@ -12,7 +12,7 @@ from typing import Any
 
 from avpt.diagnosis import group_tests
 from avpt.runs.groups import NamedGroup, pattern, seed_of, value_in_words
-from avpt.runs.scores import HELD_OUT, curve_of, metric_of
+from avpt.runs.scores import TEST_FIRST, curve_of, metric_of
 from avpt.text import for_sheet, printable, sparkline
 from avpt.types import Folded, Table
 
@@ -30,7 +30,7 @@ def tables(groups: Sequence[NamedGroup], record: Mapping[str, Any], metrics: Seq
     if len(record["differing"]) > 1:
         shown += fit_width(options_table(groups, record["differing"]))
     counted = [(one, entry) for one, entry in zip(groups, record["groups"], strict=True) if one.finished]
-    for split in HELD_OUT:
+    for split in TEST_FIRST:
         there = [metric for metric in metrics if any(metric in entry[split] for _, entry in counted)]
         rows = [
             (one.letter, str(len(one.finished)), *(_mean(entry[split].get(metric)) for metric in there))
@@ -166,7 +166,7 @@ def as_csv(groups: Sequence[NamedGroup], differ: Sequence[str], metrics: Sequenc
     """One row per run, with numbers in full."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    columns = [(split, metric) for split in HELD_OUT for metric in metrics]
+    columns = [(split, metric) for split in TEST_FIRST for metric in metrics]
     writer.writerow(map(for_sheet, [*BESIDE, *differ, *(f"{split}_{metric}" for split, metric in columns)]))
     for one in groups:
         for run in one.runs:
@@ -182,7 +182,7 @@ def as_markdown(groups: Sequence[NamedGroup], record: Mapping[str, Any], metrics
     """Groups with mean and spread, the options that differ, and the tests."""
     columns = [
         (split, metric)
-        for split in HELD_OUT
+        for split in TEST_FIRST
         for metric in metrics
         if any(metric in entry[split] for entry in record["groups"])
     ]

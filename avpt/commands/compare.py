@@ -17,7 +17,7 @@ from avpt.files.reuse import check_ours, must_write
 from avpt.options import CompareConfig
 from avpt.runs.folder import read_run
 from avpt.runs.groups import NamedGroup, differing_options, group, seed_of
-from avpt.runs.scores import HELD_OUT, check_clips, metric_of, metrics_of
+from avpt.runs.scores import TEST_FIRST, check_clips, metric_of, metrics_of
 from avpt.types import Report, Split
 
 
@@ -67,11 +67,11 @@ def describe(one: NamedGroup, differ: Sequence[str], metrics: Sequence[str]) -> 
             "finished": run.summary is not None,
             "epochs": len(run.epochs),
             "best_epoch": (run.summary or {}).get("best_epoch"),
-            **{split: (run.summary or {}).get(split) for split in HELD_OUT},
+            **{split: (run.summary or {}).get(split) for split in TEST_FIRST},
         }
         for run in one.runs
     ]
-    for split in HELD_OUT:
+    for split in TEST_FIRST:
         values = {metric: [metric_of(run, split, metric) for run in one.finished] for metric in metrics}
         known = {metric: [value for value in column if value is not None] for metric, column in values.items()}
         entry[split] = {metric: group_tests.summarise(column) for metric, column in known.items() if column}

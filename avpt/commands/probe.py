@@ -17,7 +17,7 @@ from avpt.options import ProbeConfig, TrainConfig
 from avpt.runs.lineage import Lineage
 from avpt.store.store import Store
 from avpt.training.metrics import key_name, key_name_of
-from avpt.types import Modality, Report, Split, Table
+from avpt.types import HELD_OUT, Modality, Report, Split, Table
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KINDS: tuple[artifacts.Kind, ...] = ("encoder", "classifier", "fused")
-HELD_OUT: tuple[Split, ...] = ("val", "test")
 SURE = 0.05  # a p below it counts as a difference
 WIDTH = 80  # characters of a line of text
 

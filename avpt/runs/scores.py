@@ -15,12 +15,12 @@ from avpt.types import Split
 log = logging.getLogger(__name__)
 
 FIRST = (key_name(True), key_name(False), "audio_accuracy", "visual_accuracy")  # the others follow by name
-HELD_OUT: tuple[Split, ...] = ("test", "val")
+TEST_FIRST: tuple[Split, ...] = ("test", "val")
 
 
 def recorded_metrics(run: Run) -> list[dict[str, Any]]:
     """Every set of metrics that a run has: of its best model, and on val epoch by epoch."""
-    best = [(run.summary or {}).get(split) or {} for split in HELD_OUT]
+    best = [(run.summary or {}).get(split) or {} for split in TEST_FIRST]
     return best + [row.get("val", {}) for row in run.epochs]
 
 

@@ -36,11 +36,10 @@ from avpt.training.repeatable import check_repeatable
 from avpt.training.state import Progress
 from avpt.training.watch import Watcher, Watchers, announce_batches
 from avpt.training.world import World
-from avpt.types import MODALITIES, Batch, Modality, Split
+from avpt.types import HELD_OUT, MODALITIES, Batch, Modality, Split
 
 log = logging.getLogger(__name__)
 
-HELD_OUT: tuple[Split, ...] = ("val", "test")
 NUM_PICTURES = 4  # clips whose inputs TensorBoard shows
 MOST_TRIED = 4  # clips that the run is tried on before it begins
 POINTS_TRIED = 2**17  # of spectrograms and frames, that these have at most in all; but two clips, as BatchNorm needs
@@ -108,7 +107,7 @@ def train(
             if split in splits:
                 batches = announce_batches(loader(split), 0, watcher, f"evaluating the best epoch on {split}")
                 predictions[split] = evaluate(model, batches, len(splits[split]), world)
-    summary = summarize(progress, predictions)
+    summary = summarise(progress, predictions)
     if world.is_first:
         run_writer.finish_run(
             config.out,
@@ -316,7 +315,7 @@ def measure(outputs: dict[str, Tensor]) -> dict[str, float | None]:
     return values
 
 
-def summarize(progress: Progress, predictions: Mapping[Split, dict[str, Tensor]]) -> dict[str, Any]:
+def summarise(progress: Progress, predictions: Mapping[Split, dict[str, Tensor]]) -> dict[str, Any]:
     """The content of `summary.json`: metrics of the best model on val and, where there is one, on test."""
     summary: dict[str, Any] = {
         "best_epoch": progress.best_epoch,
