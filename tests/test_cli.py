@@ -554,7 +554,7 @@ def test_overwrite_remakes_identical_bytes(experiment: Experiment, tmp_path: Pat
 def claimed(path: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that writes the output, until it is killed."""
     code = (
-        "import sys, time; from pathlib import Path; from avpt.files.outputs import claim\n"
+        "import sys, time; from pathlib import Path; from avpt.files.locks import claim\n"
         "with claim(Path(sys.argv[1])): print('mine', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
