@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from avpt.errors import ConfigError
@@ -94,7 +94,7 @@ def describe(
 ) -> dict[str, Any]:
     """What the file's header says: encoders, shapes of inputs and output, input pipeline, classes."""
     whole = loaded.header.kind == "classifier" or (loaded.header.kind == "fused" and len(modalities) == 2)
-    encoders = {modality: asdict(loaded.encoders[modality]) | {"norm": "batchnorm"} for modality in modalities}
+    encoders = {modality: loaded.encoders[modality].record() | {"norm": "batchnorm"} for modality in modalities}
     spec: dict[str, Any] = {"encoders": encoders, "input": None, "inputs": {}}
     spec["output"] = "logits" if whole else "features"
     if pipeline is not None:
@@ -126,7 +126,11 @@ def report(config: ExportConfig, header: Header) -> Report:
 def values(modality: Modality, spec: dict[str, Any]) -> str:
     """What the values of an input are, in words."""
     if modality == "visual":
-        return "RGB in 0..1, less ImageNet's mean, by its deviation"
+        input = spec["input"]
+        if input.get("picture_mean") is None:
+            return "RGB in 0..1, less ImageNet's mean, by its deviation"
+        mean, std = (", ".join(f"{value:g}" for value in input[f"picture_{what}"]) for what in ("mean", "std"))
+        return f"RGB in 0..1, less ({mean}), by ({std})"
     mean, std = spec["input"]["mean"], spec["input"]["std"]
     return f"(log-mel {'+' if mean < 0 else '-'} {abs(mean):.6g}) / (2 * {std:.6g})"
 

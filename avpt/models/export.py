@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from avpt.files.export_headers import KEY, PT2_MEMBER, require_onnx
-from avpt.models.abri import fold_state_dict
+from avpt.models.abri import fold_state_dict, norm_eps
 from avpt.models.encoder import Classifier, Encoder, EncoderSpec, Features, build_encoder
 from avpt.models.fusion import FusedModel
 from avpt.types import Modality
@@ -24,9 +24,9 @@ BATCH = 2  # clips in the example that an export traces; 1 would be taken for a 
 
 def plain_encoder(encoder: Encoder, spec: EncoderSpec) -> Encoder:
     """The encoder with every ABRi layer folded into a plain BatchNorm; its output in evaluation is the same."""
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):
         plain = build_encoder(replace(spec, norm="batchnorm"))
-    plain.load_state_dict(fold_state_dict(encoder.state_dict()), assign=True)
+    plain.load_state_dict(fold_state_dict(encoder.state_dict(), norm_eps(encoder)), assign=True)
     return plain.eval()
 
 
