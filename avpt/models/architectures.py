@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -34,6 +34,7 @@ class Architecture:
     classifiers: tuple[str, ...]  # the layers that an encoder lacks
     picture_size: Size  # that its pre-trained weights were made for
     colours: tuple[Colour, Deviation]  # mean and standard deviation of the pictures that these were made with
+    library: Literal["torchvision", "timm"]
     fixed_size: bool  # whether a network takes inputs of one size alone, which is chosen when it is built
 
 
@@ -49,7 +50,7 @@ def find_architecture(name: str) -> Architecture:
         AvptError: it is timm's, which is not installed.
     """
     if name in RESNETS:
-        return Architecture(name, ("conv1",), ("fc",), (224, 224), IMAGENET, fixed_size=False)
+        return Architecture(name, ("conv1",), ("fc",), (224, 224), IMAGENET, "torchvision", fixed_size=False)
     timm = timm_package(name)
     base, _, tag = name.partition(".")
     if not timm.is_model(base) or (tag and not timm.models.is_model_pretrained(name)):
@@ -64,6 +65,7 @@ def find_architecture(name: str) -> Architecture:
         _names(facts.classifier),
         tuple(facts.input_size[1:]),
         (tuple(facts.mean), tuple(facts.std)),
+        "timm",
         bool(facts.fixed_input_size),
     )
 
@@ -72,28 +74,31 @@ def _names(value: str | tuple[str, ...] | list[str] | None) -> tuple[str, ...]:
     return () if value is None else (value,) if isinstance(value, str) else tuple(value)
 
 
-def create_network(name: str, channels: int, size: Size | None) -> nn.Module:
-    """Build a network without its classifier, with random weights from torch's global generator.
+def create_network(name: str, channels: int, size: Size | None, num_classes: int = 0) -> nn.Module:
+    """Build a network with random weights from torch's global generator.
 
     Args:
         name: of an architecture that `find_architecture` knows.
         channels: of the input.
         size: of the input, where the architecture takes one size alone.
+        num_classes: of its classifier; 0 leaves that out.
 
     Raises:
         ConfigError: the architecture does not take that size or number of channels.
     """
     if name in RESNETS:
         block, layers = RESNETS[name]
-        network: nn.Module = ResNet(block, layers)
+        network: Any = ResNet(block, layers)
         if channels != 3:
             network.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
             nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's own
-        network.fc = nn.Identity()
+        network.fc = nn.Linear(network.fc.in_features, num_classes) if num_classes else nn.Identity()
         return network
     sized = {} if size is None else {"img_size": size}
     try:
-        network = timm_package(name).create_model(name, pretrained=False, num_classes=0, in_chans=channels, **sized)
+        network = timm_package(name).create_model(
+            name, pretrained=False, num_classes=num_classes, in_chans=channels, **sized
+        )
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # whatever its constructor raises
         asked = f"{channels} channel(s)" + ("" if size is None else f" of {size[0]}x{size[1]}")
         reason = next(iter(str(error).splitlines()), type(error).__name__)

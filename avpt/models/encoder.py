@@ -19,6 +19,7 @@ from avpt.errors import ConfigError
 from avpt.files.checking import RecordError, convert
 from avpt.files.records import IMAGENET, Colour, Deviation, InputSpec, Positive
 from avpt.models import abri
+from avpt.models.abnormal_channels import norm_layers
 from avpt.models.architectures import (
     CHANNELS,
     RESNETS,
@@ -133,6 +134,19 @@ def features_shape(spec: EncoderSpec, size: Size) -> tuple[int, ...]:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ConfigError(f"{spec.arch} can't take inputs of {size[0]}x{size[1]} ({reason:.150})") from None
     return tuple(features.shape)
+
+
+def count_encoder(arch: str) -> dict[str, int]:
+    """The number of parameters and of BatchNorm layers of an encoder for pictures, and the width of its features.
+
+    Raises:
+        ConfigError: the architecture can't be an encoder.
+    """
+    spec = describe_encoder(arch, "visual", "batchnorm")
+    with torch.device("meta"):
+        encoder = build_encoder(spec)
+    parameters = sum(parameter.numel() for parameter in encoder.parameters())
+    return {"parameters": parameters, "width": encoder.width, "batchnorm": len(norm_layers(encoder.state_dict()))}
 
 
 def check_size(spec: EncoderSpec, size: Size, name: str) -> None:
