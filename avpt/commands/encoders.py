@@ -12,6 +12,7 @@ from avpt.types import Report, Table
 
 log = logging.getLogger(__name__)
 
+IMAGENET_WORDS = "0.485 0.456 0.406 / 0.229 0.224 0.225"
 MOST_BUILT = 60  # architectures; building one to count takes up to a second
 
 
@@ -67,10 +68,11 @@ def table_of(encoders: list[dict[str, Any]], *, counted: bool) -> Table:
         known = encoder["parameters"] is not None
         counts = (f"{encoder['parameters'] / 1e6:.1f} M", str(encoder["width"]), str(encoder["batchnorm"]))
         colours = " / ".join(_numbers(encoder[part]) for part in ("mean", "std"))
+        colours = "ImageNet's" if colours == IMAGENET_WORDS else colours
         rows.append((encoder["name"], *((counts if known else ("-",) * 3) if counted else ()), size, colours))
     columns = ("parameters", "width", "BatchNorm") if counted else ()
-    title = f"{len(rows)} architecture{'s' if len(rows) > 1 else ''}; sizes and mean / deviation of the pictures"
-    return Table(title, ("name", *columns, "size", "normalised"), rows)
+    title = f"{len(rows)} architecture{'s' if len(rows) > 1 else ''}; size, and mean / deviation, of the pictures"
+    return Table(title, ("name", *columns, "size", "normalised by"), rows)
 
 
 def _numbers(values: list[float]) -> str:

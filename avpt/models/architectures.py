@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -88,22 +88,21 @@ def create_network(name: str, channels: int, size: Size | None, num_classes: int
     """
     if name in RESNETS:
         block, layers = RESNETS[name]
-        network: Any = ResNet(block, layers)
+        network = cast(Any, ResNet(block, layers))
         if channels != 3:
             network.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
             nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's own
         network.fc = nn.Linear(network.fc.in_features, num_classes) if num_classes else nn.Identity()
-        return network
+        return cast(nn.Module, network)
     sized = {} if size is None else {"img_size": size}
+    create = timm_package(name).create_model
     try:
-        network = timm_package(name).create_model(
-            name, pretrained=False, num_classes=num_classes, in_chans=channels, **sized
-        )
+        network = create(name, pretrained=False, num_classes=num_classes, in_chans=channels, **sized)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # whatever its constructor raises
         asked = f"{channels} channel(s)" + ("" if size is None else f" of {size[0]}x{size[1]}")
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConfigError(f"{name} can't be built for {asked}: {reason:.150}") from None
-    return network
+    return cast(nn.Module, network)
 
 
 def list_architectures(pattern: str) -> list[str]:
