@@ -264,7 +264,7 @@ def replaced_by_file(store: Path) -> None:
         (scribbled, "train-00001.h5 is truncated or not a shard"),
         (shard_missing, "train-00001.h5 is missing or truncated"),
         (record_missing, "store is unfinished; run its `avpt preprocess` again"),
-        (record_cut, "store.json is damaged (it is no JSON); remove it and run its `avpt preprocess` again"),
+        (record_cut, "store.json is damaged (it is not JSON); remove it and run its `avpt preprocess` again"),
         (store_missing, "store does not exist; a store is a folder"),
         (emptied, "store is not a store; make one with `avpt preprocess"),
         (replaced_by_file, "store is not a folder; a store is a folder"),
@@ -681,7 +681,7 @@ def test_damaged_settings_are_told(experiment: Experiment, tmp_path: Path) -> No
     store = shutil.copytree(experiment.store, tmp_path / "store")
     (store / "settings.json").write_text("{", encoding="utf-8")
     command = (*five_commands(experiment)["store"], "--out", store)
-    refused(*command, says="settings.json is damaged (it is no JSON); --overwrite starts over", unchanged=tmp_path)
+    refused(*command, says="settings.json is damaged (it is not JSON); --overwrite starts over", unchanged=tmp_path)
 
 
 @pytest.mark.parametrize("content", ["[]", '{"config": 3}'])

@@ -180,7 +180,7 @@ def test_another_number_of_processes_is_a_warning_or_an_error(tmp_path: Path, ca
     torch.save(state | {"job": {"processes": 4, "steps": STEPS}}, tmp_path / "last.pt")
     with caplog.at_level("WARNING", logger="avpt"):
         trained(tmp_path, epochs=2)
-    assert "is of 4 process(es), going on with 1 changes the result" in caplog.text
+    assert "was made by 4 process(es); going on with 1 changes the result" in caplog.text
     state["epoch"]["step"] = 1
     torch.save(state | {"job": {"processes": 4, "steps": STEPS - 1}}, tmp_path / "last.pt")
     with pytest.raises(AvptError, match=r"4 process\(es\) that took 2 steps an epoch, 1 take 3; start 4, or"):
@@ -304,7 +304,8 @@ def test_the_clip_to_blame_is_named(tmp_path: Path) -> None:
                 inputs[batch.positions == 9] = math.nan
                 yield Batch((inputs,), batch.labels, batch.positions)
 
-    with pytest.raises(AvptError, match=r"loss is nan at step 3 of epoch 1, on clips clip 9, whose values in the store are not numbers"):
+    says = "loss is nan at step 3 of epoch 1, on clips clip 9, whose values in the store are not numbers"
+    with pytest.raises(AvptError, match=says):
         trained(tmp_path, train=Broken())
 
 

@@ -442,7 +442,7 @@ def test_an_average_of_what_does_not_move_is_that(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_not_a_number_is_never_saved(tmp_path: Path, value: float, where: str, says: str) -> None:
-    """Weights and losses may look sound beside it: a variance of infinity makes every output 0."""
+    """Weights and losses may look right beside it: a variance of infinity makes every output 0."""
     model, steps = small(), list[int]()
     average = average_weights(model, 0.5)
 

@@ -104,7 +104,7 @@ def test_groups_stay_together(tmp_path: Path) -> None:
         (("--hop", "1"), "do nothing without --segment"),
         (("--segment", "1", "--hop", "2"), "what lies between would be lost"),
         (("--group-by", "("), "is no regular expression"),
-        (("--group-by", "zebra"), "is found in no clip's path, such as cat/a"),
+        (("--group-by", "zebra"), "matches no clip's path, such as cat/a"),
     ],
 )
 def test_options_that_make_no_sense_are_one_line(tmp_path: Path, options: tuple[str, ...], says: str) -> None:

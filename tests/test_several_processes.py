@@ -252,7 +252,7 @@ def test_another_number_of_processes_is_told(
 ) -> None:
     run = shutil.copytree(whole[0], tmp_path / "run")
     result = done(*training(experiment), "--epochs", "3", "--out", run)
-    assert "last.pt is of 2 process(es), going on with 1 changes the result" in result.stderr
+    assert "last.pt was made by 2 process(es); going on with 1 changes the result" in result.stderr
 
 
 def test_more_processes_than_clips_is_one_line(experiment: Experiment, tmp_path: Path) -> None:

@@ -427,7 +427,7 @@ def test_a_damaged_or_lost_file_of_the_store_is_told_or_made_again(experiment: E
     result = avpt(*command)
     assert result.code == 1
     assert result.error.startswith(
-        f"avpt: {store}/store.json is damaged (it is no JSON); remove it and run the same command again"
+        f"avpt: {store}/store.json is damaged (it is not JSON); remove it and run the same command again"
     )
     (store / "store.json").unlink()
     done(*command)

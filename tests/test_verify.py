@@ -92,7 +92,7 @@ def follow(store: Path, result: Result, experiment: Experiment, *options: str) -
         done("preprocess", experiment.manifest, *STORE_OPTIONS, *options, "--out", store, *overwrite)
 
 
-# --- sound stores ------------------------------------------------------------------------------------------------
+# --- intact stores -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", [(), ("--deep",), ("--workers", "1")])
@@ -101,7 +101,7 @@ def test_a_sound_store(experiment: Experiment, options: tuple[str, ...]) -> None
     with claim(experiment.store):  # by another command: nothing is locked to look
         result = done("verify", experiment.store, "--quiet", *options)
         record = done("verify", experiment.store, "--json", *options).json()
-    assert "store is sound" in " ".join(result.stdout.split())
+    assert "store is intact" in " ".join(result.stdout.split())
     assert result.stderr == ""
     sizes = [shard.stat().st_size for shard in experiment.store.glob("*.h5")]
     assert record == {

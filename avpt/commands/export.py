@@ -126,7 +126,7 @@ def report(config: ExportConfig, header: Header) -> Report:
 def values(modality: Modality, spec: dict[str, Any]) -> str:
     """What the values of an input are, in words."""
     if modality == "visual":
-        return "RGB in 0..1, less ImageNet's mean, by its deviation"
+        return "RGB in 0..1, minus ImageNet's mean, over its deviation"
     mean, std = spec["input"]["mean"], spec["input"]["std"]
     return f"(log-mel {'+' if mean < 0 else '-'} {abs(mean):.6g}) / (2 * {std:.6g})"
 

@@ -144,8 +144,8 @@ def group(rows: list[Row], expression: str) -> list[Row]:
     matches = [re.search(expression, row.id) for row in rows]
     if alone := [row.id for row, match in zip(rows, matches, strict=True) if match is None]:
         if len(alone) == len(rows):
-            raise ConfigError(f"--group-by {expression} is found in no clip's path, such as {alone[0]}; mend it")
-        log.warning("--group-by is not found in %d of %d paths (%s)", len(alone), len(rows), listed(alone, 3))
+            raise ConfigError(f"--group-by {expression} matches no clip's path, such as {alone[0]}; mend it")
+        log.warning("--group-by matches nothing in %d of %d paths (%s)", len(alone), len(rows), listed(alone, 3))
     names = [match and "".join(match.groups()[:1] or [match[0]]) for match in matches]
     return [replace(row, group=name or row.group) for row, name in zip(rows, names, strict=True)]
 
@@ -323,7 +323,7 @@ def warn(config: ManifestConfig, media: Media, gathered: GatheredClips) -> None:
         share = f"{len(unfit)} of {len(unfit) + len(gathered.clips)} clips"
         log.warning("%s are left out for their names (%s): %s; rename them", share, UNFIT, shown_of(unfit))
     if twice := [(taken, other) for key, taken, other in media.twice if key in gathered.used]:
-        log.warning("%d clips lie there more than once; of %s and %s the first is taken", len(twice), *twice[0])
+        log.warning("%d clips are there more than once; of %s and %s the first is taken", len(twice), *twice[0])
 
 
 def warn_of_gaps(config: ManifestConfig, summary: dict[str, Any]) -> None:

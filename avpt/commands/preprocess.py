@@ -246,7 +246,7 @@ def summarise_kept(records: Records) -> tuple[dict[str, int], dict[str, float]]:
 def tables_of(kinds: Mapping[str, int], lengths: Mapping[str, float], config: Mapping[str, Any]) -> list[Table]:
     """What partial.csv says of clips, by kind, and which have other lengths than are stored, with the options."""
     tables = [
-        Table("clips in partial.csv, by what is told of them", ("", "meaning", "clips"), rows, left=2)
+        Table("clips in partial.csv, by what is noted of them", ("", "meaning", "clips"), rows, left=2)
         for rows in [[(kind, KINDS[kind], str(count)) for kind, count in kinds.items()]]
         if rows
     ]
@@ -269,7 +269,7 @@ def report(out: Path, config: Mapping[str, Any], records: Records) -> Report:
     splits = [(name, record["splits"][name]) for name in SPLITS if name in record["splits"]]
     rows = [(name, str(split["clips"]), str(len(split["shards"]))) for name, split in splits]
     kinds, lengths = summarise_kept(records)
-    title = f"{clips} clips, {record['failures']} failed, {record['partial']} told of in partial.csv"
+    title = f"{clips} clips, {record['failures']} failed, {record['partial']} noted in partial.csv"
     summary = {"store": str(out), "clips": clips, "failures": record["failures"], "partial": record["partial"]}
     return Report(
         summary=summary | {"partial_kinds": kinds} | lengths,
@@ -288,7 +288,7 @@ def report_part(config: PreprocessConfig, num_shards: int, made: Records, lackin
         "failures": sum(len(record["failures"]) for record in made.values()),
         "partial": sum(len({row["id"] for row in record["partial"]}) for record in made.values()),
     }
-    title = "shards {} of 0:{}: {clips} clips, {failures} failed, {partial} told of in partial.csv"
+    title = "shards {} of 0:{}: {clips} clips, {failures} failed, {partial} noted in partial.csv"
     rows = [("to be made by other ranges", str(len(lacking))), ("these are", listed(lacking, 3))]
     return Report(
         summary | {"missing_shards": len(lacking)},

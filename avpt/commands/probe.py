@@ -95,8 +95,8 @@ def find_stage1(config: ProbeConfig, model: Header, modality: Modality) -> Path 
     node = Lineage([config.model], config.search).find(recorded)
     if node is None:
         log.warning(
-            "what the %s encoder of %s started from (checksum %s...) is not around it, so there is nothing to compare "
-            "with; name it with --stage1, or folders to look in with --search",
+            "what the %s encoder of %s started from (checksum %s...) was not found around it, so there is nothing to "
+            "compare with; name it with --stage1, or folders to look in with --search",
             *(modality, config.model, recorded[:12]),
         )
     return None if node is None else node.path

@@ -110,7 +110,7 @@ def report(config: VerifyConfig, checks: list[ShardCheck], findings: Findings) -
     summary["num_problems"] = num_problems
     if not num_problems:
         row = (*(str(value) for value in checked.values()), "yes" if config.deep else "no")
-        return Report(summary, tables=[Table(f"{config.store} is sound", (*checked, "deep"), [row])])
+        return Report(summary, tables=[Table(f"{config.store} is intact", (*checked, "deep"), [row])])
     shards = sum(name in findings.order for name in findings.counts)
     total = f"{num_problems} problem{'s' * (num_problems > 1)}"
     total += f" in {shards} shard{'s' * (shards > 1)}" if shards else ""

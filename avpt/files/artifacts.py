@@ -142,7 +142,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     if not path.is_file():  # a pipe would never end
-        raise ArtifactError(f"{path} {'is no file' if path.exists() else 'does not exist'}; name a file with weights")
+        what = "is not a file" if path.exists() else "does not exist"
+        raise ArtifactError(f"{path} {what}; name a file with weights")
     try:
         return load_file(path)
     except SafetensorError as error:

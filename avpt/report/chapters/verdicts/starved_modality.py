@@ -51,7 +51,7 @@ def judge_starvation(experiment: Experiment, results: Results) -> Verdict:
         details += [*words, *describe_gradients(experiment, name, group)]
     if not evidence:
         lost = "no linear probe, and no predictions of the stage-1 runs on clips with one label, were found"
-        return Verdict(claim, "not measured", f"Not to be told: {lost}.", details)
+        return Verdict(claim, "not measured", f"This can't be judged: {lost}.", details)
     least = CHANCE / len(evidence)
     details += explain_correction(len(evidence))
     if not all(one.probed for one in evidence):
