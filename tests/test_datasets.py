@@ -19,8 +19,9 @@ from media import Clips
 
 from avpt import options
 from avpt.datasets import DATASETS
+from avpt.datasets.dividing import hash_split
 from avpt.datasets.kinetics_sounds import CLASSES
-from avpt.datasets.rows import MAX_LISTED, hash_split
+from avpt.datasets.rows import MAX_LISTED
 from avpt.store.manifest import Manifest, read_manifest
 from avpt.store.store import Store
 

@@ -28,7 +28,7 @@ from avpt.files.checking import convert
 from avpt.files.records import InputSpec
 from avpt.loading.clip_inputs import clip_settings
 from avpt.media.audio import read_waveform
-from avpt.media.clip import KINDS, ClipSettings, Notes, kind_of
+from avpt.media.clip import TROUBLES, ClipSettings, Notes, kind_of
 from avpt.media.decode import decode_clip
 from avpt.media.video import read_frames, read_images
 from avpt.models.checkpoint import read_input
@@ -43,7 +43,7 @@ def heard(path: Path, start: float = 0.0, end: float | None = None, **options: A
     found = Notes()
     waveform = read_waveform(path, RATE, start=start, end=end, notes=found, **options)
     assert waveform is not None
-    assert all(kind_of(what) in KINDS for what in found.troubles)
+    assert all(kind_of(what) in TROUBLES for what in found.troubles)
     return waveform, found.troubles
 
 
@@ -52,7 +52,7 @@ def shown(path: Path, start: float = 0.0, end: float | None = None, **options: A
     options = {"fps": 1, "max_frames": 30, "frame_size": 240} | options
     pictures = read_frames(path, start=start, end=end, notes=found, **options)
     assert pictures is not None
-    assert all(kind_of(what) in KINDS for what in found.troubles)
+    assert all(kind_of(what) in TROUBLES for what in found.troubles)
     return [number_of(rgb) for _, rgb in pictures], found.troubles
 
 

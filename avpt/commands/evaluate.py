@@ -18,7 +18,7 @@ from avpt.machine.workers import loading_workers
 from avpt.options import EvaluateConfig
 from avpt.store.store import Store
 from avpt.text import decimals
-from avpt.types import MODALITIES, SPLITS, Modality, Report, Split, Table
+from avpt.types import HELD_OUT, MODALITIES, SPLITS, Modality, Report, Split, Table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -153,7 +153,7 @@ def clips_of(
         )
     own = trained.header.inputs.get("store") == store.fingerprint
     available = all_splits(store, trained.option("val_fraction") if own else None)
-    asked: tuple[str, ...] = ("val", "test") if config.split is None else (config.split,)
+    asked: tuple[str, ...] = HELD_OUT if config.split is None else (config.split,)
     wanted = {split: available[split] for split in SPLITS if split in available and (split in asked or "all" in asked)}
     if not wanted:
         which = " or ".join(asked)

@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from avpt.commands._segments import cut, format_seconds, seconds_of
-from avpt.datasets.rows import KINDS
+from avpt.datasets.media_files import COLUMN_OF
 from avpt.errors import ConfigError, listed
 from avpt.files import artifacts
 from avpt.files.locks import claim
@@ -94,8 +94,8 @@ def find_clips(config: PredictConfig) -> list[Clip]:
             clips.append(clip_of(path))
             continue
         inside = sorted(file for file in path.rglob("*") if not (file.is_dir() or file.name.startswith(".")))
-        media = [file for file in inside if file.suffix[1:].lower() in KINDS]
-        if others := [str(file) for file in inside if file.suffix[1:].lower() not in KINDS]:
+        media = [file for file in inside if file.suffix[1:].lower() in COLUMN_OF]
+        if others := [str(file) for file in inside if file.suffix[1:].lower() not in COLUMN_OF]:
             log.info("%d files in %s are no media by their names (%s)", len(others), path, listed(others, 3))
         if not media:
             raise ConfigError(f"{path} holds no media file; give clips, or --manifest for folders of frames")
@@ -105,7 +105,7 @@ def find_clips(config: PredictConfig) -> list[Clip]:
 
 def clip_of(path: Path) -> Clip:
     """A file as a manifest's row: its suffix tells an image; of other files all sound and pictures are used."""
-    column = "frames" if KINDS.get(path.suffix[1:].lower()) == "frames" else "video"
+    column = "frames" if COLUMN_OF.get(path.suffix[1:].lower()) == "frames" else "video"
     written = tuple(str(path) if column == name else "" for name in MEDIA_COLUMNS)
     shown = os.fsencode(path).decode(errors="replace")
     return Clip(shown, (), "test", Path.cwd(), written, None, None)

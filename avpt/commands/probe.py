@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KINDS: tuple[artifacts.Kind, ...] = ("encoder", "classifier", "fused")
+PROBED_KINDS: tuple[artifacts.Kind, ...] = ("encoder", "classifier", "fused")
 SURE = 0.05  # a p below it counts as a difference
 WIDTH = 80  # characters of a line of text
 
@@ -59,8 +59,8 @@ def modality_of(config: ProbeConfig, model: Header) -> Modality:
         ArtifactError: the file holds no encoder.
         ConfigError: --modality is missing, or names one that the model lacks, or --stage1 is given for no fused model.
     """
-    if model.kind not in KINDS:
-        raise ArtifactError(f"{config.model} is of kind {model.kind}; {' or '.join(KINDS)} is needed here")
+    if model.kind not in PROBED_KINDS:
+        raise ArtifactError(f"{config.model} is of kind {model.kind}; {' or '.join(PROBED_KINDS)} is needed here")
     if model.kind == "fused":
         if config.modality is None:
             raise ConfigError(f"{config.model} holds two encoders; add --modality audio or --modality visual")
@@ -172,7 +172,7 @@ def load(
     """
     from avpt.models.checkpoint import check_frozen, load_network, read_input
 
-    loaded = load_network(path, *KINDS)
+    loaded = load_network(path, *PROBED_KINDS)
     encoder, trained = loaded.encoder(modality), loaded.header.spec.get("input")
     check_frozen(encoder, path)
     if trained is not None:

@@ -309,7 +309,7 @@ def encoders_of(model: nn.Module) -> dict[str, Encoder]:
 def measure(outputs: dict[str, Tensor]) -> dict[str, float | None]:
     """Metrics of one split; for a fused model also the accuracy of each modality's share of the logits."""
     values = metrics.measure(outputs["logits"], outputs["labels"])
-    for modality in ("audio", "visual"):
+    for modality in MODALITIES:
         if f"{modality}_logits" in outputs:
             values[f"{modality}_accuracy"] = metrics.accuracy(outputs[f"{modality}_logits"], outputs["labels"])
     return values
