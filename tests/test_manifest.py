@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avpt.errors import ManifestError
-from avpt.store.manifest import CONTROL, MAX_LISTED, Clip, Manifest, lookalikes, read_manifest
+from avpt.store.manifest import CONTROL, MAX_LISTED, Clip, Manifest, read_manifest
+from avpt.store.spelling import lookalikes
 
 HEADER = "id,label,split,audio"
 

@@ -24,7 +24,7 @@ from avpt.files.outputs import sha256, write_json, write_text
 from avpt.files.records import ManifestRecord
 from avpt.files.reuse import check_same, foreign, is_there
 from avpt.options import ManifestConfig
-from avpt.store.manifest import warn_of_lookalikes
+from avpt.store.spelling import warn_of_lookalikes
 from avpt.text import for_sheet
 from avpt.types import SPLITS, Report, Table
 

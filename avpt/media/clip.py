@@ -92,9 +92,8 @@ class DecodedClip:
 
     def spans(self, settings: ClipSettings) -> dict[Modality, float]:
         """The most seconds that are stored of each modality."""
-        spans: dict[Modality, float] = (
-            {"audio": settings.spectrogram_frames * FRAME_SHIFT} if self.num_audio_frames else {}
-        )
+        spectrogram = settings.spectrogram_frames * FRAME_SHIFT
+        spans: dict[Modality, float] = {"audio": spectrogram} if self.num_audio_frames else {}
         return spans | ({"visual": settings.max_frames / settings.fps} if self.frames else {})
 
     def is_longer(self, settings: ClipSettings, modalities: Collection[Modality] = MODALITIES) -> bool:
