@@ -32,7 +32,7 @@ from sklearn import metrics as sklearn_metrics
 from torch import Tensor
 
 from avpt.files import artifacts
-from avpt.loading.evaluation import add_noise_to_audio, add_noise_to_frames, fit_frames, match_classes
+from avpt.loading.evaluation_clips import add_noise_to_audio, add_noise_to_frames, fit_frames, match_classes
 from avpt.media.audio import log_mel
 from avpt.store.shard_files import ShardFiles
 from avpt.store.store import SplitIndex

@@ -22,7 +22,7 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from avpt.commands.probe import in_words
-from avpt.diagnosis.probing import STRENGTHS, fit_probe, mcnemar
+from avpt.diagnosis.linear_probes import STRENGTHS, fit_probe, mcnemar
 from avpt.files import artifacts
 from avpt.files.outputs import sha256
 
@@ -315,7 +315,7 @@ def test_a_label_that_every_clip_has() -> None:
 
 
 def test_a_fit_that_does_not_end_says_so_without_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("avpt.diagnosis.probing.MOST_STEPS", 1)
+    monkeypatch.setattr("avpt.diagnosis.linear_probes.MOST_STEPS", 1)
     random = np.random.default_rng(0)
     features, labels = random.normal(size=(90, 5)), np.arange(90) % 3
     with warnings.catch_warnings():

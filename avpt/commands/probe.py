@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from avpt.diagnosis.probing import Probe
+    from avpt.diagnosis.linear_probes import Probe
     from avpt.loading.dataset import InputSpec
     from avpt.models.encoder import Encoder
     from avpt.store.store import SplitIndex
@@ -106,7 +106,7 @@ def probe(
     config: ProbeConfig, store: Store, model: Header, modality: Modality, before: Path | None, header: Header
 ) -> Header:
     """Compute the features of each split once, fit a probe on them, and the same for the stage-1 encoder."""
-    from avpt.diagnosis.probing import mcnemar
+    from avpt.diagnosis.linear_probes import mcnemar
     from avpt.runs.trained_model import check_clips, training_option
     from avpt.store.splits import training_splits
     from avpt.training import runtime
@@ -214,7 +214,7 @@ def encode_splits(
     device: torch.device,
 ) -> dict[Split, Tensor]:
     """Features (clips, width) float32 of each split, as evaluation sees its clips."""
-    from avpt.loading.evaluation import EvaluationDataset
+    from avpt.loading.evaluation_clips import EvaluationDataset
     from avpt.loading.loader import Loader, explain_worker_deaths
     from avpt.models.encoder import Features
     from avpt.training.passes import evaluate
@@ -234,7 +234,7 @@ def probe_features(
     features: dict[Split, Tensor], labels: dict[Split, Tensor]
 ) -> tuple[Probe, dict[str, float | None], dict[Split, Tensor]]:
     """Fit a probe; return it, the deciding metric on val and test, and which of their clips it gets right, (clips,)."""
-    from avpt.diagnosis.probing import fit_probe
+    from avpt.diagnosis.linear_probes import fit_probe
     from avpt.training import metrics
 
     def score(logits: Any, labels: Any) -> float:
