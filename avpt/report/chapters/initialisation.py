@@ -15,6 +15,7 @@ from avpt.figures.style import AFTER, BEFORE
 from avpt.files import artifacts
 from avpt.models.abnormal_channels import abnormal_report, norm_layers
 from avpt.models.abri import fold_state_dict
+from avpt.models.checkpoint import load_network
 from avpt.report.drawing import make_figure, percent
 from avpt.report.experiment import Experiment, list_missing
 from avpt.report.page.blocks import Block, Grid, Heading, Section, Text
@@ -94,8 +95,9 @@ def find_starts(experiment: Experiment) -> list[Start]:
 
 def encoder_state(run: Node) -> dict[str, Tensor]:
     """Read the encoder of a stage-1 run's best model."""
-    tensors = artifacts.load(run.path / "model.safetensors", "classifier").tensors
-    return {name.removeprefix("encoder."): value for name, value in tensors.items() if name.startswith("encoder.")}
+    loaded = load_network(run.path, "classifier")
+    (modality,) = loaded.encoders
+    return loaded.encoder(modality).state_dict()
 
 
 def count_abnormal(state: dict[str, Tensor], threshold: float) -> Channels | None:
