@@ -87,7 +87,7 @@ def test_every_clip_is_taken_once(num_clips: int, batch_size: int, processes: in
     taken = [position for shares in steps for share in shares for _, position, _ in share]
     alone = [position for batch in EpochSampler(num_clips, batch_size, seed) for _, position, _ in batch]
     assert sorted(taken) == list(range(num_clips))
-    assert taken == alone  # the order hangs on the seed alone
+    assert taken == alone  # the order depends on the seed alone
     for sampler in samplers:
         sampler.start = start
     rest = [position for shares in zip(*samplers, strict=True) for share in shares for _, position, _ in share]
