@@ -1,3 +1,5 @@
+"""The recipe's AV-MNIST: what it makes of the digits and the recordings that others ship."""
+
 from __future__ import annotations
 
 import csv

@@ -1,3 +1,5 @@
+"""Dynamics, confidence and mask ratios against the formulas of the method, written out here."""
+
 from __future__ import annotations
 
 import csv

@@ -122,3 +122,12 @@ def test_the_map_has_the_layers_that_imports_are_held_to() -> None:
         layer: sorted(names) for layer, names in LAYERS.items()
     }
     assert {layer: set(below.split(", ")) - {""} for layer, _, below in rows} == BELOW
+
+
+def test_the_map_says_where_the_tests_of_each_folder_are() -> None:
+    text = (PACKAGE / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)/` \| .* \| (`.*`) \|$", text, flags=re.MULTILINE))
+    assert rows.keys() == {room for rooms in LAYERS.values() for room in rooms if (PACKAGE / room).is_dir()} | {"guide"}
+    named = {name for tests in rows.values() for name in re.findall(r"`(\w+)`", tests)}
+    assert len(named) > 30
+    assert [name for name in sorted(named) if not (Path(__file__).parent / f"test_{name}.py").is_file()] == []

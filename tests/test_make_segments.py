@@ -1,3 +1,5 @@
+"""The recipe that cuts videos into labelled segments: what it writes, and what it leaves out."""
+
 from __future__ import annotations
 
 import runpy

@@ -1,3 +1,5 @@
+"""What a manifest says, and what is said of a bad one, row by row."""
+
 from __future__ import annotations
 
 import csv

@@ -1,3 +1,5 @@
+"""`avpt preprocess`: what a store holds of each clip, and what becomes of clips that fail."""
+
 from __future__ import annotations
 
 import csv

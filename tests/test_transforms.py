@@ -1,3 +1,5 @@
+"""Sampling, augmentation, normalisation and masking of a clip, against their definitions."""
+
 from __future__ import annotations
 
 import hashlib

@@ -1,3 +1,5 @@
+"""`avpt verify`: whatever is changed in a store is found, and named by shard and clip."""
+
 from __future__ import annotations
 
 import csv
