@@ -163,7 +163,7 @@ def two_classes_and_a_third_in_val() -> list[dict[str, str]]:
     return [row for row in digit_rows() if row["label"] != "2" or row["split"] == "val"]
 
 
-def only(column: str, value: str) -> list[dict[str, str]]:
+def rows_with(column: str, value: str) -> list[dict[str, str]]:
     return [row for row in digit_rows() if row[column] == value]
 
 
@@ -186,8 +186,8 @@ VISUAL = ("--modality", "visual")
         pytest.param(
             two_classes_and_a_third_in_val(), "audio", "val has 2, of which train has no clip", id="unseen class"
         ),
-        pytest.param(only("label", "1"), "audio", "training clips of one class only", id="one class"),
-        pytest.param(only("split", "val"), "audio", "has no training clips", id="no training clips"),
+        pytest.param(rows_with("label", "1"), "audio", "training clips of one class only", id="one class"),
+        pytest.param(rows_with("split", "val"), "audio", "has no training clips", id="no training clips"),
     ],
 )
 def test_a_store_that_can_not_serve_is_refused(

@@ -77,13 +77,13 @@ def test_a_stopped_run_goes_on_to_where_it_would_have_stopped(tmp_path: Path) ->
             after=interrupt,
             average=average_weights(small(), 0.9),
         )
-    found = fitted(
+    actual = fitted(
         tmp_path, small(), epochs=5, accuracies=accuracies[2:], patience=2, average=average_weights(small(), 0.9)
     )
-    assert found.records == expected.records
-    assert len(found.records) == 4
+    assert actual.records == expected.records
+    assert len(actual.records) == 4
     for name, value in expected.best_model.items():
-        assert torch.equal(found.best_model[name], value)
+        assert torch.equal(actual.best_model[name], value)
 
 
 # --- values that are not numbers ---------------------------------------------------------------------------------

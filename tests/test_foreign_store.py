@@ -222,5 +222,5 @@ def test_a_record_that_can_not_be_read_is_not_a_missing_shard(store: Path, monke
         assert avpt("info", store).stderr == f"avpt: {store}/train-00000.json: {os.strerror(errno.EIO)}\n"
     beside = store / "train-00000.json"
     beside.write_text(beside.read_text(encoding="utf-8").replace('"clips": 2', '"clips": "x"'), encoding="utf-8")
-    told = f"avpt: {beside} is damaged (clips: expected int, got str); remove it and run its `avpt preprocess` again\n"
-    assert avpt("info", store).stderr == told
+    says = f"avpt: {beside} is damaged (clips: expected int, got str); remove it and run its `avpt preprocess` again\n"
+    assert avpt("info", store).stderr == says

@@ -27,30 +27,30 @@ def test_mixed_clips_and_labels(shape: tuple[int, ...]) -> None:
     inputs, labels = torch.randn(4, *shape), torch.tensor([2, 0, 1, 4])
     batch = Batch((inputs,), labels, torch.tensor([7, 3, 5, 1]), draws=torch.arange(4))
     before, state = inputs.clone(), torch.get_rng_state()
-    found = mixed(batch)
+    actual = mixed(batch)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(inputs, before)
-    assert found.targets is not None
-    weight = found.targets[0, 2].item()
+    assert actual.targets is not None
+    weight = actual.targets[0, 2].item()
     assert 0 < weight < 1
-    assert type(found.inputs[0]) is Tensor
+    assert type(actual.inputs[0]) is Tensor
     for i in range(4):
         partner = (i - 1) % 4
-        torch.testing.assert_close(found.inputs[0][i], weight * inputs[i] + (1 - weight) * inputs[partner])
+        torch.testing.assert_close(actual.inputs[0][i], weight * inputs[i] + (1 - weight) * inputs[partner])
         wanted = torch.zeros(5)
         wanted[labels[i]] += weight
         wanted[labels[partner]] += 1 - weight
-        torch.testing.assert_close(found.targets[i], wanted)
-        assert found.labels[i] == labels[i if weight > 0.5 else partner]
-    assert torch.equal(found.positions, batch.positions)
-    assert torch.equal(found.rows, torch.arange(4))
+        torch.testing.assert_close(actual.targets[i], wanted)
+        assert actual.labels[i] == labels[i if weight > 0.5 else partner]
+    assert torch.equal(actual.positions, batch.positions)
+    assert torch.equal(actual.rows, torch.arange(4))
 
     logits = torch.randn(4, 5)
     logs = logits.log_softmax(1)
     own, other = -logs[torch.arange(4), labels], -logs[torch.arange(4), labels.roll(1)]
-    loss = objective.loss(logits, found.labels, found.targets)
+    loss = objective.loss(logits, actual.labels, actual.targets)
     torch.testing.assert_close(loss, (weight * own + (1 - weight) * other).mean())
-    parts = [found.part(slice(0, 2)), found.part(slice(2, 4))]
+    parts = [actual.part(slice(0, 2)), actual.part(slice(2, 4))]
     halves = [
         objective.loss(logits[i : i + 2], part.labels, part.targets) for i, part in zip((0, 2), parts, strict=True)
     ]
@@ -59,11 +59,11 @@ def test_mixed_clips_and_labels(shape: tuple[int, ...]) -> None:
 
 def test_mixed_clips_of_several_labels() -> None:
     labels = torch.tensor([[1.0, 0, 0, 1, 0], [0, 1, 0, 0, 0], [0, 1, 1, 0, 0]])
-    found = mixed(Batch((torch.randn(3, 1, 4, 4),), labels, torch.arange(3)))
-    assert found.targets is not None
-    weight = found.targets[0, 0].item()
-    torch.testing.assert_close(found.targets, weight * labels + (1 - weight) * labels[[2, 0, 1]])
-    assert torch.equal(found.labels, torch.maximum(labels, labels[[2, 0, 1]]))
+    actual = mixed(Batch((torch.randn(3, 1, 4, 4),), labels, torch.arange(3)))
+    assert actual.targets is not None
+    weight = actual.targets[0, 0].item()
+    torch.testing.assert_close(actual.targets, weight * labels + (1 - weight) * labels[[2, 0, 1]])
+    assert torch.equal(actual.labels, torch.maximum(labels, labels[[2, 0, 1]]))
 
 
 def test_weights_are_beta_distributed_and_depend_on_seed_step_and_process() -> None:

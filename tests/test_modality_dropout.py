@@ -34,24 +34,24 @@ def test_a_withheld_modality_has_no_features(name: FusionName) -> None:
     sound, pictures = joint_inputs()
     present = torch.tensor([[1.0, 0], [0, 1], [1, 1]])
     with torch.no_grad():
-        found = model(sound[:3], pictures[:3], present)
+        actual = model(sound[:3], pictures[:3], present)
         a, v = model.audio(sound[:3]), model.visual(pictures[:3, 0])
         nothing = torch.zeros(1, 512)
         expected = torch.cat([model.fusion(a[:1], nothing), model.fusion(nothing, v[1:2]), model.fusion(a[2:], v[2:])])
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
 
 
 def test_what_is_withheld_depends_on_the_clip_alone(experiment: Experiment) -> None:
     clips = augmented_clips(experiment, modality_dropout=0.5)
     said: dict[tuple[int, int], dict[int, list[float]]] = {}
     for processes, workers in ((1, 0), (1, 2), (2, 0)):
-        found: dict[int, list[float]] = {}
+        actual: dict[int, list[float]] = {}
         for process in range(processes):
             loader = Loader(clips, 6, device=CPU, workers=workers, shuffle_seed=1, process=process, processes=processes)
             for batch in loader.epoch(4):
                 assert len(batch.inputs) == 3
-                found |= dict(zip(batch.positions.tolist(), batch.inputs[2].tolist(), strict=True))
-        said[processes, workers] = found
+                actual |= dict(zip(batch.positions.tolist(), batch.inputs[2].tolist(), strict=True))
+        said[processes, workers] = actual
     assert said[1, 0] == said[1, 2] == said[2, 0]
     assert len(said[1, 0]) == 18
     assert {tuple(present) for present in said[1, 0].values()} == {(1, 1), (0, 1), (1, 0)}

@@ -25,15 +25,15 @@ def test_smoothed_losses(clips: int, classes: int, smoothing: float, seed: int) 
     for row, label in zip(chances, labels, strict=True):
         wanted = [smoothing / classes + (1 - smoothing) * (k == label) for k in range(classes)]
         expected.append(-sum(share * math.log(chance) for share, chance in zip(wanted, row, strict=True)))
-    found = objective.clip_losses(torch.from_numpy(logits), torch.from_numpy(labels), smoothing=smoothing)
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-13)  # small ones are differences
+    actual = objective.clip_losses(torch.from_numpy(logits), torch.from_numpy(labels), smoothing=smoothing)
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-9, atol=1e-13)  # small ones are differences
 
     several = (random.random((clips, classes)) < 0.4).astype(np.float64)
     yes = 1 / (1 + np.exp(-logits))
     wanted_yes = several * (1 - smoothing) + 0.5 * smoothing
     expected_several = -(wanted_yes * np.log(yes) + (1 - wanted_yes) * np.log(1 - yes)).mean(axis=1)
-    found = objective.clip_losses(torch.from_numpy(logits), torch.from_numpy(several), smoothing=smoothing)
-    np.testing.assert_allclose(found.numpy(), expected_several, rtol=1e-9, atol=1e-13)
+    actual = objective.clip_losses(torch.from_numpy(logits), torch.from_numpy(several), smoothing=smoothing)
+    np.testing.assert_allclose(actual.numpy(), expected_several, rtol=1e-9, atol=1e-13)
 
 
 def test_smoothing_is_what_is_learnt_from_and_not_what_is_told(tmp_path: Path) -> None:

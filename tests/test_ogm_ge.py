@@ -72,11 +72,11 @@ def factors_by_hand(alpha: float, fusion: FusionName = "concat") -> dict[str, fl
         both, only_a, only_v = head(a, v), head(a, none_v), head(none_a, v)
         logits = [(both - only_v + only_a) / 2, (both - only_a + only_v) / 2]
     scores = [sum(z[i].exp()[y] / z[i].exp().sum() for i, y in enumerate(LABELS.tolist())).item() for z in logits]
-    found = {}
+    actual = {}
     for name, rho in (("audio", scores[0] / scores[1]), ("visual", scores[1] / scores[0])):
-        found[name] = 1 - math.tanh(alpha * rho) if rho > 1 else 1.0
-    assert sorted(found.values())[1] == 1.0 > sorted(found.values())[0]
-    return found
+        actual[name] = 1 - math.tanh(alpha * rho) if rho > 1 else 1.0
+    assert sorted(actual.values())[1] == 1.0 > sorted(actual.values())[0]
+    return actual
 
 
 def is_convolution(name: str) -> bool:
@@ -86,18 +86,18 @@ def is_convolution(name: str) -> bool:
 def test_ogm_ge_is_its_formula() -> None:
     expected = factors_by_hand(0.8)
     plain, before = ogm_step(alpha=None)
-    found, state = ogm_step(alpha=0.8)
+    actual, state = ogm_step(alpha=0.8)
     assert state.factors == pytest.approx(expected, rel=1e-5)
     assert state.norms == before.norms  # of the loss alone
     assert before.factors == {}
     noises = {}
     for name, gradient in plain.items():
         if not is_convolution(name):
-            assert torch.equal(found[name], gradient), name
+            assert torch.equal(actual[name], gradient), name
             continue
         assert gradient.ndim == 4
         spread = gradient.double().std().item() + 1e-8
-        noise = (found[name].double() - expected[name.partition(".")[0]] * gradient.double()) / spread
+        noise = (actual[name].double() - expected[name.partition(".")[0]] * gradient.double()) / spread
         count = noise.numel()
         assert abs(noise.mean().item()) < 5 / math.sqrt(count), name
         assert abs(noise.std().item() - 1) < 5 / math.sqrt(2 * count), name
@@ -117,13 +117,13 @@ def test_ogm_ge_takes_any_fusions_shares(fusion: FusionName) -> None:
 
 
 def test_ogm_ge_in_parts_and_before_clipping() -> None:
-    found, state = ogm_step(alpha=0.8)
+    actual, state = ogm_step(alpha=0.8)
     parts, same = ogm_step(alpha=0.8, accumulate=3)
     assert same.factors == pytest.approx(state.factors, rel=1e-5)
     clipped, _ = ogm_step(alpha=0.8, clip_grad=0.01)
-    norm = math.sqrt(sum(gradient.double().square().sum().item() for gradient in found.values()))
+    norm = math.sqrt(sum(gradient.double().square().sum().item() for gradient in actual.values()))
     assert norm > 0.1
-    for name, gradient in found.items():
+    for name, gradient in actual.items():
         scale = gradient.abs().max().item()
         torch.testing.assert_close(parts[name], gradient, rtol=1e-3, atol=1e-4 * scale)  # the same noise
         torch.testing.assert_close(clipped[name], gradient * (0.01 / norm), rtol=1e-3, atol=1e-6 * scale)
@@ -132,20 +132,20 @@ def test_ogm_ge_in_parts_and_before_clipping() -> None:
 def test_ogm_ge_keeps_to_its_window() -> None:
     for epoch, inside in ((0, False), (1, True), (2, True), (3, False)):
         plain, _ = ogm_step(alpha=None, epoch=epoch)
-        found, state = ogm_step(alpha=0.8, window=(1, 2), epoch=epoch)
-        changed = {name for name, gradient in plain.items() if not torch.equal(found[name], gradient)}
+        actual, state = ogm_step(alpha=0.8, window=(1, 2), epoch=epoch)
+        changed = {name for name, gradient in plain.items() if not torch.equal(actual[name], gradient)}
         assert changed == ({name for name in plain if is_convolution(name)} if inside else set())
         assert (state.factors == {"audio": 1.0, "visual": 1.0}) is not inside
 
 
 def test_ogm_ges_noise_depends_on_seed_and_step_alone() -> None:
-    found, _ = ogm_step(alpha=0.0, epoch=1)  # k is 1, the noise is there
+    actual, _ = ogm_step(alpha=0.0, epoch=1)  # k is 1, the noise is there
     torch.manual_seed(1)
     again, _ = ogm_step(alpha=0.0, epoch=1)
     others = [ogm_step(alpha=0.0, epoch=2)[0], ogm_step(alpha=0.0, epoch=1, seed=6)[0]]
     name = "visual.layer1.0.conv1.weight"
-    assert torch.equal(found[name], again[name])
-    assert not any(torch.equal(found[name], other[name]) for other in others)
+    assert torch.equal(actual[name], again[name])
+    assert not any(torch.equal(actual[name], other[name]) for other in others)
 
 
 def test_ogm_ge_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
@@ -154,12 +154,12 @@ def test_ogm_ge_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
         return {"gradients": gradients, "factors": state.factors}
 
     expected = step(World())
-    found = in_processes(2, tmp_path, step)
+    actual = in_processes(2, tmp_path, step)
     for name, gradient in expected["gradients"].items():
-        assert torch.equal(found[0]["gradients"][name], found[1]["gradients"][name])
+        assert torch.equal(actual[0]["gradients"][name], actual[1]["gradients"][name])
         scale = gradient.abs().max().item()
-        torch.testing.assert_close(found[0]["gradients"][name], gradient, rtol=1e-3, atol=1e-4 * scale)
-    assert found[0]["factors"] == found[1]["factors"] == pytest.approx(expected["factors"], rel=1e-5)
+        torch.testing.assert_close(actual[0]["gradients"][name], gradient, rtol=1e-3, atol=1e-4 * scale)
+    assert actual[0]["factors"] == actual[1]["factors"] == pytest.approx(expected["factors"], rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -173,8 +173,8 @@ def test_ogm_ge_where_scores_are_0_or_equal(audio: float, visual: float, expecte
     balance.window = (0, 0)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    found = balance.modulate(0, 0)
-    assert (found["audio"], found["visual"]) == pytest.approx(expected)
+    actual = balance.modulate(0, 0)
+    assert (actual["audio"], actual["visual"]) == pytest.approx(expected)
     assert not balance.scores.any()  # those of the next step begin at 0
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
@@ -191,19 +191,19 @@ class Narrow(nn.Sequential):
 @pytest.mark.slow
 def test_ogm_ge_sees_what_a_compiled_model_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    found = []
+    actual = []
     for compiled in (False, True):
         torch.manual_seed(0)
         model = FusedModel(Narrow(1), Narrow(3), "concat", 3)  # type: ignore[arg-type]
         balance = OgmGe(model, shares, 0.8, (0, 0), 0, World())
-        called: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
+        run: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
         for _ in range(2):
             sound, pictures = joint_inputs()
-            objective.loss(called(sound * 3, pictures), LABELS).backward()  # type: ignore[no-untyped-call]
+            objective.loss(run(sound * 3, pictures), LABELS).backward()  # type: ignore[no-untyped-call]
             balance.observe(LABELS)
-        found.append(balance.modulate(0, 0))
-    assert found[1] == pytest.approx(found[0], rel=1e-4)
-    assert min(found[0].values()) < 1
+        actual.append(balance.modulate(0, 0))
+    assert actual[1] == pytest.approx(actual[0], rel=1e-4)
+    assert min(actual[0].values()) < 1
 
 
 @pytest.mark.parametrize("name", FUSION_NAMES)
