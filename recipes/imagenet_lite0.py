@@ -21,7 +21,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
-from timm.data import ImageNetInfo
+from timm.data import ImageNetInfo  # type: ignore[attr-defined]
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
