@@ -235,14 +235,14 @@ def test_a_fused_model_has_two_architectures(run: dict[str, Path], experiment: E
     again = json.loads(done("evaluate", run["fused"], experiment.store, "--device", "cpu", "--json").stdout)
     assert again["test"] == recorded["test"]
     for name in ("audio", "visual"):
-        done("probe", experiment.store, "--encoder", run[name], "--device", "cpu", "--quiet")
+        done("probe", run[name], experiment.store, "--device", "cpu", "--quiet")
 
 
 def test_what_an_encoder_is_fed_is_normalised_by_its_own_mean(run: dict[str, Path], experiment: Experiment) -> None:
     """The logits of the exported network on pictures that the test normalises itself are those on record."""
     out = run["visual"].parent / "plain.safetensors"
     done("export", run["visual"], "--format", "timm", "--out", out, "--quiet")
-    network = timm.create_model("test_resnet", in_chans=3, num_classes=10)
+    network = timm.create_model("test_resnet", in_chans=3, num_classes=3)
     network.load_state_dict(load_file(out))
     clips = avpt.open_store(experiment.store, "test", modalities=["visual"], image_size=32, num_frames=1)
     expected = load_file(run["visual"] / "predictions.safetensors")["test_logits"]
