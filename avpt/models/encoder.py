@@ -84,6 +84,16 @@ def build_encoder(spec: EncoderSpec, alpha: float = 0.5) -> Encoder:
     return Encoder(spec, norm_layers[spec.norm])
 
 
+def first_convolutions(spec: EncoderSpec) -> tuple[str, ...]:
+    """The names of the convolutions that take the input."""
+    return ("conv1",)
+
+
+def classifiers(spec: EncoderSpec) -> tuple[str, ...]:
+    """The names under which the architecture's own classifier stands in a checkpoint."""
+    return ("fc",)
+
+
 def encode(encoder: nn.Module, inputs: Tensor) -> Tensor:
     """Features (batch, width), pooled over time and frequency, or over frames, height and width."""
     if inputs.ndim == 4:

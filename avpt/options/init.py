@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from typer import Option
 
+from avpt.errors import ConfigError
 from avpt.options.base import OutputConfig, expand_home
 from avpt.types import Modality
 
@@ -21,6 +22,13 @@ class InitConfig(OutputConfig):
         str,
         Option(help="imagenet, random, or a file: safetensors, PyTorch checkpoint, avpt artifact or run folder."),
     ] = "imagenet"
+    weights_key: Annotated[
+        str | None,
+        Option(
+            help="Which of several weights in a file: the key that they are under, or the prefix of their keys.",
+            show_default="the only ones that fit",
+        ),
+    ] = None
     bn: Annotated[
         Literal["keep", "reset", "reset-abnormal", "abri"],
         Option(help="What happens to pre-trained BatchNorm."),
@@ -37,7 +45,10 @@ class InitConfig(OutputConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "weights", expand_home(self.weights))  # a path, or a word without `~`
+        if self.weights_key is not None and self.weights in ("imagenet", "random"):
+            raise ConfigError(f"--weights-key is for a file, and --weights is {self.weights}")
 
     def idle(self) -> set[str]:
-        """ABRi's own options change nothing without ABRi."""
-        return super().idle() | (set() if self.bn == "abri" else {"abri", "alpha"})
+        """ABRi's own options change nothing without ABRi; nor does a key that is not named."""
+        unnamed = {"weights_key"} if self.weights_key is None else set()
+        return super().idle() | unnamed | (set() if self.bn == "abri" else {"abri", "alpha"})
