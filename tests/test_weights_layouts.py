@@ -114,7 +114,7 @@ def test_several_encoders_are_refused_until_one_is_named(tmp_path: Path, plain: 
         state, layout = read(tmp_path, value, key)
         assert_same(state, average)
     assert "queue" in layout.dropped
-    with pytest.raises(ArtifactError, match="encoder_x; there are state_dict.module.encoder_"):
+    with pytest.raises(ArtifactError, match=r"encoder_x; there are state_dict\.module\.encoder_"):
         read(tmp_path, value, "encoder_x")
     with pytest.raises(ArtifactError, match="several encoders"):
         read(tmp_path, value, "module")

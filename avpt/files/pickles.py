@@ -54,6 +54,10 @@ class Named:
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
+    def __call__(self, *args: Any) -> Named:
+        """Stand for what it would give: a pickle may call what it has made."""
+        return type(self)(self, *args)
+
     def __setitem__(self, key: Any, value: Any) -> None:
         self.pairs.append((key, value))
 

@@ -29,6 +29,8 @@ from avpt.types import Modality
 
 log = logging.getLogger(__name__)
 
+LEAST = 0.1  # share of an architecture's keys below a prefix that may be meant: any block has a conv1
+
 
 @dataclass
 class LoadReport:
@@ -106,7 +108,7 @@ def read_weights(
     held = _read(path)
     places = find_places(held.value, shapes)
     place = choose_place(places, shapes, first, modality, key, path)
-    if place is None:
+    if place is None or (place.prefix and len(place.wanted) < len(shapes) * LEAST):
         raise ArtifactError(_no_encoder(path, held, spec, first))
     state, layout = take(held.value, place, places, shapes)
     _check_plain(path, state)
