@@ -273,6 +273,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--out": REQUIRED,
         "--arch": "resnet18",
         "--weights": "imagenet",
+        "--weights-key": None,
         "--bn": "keep",
         "--abri": "channel",
         "--alpha": 0.5,

@@ -47,7 +47,7 @@ def saved(path: Path, value: Any) -> Path:
 
 
 def fitted(path: Path) -> dict[str, Tensor]:
-    return fit_weights(read_weights(path, "visual")[0], PLAIN, "sum", str(path))[0]
+    return fit_weights(read_weights(path, PLAIN)[0], PLAIN, "sum", str(path))[0]
 
 
 ODD: dict[str, tuple[str, Callable[[], Tensor], str]] = {

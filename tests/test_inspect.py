@@ -214,13 +214,14 @@ def test_imagenet_from_the_cache(before: Path, tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("norm", ["plain", "abri"])
 def test_zeros_are_those_worked_out_by_hand(before: Path, experiment: Experiment, tmp_path: Path, norm: str) -> None:
     source = before if norm == "plain" else experiment.audio
-    found = load_any_encoder(source, None, None)
-    state = {name: value.clone() for name, value in found.encoder.state_dict().items()}
+    encoder = load_any_encoder(source, None, None).encoder
+    assert encoder is not None
+    state = {name: value.clone() for name, value in encoder.state_dict().items()}
     inputs = torch.randn(12, 3 if norm == "plain" else 1, 40, 48)
-    found.encoder.eval()
-    (activity,) = measure([found.encoder], map(batch, torch.split(inputs, [5, 7])))
-    assert not found.encoder.training
-    assert all(torch.equal(value, state[name]) for name, value in found.encoder.state_dict().items())
+    encoder.eval()
+    (activity,) = measure([encoder], map(batch, torch.split(inputs, [5, 7])))
+    assert not encoder.training
+    assert all(torch.equal(value, state[name]) for name, value in encoder.state_dict().items())
 
     parts = [by_hand(state, part) for part in torch.split(inputs, [5, 7])]
     assert activity.zeros.keys() == parts[0].keys() == activity.positions.keys()
@@ -232,7 +233,7 @@ def test_zeros_are_those_worked_out_by_hand(before: Path, experiment: Experiment
         assert (activity.zeros[layer] - zeros).abs().max() <= 2  # where rounding decides
     assert activity.maps is not None
     torch.testing.assert_close(activity.maps, parts[0]["bn1"][0], rtol=1e-4, atol=1e-5)
-    (other,) = measure([found.encoder], [batch(inputs)], zero=0.1)
+    (other,) = measure([encoder], [batch(inputs)], zero=0.1)
     expected = (by_hand(state, inputs)["bn1"] <= 0.1).sum(dim=(0, 2, 3))
     assert (other.zeros["bn1"] - expected).abs().max() <= 2
     assert (other.zeros["bn1"] - activity.zeros["bn1"]).sum() > 1000

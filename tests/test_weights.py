@@ -23,6 +23,7 @@ from torchvision.models import ResNet
 
 from avpt.errors import ArtifactError
 from avpt.models.abri import AbriBatchNorm2d
+from avpt.models.encoder import EncoderSpec
 from avpt.models.weights import read_weights
 
 State = dict[str, Tensor]
@@ -328,7 +329,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, zipped: bool, cut: int,
         content[place % len(content)] = value
     path.write_bytes(content[: cut % len(content)] if cut % 2 else content)
     with suppress(ArtifactError):  # anything else is a traceback
-        read_weights(path, "visual")
+        read_weights(path, EncoderSpec("resnet18", "visual", "batchnorm"))
 
 
 def test_from_a_run_folder_and_from_a_fused_model(experiment: Experiment, tmp_path: Path) -> None:

@@ -52,7 +52,12 @@ def measure(config: InspectConfig, path: Path, before: Side, after: Side | None)
     index = clips_of(config, store, before.modality)
     spec = input_of(config, store, index, [side for side in (after, before) if side is not None])
     device = runtime.start(config.seed, config.device)
-    encoders = [side.loaded.encoder.to(device) for side in (before, after) if side is not None]
+    encoders = []
+    for side in (before, after):
+        if side is not None and side.loaded.encoder is None:
+            raise StoreError(f"{side.path} is of no architecture that avpt builds; if it is, --arch says which")
+        if side is not None and side.loaded.encoder is not None:
+            encoders.append(side.loaded.encoder.to(device))
     dataset = EvaluationDataset(index, [before.modality], spec, store.settings["frame_codec"], seed=config.seed)
     workers = loading_workers(config.workers)
     # shuffled, so that batches are alike; the loader makes none of a single clip

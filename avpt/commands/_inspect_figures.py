@@ -69,8 +69,11 @@ def draw_first_layer(
         figures["feature-maps"] = channels.draw_feature_maps(measured.picture.numpy(), maps, measured.example, words)
     elif config.store is None:
         log.warning("feature maps are left out: they are measured on clips, which --store names")
+    if any(side.loaded.encoder is None for side in sides.values()):
+        log.warning("filters are left out: the architecture is not one that avpt builds")
+        return style.render_all(figures)
     convolution = first_convolutions(before.loaded.spec)[0]
-    weights = {name: side.loaded.encoder.get_parameter(f"{convolution}.weight") for name, side in sides.items()}
+    weights = {name: side.loaded.state[f"{convolution}.weight"] for name, side in sides.items()}
     if any(len(weights[name]) != len(abnormal[name]) or weights[name].shape[1] not in (1, 3) for name in sides):
         log.warning("the filters of %s are left out: no BatchNorm follows them", convolution)
     else:

@@ -39,13 +39,13 @@ def read(path: Path, config: InspectConfig, modality: Modality | None) -> Side:
     """Load an encoder and look up its BatchNorm parameters."""
     from avpt.models import abnormal_channels, any_encoder
 
-    loaded = any_encoder.load_any_encoder(path, modality, config.arch)
+    loaded = any_encoder.load_any_encoder(path, modality, config.arch, config.weights_key)
     if loaded.made_for != loaded.spec.modality:
         log.warning(
             "%s is made for %s input: its first convolution is carried across to %s input, as `avpt init` does",
             *(path, loaded.made_for, loaded.spec.modality),
         )
-    state = loaded.encoder.state_dict()
+    state = loaded.state
     layers = abnormal_channels.norm_layers(state)
     own = {layer: abnormal_channels.own_pair(state, layer) for layer in layers}
     alpha = {layer: state[f"{layer}.alpha"] for layer in layers if f"{layer}.alpha" in state}

@@ -76,9 +76,11 @@ def initialise(config: InitConfig, header: Header) -> Header:
     if config.weights == "random":
         state = build_encoder(plain).state_dict()
     else:
-        pretrained, outside = weights.find_weights(config.weights, config.arch, config.modality, spec.size)
+        pretrained, layout = weights.find_weights(config.weights, plain, config.weights_key)
         state, loaded = weights.fit_weights(pretrained, plain, config.conv1, config.weights)
-        loaded.dropped += outside
+        loaded.layout = layout
+        for line in layout.sentences():
+            log.info("%s: %s", config.weights, line)
         if loaded.folded:
             log.info("%s has ABRi layers: they are folded into plain BatchNorm first", config.weights)
         metrics["weights"] = loaded.record()

@@ -157,6 +157,10 @@ class LoadedWeights(TypedDict):
     adapted: dict[str, str]
     dropped: list[str]
     new: list[str]
+    wrapper: NotRequired[str]  # these four where there is something to say, and since avpt reads all layouts
+    prefix: NotRequired[str]
+    left: NotRequired[list[str]]
+    dtype: NotRequired[str]
 
 
 class Metrics(TypedDict, total=False):

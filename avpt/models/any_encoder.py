@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,35 +17,44 @@ from avpt.models.abnormal_channels import norm_layers
 from avpt.models.abri import NEW
 from avpt.models.architectures import CHANNELS
 from avpt.models.checkpoint import load_network
-from avpt.models.encoder import Encoder, EncoderSpec, Norm, build_encoder, first_convolutions
-from avpt.models.fitting import check_values, misfits
-from avpt.models.weights import adapt_conv1, find_weights, fit_weights, guess_arch
+from avpt.models.encoder import Encoder, EncoderSpec, Norm, build_encoder, describe_encoder, first_convolutions
+from avpt.models.fitting import check_values, misfits, wrong_values
+from avpt.models.known_architectures import recognise
+from avpt.models.weights import adapt_conv1, find_weights, fit_weights, guess_arch, read_largest
 from avpt.types import MODALITIES, Modality
 
+log = logging.getLogger(__name__)
+
+LITTLE = 0.1  # share of an architecture's tensors that may be lacking before weights are taken for another one's
 OWN: tuple[Kind, ...] = ("encoder", "classifier", "fused")  # artifacts that hold encoders
+
+
+UNKNOWN = "unknown"  # the name of an architecture that is not recognised
 
 
 @dataclass(frozen=True)
 class AnyEncoder:
     """An encoder on the CPU, and where it came from."""
 
-    encoder: Encoder
+    encoder: Encoder | None  # None where only parameters are known, as its architecture is not one that avpt builds
+    state: Mapping[str, Tensor]
     spec: EncoderSpec  # with the modality that it is fed
     made_for: Modality  # the modality that its own first convolution takes
     header: Header | None  # None where avpt did not write the file
 
 
-def load_any_encoder(name: Path, modality: Modality | None, arch: str | None) -> AnyEncoder:
-    """Read `imagenet`, a file or a run folder, strictly.
+def load_any_encoder(name: Path, modality: Modality | None, arch: str | None, key: str | None = None) -> AnyEncoder:
+    """Read published weights, a file or a run folder, strictly.
 
     Args:
         name: as `init --weights` takes it, except `random`.
         modality: what the encoder is to be fed, and which one to take from a file that holds two; None keeps its own.
             The first convolution of another modality is adapted by a sum, as `init` does.
-        arch: None guesses it from the keys; for imagenet it is resnet18.
+        arch: None guesses it from the keys; for published weights it is resnet18.
+        key: which of several weights in a file, as `init --weights-key` takes it.
 
     Raises:
-        ArtifactError: missing, unfinished, not a ResNet, without BatchNorm, or with values that are not numbers.
+        ArtifactError: missing, unfinished, without BatchNorm, or with values that are not numbers.
         ConfigError: it holds two encoders and `modality` does not say which.
     """
     published = str(name) in ("imagenet", "pretrained")
@@ -52,20 +63,34 @@ def load_any_encoder(name: Path, modality: Modality | None, arch: str | None) ->
     header = None if published else _own_header(artifacts.model_file(name))
     if header is not None and header.kind in OWN:
         return _load_own(name, modality, arch, header)
-    state, _ = find_weights(str(name), arch or "resnet18", modality or "audio")
-    if modality is None and not published:
-        other, _ = find_weights(str(name), arch or "resnet18", "visual")
-        if not torch.equal(state["conv1.weight"], other["conv1.weight"]):
+    try:
+        return _load_fitting(name, modality, arch, key)
+    except ArtifactError as error:
+        found = None if arch is not None or published or key is not None else _parameters_alone(name, modality)
+        if found is None:
+            raise
+        log.warning("%s: only its BatchNorm parameters are looked at (%s)", name, error)
+        return found
+
+
+def _load_fitting(name: Path, modality: Modality | None, arch: str | None, key: str | None) -> AnyEncoder:
+    """An encoder that others wrote, of an architecture that is named or one of torchvision's three."""
+    wanted = describe_encoder(arch or "resnet18", modality or "audio", "batchnorm")
+    state, _ = find_weights(str(name), wanted, key)
+    first = f"{first_convolutions(wanted)[0]}.weight"
+    if modality is None and str(name) not in ("imagenet", "pretrained"):
+        other, _ = find_weights(str(name), replace(wanted, modality="visual"), key)
+        if not torch.equal(state[first], other[first]):
             raise ConfigError(f"{name} holds two encoders; say which with --modality audio or --modality visual")
     if not norm_layers(state):
         raise ArtifactError(f"{name} has no BatchNorm layer, so there are no abnormal or dead channels to look for")
 
-    taken = state["conv1.weight"].shape[1] if state["conv1.weight"].ndim == 4 else 0
+    taken = state[first].shape[1] if state[first].ndim == 4 else 0
     made_for = next((known for known in MODALITIES if CHANNELS[known] == taken), None)
     if made_for is None:
-        shape = "x".join(map(str, state["conv1.weight"].shape))
-        raise ArtifactError(f"{name}: conv1.weight is {shape}; an encoder takes 1 channel (sound) or 3 (pictures)")
-    spec = EncoderSpec(arch or guess_arch(state), modality or made_for, _norm(state))
+        shape = "x".join(map(str, state[first].shape))
+        raise ArtifactError(f"{name}: {first} is {shape}; an encoder takes 1 channel (sound) or 3 (pictures)")
+    spec = describe_encoder(arch or guess_arch(state), modality or made_for, _norm(state))
     abri = {key: value for key, value in state.items() if key.endswith(tuple(f".{part}" for part in NEW))}
     fitted, _ = fit_weights({key: state[key] for key in state if key not in abri}, spec, "sum", str(name))
     encoder = build_encoder(spec)
@@ -73,7 +98,24 @@ def load_any_encoder(name: Path, modality: Modality | None, arch: str | None) ->
         raise ArtifactError(f"{name} does not fit {spec.arch} with ABRi: {'; '.join(problems.values())}")
     encoder.load_state_dict(fitted | abri)
     check_values(name, encoder)
-    return AnyEncoder(encoder, spec, made_for, header)
+    return AnyEncoder(encoder, encoder.state_dict(), spec, made_for, None)
+
+
+def _parameters_alone(name: Path, modality: Modality | None) -> AnyEncoder | None:
+    """The BatchNorm parameters of weights of any other architecture; None where these have none that can be read."""
+    state = read_largest(artifacts.model_file(name))
+    layers = norm_layers(state)
+    with torch.device("meta"):
+        shapes = build_encoder(EncoderSpec(guess_arch(state), "visual", "batchnorm")).state_dict()
+    unfit = misfits(shapes, state)
+    if not layers or len(unfit) < LITTLE * len(shapes):  # one of torchvision's three, and damaged
+        return None
+    known = {key: value for key, value in state.items() if key.rpartition(".")[0] in layers}
+    if wrong_values(known):
+        return None
+    found = recognise(state)
+    spec = EncoderSpec(found.name if found else UNKNOWN, modality or "visual", "batchnorm")
+    return AnyEncoder(None, known, spec, spec.modality, None)
 
 
 def _load_own(name: Path, modality: Modality | None, arch: str | None, header: Header) -> AnyEncoder:
@@ -89,7 +131,7 @@ def _load_own(name: Path, modality: Modality | None, arch: str | None, header: H
         raise ArtifactError(f"{name} has no BatchNorm layer, so there are no abnormal or dead channels to look for")
     if modality not in (None, made_for):
         encoder, spec = _carry_across(encoder, spec, modality)
-    return AnyEncoder(encoder, spec, made_for, header)
+    return AnyEncoder(encoder, encoder.state_dict(), spec, made_for, header)
 
 
 def _carry_across(encoder: Encoder, spec: EncoderSpec, modality: Modality) -> tuple[Encoder, EncoderSpec]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from typing import Any, Literal, cast
 
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from avpt.errors import AvptError, ConfigError
@@ -103,6 +105,18 @@ def create_network(name: str, channels: int, size: Size | None, num_classes: int
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConfigError(f"{name} can't be built for {asked}: {reason:.150}") from None
     return cast(nn.Module, network)
+
+
+def fit_size(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of an architecture that takes one size alone, made for another size, fitted to a network.
+
+    timm's own function does so, which interpolates what depends on the size, such as the embeddings of positions.
+    """
+    for kind in type(network).__mro__:
+        fit = getattr(sys.modules[kind.__module__], "checkpoint_filter_fn", None)
+        if fit is not None:
+            return dict(fit(dict(state), network))
+    return dict(state)
 
 
 def list_architectures(pattern: str) -> list[str]:

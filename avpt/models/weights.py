@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,25 +13,20 @@ import torch
 from torch import Tensor
 
 from avpt.errors import ArtifactError, listed
-from avpt.files.artifacts import model_file, read_tensors
-from avpt.files.torch_files import load_torch
-from avpt.models.abri import NEW, PRETRAINED, fold_state_dict
-from avpt.models.architectures import CHANNELS, Size
-from avpt.models.encoder import EncoderSpec, build_encoder
+from avpt.files.artifacts import model_file, read_header, read_tensors
+from avpt.files.torch_files import Checkpoint, load_checkpoint
+from avpt.models.abnormal_channels import norm_layers
+from avpt.models.abri import NEW, PRETRAINED, fold_state_dict, norm_eps
+from avpt.models.architectures import CHANNELS, RESNETS, fit_size
+from avpt.models.encoder import EncoderSpec, build_encoder, classifiers, first_convolutions
 from avpt.models.fitting import misfits, wrong_values
+from avpt.models.known_architectures import recognise
+from avpt.models.layouts import CLASSIFIERS, Layout, choose_place, find_places, largest_state, take
 from avpt.models.published import imagenet_weights, published_weights
-from avpt.types import Modality
 
 log = logging.getLogger(__name__)
 
-MOST_NESTED = 8  # levels of wrappers, or of prefixes
-WRAPPERS = ("state_dict", "model")  # under which checkpoints keep their weights
-PREFIXES = ("module.", "backbone.", "encoder.")
-STREAMS: dict[Modality, tuple[str, ...]] = {
-    "audio": ("audio_net.", "audio."),
-    "visual": ("visual_net.", "visual."),
-}
-CLASSIFIERS = ("fc.", "head.", "classifier.")
+LEAST = 0.1  # share of an architecture's keys below a prefix that may be meant: any block has a conv1
 
 
 @dataclass
@@ -43,55 +38,111 @@ class LoadReport:
     dropped: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
     folded: bool = False  # ABRi layers were folded into plain BatchNorm first
+    layout: Layout = field(default_factory=Layout)  # of the file
 
     def record(self) -> dict[str, Any]:
         """The report as an artifact keeps it."""
-        parts = {"loaded": self.loaded, "adapted": self.adapted, "dropped": self.dropped, "new": self.new}
-        return {**parts, "folded": self.folded}
+        dropped = self.dropped + self.layout.dropped
+        parts = {"loaded": self.loaded, "adapted": self.adapted, "dropped": dropped, "new": self.new}
+        return {**parts, "folded": self.folded, **self.layout.record()}
 
 
-def find_weights(
-    name: str, arch: str, modality: Modality, size: Size | None = None
-) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights that `--weights` names: published ones, a file, or a run folder. Returns what `read_weights` does."""
-    if name == "imagenet":
-        return imagenet_weights(arch), []
-    return (
-        (published_weights(arch, size), []) if name == "pretrained" else read_weights(model_file(Path(name)), modality)
-    )
+def find_weights(name: str, spec: EncoderSpec, key: str | None = None) -> tuple[dict[str, Tensor], Layout]:
+    """The weights that `--weights` names: published ones, a file, or a run folder. Returns what `read_weights` does.
+
+    Raises:
+        ArtifactError: what `read_weights` and `published_weights` raise, or a key for what is no file.
+    """
+    if name not in ("imagenet", "pretrained"):
+        return read_weights(model_file(Path(name)), spec, key)
+    if key is not None:
+        raise ArtifactError(f"--weights-key {key} is for a file; {name} is one set of weights")
+    return imagenet_weights(spec.arch) if name == "imagenet" else published_weights(spec.arch, spec.size), Layout()
 
 
-def read_weights(path: Path, modality: Modality) -> tuple[dict[str, Tensor], list[str]]:
+def read_weights(path: Path, spec: EncoderSpec, key: str | None = None) -> tuple[dict[str, Tensor], Layout]:
     """Read a safetensors file or a PyTorch checkpoint, unwrapped and without prefixes.
 
     Args:
         path: the file.
-        modality: which stream to take from a file that holds two.
+        spec: of an encoder: the architecture whose keys to look for, and which stream to take from a file with two.
+        key: where in the file they stand; None leaves it to be the only place.
 
     Returns:
-        The weights in torchvision's names, and the keys outside the encoder that were dropped.
+        The weights in the architecture's names, and how they lay in the file.
+
+    Raises:
+        ArtifactError: not weights, damaged, a pickle with code in it, or several encoders.
+    """
+    with torch.device("meta"):
+        shapes = build_encoder(replace(spec, norm="batchnorm")).state_dict()
+    first = [f"{name}.weight" for name in first_convolutions(spec)]
+    held = _read(path)
+    places = find_places(held.value, shapes)
+    place = choose_place(places, shapes, first, spec.modality, key, path)
+    if place is None or (place.prefix and len(place.wanted) < len(shapes) * LEAST):
+        raise ArtifactError(_no_encoder(path, held, spec, first))
+    state, layout = take(held.value, place, places, shapes)
+    _check_plain(path, state)
+    if lost := [name for name in shapes if (*place.path, place.prefix + name) in held.foreign]:
+        what = held.foreign[(*place.path, place.prefix + lost[0])]
+        raise ArtifactError(f"{path}: {listed(lost)} is a {what}, not a tensor; save a state_dict() of tensors")
+    layout.left = [_with_class(name, held.foreign) for name in layout.left]
+    layout.dtype = _little_precision(state[name] for name in place.wanted if name in state)
+    if _is_own(path):  # its layout is ours, and nobody needs to be told
+        layout.wrapper = layout.prefix = ""
+    return state, layout
+
+
+def read_largest(path: Path) -> dict[str, Tensor]:
+    """The tensors of the mapping in a file that has most of them, whatever they are of.
 
     Raises:
         ArtifactError: not weights, damaged, or a pickle with code in it.
     """
-    state = {name: value for name, value in _unwrap(_read(path)).items() if isinstance(value, Tensor)}
-    dropped: list[str] = []
-    others = [prefix for stream in STREAMS.values() for prefix in stream]
-    levels = MOST_NESTED
-    while "conv1.weight" not in state:
-        prefixes = (*STREAMS[modality], *PREFIXES, *others)  # of two streams the modality's own, else the one there is
-        inner = [prefix for prefix in prefixes if levels and any(key.startswith(prefix) for key in state)]
-        levels -= 1
-        if not inner:
-            contents = (
-                f"it holds {listed(sorted(state))}" if state else "it holds no tensors by name; a state_dict does"
-            )
-            raise ArtifactError(f"{path} is not a ResNet in torchvision's layout: no conv1.weight ({contents})")
-        prefix = inner[0]
-        dropped += [key for key in state if not key.startswith((prefix, *CLASSIFIERS))]
-        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    state = largest_state(_read(path).value)
     _check_plain(path, state)
-    return state, dropped
+    return state
+
+
+def _is_own(path: Path) -> bool:
+    try:
+        read_header(path)
+    except ArtifactError:
+        return False
+    return True
+
+
+def _with_class(name: str, foreign: Mapping[tuple[str, ...], str]) -> str:
+    """A name that was left lying, and of what classes that are not torch's own it or something in it is."""
+    keys = tuple(name.split("."))
+    inside = dict.fromkeys(kind for at, kind in foreign.items() if ".".join(at).startswith(name))
+    own = foreign.get(keys)
+    if own or not inside:
+        return f"{name} ({own})" if own else name
+    return f"{name} (with {listed(list(inside), 2)})"
+
+
+def _little_precision(values: Iterable[Tensor]) -> str:
+    """The type of weights with half the precision or less; empty where there are none."""
+    kinds = {value.dtype for value in values if value.is_floating_point() and value.element_size() < 4}
+    return " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+
+
+def _no_encoder(path: Path, held: Checkpoint, spec: EncoderSpec, first: list[str]) -> str:
+    """Why a file has no encoder of an architecture."""
+    state = largest_state(held.value)
+    if held.networks and not state:
+        key, kind = next(iter(held.networks.items()))
+        return f"{path} holds a whole network at {key} ({kind}), which is code; save its state_dict() alone"
+    if state and (known := recognise(state)) is not None and known.name != spec.arch:
+        return f"{path} does not fit {spec.arch}: {known.advice()} ({listed(sorted(state))})"
+    contents = f"it holds {listed(sorted(state))}" if state else "it holds no tensors by name; a state_dict does"
+    if held.foreign and not state:
+        kinds = [f"{'.'.join(keys)} ({kind})" for keys, kind in held.foreign.items()]
+        contents += f"; it holds {listed(kinds)}"
+    kind = "a ResNet in torchvision's layout" if spec.arch in RESNETS else spec.arch
+    return f"{path} is not {kind}: no {first[0]} ({contents})"
 
 
 def _check_plain(path: Path, state: Mapping[str, Tensor]) -> None:
@@ -112,14 +163,14 @@ def _check_plain(path: Path, state: Mapping[str, Tensor]) -> None:
             raise ArtifactError(f"{path}: {key} is {kind}; save a state_dict() of plain tensors")
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> Checkpoint:
     try:
-        return read_tensors(path)
+        return Checkpoint(read_tensors(path))
     except ArtifactError:
         if path.suffix == ".safetensors" or not path.is_file():
             raise
     try:
-        return load_torch(path)
+        return load_checkpoint(path)
     except ArtifactError:
         raise
     except pickle.UnpicklingError:
@@ -133,17 +184,6 @@ def _read(path: Path) -> Any:
         raise ArtifactError(
             f"{path} is not a readable checkpoint ({reason}); save a state_dict() with either"
         ) from None
-
-
-def _unwrap(value: Any) -> dict[str, Any]:
-    for _ in range(MOST_NESTED):  # a mapping may hold itself
-        if not isinstance(value, Mapping):
-            return {}
-        inner = next((value[name] for name in WRAPPERS if isinstance(value.get(name), Mapping)), None)
-        if inner is None:
-            return {name: item for name, item in value.items() if isinstance(name, str)}
-        value = inner
-    return {}
 
 
 def fit_weights(
@@ -166,20 +206,27 @@ def fit_weights(
     report = LoadReport(folded=any(".new_" in key for key in state))
     if report.folded:
         _check_abri(state, source)
-    state = fold_state_dict(state) if report.folded else dict(state)
-    fitted = build_encoder(EncoderSpec(spec.arch, spec.modality, "batchnorm")).state_dict()
+    encoder = build_encoder(replace(spec, norm="batchnorm"))
+    fitted = encoder.state_dict()
+    state = fold_state_dict(state, norm_eps(encoder)) if report.folded else dict(state)
+    if spec.size is not None:
+        state = fit_size(encoder, state)
 
-    if "conv1.weight" in state and state["conv1.weight"].ndim == 4:
-        weight, how = adapt_conv1(state["conv1.weight"], CHANNELS[spec.modality], conv1)
+    for name in first_convolutions(spec):
+        key = f"{name}.weight"
+        if key not in state or state[key].ndim != 4:
+            continue
+        weight, how = adapt_conv1(state[key], CHANNELS[spec.modality], conv1)
         if weight is None:
-            del state["conv1.weight"]
-            report.new.append("conv1.weight")
+            del state[key]
+            report.new.append(key)
         else:
-            state["conv1.weight"] = weight
+            state[key] = weight
         if how:
-            report.adapted["conv1.weight"] = how
+            report.adapted[key] = how
 
-    report.dropped = [name for name in state if name.startswith(CLASSIFIERS)]
+    heads = (*CLASSIFIERS, *(f"{name}." for name in classifiers(spec)))
+    report.dropped = [name for name in state if name.startswith(heads) and name not in fitted]
     state = {name: value for name, value in state.items() if name not in report.dropped}
     wanted = {name: value for name, value in fitted.items() if name not in report.new}
     for name in [name for name in wanted if name.endswith("num_batches_tracked")]:
@@ -191,13 +238,38 @@ def fit_weights(
     fitted |= {name: state[name].to(value.dtype) for name, value in wanted.items() if name not in wrong}
     report.loaded = [name for name in wanted if name not in report.adapted]
     problems = [*wrong.values(), *wrong_values(fitted).values()]
+    if problems and (what := _odd_norm(state, wanted)):
+        raise ArtifactError(f"{source} does not fit {spec.arch}: {what}")
     if problems:
-        guess = guess_arch(state)
-        if guess != spec.arch:  # then nearly nothing fits, and the list would only hide the reason
+        unfit = [name for name in state if name in wrong]
+        known = recognise(state, everywhere=len(unfit) > len(state) / 10) if wrong else None
+        if known is not None and known.name != spec.arch:  # then the list would only hide the reason
             few = listed(problems)
-            raise ArtifactError(f"{source} does not fit {spec.arch}: it looks like {guess}: try --arch {guess} ({few})")
+            raise ArtifactError(f"{source} does not fit {spec.arch}: {known.advice()} ({few})")
         raise ArtifactError(f"{source} does not fit {spec.arch}: {'; '.join(problems)}")
     return fitted, report
+
+
+def _odd_norm(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """What is special about the BatchNorm of weights that do not fit for want of it; empty where it is not that."""
+    layers = norm_layers(wanted)
+
+    def lack(*parts: str) -> list[str]:
+        return [layer for layer in layers if not any(f"{layer}.{part}" in state for part in parts)]
+
+    gone = lack("weight", "bias", "running_mean", "running_var")
+    biases = [key for key in state if key.endswith(".bias") and key not in wanted and f"{key[:-5]}.weight" in wanted]
+    if gone and biases:
+        return (
+            f"its BatchNorm is fused into the convolutions ({listed(gone, 3)} missing, {listed(biases, 3)} there "
+            "instead); take the weights from before that"
+        )
+    if plain := [layer for layer in lack("weight", "bias") if layer not in gone]:
+        has = "has" if len(plain) == 1 else "have"
+        return f"{listed(plain)} {has} no gamma and beta (a BatchNorm with affine=False), and avpt's BatchNorm has both"
+    if (still := [layer for layer in lack("running_mean", "running_var") if layer not in gone]) == layers:
+        return f"{listed(still)} have no running statistics (track_running_stats=False, or no BatchNorm at all)"
+    return ""
 
 
 def _check_abri(state: Mapping[str, Tensor], source: str) -> None:

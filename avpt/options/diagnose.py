@@ -44,6 +44,13 @@ class InspectConfig(Config):
             help="Which encoder of a file that holds two; what the store's clips are fed as.", show_default="its own"
         ),
     ] = None
+    weights_key: Annotated[
+        str | None,
+        Option(
+            help="Which of several weights in a file: the key that they are under, or the prefix of their keys.",
+            show_default="the only ones that fit",
+        ),
+    ] = None
     arch: Annotated[
         str | None,
         Option(help="Of a file that does not say.", show_default="what fits", metavar="NAME"),

@@ -40,6 +40,13 @@ class InitConfig(OutputConfig):
             "PyTorch checkpoint, avpt artifact or run folder."
         ),
     ] = "imagenet"
+    weights_key: Annotated[
+        str | None,
+        Option(
+            help="Which of several weights in a file: the key that they are under, or the prefix of their keys.",
+            show_default="the only ones that fit",
+        ),
+    ] = None
     bn: Annotated[
         Literal["keep", "reset", "reset-abnormal", "abri"],
         Option(help="What happens to pre-trained BatchNorm."),
@@ -57,6 +64,8 @@ class InitConfig(OutputConfig):
         super().__post_init__()
         object.__setattr__(self, "weights", expand_home(self.weights))  # a path, or a word without `~`
         _ = self.size
+        if self.weights_key is not None and self.weights in ("imagenet", "pretrained", "random"):
+            raise ConfigError(f"--weights-key is for a file, and --weights is {self.weights}")
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -70,6 +79,6 @@ class InitConfig(OutputConfig):
         return sides
 
     def idle(self) -> set[str]:
-        """ABRi's own options change nothing without ABRi, nor does a size that was not given."""
-        idle = super().idle() | (set() if self.bn == "abri" else {"abri", "alpha"})
-        return idle | ({"input_size"} if self.input_size is None else set())
+        """ABRi's own options change nothing without ABRi; nor does a size or a key that is not named."""
+        unnamed = {name for name in ("input_size", "weights_key") if getattr(self, name) is None}
+        return super().idle() | unnamed | (set() if self.bn == "abri" else {"abri", "alpha"})

@@ -1,0 +1,158 @@
+"""Which architecture of torchvision's or timm's some weights are of, looked up by the shapes that it would have."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from types import CodeType, ModuleType
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from avpt.models.architectures import RESNETS
+from avpt.models.layouts import COUNTER, find_places
+
+log = logging.getLogger(__name__)
+
+SECONDS = 5.0  # of one core, to look for at most, besides importing timm
+FAMILIES = 3  # modules of a library that are searched
+ALIKE = 0.97  # share of tensors that fit, for weights to be of an architecture
+CLASSES = 1013  # of the classifiers built here: of no tensor else the size, so that they are told from it
+NO_WORDS = frozenset({"weight", "bias", "running_mean", "running_var", COUNTER})
+
+
+@dataclass(frozen=True)
+class Known:
+    """An architecture that weights are of."""
+
+    name: str
+    built: bool  # by avpt
+
+    def advice(self) -> str:
+        """What it looks like, and what to do."""
+        if self.built:
+            return f"it looks like {self.name}: try --arch {self.name}"
+        return f"it looks like torchvision's {self.name}, which is none of avpt's encoders"
+
+
+def recognise(state: Mapping[str, Tensor], *, everywhere: bool = True, seconds: float = SECONDS) -> Known | None:
+    """The architecture that a state dict is of, whatever stands before its keys; None where none of all known fits.
+
+    Only shapes are compared, without the classifier, and without the number of input channels. Families of
+    architectures are tried in the order in which their code speaks of the names in the keys.
+
+    Args:
+        state: the weights.
+        everywhere: search torchvision and timm, which takes seconds, besides the ResNets that avpt has of its own.
+        seconds: of one core, to search for.
+    """
+    spent, best, nearest = 0.0, 0.0, None
+    for known, build in _candidates(state, everywhere):
+        begun = time.process_time()
+        with suppress(Exception):  # one that can't be built without values, or without another package
+            with torch.device("meta"):
+                share = alike(state, build().state_dict())
+            if share > best:
+                best, nearest = share, known
+        spent += time.process_time() - begun
+        if best == 1 or spent > seconds:
+            break
+    return nearest if best >= ALIKE else None
+
+
+def alike(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
+    """The share of tensors that are in both and have the same shape, under whatever prefix most are."""
+    body = {key: value for key, value in wanted.items() if CLASSES not in value.shape and not key.endswith(COUNTER)}
+    place = max(find_places(dict(state), body), key=lambda place: len(place.wanted), default=None)
+    if place is None:
+        return 0.0
+    have = {key: value for key, value in place.state().items() if not key.endswith(COUNTER)}
+    extra = [key for key in have if key not in wanted and not key.startswith(("fc.", "head.", "classifier."))]
+    same = [key for key in place.wanted if _same(have[key], body[key])]
+    return len(same) / (len(body) + len(extra))
+
+
+def _same(one: Tensor, two: Tensor) -> bool:
+    if one.ndim == two.ndim == 4 and two.shape[1] == 3:  # the first convolution, of any number of channels
+        return one.shape[0] == two.shape[0] and one.shape[2:] == two.shape[2:]
+    return one.shape == two.shape
+
+
+def _candidates(state: Mapping[str, Tensor], everywhere: bool) -> Iterator[tuple[Known, Callable[[], nn.Module]]]:
+    """Architectures to try, the likeliest first."""
+    for name in RESNETS:
+        yield Known(name, built=True), _of_torchvision(name)
+    if not everywhere:
+        return
+    words = {part.rstrip("0123456789") for key in state for part in key.split(".")} - NO_WORDS - {""}
+    log.info("looking up which architecture these weights are of")
+    has_timm = importlib.util.find_spec("timm") is not None
+    if has_timm:
+        import timm
+    families: dict[str, list[str]] = {}
+    for name in torchvision.models.list_models(module=torchvision.models):
+        families.setdefault(torchvision.models.get_model_builder(name).__module__, []).append(name)
+    for name in _likely(families, words, len(families)):
+        yield Known(name, built=has_timm and timm.is_model(name)), _of_torchvision(name)
+    if has_timm:
+        families = {}
+        for name in timm.list_models():
+            families.setdefault(timm.model_entrypoint(name).__module__, []).append(name)
+        for name in _likely(families, words, FAMILIES):
+            yield Known(name, built=True), _of_timm(name)
+
+
+def _of_torchvision(name: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        extra: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=CLASSES, **extra)
+        return model
+
+    return build
+
+
+def _of_timm(name: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        import timm
+
+        model: nn.Module = timm.create_model(name, pretrained=False, num_classes=CLASSES)
+        return model
+
+    return build
+
+
+def _likely(families: Mapping[str, list[str]], words: set[str], most: int) -> list[str]:
+    """The architectures of the few families whose code speaks of most of the words; of equal ones the largest first."""
+    spoken = {family: _spoken(sys.modules[family]) for family in families}
+    words = words & set().union(*spoken.values())
+    best = sorted(families, key=lambda one: (len(words - spoken[one]), -len(families[one])))[:most]
+    return [name for family in best for name in sorted(families[family], key=lambda name: (len(name), name))]
+
+
+def _spoken(module: ModuleType) -> set[str]:
+    """The attributes and strings in the code of a module's functions and networks, its own and imported ones."""
+    library = module.__name__.partition(".")[0]
+    things = [one for one in vars(module).values() if str(getattr(one, "__module__", "")).startswith(f"{library}.")]
+    helpers = {one.__module__ for one in things if one.__module__.startswith("timm.models._")}  # blocks and builders
+    things += [one for helper in helpers for one in vars(sys.modules[helper]).values()]
+    parts = [one for thing in things for one in (thing, *(vars(thing).values() if _is_network(thing) else ()))]
+    waiting = [getattr(one, "__code__", None) for one in parts]
+    words: set[str] = set()
+    while waiting:
+        if not isinstance(code := waiting.pop(), CodeType):
+            continue
+        strings = [one for one in code.co_consts if isinstance(one, str)]
+        waiting += [one for one in code.co_consts if isinstance(one, CodeType)]
+        words |= {*code.co_names, *(part.rstrip("0123456789%d_") for one in strings for part in one.split("."))}
+    return words
+
+
+def _is_network(thing: Any) -> bool:
+    return isinstance(thing, type) and issubclass(thing, nn.Module)
