@@ -324,7 +324,7 @@ def test_tables_fit_the_terminal(experiment: Experiment, before: Path, tmp_path:
         assert max(map(len, rows)) <= 80
         assert sum("layer4.0.downsample.1" in row for row in rows) == (4 if options else 2)  # not folded
         assert "\x1b" not in shown
-        assert "foretells dead with precision" in shown
+        assert "predicts dead with precision" in shown
         total = next(row for row in shown[shown.index("dead channels") :].splitlines() if row.startswith(" all "))
         assert total.split()[1] == "3904"  # of 4800 channels, those that a ReLU follows
     (row, *_) = (line for line in done("inspect", before).stdout.splitlines() if "layer1.0.bn1" in line)
