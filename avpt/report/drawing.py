@@ -22,10 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_LOOKED_AT = 24  # frames of a clip among which the one to show is looked for
-HIDDEN: dict[Modality, tuple[int, ...]] = {  # the colour of masked inputs, as of the points in the scatter
-    modality: tuple(round(255 * part) for part in to_rgb(colour))
-    for modality, colour in (("audio", AUDIO), ("visual", VISUAL))
-}
+HIDDEN: dict[Modality, str] = {"audio": AUDIO, "visual": VISUAL}  # the colour of masks, as of points in the scatter
 
 
 def make_figure(figure: matplotlib_figure.Figure, alt: str, caption: str) -> Figure:
@@ -73,18 +70,28 @@ def show_input(modality: Modality, whole: Tensor, masked: Tensor | None, alt: st
         caption: a line below.
     """
     hidden = None if masked is None else masked == 0
+    paint = np.round(np.multiply(to_rgb(HIDDEN[modality]), 255)).astype(np.uint8)
     if modality == "audio":
-        pixels = colour_spectrogram(whole[0].numpy(), whole.shape[1])
+        pixels = colour_input(whole[0].numpy())
         if hidden is not None:
-            pixels[hidden[0].T.flip(0).numpy()] = HIDDEN[modality]
+            pixels[hidden[0].T.flip(0).numpy()] = paint
         return make_picture(pixels, alt, caption)
     pixels = picture({"visual": whole}).permute(1, 2, 0).numpy()
     if hidden is not None:
         width = whole.shape[3]
         for number, patches in enumerate(hidden.all(dim=1).numpy()):
             left = number * (width + MARGIN)
-            pixels[:, left : left + width][patches] = HIDDEN[modality]
+            pixels[:, left : left + width][patches] = paint
     return make_picture(pixels, alt, caption)
+
+
+def colour_input(fbank: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Colour a whole network input (frame, mel) like a stored spectrogram; the padding at its end is as silence."""
+    changes = np.flatnonzero((fbank != fbank[-1]).any(axis=1))
+    real = int(changes[-1]) + 1 if len(changes) else len(fbank)
+    coloured = colour_spectrogram(fbank, real)
+    padding = np.zeros((coloured.shape[0], len(fbank) - real, 3), np.uint8)
+    return np.concatenate([coloured, padding], axis=1)
 
 
 def make_picture(pixels: np.ndarray[Any, Any], alt: str, caption: str = "") -> Picture:

@@ -51,15 +51,16 @@ def stage1(experiment: Experiment) -> Section:
     blocks: list[Block] = [
         Text("First each encoder is trained alone, on its own modality, to tell the classes apart by itself.")
     ]
-    drawn: dict[str, list[Curves]] = {}
+    drawn: list[tuple[str, list[Curves]]] = []
     for modality in MODALITIES:
         nodes = experiment.stage1(modality)
         if nodes:
             key, word = find_key_metric(experiment, nodes)
-            drawn[modality] = draw_metrics(experiment, group_epochs(experiment, nodes), key, word)
-    share_axes([one for curves in drawn.values() for one in curves])
-    for modality, curves in drawn.items():
-        blocks += [Heading(f"{modality.capitalize()} alone"), show_curves(curves)]
+            curves = draw_metrics(experiment, group_epochs(experiment, nodes), key, word)
+            drawn.append((f"{modality.capitalize()} alone", curves))
+    share_axes([one for _, curves in drawn for one in curves])
+    for title, curves in drawn:
+        blocks += [Heading(title), show_curves(curves)]
     lost = list_missing(experiment, *MODALITIES)
     blocks += lost
     nodes = experiment.of_kind("classifier")
@@ -307,9 +308,11 @@ def show_run_inputs(experiment: Experiment, node: Node, store: Store, clips: int
         for m, modality in enumerate(MODALITIES):
             ratio = float(there[modality][position])
             shares.append(f"{modality} {ratio:.2f}")
-            whole, versions = plain_inputs[m][i], [(None, "not masked")]
+            whole, versions = plain_inputs[m][i], list[tuple[torch.Tensor | None, str]]()
             if masking.num_masked[modality][position]:
-                versions = [(None, "as it is"), (masked[m][i], "masked")]
+                versions += [(None, "as it is"), (masked[m][i], "masked")]
+            else:
+                versions.append((None, "not masked"))
             what = "spectrogram" if modality == "audio" else "frames"
             pictures += [
                 show_input(modality, whole, hidden, f"{what} {how}, ratio {ratio:.2f}", how) for hidden, how in versions
