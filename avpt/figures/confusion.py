@@ -31,7 +31,7 @@ def draw_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], widt
     names = [escape_maths(shortened(name, LONGEST)) for name in classes] if len(classes) <= MOST_NAMES else []
     size = LARGE if len(names) < MANY else SMALL
     beside = 0.6 * max(map(len, names), default=0) * size / 72  # rough width of the longest name, inches
-    digits = len(f"{table.max(initial=0):.0f}") + 1 if len(classes) <= MOST_NUMBERS else 0
+    digits = len(f"{table.max(initial=0):.0f}") + 0.5 if len(classes) <= MOST_NUMBERS else 0
     side = max(width * 0.6, len(names) * LINE * size / 72, len(classes) * digits * DIGIT * LARGE / 72)
     turned = max(map(len, names), default=0) > 2
     with apply_style():

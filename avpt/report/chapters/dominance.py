@@ -12,6 +12,7 @@ from torch import Tensor
 from avpt.confidence.formulas import mask_ratios
 from avpt.errors import AvptError, listed
 from avpt.figures.dominance import draw_confidence
+from avpt.figures.style import ONE_COLUMN
 from avpt.files import artifacts
 from avpt.options import MaskConfig
 from avpt.report.drawing import make_figure, name_label, percent, show_stored_clip
@@ -89,7 +90,9 @@ def show_artifact(experiment: Experiment, data: Confidence, most: float, clips: 
         f"{int((signed > 0).sum())} clips the sound is masked and of {int((signed < 0).sum())} the pictures"
     )
     marked = [i for end in ends.values() for i in end]
-    figure = draw_confidence(audio, visual, signed, threshold=data.threshold, marked=marked, most=most)
+    figure = draw_confidence(
+        *(audio, visual, signed), threshold=data.threshold, marked=marked, most=most, width=ONE_COLUMN
+    )
     caption = (
         f"{seen}. Each point is a training clip, coloured by its mask ratio ({data.of}); dotted lines are the "
         f"threshold {data.threshold:g} from which a modality may be masked"

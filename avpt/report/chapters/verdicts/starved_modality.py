@@ -82,7 +82,7 @@ def weigh(evidence: Sequence[Evidence], least: float) -> tuple[Answer, str]:
     by = "linear probe" if all(one.probed for one in evidence) else "share of the joint answer"
     by = by if len({one.probed for one in evidence}) == 1 else "linear probe or share"
     seen = [f"{one.name} {points(one.spread.mean)}" for one in evidence]
-    summary = f"By {by}, against before joint training: {'; '.join(seen)}."
+    summary = f"By {by}, compared with before joint training: {'; '.join(seen)}."
     missing = [m for m in MODALITIES if not any(one.modality == m for one in evidence)]
     summary += f" Nothing is known of {listed(missing)}." if missing else ""
     few = min(len(one.spread.each) for one in evidence)
