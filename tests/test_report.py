@@ -38,7 +38,7 @@ from avpt.report.chapters import initialisation, learning, overview
 from avpt.report.chapters.results import Scores
 from avpt.report.chapters.verdicts import three_questions
 from avpt.report.chapters.verdicts.starved_modality import Evidence, explain_shares, weigh
-from avpt.report.differences import CHANCE, compare, compare_seeds
+from avpt.report.differences import CHANCE, compare, compare_seeds, describe_outcome
 from avpt.report.drawing import colour_input, pick_telling
 from avpt.report.experiment import gather
 from avpt.report.page.blocks import (
@@ -652,6 +652,7 @@ def test_seeds_that_disagree_show_no_difference() -> None:
     assert difference.p < 0.001
     assert not difference.clips_tell()
     assert not difference.counts()
+    assert describe_outcome(difference).endswith("these trained models differ, but not all in one direction")
     assert compare([], [], []) is None
     assert compare([{"a": True}], [{"b": True}], [0]) is None
 

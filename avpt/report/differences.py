@@ -148,6 +148,8 @@ def describe_outcome(difference: Difference, chance: float = CHANCE) -> str:
     nothing = "no difference that this data could show"
     if difference.clips_tell(chance) and difference.seeds.p is not None:
         return f"{nothing}: these trained models differ, but by so unlike amounts that others need not"
+    if difference.p < chance and not difference.clips_tell(chance):
+        return f"{nothing}: these trained models differ, but not all in one direction"
     return nothing
 
 
