@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "avpt"
 # a layer -> its folders, and the modules that lie at the top; avpt/README.md has the same table
 LAYERS = {
     "edge": ("cli", "__main__"),
+    "library": ("library", "masking"),
     "commands": ("commands",),
     "report": ("report",),
     "runs": ("runs",),
@@ -26,6 +27,7 @@ LAYERS = {
 FLOW = ("media", "store", "loading", "models", "training")  # each of these parts may import those before it
 BELOW = {
     "edge": {"commands", "options", "machine"},
+    "library": {"runs", "parts", "files"},
     "commands": {"report", "runs", "parts", "options", "files", "machine"},
     "report": {"runs", "parts", "options", "files", "machine"},
     "runs": {"parts", "options", "files", "machine"},

@@ -171,6 +171,7 @@ def load(
         ArtifactError: the file holds none, or its BatchNorm has no statistics yet.
     """
     from avpt.models.checkpoint import check_frozen, load_network, read_input
+    from avpt.models.encoder import fit_pipeline
 
     loaded = load_network(path, *KINDS)
     encoder, trained = loaded.encoder(modality), loaded.header.spec.get("input")
@@ -181,7 +182,8 @@ def load(
         usual = TrainConfig.defaults()
         pipeline = like or store.input_spec(usual["image_size"], usual["num_frames"])
     image_size, num_frames = config.image_size or pipeline.image_size, config.num_frames or pipeline.num_frames
-    return ProbedEncoder(path, encoder, modality, replace(pipeline, image_size=image_size, num_frames=num_frames))
+    pipeline = replace(pipeline, image_size=image_size, num_frames=num_frames)
+    return ProbedEncoder(path, encoder, modality, fit_pipeline(pipeline, {path: loaded.encoders[modality]}))
 
 
 def number_classes(splits: dict[Split, SplitIndex], classes: list[str]) -> tuple[dict[Split, Tensor], list[str]]:

@@ -13,7 +13,8 @@ from avpt.files import artifacts
 from avpt.files.artifacts import Header
 from avpt.models.abnormal_channels import norm_layers
 from avpt.models.abri import NEW
-from avpt.models.encoder import CHANNELS, Encoder, EncoderSpec, Norm, build_encoder
+from avpt.models.architectures import CHANNELS
+from avpt.models.encoder import Encoder, EncoderSpec, Norm, build_encoder
 from avpt.models.fitting import check_values, misfits
 from avpt.models.weights import find_weights, fit_weights, guess_arch
 from avpt.types import MODALITIES, Modality

@@ -6,11 +6,21 @@ from avpt.options.init import InitConfig
 from avpt.options.recorded import complete, recorded_option, restore_config
 from avpt.options.stores import ManifestConfig, PreprocessConfig, VerifyConfig
 from avpt.options.train import FinetuneConfig, FuseConfig, MaskConfig, ScoreConfig, TrainConfig
-from avpt.options.use import EvaluateConfig, ExportConfig, GuideConfig, InfoConfig, PredictConfig
+from avpt.options.use import (
+    STATES,
+    EncodersConfig,
+    EvaluateConfig,
+    ExportConfig,
+    GuideConfig,
+    InfoConfig,
+    PredictConfig,
+)
 
 __all__ = [
+    "STATES",
     "CompareConfig",
     "Config",
+    "EncodersConfig",
     "EvaluateConfig",
     "ExportConfig",
     "FinetuneConfig",

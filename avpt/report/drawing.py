@@ -11,6 +11,7 @@ from matplotlib.colors import to_rgb
 
 from avpt.figures.pictures import colour_spectrogram, encode_picture
 from avpt.figures.style import AUDIO, VISUAL, render
+from avpt.files.records import InputSpec
 from avpt.loading.dataset import read_fbank, read_frames
 from avpt.loading.pictures import MARGIN, picture
 from avpt.report.page.blocks import Figure, Picture
@@ -59,13 +60,16 @@ def pick_telling(frames: Sequence[Tensor]) -> Tensor:
     return max(frames, key=lambda frame: round(float(frame.double().mean(dim=0).std(correction=0)), 6))
 
 
-def show_input(modality: Modality, whole: Tensor, masked: Tensor | None, alt: str, caption: str) -> Picture:
+def show_input(
+    modality: Modality, whole: Tensor, masked: Tensor | None, spec: InputSpec, alt: str, caption: str
+) -> Picture:
     """Show one modality of a clip as the network sees it, in the colours of clips as stored.
 
     Args:
         modality: which one.
         whole: (1, frame, mel) or (frames, 3, height, width), normalised, without a mask.
         masked: the same with its mask, which is painted in the colour that means this modality in all figures.
+        spec: how frames were normalised.
         alt: a description.
         caption: a line below.
     """
@@ -76,7 +80,7 @@ def show_input(modality: Modality, whole: Tensor, masked: Tensor | None, alt: st
         if hidden is not None:
             pixels[hidden[0].T.flip(0).numpy()] = paint
         return make_picture(pixels, alt, caption)
-    pixels = picture({"visual": whole}).permute(1, 2, 0).numpy()
+    pixels = picture({"visual": whole}, spec.colours).permute(1, 2, 0).numpy()
     if hidden is not None:
         width = whole.shape[3]
         for number, patches in enumerate(hidden.all(dim=1).numpy()):

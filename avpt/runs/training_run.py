@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from avpt.files.artifacts import Header, Kind
+from avpt.files.records import InputSpec
 from avpt.loading.dataset import Augmentation, ClipDataset, Masking, grid
 from avpt.loading.loader import Loader, explain_worker_deaths
 from avpt.loading.masking import most_masked
@@ -65,6 +66,7 @@ def train(
     store: Store,
     splits: Mapping[Split, SplitIndex],
     modalities: Sequence[Modality],
+    pipeline: InputSpec,
     header: Header,
     begin: Callable[[], None],
     world: World,
@@ -74,7 +76,7 @@ def train(
 
     All processes train, and the first one writes: it makes the folder with `begin` once all checks have passed.
     """
-    loader = partial(load_split, config, store, splits, modalities, next(model.parameters()).device, world)
+    loader = partial(load_split, config, store, splits, modalities, pipeline, next(model.parameters()).device, world)
     warn_of_few_frames(config, splits["train"], modalities)
     prepare(config, model)
     train_loader = loader("train", augmented=augmentation(config), masking=masking)
@@ -128,6 +130,7 @@ def load_split(
     store: Store,
     splits: Mapping[Split, SplitIndex],
     modalities: Sequence[Modality],
+    pipeline: InputSpec,
     device: torch.device,
     world: World,
     split: Split,
@@ -139,7 +142,7 @@ def load_split(
     dataset = ClipDataset(
         splits[split],
         modalities,
-        store.input_spec(config.image_size, config.num_frames),
+        pipeline,
         store.settings["frame_codec"],
         seed=config.seed,
         augmentation=augmented,
@@ -295,7 +298,8 @@ def pictures(train: Loader, epoch: int, positions: Sequence[int]) -> dict[str, T
     batch = train.clips(epoch, positions)
     return {
         f"inputs/{dataset.index.ids[position]}": picture(
-            {modality: values[i] for modality, values in zip(dataset.modalities, batch.inputs, strict=False)}
+            {modality: values[i] for modality, values in zip(dataset.modalities, batch.inputs, strict=False)},
+            dataset.spec.colours,
         )
         for i, position in enumerate(positions)
     }
@@ -331,6 +335,7 @@ def model_header(
     store: Store,
     settings: Mapping[str, Any],
     spec: dict[str, Any],
+    pipeline: InputSpec,
     device: torch.device,
     world: World,
 ) -> Header:
@@ -339,7 +344,7 @@ def model_header(
         kind=kind,
         spec=spec
         | {
-            "input": store.input_spec(config.image_size, config.num_frames).record(),
+            "input": pipeline.record(),
             "num_classes": len(store.classes),
             "multi_label": store.multi_label,
         },
