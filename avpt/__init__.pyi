@@ -6,3 +6,4 @@ from avpt.library import load_model as load_model
 from avpt.library import open_store as open_store
 
 __version__: str
+__all__: list[str]

@@ -35,8 +35,11 @@ def benchmark(name: str, *arguments: str) -> dict[str, Any]:
     return record
 
 
-def test_abri() -> None:
-    record = benchmark("abri", "--image-size", "32", "--batch-size", "2", "--pairs", "2", "--warmup", "1")
+@pytest.mark.parametrize("arch", ["resnet18", "test_efficientnet"])
+def test_abri(arch: str) -> None:
+    record = benchmark(
+        "abri", "--arch", arch, "--image-size", "32", "--batch-size", "2", "--pairs", "2", "--warmup", "1"
+    )
     assert set(record) == {
         "benchmark",
         "train_ratio",

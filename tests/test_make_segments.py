@@ -1,3 +1,5 @@
+"""The recipe that cuts videos into labelled segments: what it writes, and what it leaves out."""
+
 from __future__ import annotations
 
 import runpy
@@ -105,15 +107,15 @@ def test_what_gives_no_segments_is_told(tmp_path: Path) -> None:
     out = tmp_path / "out" / "segments.csv"
     done = run("--clips", tmp_path, "--out", out)
     assert done.returncode == 0
-    told = done.stderr.splitlines()
-    assert [line.split(": ")[0] for line in told] == [
+    said = done.stderr.splitlines()
+    assert [line.split(": ")[0] for line in said] == [
         str(tmp_path / "cut.flv"),
         str(tmp_path / "list.mp4"),
         str(tmp_path / "notes.txt"),
         str(short),
     ]
-    assert all("left out" in line for line in told)
-    assert "it is a list of other files" in told[1]
+    assert all("left out" in line for line in said)
+    assert "it is a list of other files" in said[1]
     assert read_manifest(out).classes == (good.stem,)
 
     out.unlink()

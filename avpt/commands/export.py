@@ -130,9 +130,9 @@ def values(modality: Modality, spec: dict[str, Any]) -> str:
     if modality == "visual":
         input = spec["input"]
         if input.get("picture_mean") is None:
-            return "RGB in 0..1, less ImageNet's mean, by its deviation"
+            return "RGB in 0..1, minus ImageNet's mean, over its deviation"
         mean, std = (", ".join(f"{value:g}" for value in input[f"picture_{what}"]) for what in ("mean", "std"))
-        return f"RGB in 0..1, less ({mean}), by ({std})"
+        return f"RGB in 0..1, minus ({mean}), over ({std})"
     mean, std = spec["input"]["mean"], spec["input"]["std"]
     return f"(log-mel {'+' if mean < 0 else '-'} {abs(mean):.6g}) / (2 * {std:.6g})"
 

@@ -73,7 +73,7 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
     clips = splits["train"].ids
 
     if config.mask == "none" and config.confidence is not None:
-        log.warning("--mask none does not look at --confidence %s", config.confidence)
+        log.warning("--mask none ignores --confidence %s", config.confidence)
     masking = None
     ratios = formulas.no_ratios(len(clips))
     if config.mask != "none" and config.confidence is not None:

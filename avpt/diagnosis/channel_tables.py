@@ -83,7 +83,7 @@ def describe_prediction(record: dict[str, Any]) -> str:
                 for what in ("precision", "recall")
             )
             below = f"abnormal (below {record['abnormal_threshold']:g})"
-            lines.append(f"{side['encoder']}: {below} foretells dead with {scores}\n")
+            lines.append(f"{side['encoder']}: {below} predicts dead with {scores}\n")
     return "".join(lines)
 
 

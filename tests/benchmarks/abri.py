@@ -1,4 +1,4 @@
-"""What ABRi costs: ResNet-18 steps with ABRi layers against plain BatchNorm's, paired in one process.
+"""What ABRi costs: steps of a network with ABRi layers against plain BatchNorm's, paired in one process.
 
 Prints one JSON line. Also times the form with two whole batch norms in each layer, for reference.
 """
@@ -14,12 +14,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import resnet18
 
-from avpt.models.abri import AbriBatchNorm2d
+from avpt.models.abri import AFTER, convert
 
 METHOD = (
-    "One process builds three ResNet-18 (plain BatchNorm, ABRi, two whole batch norms a layer), each with "
+    "One process builds three networks (plain BatchNorm, ABRi, two whole batch norms a layer), each with "
     "its SGD. A pair is one step of the plain net and one of the other on the same batch, back to back; "
     "which goes first alternates. A training step is forward, cross-entropy, backward and SGD step; an "
     "evaluation step is one forward without gradients. A ratio is the median over pairs of other / plain, "
@@ -31,22 +32,42 @@ Step = Callable[[], None]
 
 
 class TwoBranchBatchNorm2d(nn.Module):
-    """ABRi as written: normalise twice, then blend."""
+    """ABRi as written: normalise twice, then blend, then what followed the layer."""
 
-    def __init__(self, num_features: int) -> None:
+    def __init__(self, layer: _BatchNorm) -> None:
         super().__init__()
-        self.pretrained = nn.BatchNorm2d(num_features)
-        self.new = nn.BatchNorm2d(num_features)
-        self.alpha = nn.Parameter(torch.full((num_features, 1, 1), 0.5))
+        self.pretrained, self.new = (nn.BatchNorm2d(layer.num_features, layer.eps, layer.momentum) for _ in range(2))
+        self.alpha = nn.Parameter(torch.full((layer.num_features, 1, 1), 0.5))
+        self.after = nn.Sequential(*(layer.get_submodule(name) for name in AFTER if hasattr(layer, name)))
 
     def forward(self, input: Tensor) -> Tensor:
-        blended: Tensor = self.alpha * self.pretrained(input) + (1.0 - self.alpha) * self.new(input)
-        return blended
+        blended = self.alpha * self.pretrained(input) + (1.0 - self.alpha) * self.new(input)
+        after: Tensor = self.after(blended)
+        return after
 
 
-def steps(norm_layer: Callable[[int], nn.Module], images: Tensor, labels: Tensor) -> tuple[Step, Step]:
-    """Return a training step and an evaluation step of a ResNet-18."""
-    model = resnet18(num_classes=100, norm_layer=norm_layer).to(images.device)
+def network(arch: str) -> nn.Module:
+    """A network of torchvision's or timm's with a classifier of 100 classes."""
+    if arch == "resnet18":
+        model: nn.Module = resnet18(num_classes=100)
+        return model
+    import timm
+
+    return timm.create_model(arch, num_classes=100)
+
+
+def with_two_branches(model: nn.Module) -> nn.Module:
+    """The network with every BatchNorm replaced by the form with two."""
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, _BatchNorm):
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, TwoBranchBatchNorm2d(layer))
+    return model
+
+
+def steps(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Step, Step]:
+    """Return a training step and an evaluation step of a network."""
+    model = model.to(images.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
 
     def train() -> None:
@@ -93,6 +114,7 @@ def paired_ratio(other: Step, plain: Step, pairs: int, warmup: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arch", default="resnet18", help="resnet18 of torchvision, or any of timm's")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--pairs", type=int, default=9)
@@ -103,9 +125,9 @@ def main() -> None:
     torch.manual_seed(0)
     images = torch.randn(options.batch_size, 3, options.image_size, options.image_size, device=options.device)
     labels = torch.randint(100, (options.batch_size,), device=options.device)
-    plain_train, plain_eval = steps(nn.BatchNorm2d, images, labels)
-    abri_train, abri_eval = steps(AbriBatchNorm2d, images, labels)
-    two_train, two_eval = steps(TwoBranchBatchNorm2d, images, labels)
+    plain_train, plain_eval = steps(network(options.arch), images, labels)
+    abri_train, abri_eval = steps(convert(network(options.arch)), images, labels)
+    two_train, two_eval = steps(with_two_branches(network(options.arch)), images, labels)
 
     def ratio(other: Step, plain: Step) -> float:
         return round(paired_ratio(other, plain, options.pairs, options.warmup), 4)

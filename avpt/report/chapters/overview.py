@@ -9,12 +9,12 @@ import numpy as np
 from avpt.errors import AvptError
 from avpt.report.chapters.clips import count_clips, show_examples
 from avpt.report.chapters.results import Scores, collect_scores, read_answers
-from avpt.report.differences import format_count
 from avpt.report.drawing import percent
 from avpt.report.experiment import Experiment, explain_error
 from avpt.report.page.blocks import Bar, Bars, Block, Card, Strip, Text
 from avpt.runs.lineage import Node
 from avpt.store.store import Store
+from avpt.text import format_count
 from avpt.training.metrics import WORDS
 
 CLIPS = 3  # that are shown
