@@ -28,30 +28,41 @@ from PIL import Image
 from scipy.stats import binomtest, ttest_1samp
 
 from avpt.figures.bars import draw_bars
+from avpt.figures.pictures import colour_spectrogram
 from avpt.files import artifacts
 from avpt.files.artifacts import Header
 from avpt.files.outputs import sha256
 from avpt.loading.transforms import clip_seed
 from avpt.options import FuseConfig, InitConfig
-from avpt.report.chapters import initialisation
+from avpt.report.chapters import initialisation, learning, overview
+from avpt.report.chapters.results import Scores
 from avpt.report.chapters.verdicts import three_questions
-from avpt.report.differences import compare
+from avpt.report.chapters.verdicts.starved_modality import Evidence, explain_shares, weigh
+from avpt.report.differences import CHANCE, compare, compare_seeds, describe_outcome
+from avpt.report.drawing import colour_input, pick_telling
 from avpt.report.experiment import gather
 from avpt.report.page.blocks import (
+    Bar,
+    Bars,
     Block,
     Card,
     Cards,
     Command,
+    Facts,
+    Figure,
+    Fold,
     Graph,
     Grid,
     Heading,
     Page,
     Section,
+    Strip,
     Text,
     Verdict,
     Vertex,
 )
-from avpt.report.page.html import render
+from avpt.report.page.html import BROAD, render
+from avpt.report.script import Step, write_script
 from avpt.report.shell_commands import break_lines, command_of
 from avpt.report.shell_commands import write_option as words_of
 from avpt.runs.lineage import Node
@@ -156,6 +167,85 @@ def test_the_page_is_whole_and_small_and_has_every_part(page: Path) -> None:
     assert len(parsed.all("article")) == 3
 
 
+def test_the_first_screen_says_what_was_found(page: Path, experiment: Experiment, joint: Path) -> None:
+    """What the data is, three clips, bars with numbers, and the verdicts; all else comes later or is folded."""
+    text = page.read_text(encoding="utf-8")
+    first = text[text.index('<section id="found"') : text.index("<nav")]
+    words = " ".join(re.sub("<[^>]*>", " ", first).split())
+    assert words.startswith("What was found 36 clips of 3 classes (0, 1, 2), one label each: ")
+    assert first.count('<li class="card">') == 3
+    assert first.index("<img") < first.index('<ul class="bars">') < first.index("<article")
+    assert re.findall(r'<li class="bar (\w+)">', first) == ["audio", "visual", "joint", "joint", "chance"]
+    shown = [experiment.audio, experiment.visual, joint, experiment.fused]
+    scores = [json.loads((run / "summary.json").read_text(encoding="utf-8"))["test"]["accuracy"] for run in shown]
+    assert re.findall(r"<strong>([\d.]+ %)</strong>", first)[:4] == [f"{100 * score:.1f} %" for score in scores]
+    assert re.findall(r'"fill" style="width: ([\d.]+)%"', first)[:4] == [f"{100 * score:.2f}" for score in scores]
+    assert "both together, nothing masked" in words
+    assert "always the most frequent class 33.3 %" in words
+    assert first.count("<details>") + first.count('<details class="fold">') == first.count("<details") >= 3
+    assert "<details open" not in text
+    sections = re.findall(r'<section id="([\w-]+)"', text)
+    assert sections[:2] == ["found", "results"]
+    assert sections[-1] == "provenance"
+
+
+def test_bars_show_the_spread_over_seeds(experiment: Experiment) -> None:
+    found = gather([experiment.audio], [experiment.folder])
+    (node,) = found.stage1("audio")
+    bar = overview.draw_score(found, Scores("audio", [node, node], "test", "accuracy", [0.5, 0.75]))
+    assert (bar.number, bar.note, bar.spread) == ("62.5 % ± 17.7", "2 seeds: 50.0 to 75.0", (0.5, 0.75))
+    made = render(Page("x", [], [], [], {}, [Bars("title", [bar])]), "#1b1b1d")
+    assert 'class="spread" style="left: 50.00%; width: 25.00%"' in made
+    bar = overview.draw_score(found, Scores("audio", [node], "test", "accuracy", [0.5]))
+    assert (bar.number, bar.note, bar.spread) == ("50.0 %", "1 seed", None)
+
+
+def test_the_frame_of_a_clip_is_a_telling_one() -> None:
+    black, grey = torch.zeros(3, 4, 4, dtype=torch.uint8), torch.full((3, 4, 4), 128, dtype=torch.uint8)
+    half, full = black.clone(), black.clone()
+    half[:, :2], full[:, :2] = 100, 200
+    assert pick_telling([black, grey, half, full, full.clone()]) is full
+    assert pick_telling([black, grey]) is black
+
+
+def test_padding_of_a_network_input_looks_like_silence() -> None:
+    fbank = np.random.default_rng(0).normal(size=(8, 4))
+    fbank[6:] = 0.7
+    coloured = colour_input(fbank)
+    assert coloured.shape == (4, 8, 3)
+    assert not coloured[:, 6:].any()
+    assert (coloured[:, :6] == colour_spectrogram(fbank, 6)).all()
+    assert colour_input(np.ones((3, 4))).shape == (4, 3, 3)
+
+
+def test_figures_that_are_compared_share_an_axis() -> None:
+    low, high = (learning.draw_curve({"a": [values]}, "val loss") for values in ([0.5, 0.1], [700.0, 2.0]))
+    flat = learning.draw_curve({"a": [[0.2, 0.9]]}, "accuracy")
+    assert low is not None
+    assert high is not None
+    assert flat is not None
+    alone = flat.figure.axes[0].get_ylim()
+    learning.share_axes([low, high, flat])
+    assert low.figure.axes[0].get_ylim() == high.figure.axes[0].get_ylim()
+    assert low.figure.axes[0].get_yscale() == high.figure.axes[0].get_yscale() == "log"
+    assert flat.figure.axes[0].get_ylim() == alone
+    learning.share_axis([])
+
+
+def test_of_alphas_that_did_not_move_nothing_is_said(experiment: Experiment) -> None:
+    found = gather([experiment.audio], [experiment.folder])
+    start = replace(initialisation.find_starts(found)[0], loaded=None, trained={})
+    initial = float(start.node.option("alpha"))
+    still = {"bn1": [initial, initial + 0.009], "bn2": [initial]}
+    assert not initialisation.show_start(found, replace(start, alphas={"run": still}))
+    moved = still | {"bn2": [initial - 0.02]}
+    _, figure = initialisation.show_start(found, replace(start, alphas={"run": still, "other": moved}))
+    assert isinstance(figure, Figure)
+    assert "in the 1 of 2 layers where one moved by 0.01" in figure.caption
+    assert b"bn2" in figure.svg
+    assert b"bn1" not in figure.svg
+
+
 def test_numbers_are_those_of_the_runs(page: Path, experiment: Experiment, joint: Path) -> None:
     words = " ".join(Parsed(page.read_text(encoding="utf-8")).words.split())
     for run in (experiment.fused, joint, experiment.audio, experiment.visual):
@@ -236,11 +326,23 @@ def in_a_shell(command: str) -> list[str]:
     return result.stdout.decode().split("\0")[:-1]
 
 
+def ran(script: str) -> list[list[str]]:
+    """The words of each command that a script runs, in the order in which it does."""
+    spy = """avpt() { printf '%s\\0' avpt "$@"; printf '\\n\\0'; }"""
+    result = subprocess.run(["/bin/sh", "-eu", "-c", f"{spy}\n{script}"], capture_output=True, check=True)
+    lines: list[list[str]] = [[]]
+    for word in result.stdout.decode().split("\0")[:-1]:
+        if word == "\n":
+            lines.append([])
+        else:
+            lines[-1].append(word)
+    return lines[:-1]
+
+
 def commands(page: Path) -> dict[str, list[str]]:
     """The words of every command that a page tells, by what it makes."""
-    blocks = re.findall(r"<pre[^>]*><code>(.*?)</code></pre>", page.read_text(encoding="utf-8"), re.DOTALL)
-    lines = [in_a_shell(html.unescape(block)) for block in blocks]
-    return {line[line.index("--out") + 1]: line for line in lines}
+    (script,) = re.findall(r"<pre[^>]*><code>(.*?)</code></pre>", page.read_text(encoding="utf-8"), re.DOTALL)
+    return {line[line.index("--out") + 1]: line for line in ran(html.unescape(script))}
 
 
 def test_commands_of_the_page_make_the_same_bytes(
@@ -294,6 +396,49 @@ def test_a_broken_command_is_the_same_command(words: list[str]) -> None:
     assert in_a_shell(break_lines(words)) == words
 
 
+def test_commands_that_differ_in_the_seed_alone_stand_in_one_loop() -> None:
+    seeds = (0, 1, 12)
+    trained = [["avpt", "train", "st 1", *named(seed), "--out", f"runs/{seed}/a{seed}b"] for seed in seeds]
+    scored = [["avpt", "score", f"a $ {seed}", "--out", f"{seed}.c"] for seed in seeds]
+    steps = [Step([["avpt", "store", "--out", "it's"]]), Step(trained, seeds), Step(scored, seeds)]
+    script = write_script(steps)
+    assert script.splitlines()[:2] == ["avpt store --out 'it'\"'\"'s'", "for seed in 0 1 12; do"]
+    assert '"a \\$ $seed"' in script
+    assert "runs/$seed/a${seed}b" in script
+    assert script.count("for seed") == script.count("done") == 1
+    first = [*trained[0][:3], "--seed", "0", *trained[0][3:]]  # the default, which is named for the others' sake
+    expected = [steps[0].commands[0]]
+    for words in zip([first, *trained[1:]], scored, strict=True):
+        expected += words
+    assert ran(script) == expected
+
+
+def named(seed: int) -> list[str]:
+    """As a seed is written on the command line, where 0 is the default."""
+    return ["--seed", str(seed)] if seed else []
+
+
+@pytest.mark.parametrize(
+    "commands",
+    [
+        [["avpt", "a", "--lr", "0.1"], ["avpt", "a", "--lr", "0.3"]],
+        [["avpt", "a", "--out", "0/1"], ["avpt", "a", "--out", "1/2"]],
+        [["avpt", "a"], ["avpt", "a", "--flip"]],
+        [["avpt", "a", "run-00"], ["avpt", "a", "run-1"]],
+    ],
+)
+def test_commands_that_differ_otherwise_stand_for_themselves(commands: list[list[str]]) -> None:
+    script = write_script([Step(commands, (0, 1))])
+    assert "for seed" not in script
+    assert ran(script) == commands
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\x00\r"), min_size=1), min_size=1))
+def test_a_loop_runs_the_same_commands(words: list[str]) -> None:
+    commands = [["avpt", *(f"{word}{seed}{word}" for word in words)] for seed in (3, 40)]
+    assert ran(write_script([Step(commands, (3, 40))])) == commands
+
+
 # --- untrusted words ---------------------------------------------------------------------------------------------
 
 EVIL = "<script>alert(1)</script>\"'&{{ 7 * 7 }}$x$`y`"
@@ -309,6 +454,8 @@ def test_words_from_outside_come_out_as_text(text: str) -> None:
         Grid(table),
         Cards(word, [Card(word, (), [word])]),
         Command(word, word, [(word, word)]),
+        Bars(word, [Bar("audio", word, word, 0.5, word, word)]),
+        Fold(word, [Facts(word, [(word, word)]), Strip([Card(word, ())])]),
         Graph([Vertex(0, 0, word, "store"), Vertex(1, 0, word, "fused")], [(0, 1)], word),
     ]
     page = Page(
@@ -505,6 +652,7 @@ def test_seeds_that_disagree_show_no_difference() -> None:
     assert difference.p < 0.001
     assert not difference.clips_tell()
     assert not difference.counts()
+    assert describe_outcome(difference).endswith("these trained models differ, but not all in one direction")
     assert compare([], [], []) is None
     assert compare([{"a": True}], [{"b": True}], [0]) is None
 
@@ -640,6 +788,34 @@ def test_starving_is_told_by_probes_of_three_seeds(
     assert "McNemar over clips p = 0.070" in " ".join(verdict.details)
 
 
+def test_a_verdict_says_why_shares_that_fell_do_not_decide() -> None:
+    """A share that is clearly worse must not seem to disagree with an answer that goes by linear probes."""
+    right, wrong = ({str(clip): answer for clip in range(30)} for answer in (True, False))
+    some = right | {"0": False}
+    fall = compare([right, right, some], [wrong, wrong, wrong], [0, 1, 2])
+    assert fall is not None
+    level = compare_seeds({0: 0.0, 1: 0.0}, {0: 0.01, 1: 0.0})
+    shares = [Evidence("joint", modality, fall.seeds, probed=False, share=fall) for modality in MODALITIES]
+    said = explain_shares(shares, CHANCE)
+    assert said.endswith("whether an encoder got worse is for linear probes (`avpt probe`).")
+    probes = [replace(one, spread=level, probed=True) for one in shares]
+    said = explain_shares(probes, CHANCE)
+    assert "Shares of the joint answer fell (audio −98.9 points; visual −98.9 points), but a share is not" in said
+    assert not explain_shares([replace(one, share=None) for one in probes], CHANCE)
+    assert weigh(probes, CHANCE)[0] == "unclear"
+
+
+def test_a_gain_that_is_the_same_in_all_seeds_is_no_lack_of_one(
+    experiment: Experiment, joint: Path, tmp_path: Path
+) -> None:
+    runs = [seeded(joint, tmp_path / f"none-{seed}" / "none", seed, 9) for seed in range(3)]
+    runs += [seeded(experiment.fused, tmp_path / f"by-{seed}" / "by", seed, 0) for seed in range(3)]
+    verdict = judge(runs, tmp_path, experiment.folder)[2]
+    assert verdict.headline == (
+        "Not to be judged: `by` +100.0 points in all 3 seeds alike, so that no test over seeds is possible."
+    )
+
+
 def test_every_group_is_asked_and_unfinished_ones_do_not_hide_others(
     experiment: Experiment, joint: Path, tmp_path: Path
 ) -> None:
@@ -711,6 +887,7 @@ def test_masked_inputs_are_the_very_ones_of_the_run(page: Path, experiment: Expe
             rf"((?:<figure>(?:(?!</li>).)*?</figure>\s*)+)</div>\s*<p class=\"name\">{clip}</p>", text, re.DOTALL
         )
         for modality, word, rows, columns in (("audio", "spectrogram", 8, 8), ("visual", "frames", 8, 8)):
+            colour = (0x00, 0x72, 0xB2) if modality == "audio" else (0xD5, 0x5E, 0x00)  # as in the bars and the scatter
             uri = re.search(rf'src="data:image/png;base64,([^"]*)" alt="{word} masked', found[1]) if found else None
             if uri is None:
                 continue
@@ -724,8 +901,8 @@ def test_masked_inputs_are_the_very_ones_of_the_run(page: Path, experiment: Expe
             height, width = pixels.shape[0] // rows, pixels.shape[1] // columns
             for patch in range(64):
                 top, left = patch // columns * height, patch % columns * width
-                magenta = (pixels[top : top + height, left : left + width] == (255, 0, 255)).all()
-                assert magenta == (patch in chosen)
+                hidden = (pixels[top : top + height, left : left + width] == colour).all()
+                assert hidden == (patch in chosen)
             shown += count > 0
     assert shown >= 2
 
@@ -796,6 +973,41 @@ def test_the_page_does_not_scroll_sideways(page: Path, browser: list[str], tmp_p
     assert int(measured[1]) == width
     assert int(measured[2]) <= width
     assert int(measured[3]) <= width or width < 768  # the whole graph is seen, on phones by scrolling it
+
+
+def measure(page: Path, browser: list[str], tmp_path: Path, script: str, width: int) -> str:
+    """What a script says of the page, shown in a frame of this width; `d` is its document, `w` its window."""
+    text = re.sub(r"<meta http-equiv[^>]*>", "", page.read_text(encoding="utf-8"))
+    frame = f'<iframe id="f" style="border:0;width:{width}px;height:900px" srcdoc="{html.escape(text)}"></iframe>'
+    script = f"onload = () => {{ const w = f.contentWindow, d = w.document; document.title = 'said ' + ({script}) }}"
+    (tmp_path / "frame.html").write_text(f"<!DOCTYPE html><body>{frame}<script>{script}</script>", encoding="utf-8")
+    result = browse(browser, "--window-size=1300,1000", "--dump-dom", (tmp_path / "frame.html").as_uri())
+    said = re.search(r"<title>said (.*?)</title>", result.stdout)
+    assert said is not None
+    return said[1]
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_all_text_is_at_least_ten_pixels_high(page: Path, browser: list[str], tmp_path: Path, width: int) -> None:
+    """Above all the text of drawings, which are scaled with the screen."""
+    script = """[...d.querySelectorAll('svg')].flatMap(s => [...s.querySelectorAll('text')].map(t =>
+        parseFloat(w.getComputedStyle(t).fontSize) * s.getBoundingClientRect().width / s.viewBox.baseVal.width))
+        .concat([...d.querySelectorAll('p, span, code, small, td, th, dd, figcaption')]
+        .map(e => parseFloat(w.getComputedStyle(e).fontSize))).map(x => x.toFixed(2)).join(' ')"""
+    sizes = [float(size) for size in measure(page, browser, tmp_path, script, width).split()]
+    assert len(sizes) > 300
+    assert min(sizes) >= 10
+
+
+def test_a_phone_shows_that_a_table_scrolls(page: Path, browser: list[str], tmp_path: Path) -> None:
+    script = """[...d.querySelectorAll('.scroll:has(table)')].filter(e => e.scrollWidth > e.clientWidth)
+        .map(e => e.querySelectorAll('thead th').length + ' '
+        + w.getComputedStyle(e.querySelector('caption'), '::before').content.includes('scroll') + ' '
+        + w.getComputedStyle(e).backgroundImage.includes('gradient')).join('; ')"""
+    tables = [one.split() for one in measure(page, browser, tmp_path, script, 390).split("; ")]
+    assert len(tables) >= 3
+    assert all((hint == "true") == (int(columns) >= BROAD) for columns, hint, _ in tables)
+    assert all(shaded == "true" for _, _, shaded in tables)
 
 
 def test_dark_is_dark_and_light_is_light(page: Path, browser: list[str], tmp_path: Path) -> None:

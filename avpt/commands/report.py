@@ -77,9 +77,9 @@ def find_summary(config: ReportConfig, provenance: dict[str, Any]) -> dict[str, 
 
 
 def write(config: ReportConfig, experiment: Experiment, record: dict[str, Any]) -> dict[str, Any]:
-    """Write the page, section by section."""
+    """Write the page: what was found, then section by section how."""
     from avpt.figures.style import INK
-    from avpt.report.chapters import clips, dominance, initialisation, learning, provenance, results
+    from avpt.report.chapters import clips, dominance, initialisation, learning, overview, provenance, results
     from avpt.report.chapters.verdicts import three_questions
     from avpt.report.differences import CAVEAT
     from avpt.report.page.blocks import Page
@@ -89,16 +89,17 @@ def write(config: ReportConfig, experiment: Experiment, record: dict[str, Any]) 
     folder = config.out.absolute().parent
     answers = three_questions.answer_questions(experiment, starts, folder)
     sections = [
+        results.section(experiment),
         clips.section(experiment, config.clips),
         initialisation.section(experiment, starts),
         learning.stage1(experiment),
         dominance.section(experiment, config.clips),
         learning.stage2(experiment, config.clips),
-        results.section(experiment),
         provenance.section(experiment, folder),
     ]
     summary = summarise(experiment, answers)
-    page = Page(record["config"]["title"], (*LEAD, CAVEAT), answers, sections, record | {"summary": summary})
+    first = overview.summarise(experiment, config.clips)
+    page = Page(record["config"]["title"], (*LEAD, CAVEAT), answers, sections, record | {"summary": summary}, first)
     write_text(config.out, render(page, INK))
     return {"report": str(config.out)} | summary
 

@@ -15,6 +15,7 @@ MOST_NAMES, MOST_NUMBERS = 50, 12  # classes up to which names are shown, and co
 LARGE, SMALL, MANY = 7, 6, 15  # font sizes in points, the smaller one from MANY classes on
 LONGEST = 20  # characters of a name
 LINE = 1.25  # the least height of a row, in font sizes
+DIGIT = 0.64  # the width of a digit, in font sizes
 
 
 def draw_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], width: float = ONE_COLUMN) -> Figure:
@@ -30,7 +31,8 @@ def draw_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], widt
     names = [escape_maths(shortened(name, LONGEST)) for name in classes] if len(classes) <= MOST_NAMES else []
     size = LARGE if len(names) < MANY else SMALL
     beside = 0.6 * max(map(len, names), default=0) * size / 72  # rough width of the longest name, inches
-    side = max(width * 0.6, len(names) * LINE * size / 72)
+    digits = len(f"{table.max(initial=0):.0f}") + 0.5 if len(classes) <= MOST_NUMBERS else 0
+    side = max(width * 0.6, len(names) * LINE * size / 72, len(classes) * digits * DIGIT * LARGE / 72)
     turned = max(map(len, names), default=0) > 2
     with apply_style():
         figure = Figure(figsize=(side + beside + 1.1, side + 0.5 + (beside if turned else 0.1)))
@@ -43,7 +45,7 @@ def draw_confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], widt
             for row, column in zip(*np.nonzero(table), strict=True):
                 colour = "#ffffff" if shares[row, column] < 0.5 else "#111111"
                 count = f"{table[row, column]:.0f}"
-                axes.text(column, row, count, ha="center", va="center", fontsize=6, color=colour)
+                axes.text(column, row, count, ha="center", va="center", fontsize=LARGE, color=colour)
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
         figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")

@@ -24,6 +24,7 @@ def draw_confidence(
     *,
     threshold: float | None,
     marked: Sequence[int] = (),
+    most: float | None = None,
     width: float = ONE_COLUMN * 1.25,
 ) -> Figure:
     """Draw a scatter plot with one point per clip.
@@ -34,10 +35,11 @@ def draw_confidence(
         ratio: mask ratio, (clips,): of the audio where positive, of the frames (negated) where negative.
         threshold: tau, drawn as two lines; None for no lines.
         marked: positions of clips to be ringed.
+        most: the ratio at both ends of the colour scale, to compare figures by; None for the highest ratio here.
         width: inches.
     """
     x, y, colour = (np.asarray(values, dtype=float) for values in (visual, audio, ratio))
-    most = max(float(np.abs(colour).max(initial=0)), 1e-3)
+    most = max(float(np.abs(colour).max(initial=0)) if most is None else most, 1e-3)
     with apply_style():
         figure = Figure(figsize=(width, width * 0.86))
         axes = figure.add_subplot()

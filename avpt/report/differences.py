@@ -146,7 +146,22 @@ def describe_outcome(difference: Difference, chance: float = CHANCE) -> str:
         return f"{models} {differ} on these clips; one or two seeds say nothing of the recipe"
     if difference.counts(chance):
         return "a gain" if difference.mean > 0 else "a loss"
-    return "no difference that this data could show"
+    nothing = "no difference that this data could show"
+    if difference.clips_tell(chance) and difference.seeds.p is not None:
+        return f"{nothing}: these trained models differ, but by so unlike amounts that others need not"
+    if difference.p < chance and not difference.clips_tell(chance):
+        return f"{nothing}: these trained models differ, but not all in one direction"
+    return nothing
+
+
+def summarise_difference(difference: Difference) -> str:
+    """Summarise a difference by its mean, and what is known of it beyond these seeds: +1.0 points (95 % ...)."""
+    mean, spread = points(difference.mean), difference.seeds
+    if not spread.enough:
+        return mean
+    if spread.p is None or spread.interval is None:
+        return f"{mean} in all {len(spread.each)} seeds alike, so that no test over seeds is possible"
+    return f"{mean} (95 % interval {format_range(*spread.interval)})"
 
 
 def format_p(p: float) -> str:

@@ -73,6 +73,11 @@ def option_name(config_type: type[Config], name: str) -> str:
 
 def break_lines(words: list[str]) -> str:
     """Break a command into lines that a shell joins again; an option stays with its value."""
+    return join_lines(list(map(shlex.quote, words)))
+
+
+def join_lines(words: list[str], indent: str = "") -> str:
+    """Join words that are quoted already to a command of several lines, each indented."""
     lines: list[str] = []
     groups: list[list[str]] = []
     for word in words:
@@ -81,11 +86,11 @@ def break_lines(words: list[str]) -> str:
         else:
             groups[-1].append(word)
     for group in groups:
-        text = shlex.join(group)
+        text = " ".join(group)
         if lines and len(lines[-1]) + 1 + len(text) <= LINE:
             lines[-1] += f" {text}"
         else:
-            lines.append(text if not lines else f"  {text}")
+            lines.append(f"{indent}{text}" if not lines else f"{indent}  {text}")
     return " \\\n".join(lines)
 
 

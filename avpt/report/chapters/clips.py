@@ -15,7 +15,7 @@ from avpt.report.drawing import make_figure, name_label, percent, show_stored_cl
 from avpt.report.experiment import Experiment, explain_error, list_missing
 from avpt.report.page.blocks import Block, Card, Cards, Grid, Heading, Section, Text
 from avpt.store.store import SplitIndex, Store
-from avpt.types import SPLITS, Split, Table
+from avpt.types import Split, Table
 
 MOST_CLASSES = 40  # that are shown in a table
 
@@ -41,11 +41,9 @@ def describe_store(store: Store, clips: int) -> list[Block]:
     """Describe one store."""
     indices = store.indices
     total = sum(map(len, indices.values()))
-    split_words = ", ".join(f"{len(index)} to {explain_split(split)}" for split, index in indices.items() if len(index))
-    labels = "several labels each" if store.multi_label else "one label each"
     blocks: list[Block] = [
         Text(
-            f"{total} clips of {len(store.classes)} classes, {labels}: {split_words}. "
+            f"{count_clips(store)} "
             f"Sound is kept as log-mel spectrograms of {store.settings['mel_bins']} bins and up to "
             f"{store.settings['spectrogram_frames']} frames of 10 ms, pictures as up to "
             f"{store.settings['max_frames']} frames a clip, short side {store.settings['frame_size']} pixels."
@@ -54,15 +52,33 @@ def describe_store(store: Store, clips: int) -> list[Block]:
     ]
     counts = {split: count_per_class(index, len(store.classes)) for split, index in indices.items() if len(index)}
     blocks.append(show_classes(store, counts))
-    split = next((split for split in SPLITS if split in counts), None)
-    if clips and split is not None:
-        index = indices[split]
-        cards = []
-        for position in pick_examples(index, clips):
-            label = name_label(store, index, position)
-            cards.append(Card(f"class {label}", show_stored_clip(store, index, position, label), [index.ids[position]]))
+    cards, split = show_examples(store, clips)
+    if cards:
         blocks.append(Cards(f"The first clips of {len(cards)} classes, as stored ({split})", cards))
     return blocks
+
+
+def count_clips(store: Store, named: str = "") -> str:
+    """Say in a sentence how many clips there are, of how many classes, some of them named, and what they are for."""
+    split_words = ", ".join(
+        f"{len(index)} to {explain_split(split)}" for split, index in store.indices.items() if len(index)
+    )
+    labels = "several labels each" if store.multi_label else "one label each"
+    total = sum(map(len, store.indices.values()))
+    classes = f"{len(store.classes)} classes{f' ({named})' if named else ''}"
+    return f"{total} clips of {classes}, {labels}: {split_words}."
+
+
+def show_examples(store: Store, clips: int) -> tuple[list[Card], str]:
+    """Show the first clip of each of the first classes of one split, and name that split."""
+    split = next((split for split, index in store.indices.items() if len(index)), None)
+    if not clips or split is None:
+        return [], ""
+    index, cards = store.indices[split], []
+    for position in pick_examples(index, clips):
+        label = name_label(store, index, position)
+        cards.append(Card(f"class {label}", show_stored_clip(store, index, position, label), [index.ids[position]]))
+    return cards, split
 
 
 def explain_split(split: str) -> str:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from avpt.confidence.formulas import mask_ratios
-from avpt.errors import AvptError
+from avpt.errors import AvptError, listed
 from avpt.figures.dominance import draw_confidence
+from avpt.figures.style import ONE_COLUMN
 from avpt.files import artifacts
 from avpt.options import MaskConfig
 from avpt.report.drawing import make_figure, name_label, percent, show_stored_clip
 from avpt.report.experiment import Experiment, explain_error, list_missing
-from avpt.report.page.blocks import Block, Card, Cards, Grid, Heading, Section, Text
+from avpt.report.page.blocks import Block, Card, Cards, Fold, Grid, Heading, Section, Text
 from avpt.runs.lineage import Node
 from avpt.store.store import SplitIndex, Store
 from avpt.types import MODALITIES, Modality, Table
@@ -44,12 +46,25 @@ def section(experiment: Experiment, clips: int) -> Section:
         )
     ]
     nodes = experiment.of_kind("confidence")
+    found: dict[Path, Confidence] = {}
     for node in nodes:
-        blocks.append(Heading(f"Confidence of {experiment.name(node)}"))
         try:
-            blocks += show_artifact(experiment, node, clips if node is nodes[0] else 0)  # they look alike in every seed
+            found[node.path] = read_with_ratios(experiment, node)
         except (AvptError, OSError, KeyError, ValueError) as error:
             blocks.append(Text(explain_error(error), missing=True))
+    ratios = [ratio for data in found.values() for ratio in data.ratio.values()]
+    most = max((float(ratio.max()) for ratio in ratios if len(ratio)), default=0.0)
+    others: list[Block] = []
+    for number, node in enumerate(node for node in nodes if node.path in found):
+        title, first = Heading(f"Confidence of {experiment.name(node)}"), number == 0
+        try:  # they look alike in every seed
+            shown = show_artifact(experiment, found[node.path], most, clips if first else 0)
+        except (AvptError, OSError, KeyError, ValueError) as error:
+            shown = [Text(explain_error(error), missing=True)]
+        (blocks if first else others).extend([title, *shown])
+    if others:
+        rest = [experiment.name(node) for node in nodes if node.path in found][1:]
+        blocks.append(Fold(f"The same of {listed(rest)}", others))
     blocks += tabulate_masks(experiment)
     lost = list_missing(experiment, "confidence")
     blocks += lost
@@ -58,9 +73,8 @@ def section(experiment: Experiment, clips: int) -> Section:
     return Section("confidence", "Confidence", blocks)
 
 
-def show_artifact(experiment: Experiment, node: Node, clips: int) -> list[Block]:
-    """Show one confidence artifact: its scatter and its most extreme clips."""
-    data = read_with_ratios(experiment, node)
+def show_artifact(experiment: Experiment, data: Confidence, most: float, clips: int) -> list[Block]:
+    """Show one confidence artifact: its scatter, coloured up to the ratio `most`, and its most extreme clips."""
     audio, visual = (data.mean[modality].double().numpy() for modality in MODALITIES)
     signed = (data.ratio["audio"] - data.ratio["visual"]).double().numpy()
     difference = audio - visual
@@ -75,8 +89,9 @@ def show_artifact(experiment: Experiment, node: Node, clips: int) -> list[Block]
         f"is the surer one in {percent((difference > 0).mean())}; correlation {correlation:.2f}; of "
         f"{int((signed > 0).sum())} clips the sound is masked and of {int((signed < 0).sum())} the pictures"
     )
+    marked = [i for end in ends.values() for i in end]
     figure = draw_confidence(
-        audio, visual, signed, threshold=data.threshold, marked=[i for end in ends.values() for i in end]
+        *(audio, visual, signed), threshold=data.threshold, marked=marked, most=most, width=ONE_COLUMN
     )
     caption = (
         f"{seen}. Each point is a training clip, coloured by its mask ratio ({data.of}); dotted lines are the "

@@ -25,6 +25,7 @@ from avpt.types import Table
 
 log = logging.getLogger(__name__)
 
+MOVED = 0.01  # a layer of which no alpha moved by as much is not shown
 BN = {
     "keep": "kept as it was",
     "reset": "reset everywhere",
@@ -189,17 +190,23 @@ def show_start(experiment: Experiment, start: Start) -> list[Block]:
         alt = describe(loaded, "as loaded")
         alt += f"; {describe(after, 'after fine-tuning')}" if after else ""
         blocks += [Heading(f"Abnormal channels of {name}"), make_figure(figure, alt, f"Layer by layer: {alt}.")]
-    if start.alphas:
-        layers = list(next(iter(start.alphas.values())))
+    initial = float(start.node.option("alpha")) if start.alphas else 0.0
+    layers = [
+        layer
+        for layer in next(iter(start.alphas.values()), {})
+        if any(abs(value - initial) >= MOVED for alpha in start.alphas.values() for value in alpha[layer])
+    ]
+    if layers:  # of alphas that stayed where they were there is nothing to say
         learnt = {run: [alpha[layer] for layer in layers] for run, alpha in start.alphas.items()}
-        initial = float(start.node.option("alpha"))
         every = [value for several in learnt.values() for layer in several for value in layer]
         mean = sum(every) / len(every)
         moved = max(every, key=lambda value: abs(value - initial))
+        total = len(next(iter(start.alphas.values())))
+        which = "" if len(layers) == total else f", in the {len(layers)} of {total} layers where one moved by {MOVED:g}"
         alt = f"mean {mean:.3f}, from {min(every):.3f} to {max(every):.3f}; they started at {initial:g}"
         caption = (
             f"What ABRi learnt from {name}: alpha is the share of the pre-trained BatchNorm in each layer's output, "
-            f"by channel ({alt}; the one that moved most is at {moved:.3f}). Points are means of a layer, "
+            f"by channel{which} ({alt}; the one that moved most is at {moved:.3f}). Points are means of a layer, "
             "lines run from its lowest to its highest."
         )
         figure = draw_ranges(layers, learnt, label="alpha", start=initial)

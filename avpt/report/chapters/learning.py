@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,9 +19,9 @@ from avpt.loading.masking import most_masked, plan_masking
 from avpt.models.checkpoint import read_input
 from avpt.options import FuseConfig, restore_config
 from avpt.report.chapters.dominance import read_ratios
-from avpt.report.drawing import make_figure, percent, show_inputs
+from avpt.report.drawing import make_figure, percent, show_input
 from avpt.report.experiment import Experiment, explain_error, explain_missing, list_missing, mean_of
-from avpt.report.page.blocks import Block, Card, Cards, Figure, Figures, Grid, Heading, Section, Text
+from avpt.report.page.blocks import Block, Card, Cards, Figures, Grid, Heading, Section, Text
 from avpt.runs import training_run
 from avpt.runs.lineage import Node
 from avpt.store.splits import training_splits
@@ -28,9 +29,23 @@ from avpt.store.store import Store
 from avpt.training.metrics import WORDS, key_name_of
 from avpt.types import MODALITIES, Table
 
+if TYPE_CHECKING:
+    from matplotlib import figure as matplotlib_figure
+
 Row = Mapping[str, Any]
 WIDELY = 100  # ratio of highest to lowest loss above which the axis is logarithmic
 COLOURS = CYCLE[2:] + CYCLE[:2]  # blue and orange come last: elsewhere they mean audio and visual
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A figure of values over epochs, before it is rendered: its axis may still be made that of another."""
+
+    figure: matplotlib_figure.Figure
+    values: list[float]
+    loss: bool  # which may have a logarithmic axis
+    alt: str
+    caption: str
 
 
 def stage1(experiment: Experiment) -> Section:
@@ -38,14 +53,16 @@ def stage1(experiment: Experiment) -> Section:
     blocks: list[Block] = [
         Text("First each encoder is trained alone, on its own modality, to tell the classes apart by itself.")
     ]
+    drawn: list[tuple[str, list[Curves]]] = []
     for modality in MODALITIES:
         nodes = experiment.stage1(modality)
-        if not nodes:
-            continue
-        blocks.append(Heading(f"{modality.capitalize()} alone"))
-        groups = group_epochs(experiment, nodes)
-        key, word = find_key_metric(experiment, nodes)
-        blocks.append(draw_metrics(experiment, groups, key, word))
+        if nodes:
+            key, word = find_key_metric(experiment, nodes)
+            curves = draw_metrics(experiment, group_epochs(experiment, nodes), key, word)
+            drawn.append((f"{modality.capitalize()} alone", curves))
+    share_axes([one for _, curves in drawn for one in curves])
+    for title, curves in drawn:
+        blocks += [Heading(title), show_curves(curves)]
     lost = list_missing(experiment, *MODALITIES)
     blocks += lost
     nodes = experiment.of_kind("classifier")
@@ -71,16 +88,18 @@ def stage2(experiment: Experiment, clips: int) -> Section:
         return Section("stage-2", "Stage 2: both together", blocks)
     groups = group_epochs(experiment, nodes)
     key, word = find_key_metric(experiment, nodes)
-    blocks += [Heading("The joint model"), draw_metrics(experiment, groups, key, word)]
+    together = draw_metrics(experiment, groups, key, word)
+    share_axes(together)
+    blocks += [Heading("The joint model"), show_curves(together)]
     shares = [
         draw_groups(experiment, groups, f"{m} share, val accuracy", make_picker("val", f"{m}_accuracy"))
         for m in MODALITIES
     ]
-    blocks += [Heading("What each modality contributes"), Figures([figure for figure in shares if figure])]
+    blocks += [Heading("What each modality contributes"), show_pair(shares)]
     blocks.append(Heading("The gradient that reaches each encoder"))
     norms = [draw_groups(experiment, groups, f"{m} gradient norm", make_picker("gradient_norm", m)) for m in MODALITIES]
     if any(norms):
-        blocks += [Figures([figure for figure in norms if figure]), tabulate_gradients(experiment, nodes)]
+        blocks += [show_pair(norms), tabulate_gradients(experiment, nodes)]
     else:
         blocks.append(
             Text("These runs did not record it: their encoders were frozen, or avpt was older.", missing=True)
@@ -107,10 +126,10 @@ def find_key_metric(experiment: Experiment, nodes: list[Node]) -> tuple[str, str
     return name, WORDS[name]
 
 
-def draw_metrics(experiment: Experiment, groups: dict[str, list[list[Row]]], key: str, word: str) -> Block:
+def draw_metrics(experiment: Experiment, groups: dict[str, list[list[Row]]], key: str, word: str) -> list[Curves]:
     """Draw loss and accuracy: for one group train and val in one figure, for several groups in a figure each."""
     kinds = (("loss", "loss"), ("accuracy", "accuracy"))  # metrics that are recorded for train as well
-    figures: list[Figure | None] = []
+    figures: list[Curves | None] = []
     if len(groups) == 1:
         (several,) = groups.values()
         for metric, name in kinds:
@@ -125,8 +144,45 @@ def draw_metrics(experiment: Experiment, groups: dict[str, list[list[Row]]], key
             figures.append(draw_groups(experiment, groups, f"{split} {name}", pick))
     if key != "accuracy":
         figures.append(draw_groups(experiment, groups, f"val {word}", make_picker("val", key)))
-    there = [figure for figure in figures if figure]
-    return Figures(there) if there else Text("No epoch is done yet.", missing=True)
+    return [figure for figure in figures if figure]
+
+
+def show_curves(curves: Sequence[Curves]) -> Block:
+    """Show curves whose axes are settled."""
+    if not curves:
+        return Text("No epoch is done yet.", missing=True)
+    return Figures([make_figure(one.figure, one.alt, one.caption) for one in curves])
+
+
+def show_pair(curves: Sequence[Curves | None]) -> Block:
+    """Show curves of the two modalities, where there are any, on one axis."""
+    there = [one for one in curves if one]
+    share_axis(there)
+    return show_curves(there)
+
+
+def share_axes(curves: Sequence[Curves]) -> None:
+    """Give all figures of a loss one axis, and all others, which show accuracies, another."""
+    for loss in (True, False):
+        share_axis([one for one in curves if one.loss == loss])
+
+
+def share_axis(curves: Sequence[Curves]) -> None:
+    """Give figures that a reader compares the same axis of values: the widest, logarithmic if one of them needs it."""
+    values = [value for one in curves for value in one.values]
+    if not values:
+        return
+    wide = all(one.loss for one in curves) and ranges_widely(values)
+    for one in curves:
+        axes = one.figure.axes[0]
+        if wide:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(lambda value, place: "")
+    limits = [one.figure.axes[0].get_ylim() for one in curves]
+    low, high = min(low for low, _ in limits), max(high for _, high in limits)
+    for one in curves:
+        one.figure.axes[0].set_ylim(low, high)
 
 
 def make_picker(part: str, name: str) -> Callable[[Row], float | None]:
@@ -136,7 +192,7 @@ def make_picker(part: str, name: str) -> Callable[[Row], float | None]:
 
 def draw_groups(
     experiment: Experiment, groups: dict[str, list[list[Row]]], label: str, pick: Callable[[Row], float | None]
-) -> Figure | None:
+) -> Curves | None:
     """Draw a value over epochs, all groups in one figure; None where no run has it."""
     return draw_curve(
         {name: [list_values(epochs, pick) for epochs in several] for name, several in groups.items()}, label
@@ -148,7 +204,7 @@ def list_values(epochs: list[Row], pick: Callable[[Row], float | None]) -> list[
     return [value for value in map(pick, epochs) if value is not None]
 
 
-def draw_curve(curves: Mapping[str, list[list[float]]], label: str) -> Figure | None:
+def draw_curve(curves: Mapping[str, list[list[float]]], label: str) -> Curves | None:
     """Draw curves, described in words by where they start and end; None where there are none."""
     there = {name: [run for run in several if run] for name, several in curves.items()}
     there = {escape_maths(name): several for name, several in there.items() if several}
@@ -159,17 +215,13 @@ def draw_curve(curves: Mapping[str, list[list[float]]], label: str) -> Figure | 
     ends = [
         f"{name} {mean([run[0] for run in s]):.3g} to {mean([run[-1] for run in s]):.3g}" for name, s in there.items()
     ]
-    if label.endswith("loss") and ranges_widely(
-        [value for several in there.values() for run in several for value in run]
-    ):
-        figure.axes[0].set_yscale("log")
-        figure.axes[0].yaxis.set_major_formatter("{x:g}")
-        figure.axes[0].yaxis.set_minor_formatter(lambda value, place: "")
     bands = (
         " Bands run from the lowest to the highest seed." if any(len(several) > 1 for several in there.values()) else ""
     )
-    return make_figure(
+    return Curves(
         figure,
+        [value for several in there.values() for run in several for value in run],
+        label.endswith("loss"),
         f"{label} from the first epoch to the last: {', '.join(ends)}",
         f"{label[0].upper()}{label[1:]}, by epoch.{bands}",
     )
@@ -258,13 +310,16 @@ def show_run_inputs(experiment: Experiment, node: Node, store: Store, clips: int
         for m, modality in enumerate(MODALITIES):
             ratio = float(there[modality][position])
             shares.append(f"{modality} {ratio:.2f}")
-            versions = [(plain_inputs[m], "not masked")]
+            whole, versions = plain_inputs[m][i], list[tuple[torch.Tensor | None, str]]()
             if masking.num_masked[modality][position]:
-                versions = [(plain_inputs[m], "as it is"), (masked[m], "masked")]
+                versions += [(None, "as it is"), (masked[m][i], "masked")]
+            else:
+                versions.append((None, "not masked"))
             what = "spectrogram" if modality == "audio" else "frames"
             pictures += [
-                show_inputs({modality: seen[i]}, spec, f"{what} {how}, ratio {ratio:.2f}", how)
-                for seen, how in versions
+                show_input(modality, whole, hidden, spec, f"{what} {how}, ratio {ratio:.2f}", how)
+                for hidden, how in versions
             ]
         cards.append(Card(index.ids[position], pictures, [f"mask ratio: {', '.join(shares)}"]))
-    return Cards(f"{experiment.name(node)}, epoch 1; what is masked is magenta", cards)
+    title = f"{experiment.name(node)}, epoch 1; what is masked is blue in the sound and orange in the pictures"
+    return Cards(title, cards)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from avpt.errors import AvptError
 from avpt.files import artifacts
 from avpt.report.experiment import Experiment, find_common_name
-from avpt.report.page.blocks import Block, Command, Graph, Heading, Section, Text, Vertex
-from avpt.report.shell_commands import COMMANDS, break_lines, command_of
+from avpt.report.page.blocks import Block, Command, Facts, Fold, Graph, Heading, Section, Text, Vertex
+from avpt.report.script import Step, write_script
+from avpt.report.shell_commands import COMMANDS, command_of
+from avpt.runs.groups import seed_of
 from avpt.runs.lineage import Node
 
 LATE = ("confidence", "fused", "probe", "evaluation")  # each in a column of its own
@@ -21,16 +24,68 @@ def section(experiment: Experiment, folder: Path) -> Section:
     blocks: list[Block] = [Heading("What was made from what"), draw_graph(experiment), Heading("Commands")]
     blocks.append(
         Text(
-            "Run in this order, in the folder of this page, these make every artifact again. Options that are not "
+            "Run in the folder of this page, this script makes every artifact again. Options that are not "
             "named are at their defaults; words in capitals stand for inputs that were not found. The same bytes "
             "come out on the same kind of machine, with the same number of threads."
         )
     )
-    for node in experiment.nodes:
-        if node.kind in COMMANDS:
-            words = command_of(node, experiment.origins[node.path], folder)
-            blocks.append(Command(experiment.name(node), break_lines(words), list_facts(experiment, node)))
+    made = [node for node in experiment.nodes if node.kind in COMMANDS]
+    commands = {node.path: command_of(node, experiment.origins[node.path], folder) for node in made}
+    groups = arrange_groups(experiment, made)
+    steps = [Step([commands[node.path] for node in nodes], list_seeds(experiment, nodes)) for nodes in groups]
+    if not is_ordered(experiment, groups, steps):
+        steps = [Step([commands[node.path]]) for node in made]
+    blocks.append(Command("One script", write_script(steps)))
+    facts = [Facts(experiment.name(node), list_facts(experiment, node)) for node in made]
+    blocks.append(Fold("Checksums and versions of each artifact", facts))
     return Section("provenance", "Provenance", blocks)
+
+
+def arrange_groups(experiment: Experiment, made: Sequence[Node]) -> list[list[Node]]:
+    """Arrange artifacts that differ in the seed alone in groups: stores, then the others in their order."""
+    groups: dict[str, list[Node]] = {}
+    for node in made:
+        groups.setdefault(experiment.kin[node.path], []).append(node)
+    for nodes in groups.values():
+        nodes.sort(key=seed_of)
+    return sorted(groups.values(), key=lambda nodes: nodes[0].kind != "store")  # so that no store parts two loops
+
+
+def list_seeds(experiment: Experiment, nodes: Sequence[Node]) -> list[int]:
+    """List the seeds by which some artifacts differ: their own, or else of what they were made from."""
+    own = [seed_of(node) for node in nodes]
+    if len(set(own)) == len(nodes):
+        return own
+    inherited = [inherit_seeds(experiment, node) for node in nodes]
+    alone = [seeds.pop() for seeds in inherited if len(seeds) == 1]
+    return alone if len(alone) == len(nodes) else []
+
+
+def inherit_seeds(experiment: Experiment, node: Node) -> set[int]:
+    """The seeds of the artifacts that one was made from; of several generations the nearest that have seeds."""
+    found = [origin for origin in _origins(experiment, node) if origin is not None]
+    seeds = {seed_of(origin) for origin in found if "seed" in origin.config}
+    return seeds or {seed for origin in found for seed in inherit_seeds(experiment, origin)}
+
+
+def is_ordered(experiment: Experiment, groups: Sequence[Sequence[Node]], steps: Sequence[Step]) -> bool:
+    """Whether the script makes everything before it is used."""
+    order: list[tuple[int, int, int]] = []  # of each artifact: its loop, its turn there, its place in the turn
+    nodes: list[Node] = []
+    loop, running = 0, list[int]()
+    for place, (group, step) in enumerate(zip(groups, steps, strict=True)):
+        seeds = list(step.seeds) if step.looped() else []
+        loop += not seeds or seeds != running
+        running = seeds
+        nodes += group
+        order += [(loop, turn if seeds else 0, place) for turn in range(len(group))]
+    when = {node.path: moment for node, moment in zip(nodes, order, strict=True)}
+    return all(
+        when[origin.path] < when[node.path]
+        for node in nodes
+        for origin in _origins(experiment, node)
+        if origin is not None and origin.path in when
+    )
 
 
 def list_facts(experiment: Experiment, node: Node) -> list[tuple[str, str]]:

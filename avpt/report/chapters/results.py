@@ -64,6 +64,42 @@ def read_answers(run: Path) -> Answers:
     return Answers(split, ids, logits, tensors[f"{split}_labels"], artifact.header.classes)
 
 
+@dataclass(frozen=True)
+class Scores:
+    """The accuracy (or mAP) of the finished ones of some runs that differ in the seed alone."""
+
+    name: str  # of their group
+    nodes: list[Node]
+    split: str  # test, or val where there is none
+    metric: str  # accuracy or map
+    numbers: list[float]  # one per run
+
+    @property
+    def mean(self) -> float:
+        """The mean over the runs."""
+        return float(np.mean(self.numbers))
+
+    @property
+    def deviation(self) -> float | None:
+        """The standard deviation of single runs; None of one run."""
+        return float(np.std(self.numbers, ddof=1)) if len(self.numbers) > 1 else None
+
+
+def collect_scores(experiment: Experiment) -> list[Scores]:
+    """Collect the scores of each group that has a finished run."""
+    scores = []
+    for name, nodes in experiment.groups.items():
+        done = [node for node in nodes if experiment.runs[node.path].summary]
+        summaries = [experiment.runs[node.path].summary or {} for node in done]
+        if not done:
+            continue
+        split = "test" if all(summary.get("test") for summary in summaries) else "val"
+        values = [summary[split] for summary in summaries]
+        metric = key_name_of({metric for row in values for metric in row})
+        scores.append(Scores(name, done, split, metric, [row[metric] for row in values]))
+    return scores
+
+
 def section(experiment: Experiment) -> Section:
     """Write the section: the table of all runs, then details."""
     blocks: list[Block] = [tabulate_runs(experiment)]
@@ -104,14 +140,9 @@ def tabulate_runs(experiment: Experiment) -> Block:
 def summarise_groups(experiment: Experiment) -> list[Block]:
     """Summarise runs that differ in the seed alone by mean and deviation."""
     rows = []
-    for name, nodes in experiment.groups.items():
-        summaries = [experiment.runs[node.path].summary for node in nodes]
-        done = [summary.get("test") or summary["val"] for summary in summaries if summary]
-        key = key_name_of({metric for values in done for metric in values})
-        numbers = [values[key] for values in done]
-        if len(numbers) > 1:
-            deviation = percent(float(np.std(numbers, ddof=1)))
-            rows.append((name, str(len(numbers)), percent(float(np.mean(numbers))), deviation))
+    for score in collect_scores(experiment):
+        if score.deviation is not None:
+            rows.append((score.name, str(len(score.numbers)), percent(score.mean), percent(score.deviation)))
     if not rows:
         return []
     title = "test accuracy (mAP) over seeds; deviation of single runs"

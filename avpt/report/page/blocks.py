@@ -87,8 +87,56 @@ class Cards:
 
 
 @dataclass(frozen=True)
+class Strip:
+    """A few clips in one row, as wide as the page; on a narrow one their pictures shrink."""
+
+    cards: Sequence[Card]
+    block: str = "strip"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A share as a bar that starts at 0 % and ends at 100 %."""
+
+    kind: str  # audio, visual, joint or chance: its colour
+    words: str
+    name: str  # as code, below the words
+    share: float
+    number: str  # the share in words, with its spread
+    note: str = ""  # below the number
+    spread: tuple[float, float] | None = None  # the lowest and the highest, drawn as a line across the end of the bar
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Bars below one another, on one axis."""
+
+    title: str
+    bars: Sequence[Bar]
+    block: str = "bars"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts about something, as pairs of name and value."""
+
+    name: str
+    pairs: Sequence[tuple[str, str]]
+    block: str = "facts"
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Blocks that are shown when a reader unfolds them."""
+
+    title: str
+    blocks: Sequence[Block]
+    block: str = "fold"
+
+
+@dataclass(frozen=True)
 class Command:
-    """The command that made an artifact, to be copied, and foldable facts about it as pairs of name and value."""
+    """One or more commands to be copied, and foldable facts about them as pairs of name and value."""
 
     name: str
     line: str
@@ -116,7 +164,7 @@ class Graph:
     block: str = "graph"
 
 
-Block = Heading | Text | Grid | Figure | Figures | Cards | Command | Graph
+Block = Heading | Text | Grid | Figure | Figures | Cards | Strip | Bars | Facts | Fold | Command | Graph
 
 
 @dataclass(frozen=True)
@@ -130,7 +178,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What this data says about a claim."""
+    """What this data says about a claim: one line, and below it, folded, the evidence."""
 
     claim: str
     answer: Literal["yes", "no", "unclear", "not measured"]
@@ -140,10 +188,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Page:
-    """The whole page."""
+    """The whole page. Its first screen is the summary with the verdicts, before which a reader needs nothing."""
 
     title: str
-    lead: Sequence[str]
+    lead: Sequence[str]  # the background, and how the verdicts were reached: folded, below them
     verdicts: Sequence[Verdict]
     sections: Sequence[Section]
     provenance: dict[str, Any] = field(default_factory=dict)
+    summary: Sequence[Block] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 from functools import cache
 from itertools import count
@@ -19,8 +20,10 @@ from avpt.text import as_json, printable
 
 GENERATOR = "avpt report"
 START = 1 << 20  # bytes of a page within which its provenance lies
+FONT = re.compile(r"font(?:-size)?: ([\d.]+)px")  # as matplotlib writes it
 PROVENANCE = re.compile(r'<meta name="generator" content="avpt report">\s*<meta name="avpt" content="([^"]*)">')
-NARROW = 320  # width in points of a drawing that fits on a phone
+READABLE = 10  # the least size of text in a drawing as displayed, pixels; a smaller screen scrolls it
+BROAD = 5  # columns from which a table is wider than a phone
 ROW, COLUMN, BOX = 44, 186, (152, 34)  # of a graph, pixels
 
 
@@ -35,6 +38,9 @@ def render(page: Page, ink: str) -> str:
         row=ROW,
         column=COLUMN,
         box=BOX,
+        broad=BROAD,
+        readable=READABLE,
+        place=lambda share: f"{100 * min(1.0, max(0.0, share)):.2f}%",
     )
     return printable(text, keep="\n")
 
@@ -67,13 +73,14 @@ def inline(svg: bytes, alt: str, prefix: str, ink: str) -> Markup:
     text = text.replace('xlink:href="#', f'xlink:href="#{prefix}-').replace("url(#", f"url(#{prefix}-")
     text = re.sub(f"{ink}|#000000", "currentColor", text)
     width = float(re.search(r'width="([\d.]+)pt"', text)[1])  # type: ignore[index]
-    wide = " wide" if width > NARROW else ""
+    smallest = min(map(float, FONT.findall(text)), default=READABLE)  # in the same unit as the width
     opening = re.match(r"<svg[^>]*>", text)
     assert opening is not None
     box = re.search(r'viewBox="([^"]*)"', opening[0])
     assert box is not None
     start = (
-        f'<svg class="drawing{wide}" style="--points: {width:.0f}" viewBox="{box[1]}" role="img" '
+        f'<svg class="drawing" style="--points: {width:.0f}; --least: {math.ceil(width * READABLE / smallest)}px" '
+        f'viewBox="{box[1]}" role="img" '
         f'aria-label="{html.escape(alt)}" xmlns:xlink="http://www.w3.org/1999/xlink">'
     )
     return Markup(start + text[opening.end() :].strip())

@@ -7,12 +7,13 @@ import os
 import shlex
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from avpt.options import complete
 from avpt.report.chapters.initialisation import Start
 from avpt.report.chapters.verdicts.answers import Answer, Results, compare_runs, explain_correction
-from avpt.report.differences import CHANCE, Difference, describe_outcome
+from avpt.report.differences import CHANCE, Difference, describe_outcome, summarise_difference
 from avpt.report.drawing import percent
 from avpt.report.experiment import Experiment
 from avpt.report.page.blocks import Verdict
@@ -44,17 +45,54 @@ def judge_abnormal_channels(experiment: Experiment, starts: Sequence[Start], res
         "The paper's claim is that such channels stay dead on a new modality. Parameters alone can't tell; which "
         f"channels are dead on this data is measured by `{write_inspect_command(experiment, pretrained, folder)}`."
     )
-    for start in pretrained:
-        for run, after in start.trained.items():
-            before = start.loaded.share if start.loaded else 0.0
-            how = "ABRi" if start.node.option("bn") == "abri" else f"BatchNorm {start.node.option('bn')}"
-            if max(before, after.share) > 0:
-                details.append(f"`{run}` ({how}): {percent(before)} before fine-tuning, {percent(after.share)} after.")
+    details += describe_training(experiment, pretrained)
     compared = compare_abri(experiment, results)
-    details += compared
-    if answer == "yes" and not compared:
+    least = CHANCE / max(1, len(compared))
+    details += [
+        f"Accuracy of {one.who}: {one.difference.words()}; {describe_outcome(one.difference, least)}."
+        for one in compared
+    ]
+    details += explain_correction(len(compared))
+    if answer == "yes" and compared:
+        gains = [
+            f"against {one.others} {summarise_difference(one.difference)}, {describe_outcome(one.difference, least)}"
+            for one in compared
+        ]
+        headline += f" Accuracy with ABRi {'; '.join(gains)}."
+    elif answer == "yes":
         details.append("Whether ABRi gained accuracy takes a run from the same weights with `--bn keep` beside it.")
     return Verdict(claim, answer, headline, details)
+
+
+def describe_training(experiment: Experiment, pretrained: Sequence[Start]) -> list[str]:
+    """Say for each group of stage-1 runs what training made of the abnormal channels, seeds together."""
+    names = {experiment.name(run): experiment.group_of(run) for run in experiment.of_kind("classifier")}
+    shares: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    for start in pretrained:
+        how = "ABRi" if start.node.option("bn") == "abri" else f"BatchNorm {start.node.option('bn')}"
+        for run, after in start.trained.items():
+            before = start.loaded.share if start.loaded else 0.0
+            if max(before, after.share) > 0:
+                shares[names[run], how].append((before, after.share))
+    return [
+        f"`{group}` ({how}): {' before fine-tuning, '.join(map(format_shares, zip(*several, strict=True)))} after."
+        for (group, how), several in shares.items()
+    ]
+
+
+def format_shares(shares: Sequence[float]) -> str:
+    """Format the shares of several seeds: 0.55, 0.57 -> 55.0 % to 57.0 %."""
+    ends = dict.fromkeys(map(percent, (min(shares), max(shares))))
+    return " to ".join(ends)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Stage-1 runs with ABRi against others."""
+
+    who: str  # both, with their accuracies
+    others: str
+    difference: Difference
 
 
 def write_inspect_command(experiment: Experiment, pretrained: Sequence[Start], folder: Path) -> str:
@@ -74,7 +112,7 @@ def write_inspect_command(experiment: Experiment, pretrained: Sequence[Start], f
     return shlex.join(["avpt", "inspect", path, *fed, "--store", place])
 
 
-def compare_abri(experiment: Experiment, results: Results) -> list[str]:
+def compare_abri(experiment: Experiment, results: Results) -> list[Comparison]:
     """Compare stage-1 runs with ABRi with runs from the same weights unchanged, and with runs from random weights."""
     alike: dict[str, dict[tuple[str, str], list[Node]]] = defaultdict(lambda: defaultdict(list))  # by weights and bn
     for run in experiment.of_kind("classifier"):
@@ -85,7 +123,7 @@ def compare_abri(experiment: Experiment, results: Results) -> list[str]:
         own = {name: init.option(name) for name in ("arch", "modality")}
         key = json.dumps([config, own, run.inputs.get("store")], sort_keys=True)
         alike[key][name_weights(experiment, init), init.option("bn")].append(run)
-    differences: list[tuple[str, Difference]] = []
+    compared: list[Comparison] = []
     for kinds in alike.values():
         for (weights, bn), revived in kinds.items():
             if bn != "abri" or weights == RANDOM:
@@ -98,13 +136,8 @@ def compare_abri(experiment: Experiment, results: Results) -> list[str]:
                 if difference := compare_runs(pairs, results):
                     before, after = percent(difference.before), percent(difference.after)
                     who = f"{revived[0].config['modality']} with ABRi ({after}) against {words} ({before})"
-                    differences.append((who, difference))
-    least = CHANCE / max(1, len(differences))
-    details = [
-        f"Accuracy of {who}: {difference.words()}; {describe_outcome(difference, least)}."
-        for who, difference in differences
-    ]
-    return details + explain_correction(len(differences))
+                    compared.append(Comparison(who, words, difference))
+    return compared
 
 
 def name_weights(experiment: Experiment, init: Node) -> str:

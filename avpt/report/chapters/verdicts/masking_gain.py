@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from avpt.options import MaskConfig, complete
 from avpt.report.chapters.verdicts.answers import Answer, Results, compare_runs, explain_correction
-from avpt.report.differences import CHANCE, Difference, describe_outcome
+from avpt.report.differences import CHANCE, Difference, describe_outcome, summarise_difference
 from avpt.report.drawing import percent
 from avpt.report.experiment import Experiment
 from avpt.report.page.blocks import Verdict
@@ -33,11 +33,14 @@ def judge_masking(experiment: Experiment, results: Results) -> Verdict:
         details.append(
             f"`{name}`: {before} unmasked, {after} masked, {difference.words()}; {describe_outcome(difference, least)}."
         )
-        details += [f"{m.capitalize()} share of `{name}`: {share.words()}." for m, share in shares.items()]
+        details += [
+            f"{m.capitalize()} share of `{name}`: {share.words()}; {describe_outcome(share, least)}."
+            for m, share in shares.items()
+        ]
     details += explain_correction(len(compared))
     hits = [(name, difference) for name, difference, _ in compared if difference.counts(least)]
-    up, down = ([name for name, d in hits if (d.mean > 0) == better] for better in (True, False))
-    changes = [f"{how} with {quote(names)}" for how, names in (("higher", up), ("lower", down)) if names]
+    up, down = ([(name, d) for name, d in hits if (d.mean > 0) == better] for better in (True, False))
+    changes = [f"{how} with {list_changes(some)}" for how, some in (("higher", up), ("lower", down)) if some]
     if changes:
         answer: Answer = "unclear" if up and down else "yes" if up else "no"
         return Verdict(claim, answer, f"Accuracy is {' and '.join(changes)} than without masking.", details)
@@ -47,12 +50,20 @@ def judge_masking(experiment: Experiment, results: Results) -> Verdict:
         f"An accuracy on {clips} clips is itself known to no more than ± {error:.1f} points at worst (95 %)."
     )
     if any(difference.seeds.enough for _, difference, _ in compared):
-        return Verdict(claim, "unclear", f"No difference that {seeds} seeds and {clips} clips could show.", details)
+        alike = any(difference.seeds.enough and difference.seeds.p is None for _, difference, _ in compared)
+        nothing = "Not to be judged" if alike else f"No difference that {seeds} seeds and {clips} clips could show"
+        every = list_changes([(name, difference) for name, difference, _ in compared])
+        return Verdict(claim, "unclear", f"{nothing}: {every}.", details)
     differing = [name for name, difference, _ in compared if difference.clips_tell(least)]
     models = "No trained models differ measurably"
     if differing:
         models = f"Trained models differ on these clips ({quote(differing)})"
     return Verdict(claim, "unclear", f"{models}; {format_count(seeds, 'seed')} can't tell what masking does.", details)
+
+
+def list_changes(differences: Sequence[tuple[str, Difference]]) -> str:
+    """List runs with what masking changed."""
+    return "; ".join(f"`{name}` {summarise_difference(difference)}" for name, difference in differences)
 
 
 def quote(names: Sequence[str]) -> str:

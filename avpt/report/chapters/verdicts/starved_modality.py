@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from avpt.errors import listed
 from avpt.report.chapters.results import Probe, read_probe
 from avpt.report.chapters.verdicts.answers import Answer, Results, explain_correction
-from avpt.report.differences import CHANCE, MARGIN, Spread, compare, compare_seeds, format_p
+from avpt.report.differences import CHANCE, MARGIN, Difference, Spread, compare, compare_seeds, format_p
 from avpt.report.drawing import percent, points
 from avpt.report.experiment import Experiment, mean_of
 from avpt.report.page.blocks import Verdict
@@ -16,6 +16,12 @@ from avpt.runs.groups import seed_of
 from avpt.runs.lineage import Node
 from avpt.text import format_count
 from avpt.types import MODALITIES, Modality
+
+SHARES = (
+    "A modality's share is what it adds to the joint answer. It is not trained to answer by itself, so a share that is "
+    "worse than the encoder was alone does not prove that the encoder got worse; linear probes of several seeds do "
+    "(`avpt probe`)."
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,7 @@ class Evidence:
     modality: Modality
     spread: Spread
     probed: bool
+    share: Difference | None  # its share of the joint answers against the encoder alone
 
     @property
     def name(self) -> str:
@@ -45,22 +52,21 @@ def judge_starvation(experiment: Experiment, results: Results) -> Verdict:
     if not is_plain(runs[0]):
         details.append("There is no finished run of plain joint training; these mask or balance.")
     evidence: list[Evidence] = []
+    measured: list[str] = []
     for name in dict.fromkeys(map(experiment.group_of, runs)):
         group = [run for run in runs if experiment.group_of(run) == name]
         of_group, words = gather_evidence(experiment, results, name, group)
         evidence += of_group
-        details += [*words, *describe_gradients(experiment, name, group)]
+        measured += [*words, *describe_gradients(experiment, name, group)]
+    details += [SHARES, *measured] if any(one.share is not None for one in evidence) else measured
     if not evidence:
         lost = "no linear probe, and no predictions of the stage-1 runs on clips with one label, were found"
         return Verdict(claim, "not measured", f"This can't be judged: {lost}.", details)
     least = CHANCE / len(evidence)
     details += explain_correction(len(evidence))
-    if not all(one.probed for one in evidence):
-        details.append(
-            "A share is not trained to answer by itself, so that it knows less does not prove that the encoder got "
-            "worse; linear probes of several seeds do (`avpt probe`)."
-        )
     answer, headline = weigh(evidence, least)
+    if answer != "yes":
+        headline += explain_shares(evidence, least)
     return Verdict(claim, answer, headline, details)
 
 
@@ -77,13 +83,28 @@ def weigh(evidence: Sequence[Evidence], least: float) -> tuple[Answer, str]:
     by = "linear probe" if all(one.probed for one in evidence) else "share of the joint answer"
     by = by if len({one.probed for one in evidence}) == 1 else "linear probe or share"
     seen = [f"{one.name} {points(one.spread.mean)}" for one in evidence]
-    summary = f"By {by}, against before joint training: {'; '.join(seen)}."
+    summary = f"By {by}, compared with before joint training: {'; '.join(seen)}."
     missing = [m for m in MODALITIES if not any(one.modality == m for one in evidence)]
     summary += f" Nothing is known of {listed(missing)}." if missing else ""
     few = min(len(one.spread.each) for one in evidence)
     if not all(one.spread.enough for one in evidence):
-        return "unclear", f"{summary} {format_count(few, 'seed').capitalize()} can't tell what joint training does."
+        return "unclear", f"{format_count(few, 'seed').capitalize()} can't tell what joint training does. {summary}"
     return "unclear", f"{summary} That neither proves a loss of the encoders nor rules one of {margin} out."
+
+
+def explain_shares(evidence: Sequence[Evidence], least: float) -> str:
+    """Explain why shares that are clearly worse than the encoders alone leave the answer as it is."""
+    worse = [one for one in evidence if one.share is not None and one.share.mean < 0 and one.share.clips_tell(least)]
+    if not worse:
+        return ""
+    groups = {one.group for one in evidence}
+    if fallen := [
+        f"{one.modality}{f' in `{one.group}`' if len(groups) > 1 else ''} {points(one.share.mean)}"
+        for one in worse
+        if one.probed and one.share is not None
+    ]:
+        return f" Shares of the joint answer fell ({'; '.join(fallen)}), but a share is not trained to answer alone."
+    return " A share is not trained to answer alone: whether an encoder got worse is for linear probes (`avpt probe`)."
 
 
 def gather_evidence(
@@ -109,10 +130,10 @@ def gather_evidence(
             change = compare_seeds(
                 dict.fromkeys(probed, 0.0), {seed: average_difference(probes) for seed, probes in probed.items()}
             )
-            evidence.append(Evidence(name, modality, change, probed=True))
+            evidence.append(Evidence(name, modality, change, probed=True, share=fall))
             words.append(describe_probes(name, modality, probed, change))
         elif fall is not None:
-            evidence.append(Evidence(name, modality, fall.seeds, probed=False))
+            evidence.append(Evidence(name, modality, fall.seeds, probed=False, share=fall))
     return evidence, words
 
 
