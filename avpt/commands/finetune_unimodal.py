@@ -46,6 +46,7 @@ def train(config: FinetuneConfig, store: Store, settings: dict[str, Any], world:
     splits = training_splits(store, [config.modality], config.val_fraction)
     spec = {"encoder": asdict(loaded.spec)}
     header = training_run.model_header("classifier", config, store, settings, spec, device, world)
-    begin = partial(folder.begin_run, config.out, settings, config.overwrite)
+    paths = {"store": config.store, "init": config.init}
+    begin = partial(folder.begin_run, config.out, settings, config.overwrite, paths)
     model = Classifier(loaded.encoder, len(store.classes)).to(device)
     return training_run.train(config, model, store, splits, [config.modality], header, begin, world)

@@ -92,7 +92,9 @@ def find_stage1(config: ProbeConfig, model: Header, modality: Modality) -> Path 
                 f"(checksum {checksum[:12]}..., it records {recorded[:12]}...); name that one, or leave --stage1 out"
             )
         return config.stage1
-    node = Lineage([config.model], config.search).find(recorded)
+    lineage = Lineage([config.model], config.search)
+    lineage.follow(config.model)
+    node = lineage.find(recorded)
     if node is None:
         log.warning(
             "what the %s encoder of %s started from (checksum %s...) is not around it, so there is nothing to compare "

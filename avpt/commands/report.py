@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from avpt.errors import listed
 from avpt.files.locks import claim
 from avpt.files.outputs import write_text
 from avpt.files.reuse import foreign, is_reused, is_there
@@ -14,6 +17,10 @@ from avpt.types import Report
 if TYPE_CHECKING:
     from avpt.report.experiment import Experiment
     from avpt.report.page.blocks import Verdict
+
+log = logging.getLogger(__name__)
+
+MOST_NAMED = 12  # files of a folder, in a line
 
 LEAD = (
     "Audio-visual models are trained from encoders that were pre-trained on something else. The paper that this "
@@ -33,7 +40,9 @@ def run(config: ReportConfig) -> Report:
     from avpt.report.experiment import gather
 
     read_page(config.out)  # refuse another's file now, not at the end
+    log.info("looking for what the runs were made from, and what was made from them")
     experiment = gather(config.runs, config.search)
+    say_neighbours(experiment)
     title = config.title or f"Experiment {Path(experiment.base).name}".strip()
     provenance: dict[str, Any] = {
         "kind": "report",
@@ -45,6 +54,13 @@ def run(config: ReportConfig) -> Report:
         if summary is None:
             summary = write(config, experiment, provenance)
     return Report(summary, (config.out,))
+
+
+def say_neighbours(experiment: Experiment) -> None:
+    """Say what the page shows besides the runs that were named, and where that lies."""
+    for folder, paths in experiment.neighbours().items():
+        where = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else folder
+        log.info("also on the page, from %s: %s", where, listed([path.name for path in paths], MOST_NAMED))
 
 
 def read_page(path: Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from avpt.errors import AvptError
 from avpt.files import artifacts
 from avpt.report.experiment import Experiment, find_common_name
 from avpt.report.page.blocks import Block, Command, Graph, Heading, Section, Text, Vertex
-from avpt.report.shell_commands import COMMANDS, break_lines, command_of
+from avpt.report.shell_commands import COMMANDS, break_lines, command_of, find_folder
 from avpt.runs.lineage import Node
 
 LATE = ("confidence", "fused", "probe", "evaluation")  # each in a column of its own
@@ -19,16 +20,19 @@ LABEL = 20  # characters of a name in the graph
 def section(experiment: Experiment, folder: Path) -> Section:
     """Write the section: the graph, then a command for each artifact, in the order in which to run them."""
     blocks: list[Block] = [Heading("What was made from what"), draw_graph(experiment), Heading("Commands")]
+    base = find_folder(experiment, folder)
+    where = "the folder of this page" if base == folder else f"`{os.path.relpath(base, folder)}`, seen from this page,"
     blocks.append(
         Text(
-            "Run in this order, in the folder of this page, these make every artifact again. Options that are not "
-            "named are at their defaults; words in capitals stand for inputs that were not found. The same bytes "
-            "come out on the same kind of machine, with the same number of threads."
+            f"Run in this order, in an empty folder or in {where} these make every artifact again. What no command "
+            "makes (manifests with their clips, weights of others) must be there first where its path is a relative "
+            "one. Options that are not named are at their defaults; words in capitals stand for inputs that were not "
+            "found. The same bytes come out on the same kind of machine, with the same number of threads."
         )
     )
     for node in experiment.nodes:
         if node.kind in COMMANDS:
-            words = command_of(node, experiment.origins[node.path], folder)
+            words = command_of(node, experiment.origins[node.path], base, experiment.files.get(node.path))
             blocks.append(Command(experiment.name(node), break_lines(words), list_facts(experiment, node)))
     return Section("provenance", "Provenance", blocks)
 
