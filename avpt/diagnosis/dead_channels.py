@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.models import ResNet
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from avpt.machine.light_imports import without_compiler
 from avpt.types import Batch
+
+with without_compiler():
+    from torchvision.models import ResNet
+    from torchvision.models.resnet import BasicBlock, Bottleneck
 
 STEM = "bn1"  # the first BatchNorm of a ResNet
 

@@ -11,11 +11,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from avpt.files.checking import RecordError, convert
+from avpt.machine.light_imports import without_compiler
 from avpt.models.abri import AbriBatchNorm2d
 from avpt.types import Modality
+
+with without_compiler():
+    from torchvision.models.resnet import BasicBlock, Bottleneck
 
 if TYPE_CHECKING:  # torchvision has no types
 

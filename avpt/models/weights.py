@@ -13,16 +13,19 @@ from typing import Any, Literal
 from urllib.error import URLError
 
 import torch
-import torchvision
 from torch import Tensor
 
 from avpt.errors import ArtifactError, listed
 from avpt.files.artifacts import model_file, read_tensors
 from avpt.files.torch_files import load_torch
+from avpt.machine.light_imports import without_compiler
 from avpt.models.abri import NEW, PRETRAINED, fold_state_dict
 from avpt.models.encoder import CHANNELS, EncoderSpec, build_encoder
 from avpt.models.fitting import misfits, wrong_values
 from avpt.types import Modality
+
+with without_compiler():
+    import torchvision
 
 log = logging.getLogger(__name__)
 
