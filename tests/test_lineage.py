@@ -189,7 +189,12 @@ def test_a_size_on_record_spares_the_other_files(tmp_path: Path, monkeypatch: py
     write_paths(node.path, node.inputs, {"weights": Path("w.pth"), "none": None})
     Path("w.pth").rename("x.pth")
     read: list[str] = []
-    monkeypatch.setattr("avpt.runs.lineage.sha256_if_there", lambda path: read.append(path.name) or sha256(path))
+
+    def noted(path: Path) -> str:
+        read.append(path.name)
+        return sha256(path)
+
+    monkeypatch.setattr("avpt.runs.lineage.sha256_if_there", noted)
     lineage = Lineage([node.path])
     lineage.follow(node.path)
     assert lineage.find_file("weights", node.inputs["weights"]) == tmp_path / "x.pth"

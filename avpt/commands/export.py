@@ -44,6 +44,7 @@ def run(config: ExportConfig) -> Report:
 
 def export(config: ExportConfig, header: Header) -> Header:
     """Rebuild the model, fold ABRi, and write what was asked for."""
+    log.info("loading %s", config.model)
     import torch
 
     from avpt.models import export
@@ -58,6 +59,7 @@ def export(config: ExportConfig, header: Header) -> Header:
     fresh = (config.format, loaded.header.kind, loaded.header.spec.get("input")) == ("torchvision", "encoder", None)
     pipeline = None if fresh else read_input(config.model, loaded.header)
     header = replace(header, **describe(config, loaded, modalities, pipeline))
+    log.info("writing it as %s%s", config.format, "" if config.format == "torchvision" else ", which takes a while")
     if config.format == "torchvision":
         (modality,) = modalities
         plain = export.plain_encoder(loaded.encoder(modality), loaded.encoders[modality])

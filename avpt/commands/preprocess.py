@@ -18,7 +18,7 @@ from avpt.commands._shards import Job, Shard, make_shard, make_shards, plan_shar
 from avpt.errors import ManifestError, StoreError, listed
 from avpt.files.locks import claim, sweep, take_turn
 from avpt.files.outputs import read_record, write_json, write_text
-from avpt.files.reuse import begin, check_same, look_into
+from avpt.files.reuse import begin, check_same, look_into, say_there
 from avpt.files.typed_paths import write_paths
 from avpt.machine.progress import track
 from avpt.machine.workers import pool_workers
@@ -83,6 +83,8 @@ def run(config: PreprocessConfig) -> Report:
             sweep(left_in(out, mine if lacking else None))
             if lacking:
                 return report_part(config, len(shards), read_records(out, mine), lacking)
+            if whole and not missing:
+                say_there(out)
             if not whole:
                 write_table(out / "failures.csv", shards, records, "failures")
                 write_table(out / "partial.csv", shards, records, "partial")

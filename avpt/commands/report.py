@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from avpt.types import Report
 
 if TYPE_CHECKING:
     from avpt.report.experiment import Experiment
-    from avpt.report.page.blocks import Verdict
+    from avpt.report.page.blocks import Section, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ def find_summary(config: ReportConfig, provenance: dict[str, Any]) -> dict[str, 
 
 def write(config: ReportConfig, experiment: Experiment, record: dict[str, Any]) -> dict[str, Any]:
     """Write the page, section by section."""
+    log.info("loading torch and matplotlib")
     from avpt.figures.style import INK
     from avpt.report.chapters import clips, dominance, initialisation, learning, provenance, results
     from avpt.report.chapters.verdicts import three_questions
@@ -101,18 +103,23 @@ def write(config: ReportConfig, experiment: Experiment, record: dict[str, Any]) 
     from avpt.report.page.blocks import Page
     from avpt.report.page.html import render
 
-    starts = initialisation.find_starts(experiment)
     folder = config.out.absolute().parent
+    log.info("answering the three questions")
+    starts = initialisation.find_starts(experiment)
     answers = three_questions.answer_questions(experiment, starts, folder)
-    sections = [
-        clips.section(experiment, config.clips),
-        initialisation.section(experiment, starts),
-        learning.stage1(experiment),
-        dominance.section(experiment, config.clips),
-        learning.stage2(experiment, config.clips),
-        results.section(experiment),
-        provenance.section(experiment, folder),
-    ]
+    chapters: dict[str, Callable[[], Section]] = {
+        "the data": lambda: clips.section(experiment, config.clips),
+        "initialisation": lambda: initialisation.section(experiment, starts),
+        "stage 1": lambda: learning.stage1(experiment),
+        "confidence": lambda: dominance.section(experiment, config.clips),
+        "stage 2": lambda: learning.stage2(experiment, config.clips),
+        "results": lambda: results.section(experiment),
+        "provenance": lambda: provenance.section(experiment, folder),
+    }
+    sections = []
+    for number, (name, write_chapter) in enumerate(chapters.items(), 1):
+        log.info("chapter %d of %d: %s", number, len(chapters), name)
+        sections.append(write_chapter())
     summary = summarise(experiment, answers)
     page = Page(record["config"]["title"], (*LEAD, CAVEAT), answers, sections, record | {"summary": summary})
     write_text(config.out, render(page, INK))

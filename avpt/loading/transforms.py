@@ -76,7 +76,7 @@ def resize(frame: Tensor, size: list[int]) -> Tensor:
         frame = frame.as_strided(frame.shape, (frame.numel(), *frame.stride()[1:]))
     in_bytes = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or machine() in ("aarch64", "arm64")
     values = frame if in_bytes else frame.to(torch.float32)
-    (scaled,) = interpolate(values, size=size, mode="bilinear", align_corners=False, antialias=True)
+    scaled: Tensor = interpolate(values, size=size, mode="bilinear", align_corners=False, antialias=True)[0]
     return scaled if in_bytes else scaled.round_().to(torch.uint8)
 
 

@@ -14,7 +14,7 @@ from avpt.files.checking import RecordError, read_lines
 from avpt.files.locks import sweep
 from avpt.files.outputs import read_record
 from avpt.files.records import Epoch, Provenance, RunSummary
-from avpt.files.reuse import begin, check_same, differences, look_into
+from avpt.files.reuse import begin, check_same, differences, look_into, say_there
 from avpt.files.typed_paths import write_paths
 from avpt.text import decimals
 from avpt.training.schedules import SCHEDULES
@@ -114,6 +114,7 @@ def find_summary(
     if not _is_continued(existing, settings, defaults):
         check_same(path, existing, settings, defaults)
         if (path / "summary.json").exists():
+            say_there(path)
             return read_record(path / "summary.json", "--overwrite starts over", RunSummary)
     if (path / "metrics.jsonl").exists() and not any((path / "checkpoint").glob("*.pt")):
         raise OutputError(f"{path} has epochs behind it, but its checkpoint is gone; --overwrite starts over")
