@@ -25,9 +25,8 @@ def run(config: InspectConfig) -> Report:
     """Read the parameters, feed clips where a store is given, and draw the figures asked for."""
     if config.plot is not None and config.plot.exists() and not config.plot.is_dir():
         raise OutputError(f"{config.plot} is a file; --plot takes a folder")
-    log.info("reading the parameters of %s", config.encoder)
-    from avpt.figures import style
-
+    if config.encoder.exists():
+        log.info("reading the parameters of %s", config.encoder)
     before = read(config.encoder, config, config.modality)
     after = None if config.after is None else read(config.after, config, before.modality)
     if after is not None and after.loaded.spec.arch != before.loaded.spec.arch:
@@ -35,11 +34,14 @@ def run(config: InspectConfig) -> Report:
             f"{after.path} is a {after.loaded.spec.arch} and {before.path} a {before.loaded.spec.arch}; "
             "--after takes the same encoder later on"
         )
+    files: dict[str, bytes] = {}
     if config.plot is not None:
         log.info("drawing the parameters")
-    files = {} if config.plot is None else draw_parameters(config, before, after)
-    if config.plot is not None and config.store is not None:
-        style.check(files, config.plot, overwrite=config.overwrite)  # before clips are fed, which takes a while
+        from avpt.figures import style
+
+        files = draw_parameters(config, before, after)
+        if config.store is not None:
+            style.check(files, config.plot, overwrite=config.overwrite)  # before clips are fed, which takes a while
     measured, problems = None, []
     if config.store is not None:
         log.info("feeding it clips of %s", config.store)

@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-FEW_CLIPS = 500  # which are loaded in less time than it takes to start a process that loads them
+FEW_CLIPS = 200  # which are loaded in less time than it takes to start a process that loads them
 
 
 def loading_workers(asked: int | None, processes: int = 1, clips: int | None = None) -> int:

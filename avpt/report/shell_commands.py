@@ -40,6 +40,7 @@ def find_folder(experiment: Experiment, page: Path) -> Path:
 
     They lead out of it nowhere, so that they can be run in another folder too.
     """
+    page = Path(os.path.normpath(page))
     made = [node.path for node in experiment.nodes if node.kind in COMMANDS]
     if all(path.is_relative_to(page) for path in made):
         return page

@@ -21,7 +21,8 @@ def section(experiment: Experiment, folder: Path) -> Section:
     """Write the section: the graph, then a command for each artifact, in the order in which to run them."""
     blocks: list[Block] = [Heading("What was made from what"), draw_graph(experiment), Heading("Commands")]
     base = find_folder(experiment, folder)
-    where = "the folder of this page" if base == folder else f"`{os.path.relpath(base, folder)}`, seen from this page,"
+    where = os.path.relpath(base, folder)
+    where = "the folder of this page" if where == "." else f"`{where}`, seen from this page,"
     blocks.append(
         Text(
             f"Run in this order, in an empty folder or in {where} these make every artifact again. What no command "
