@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from avpt.errors import AvptError
+from avpt.files.artifacts import read_header
 from avpt.files.typed_paths import RecordedPath, read_paths
 from avpt.options import Config, flag, parameter
 from avpt.options.recorded import CONFIGS
@@ -16,6 +18,8 @@ from avpt.report.experiment import Experiment
 from avpt.runs.lineage import Node
 
 LINE = 76  # the longest line of a command, characters
+
+SIZES = ("image_size", "num_frames")
 
 COMMANDS = {  # by the kind of artifact that they write
     "store": "preprocess",
@@ -61,7 +65,7 @@ def command_of(
         files: the inputs that no command makes.
     """
     name, config_type = COMMANDS[node.kind], CONFIGS[node.kind]
-    typed = read_paths(node.path)
+    typed, options = read_paths(node.path), _options_of(node)
 
     def place(what: str) -> str:
         origin = origins.get(what)
@@ -77,12 +81,24 @@ def command_of(
     for field in dataclasses.fields(config_type):
         if field.name in inputs:
             words += [option_name(config_type, field.name), place(field.name)]
-        elif field.name in node.config and node.config[field.name] != _as_recorded(field.default):
-            words += write_option(config_type, field.name, node.config[field.name])
+        elif field.name in options and options[field.name] != _as_recorded(field.default):
+            words += write_option(config_type, field.name, options[field.name])
         elif field.name in typed and field.name not in node.inputs:  # a path that is no input, such as --root
             there = typed[field.name]
             words += [option_name(config_type, field.name), _place_file(there.place, there, folder)]
     return [*words, "--out", os.path.relpath(node.path, folder)]
+
+
+def _options_of(node: Node) -> dict[str, Any]:
+    """The options that a node was made with; a run on sound has the sizes of pictures in its model's spec alone."""
+    sizes: dict[str, Any] = {}
+    if node.kind == "classifier" and node.files:
+        try:
+            spec = read_header(node.files[0])[0].spec.get("input")
+        except AvptError:
+            spec = None
+        sizes = {name: spec[name] for name in SIZES if name in spec} if isinstance(spec, dict) else {}
+    return sizes | node.config
 
 
 def _place_file(file: Path, typed: RecordedPath | None, folder: Path) -> str:
