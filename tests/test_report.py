@@ -601,7 +601,7 @@ def test_probes_and_evaluations_are_found_and_speak(experiment: Experiment, join
 
 def seeded(run: Path, out: Path, seed: int, wrong: int) -> Path:
     """A copy of a run as if by another seed, whose answers to the first clips of test are wrong, to others right."""
-    shutil.copytree(run, out, ignore=shutil.ignore_patterns("*.pt", "settings.json", "model*"))
+    shutil.copytree(run, out, ignore=shutil.ignore_patterns("*.pt", "settings.json", "paths.json", "model*"))
     header, _ = artifacts.read_header(run / "model.safetensors")
     header = replace(header, config=header.config | {"seed": seed})
     artifacts.save(out / "model.safetensors", header, {"weight": torch.zeros(1)})  # verdicts read no weights of it
@@ -742,7 +742,7 @@ def test_abri_is_compared_with_kept_and_with_random(experiment: Experiment, tmp_
             config = start.config | {"bn": bn, "weights": weights, "seed": seed}
             artifacts.save(init, replace(start, config=config, inputs=inputs), nothing)
             run = tmp_path / f"{bn}-{weights}" / str(seed)
-            left_out = shutil.ignore_patterns("*.pt", "settings.json", "*.safetensors")
+            left_out = shutil.ignore_patterns("*.pt", "settings.json", "paths.json", "*.safetensors")
             shutil.copytree(experiment.audio, run, ignore=left_out)
             own, made_from = model.config | {"seed": seed}, model.inputs | {"init": sha256(init)}
             artifacts.save(run / "model.safetensors", replace(model, config=own, inputs=made_from), nothing)
