@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -16,8 +15,6 @@ from avpt.runs import folder
 from avpt.store.store import Store
 from avpt.training.world import World, join_world
 from avpt.types import Report
-
-log = logging.getLogger(__name__)
 
 
 def run(config: FinetuneConfig) -> Report:
@@ -36,7 +33,6 @@ def run(config: FinetuneConfig) -> Report:
 
 def train(config: FinetuneConfig, store: Store, settings: dict[str, Any], world: World) -> dict[str, Any]:
     """Adapt one encoder to its own stream and record how sure it is of each training clip."""
-    log.info("loading torch, the encoder and the store's index")
     from avpt.models.checkpoint import check_frozen, check_input, load_encoder
     from avpt.models.encoder import Classifier
     from avpt.runs import training_run

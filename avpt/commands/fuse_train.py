@@ -41,7 +41,6 @@ def run(config: FuseConfig) -> Report:
 
 def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: World) -> dict[str, Any]:
     """Join two encoders, mask what is easy about each clip, train end to end."""
-    log.info("loading torch, the encoders and the store's index")
     from avpt.confidence import files, formulas
     from avpt.loading.masking import plan_masking
     from avpt.models.checkpoint import check_frozen, check_input, load_encoder
