@@ -286,7 +286,8 @@ def test_commands_from_a_page_elsewhere_stay_in_one_folder(experiment: Experimen
     told = commands(tmp_path / "page.html")
     assert told["audio"][2] == "store"
     assert told["audio"][-4:] == ["--init", "audio-init.safetensors", "--out", "audio"]
-    assert list(told) == ["store", "visual-init.safetensors", "visual", "audio-init.safetensors", "audio"]
+    files = ("store", "visual-init.safetensors", "visual", "audio-init.safetensors", "audio", "confidence.safetensors")
+    assert tuple(told) == files
 
 
 def test_paths_are_written_as_they_were_typed_where_they_lead_there(tmp_path: Path) -> None:
