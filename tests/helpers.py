@@ -225,9 +225,9 @@ def fuse(paths: Experiment) -> tuple[str | Path, ...]:
 
 
 def files_of(folder: Path, *, without: Callable[[str], bool] = lambda name: False) -> dict[str, bytes]:
-    """Contents of every file below a folder by relative name, but for clocks, checkpoints, curves and locks."""
+    """Contents of every file below a folder by relative name, but for clocks, paths, checkpoints, curves and locks."""
     names = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-    unlike = ("timing", "checkpoint/last", "tensorboard/", ".")
+    unlike = ("timing", "paths.json", "checkpoint/last", "tensorboard/", ".")
     return {
         name: path.read_bytes() for name, path in names.items() if not name.startswith(unlike) and not without(name)
     }
@@ -283,8 +283,9 @@ def touch(folder: Path, *names: str) -> Path:
 
 
 def untimed(store: Path) -> dict[str, bytes]:
-    """Every file of a store but its clock; what a killed writer left beside counts too."""
-    return {path.name: path.read_bytes() for path in store.iterdir() if path.name != "timing.json"}
+    """Every file of a store but its clock and paths; what a killed writer left beside counts too."""
+    unlike = ("timing.json", "paths.json")
+    return {path.name: path.read_bytes() for path in store.iterdir() if path.name not in unlike}
 
 
 def failures_of(store: Path) -> list[dict[str, str]]:

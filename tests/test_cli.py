@@ -420,6 +420,7 @@ def test_the_same_command_again_changes_nothing_and_prints_the_path(experiment: 
     before = state_of(path)
     result = done(*step(experiment, name))
     assert result.stdout == f"{path}\n"
+    assert f"{path} was there already, made with the same options and inputs" in result.stderr.splitlines()
     assert state_of(path) == before
 
 

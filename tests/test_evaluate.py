@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -356,7 +357,8 @@ def test_noise_of_a_classifier_is_on_its_own_modality(experiment: Experiment) ->
 def test_the_table_is_the_result(experiment: Experiment) -> None:
     result = done("evaluate", experiment.fused, experiment.store, "--drop", "audio", *HERE)
     assert f"{experiment.fused} on {experiment.store}, without audio" in result.stdout.replace(" \n", " ")
-    assert result.stderr == ""
+    assert result.stderr.splitlines()[0] == f"loading {experiment.fused}"
+    assert re.search(r"^evaluate test: 9 of 9(, [\d.]+/s)?$", result.stderr, re.MULTILINE)
     assert [line.split()[0] for line in result.stdout.splitlines() if line.strip().startswith(("val", "test"))]
 
 

@@ -327,7 +327,9 @@ def test_tables_fit_the_terminal(experiment: Experiment, before: Path, tmp_path:
         assert "predicts dead with precision" in shown
         total = next(row for row in shown[shown.index("dead channels") :].splitlines() if row.startswith(" all "))
         assert total.split()[1] == "3904"  # of 4800 channels, those that a ReLU follows
-    (row, *_) = (line for line in done("inspect", before).stdout.splitlines() if "layer1.0.bn1" in line)
+    result = done("inspect", before)
+    assert result.stderr == f"reading the parameters of {before}\n"
+    (row, *_) = (line for line in result.stdout.splitlines() if "layer1.0.bn1" in line)
     share = (torch.stack(pair(load_file(before), "layer1.0.bn1")).abs().amax(0) < 1e-3).double().mean().item()
     assert 0.26 < share < 0.3
     assert row.split()[-2:] == [f"{share:.0%}".removesuffix("%"), "█▏"]  # of four characters

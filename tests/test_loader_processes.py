@@ -222,3 +222,6 @@ def test_workers_are_by_what_is_granted(monkeypatch: pytest.MonkeyPatch) -> None
         assert loading_workers(None) == cores - 1
         assert loading_workers(None, 4) == max(0, cores // 4 - 1)
         assert loading_workers(3, 4) == 3
+        assert loading_workers(None, clips=10) == 0  # which are read before a process has begun
+        assert loading_workers(2, clips=10) == 2
+        assert loading_workers(None, clips=1000) == cores - 1

@@ -64,7 +64,7 @@ def test_segments_are_what_was_cut(run: Path) -> None:
 
 def test_run_folders_hold_what_the_design_lists(run: Path) -> None:
     both = {"model.safetensors", "last.safetensors", "dynamics.safetensors", "predictions.safetensors"}
-    both |= {"metrics.jsonl", "timing.jsonl", "summary.json", "checkpoint"}
+    both |= {"metrics.jsonl", "timing.jsonl", "summary.json", "paths.json", "checkpoint"}
     assert {path.name for path in (run / "audio").iterdir()} == both
     assert {path.name for path in (run / "fused").iterdir()} == both | {"mask.safetensors"}
     kinds = {}

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import STORE_OPTIONS, TRAIN_OPTIONS, Experiment, avpt, digit_rows, done, fuse, write_manifest
+from helpers import STORE_OPTIONS, TRAIN_OPTIONS, Experiment, avpt, digit_rows, done, files_of, fuse, write_manifest
 from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import escape
@@ -32,6 +32,7 @@ from avpt.figures.pictures import colour_spectrogram
 from avpt.files import artifacts
 from avpt.files.artifacts import Header
 from avpt.files.outputs import sha256
+from avpt.files.typed_paths import write_paths
 from avpt.loading.transforms import clip_seed
 from avpt.options import FuseConfig, InitConfig
 from avpt.report.chapters import initialisation, learning, overview
@@ -117,6 +118,7 @@ def page(experiment: Experiment, joint: Path) -> Path:
     out = experiment.folder / "report.html"
     result = done("report", joint, experiment.fused, "--out", out)
     assert result.stdout == f"{out}\n"
+    assert "chapter 7 of 7: provenance" in result.stderr.splitlines()
     return out
 
 
@@ -361,8 +363,68 @@ def test_commands_of_the_page_make_the_same_bytes(
         record = done(*told[run.name][1:], "--json").json()
         assert record["best_epoch"] == json.loads((run / "summary.json").read_text())["best_epoch"]
     program, name, manifest, *options = told["store"]
-    assert manifest == "MANIFEST"
-    done(name, experiment.manifest, *options)
+    assert manifest == str(experiment.manifest)  # as it was typed
+    done(name, manifest, *options)
+
+
+def test_commands_of_the_page_reproduce_everything_in_an_empty_folder(
+    page: Path, experiment: Experiment, joint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("avpt.machine.workers.num_cores", lambda: 1)
+    monkeypatch.chdir(tmp_path)
+    for words in commands(page).values():
+        assert not [word for word in words if word.startswith("..") or word.isupper()]
+        done(*words[1:])
+    for run in (experiment.visual, experiment.audio, experiment.fused, joint):
+        assert files_of(tmp_path / run.name) == files_of(run)
+    for file in (experiment.visual_init, experiment.audio_init, experiment.confidence):
+        assert sha256(tmp_path / file.name) == sha256(file)
+    store = [json.loads((folder / "store.json").read_text()) for folder in (tmp_path / "store", experiment.store)]
+    assert store[0]["fingerprint"] == store[1]["fingerprint"]
+
+
+def test_commands_from_a_page_elsewhere_stay_in_one_folder(experiment: Experiment, tmp_path: Path) -> None:
+    done("report", experiment.audio, "--out", tmp_path / "page.html")
+    told = commands(tmp_path / "page.html")
+    assert told["audio"][2] == "store"
+    assert told["audio"][-4:] == ["--init", "audio-init.safetensors", "--out", "audio"]
+    files = ("store", "visual-init.safetensors", "visual", "audio-init.safetensors", "audio", "confidence.safetensors")
+    assert tuple(told) == files
+
+
+def test_paths_are_written_as_they_were_typed_where_they_lead_there(tmp_path: Path) -> None:
+    inputs = {"weights": "1" * 64}
+    node = Node(tmp_path / "made" / "e.safetensors", "encoder", {"modality": "audio", "weights": "file"}, inputs, ())
+    node.path.parent.mkdir()
+
+    def weights_in(folder: Path, typed: Path, place: Path) -> str:
+        write_paths(node.path, inputs, {"weights": typed})
+        words = command_of(node, {"weights": None}, folder, {"weights": place})
+        return words[words.index("--weights") + 1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert weights_in(tmp_path, Path("w.pth"), tmp_path / "w.pth") == "w.pth"
+        assert weights_in(tmp_path / "made", Path("w.pth"), tmp_path / "w.pth") == str(tmp_path / "w.pth")
+        assert weights_in(tmp_path, tmp_path / "w.pth", tmp_path / "w.pth") == str(tmp_path / "w.pth")
+        assert weights_in(tmp_path, Path("gone.pth"), tmp_path / "x" / "w.pth") == "x/w.pth"
+        write_paths(node.path, {}, {"out": None})
+        assert command_of(node, {"weights": None}, tmp_path)[-3] == "WEIGHTS"
+
+
+def test_a_report_says_what_it_took_from_where_and_takes_no_copies(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(experiment.confidence, tmp_path / "a copy.safetensors")
+    monkeypatch.chdir(tmp_path)
+    result = done("report", experiment.fused, "--search", tmp_path, "--out", "page.html")
+    said = next(line for line in result.stderr.splitlines() if line.startswith("also on the page, from "))
+    assert said.startswith(f"also on the page, from {experiment.folder}: ")
+    taken = set(said.partition(": ")[2].split(", "))
+    assert taken == {path.name for path in (experiment.store, experiment.visual_init, experiment.audio_init)} | {
+        *("audio", "visual", "confidence.safetensors", "manifest.csv")
+    }
+    assert "a copy" not in Path("page.html").read_text(encoding="utf-8")
 
 
 def test_what_was_not_found_is_a_word_in_capitals(tmp_path: Path) -> None:
@@ -491,11 +553,11 @@ def test_classes_and_runs_with_nasty_names(experiment: Experiment, tmp_path: Pat
 
 
 def copied(experiment: Experiment, tmp_path: Path, without: tuple[str, ...] = ()) -> Path:
-    """The experiment in another folder, but for some parts."""
+    """The experiment in another folder, but for some parts and the paths of the first one."""
     folder = tmp_path / "copy"
     for path in (experiment.store, experiment.visual, experiment.audio, experiment.fused):
         if path.name not in without:
-            shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("*.pt"))
+            shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("*.pt", "paths.json"))
     for path in (experiment.visual_init, experiment.audio_init, experiment.confidence):
         if path.name not in without:
             shutil.copy(path, folder)
@@ -688,7 +750,7 @@ def test_probes_and_evaluations_are_found_and_speak(experiment: Experiment, join
 
 def seeded(run: Path, out: Path, seed: int, wrong: int) -> Path:
     """A copy of a run as if by another seed, whose answers to the first clips of test are wrong, to others right."""
-    shutil.copytree(run, out, ignore=shutil.ignore_patterns("*.pt", "settings.json", "model*"))
+    shutil.copytree(run, out, ignore=shutil.ignore_patterns("*.pt", "settings.json", "paths.json", "model*"))
     header, _ = artifacts.read_header(run / "model.safetensors")
     header = replace(header, config=header.config | {"seed": seed})
     artifacts.save(out / "model.safetensors", header, {"weight": torch.zeros(1)})  # verdicts read no weights of it
@@ -857,7 +919,7 @@ def test_abri_is_compared_with_kept_and_with_random(experiment: Experiment, tmp_
             config = start.config | {"bn": bn, "weights": weights, "seed": seed}
             artifacts.save(init, replace(start, config=config, inputs=inputs), nothing)
             run = tmp_path / f"{bn}-{weights}" / str(seed)
-            left_out = shutil.ignore_patterns("*.pt", "settings.json", "*.safetensors")
+            left_out = shutil.ignore_patterns("*.pt", "settings.json", "paths.json", "*.safetensors")
             shutil.copytree(experiment.audio, run, ignore=left_out)
             own, made_from = model.config | {"seed": seed}, model.inputs | {"init": sha256(init)}
             artifacts.save(run / "model.safetensors", replace(model, config=own, inputs=made_from), nothing)

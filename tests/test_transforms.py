@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.nn import functional
 from torchvision.io import encode_jpeg
+from torchvision.transforms.v2 import functional as v2
 
 from avpt.errors import ConfigError, StoreError
 from avpt.loading import transforms
@@ -390,3 +391,15 @@ def test_frame_codecs(tmp_path: Path) -> None:
     grey = io.BytesIO()
     Image.fromarray(ramp[..., 0]).save(grey, "JPEG")
     assert decode_frame(np.frombuffer(grey.getvalue(), np.uint8).copy(), "jpeg", 20, 14).shape[0] == 3
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_frames_are_scaled_exactly_as_torchvision_does(rows: bool) -> None:
+    """Whether a frame's values lie plane by plane or, as in a raw store, pixel by pixel."""
+    for height, width, size in ((28, 28, 32), (340, 256, 224), (31, 57, 8), (64, 64, 64), (9, 300, 33)):
+        frame = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8).permute(2, 0, 1)
+        frame = frame if rows else frame.contiguous()
+        expected = v2.resize(frame, [size, size])
+        found = transforms.evaluation_frames(size)(frame)
+        assert torch.equal(found, expected)
+        assert found.stride() == expected.stride()

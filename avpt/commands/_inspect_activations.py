@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from avpt.commands._inspect_parameters import Side
 from avpt.errors import StoreError, listed
-from avpt.machine.progress import track
+from avpt.machine.progress import track_batches
 from avpt.machine.workers import loading_workers
 from avpt.options import InspectConfig, TrainConfig
 
@@ -59,20 +59,16 @@ def measure(config: InspectConfig, path: Path, before: Side, after: Side | None)
         if side is not None and side.loaded.encoder is not None:
             encoders.append(side.loaded.encoder.to(device))
     dataset = EvaluationDataset(index, [before.modality], spec, store.settings["frame_codec"], seed=config.seed)
-    workers = loading_workers(config.workers)
+    workers = loading_workers(config.workers, clips=len(index))
     # shuffled, so that batches are alike; the loader makes none of a single clip
     loader = Loader(dataset, config.batch_size, device=device, workers=workers, shuffle_seed=config.seed)
     first: list[Batch] = []
 
     def batches() -> Iterator[Batch]:
-        with track(len(index), "inspect") as show:
-            done = 0
-            for batch in loader.epoch(0):
-                if not first:
-                    first.append(batch.part(slice(0, 1)))
-                yield batch
-                done += len(batch.labels)
-                show(done, 0)
+        for batch in track_batches(loader.epoch(0), len(index), "inspect"):
+            if not first:
+                first.append(batch.part(slice(0, 1)))
+            yield batch
 
     with explain_worker_deaths():
         sides = dead_channels.measure(encoders, batches(), config.zero)

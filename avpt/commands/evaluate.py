@@ -14,6 +14,7 @@ from avpt.files.locks import claim
 from avpt.files.outputs import write_json
 from avpt.files.records import EvaluationRecord
 from avpt.files.reuse import reuse_record
+from avpt.machine.progress import track_batches
 from avpt.machine.workers import loading_workers
 from avpt.options import EvaluateConfig
 from avpt.store.store import Store
@@ -57,6 +58,7 @@ def run(config: EvaluateConfig) -> Report:
 
 def evaluate(config: EvaluateConfig, store: Store, header: Header) -> dict[str, Any]:
     """Run the model over each split through its own input pipeline, and measure."""
+    log.info("loading %s", config.model)
     import torch
 
     from avpt.loading.evaluation_clips import EvaluationDataset
@@ -79,7 +81,7 @@ def evaluate(config: EvaluateConfig, store: Store, header: Header) -> dict[str, 
         model = model.to(memory_format=torch.channels_last)
     if isinstance(trained.model, FusedModel) and len(fed) == 1:
         model = OneModality(trained.model, fed[0])
-    workers = loading_workers(config.workers)
+    workers = loading_workers(config.workers, clips=sum(map(len, splits.values())))
     batch_size = config.batch_size or trained.option("batch_size")
     record: dict[str, Any] = {"val": None, "test": None, "clips": {}, "left_out": left_out}
     tensors: dict[str, Tensor] = {}
@@ -88,7 +90,8 @@ def evaluate(config: EvaluateConfig, store: Store, header: Header) -> dict[str, 
             codec = store.settings["frame_codec"]
             dataset = EvaluationDataset(index, fed, trained.input, codec, seed=config.seed, noise=noise)
             batches = Loader(dataset, batch_size, device=device, workers=workers).epoch(0)
-            outputs = passes.evaluate(model, batches, len(index), World())
+            shown = track_batches(batches, len(index), f"evaluate {split}")
+            outputs = passes.evaluate(model, shown, len(index), World())
             record[split] = training_run.measure(outputs)
             record["clips"][split] = len(index)
             if config.per_class:

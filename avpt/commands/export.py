@@ -45,6 +45,7 @@ def run(config: ExportConfig) -> Report:
 
 def export(config: ExportConfig, header: Header) -> Header:
     """Rebuild the model, fold ABRi, and write what was asked for."""
+    log.info("loading %s", config.model)
     import torch
 
     from avpt.models import export
@@ -59,6 +60,7 @@ def export(config: ExportConfig, header: Header) -> Header:
     fresh = config.format in STATES and loaded.header.kind == "encoder" and loaded.header.spec.get("input") is None
     pipeline = None if fresh else read_input(config.model, loaded.header)
     header = replace(header, **describe(config, loaded, modalities, pipeline))
+    log.info("writing it as %s%s", config.format, "" if config.format in STATES else ", which takes a while")
     if config.format == "torchvision" or config.format == "timm":
         (modality,) = modalities
         export.check_library(loaded.encoders[modality], config.format)

@@ -46,6 +46,7 @@ def train(config: FinetuneConfig, store: Store, settings: dict[str, Any], world:
     pipeline = fit_pipeline(store.input_spec(config.image_size, config.num_frames), {config.init: loaded.spec})
     spec = {"encoder": loaded.spec.record()}
     header = training_run.model_header("classifier", config, store, settings, spec, pipeline, device, world)
-    begin = partial(folder.begin_run, config.out, settings, config.overwrite)
+    paths = {"store": config.store, "init": config.init}
+    begin = partial(folder.begin_run, config.out, settings, config.overwrite, paths)
     model = Classifier(loaded.encoder, len(store.classes)).to(device)
     return training_run.train(config, model, store, splits, [config.modality], pipeline, header, begin, world)

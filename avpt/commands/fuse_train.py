@@ -87,7 +87,8 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
     header = training_run.model_header("fused", config, store, settings, spec, pipeline, device, world)
 
     def begin() -> None:
-        folder.begin_run(config.out, settings, config.overwrite)
+        paths = {name: getattr(config, name) for name in settings["inputs"]}
+        folder.begin_run(config.out, settings, config.overwrite, paths)
         files.save_ratios(config.out / "mask.safetensors", header, ratios, clips)
 
     model = FusedModel(audio.encoder, visual.encoder, config.fusion, len(store.classes)).to(device)

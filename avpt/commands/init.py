@@ -12,6 +12,7 @@ from avpt.files import artifacts
 from avpt.files.artifacts import Header
 from avpt.files.locks import claim
 from avpt.files.outputs import check_not_input
+from avpt.files.typed_paths import record_of, write_paths
 from avpt.options import InitConfig
 from avpt.types import Report, Table
 
@@ -39,7 +40,7 @@ def run(config: InitConfig) -> Report:
         inputs = {"weights": artifacts.model_hash(Path(config.weights))}
         header = replace(header, config=header.config | {"weights": "file"}, inputs=inputs)
         check_not_input(config.out, Path(config.weights))
-    with claim(config.out):
+    with claim(config.out, beside=[record_of(config.out)] if header.inputs else []):
         made = artifacts.reuse(config.out, header, config.defaults(), config.overwrite)
         if made is None:
             made = initialise(config, header)
@@ -94,6 +95,8 @@ def initialise(config: InitConfig, header: Header) -> Header:
         log.info("%d BatchNorm channels with |gamma| below %g are reset", count, config.abnormal_threshold)
     encoder = build_encoder(spec, config.alpha)
     encoder.load_state_dict(encoder.state_dict() | state)  # over ABRi's new branch, which state lacks
+    if header.inputs:  # before the encoder, which is not made again once it is there
+        write_paths(config.out, header.inputs, {"weights": Path(config.weights)})
     artifacts.save(config.out, header, encoder.state_dict())
     return header
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from avpt.commands._inspect_activations import Measurements, measure
@@ -17,13 +18,15 @@ if TYPE_CHECKING:
 
     from avpt.models.abnormal_channels import NormPair
 
+log = logging.getLogger(__name__)
+
 
 def run(config: InspectConfig) -> Report:
     """Read the parameters, feed clips where a store is given, and draw the figures asked for."""
     if config.plot is not None and config.plot.exists() and not config.plot.is_dir():
         raise OutputError(f"{config.plot} is a file; --plot takes a folder")
-    from avpt.figures import style
-
+    if config.encoder.exists():
+        log.info("reading the parameters of %s", config.encoder)
     before = read(config.encoder, config, config.modality)
     after = None if config.after is None else read(config.after, config, before.modality)
     if after is not None and after.loaded.spec.arch != before.loaded.spec.arch:
@@ -31,17 +34,24 @@ def run(config: InspectConfig) -> Report:
             f"{after.path} is a {after.loaded.spec.arch} and {before.path} a {before.loaded.spec.arch}; "
             "--after takes the same encoder later on"
         )
-    files = {} if config.plot is None else draw_parameters(config, before, after)
-    if config.plot is not None and config.store is not None:
-        style.check(files, config.plot, overwrite=config.overwrite)  # before clips are fed, which takes a while
+    files: dict[str, bytes] = {}
+    if config.plot is not None:
+        log.info("drawing the parameters")
+        from avpt.figures import style
+
+        files = draw_parameters(config, before, after)
+        if config.store is not None:
+            style.check(files, config.plot, overwrite=config.overwrite)  # before clips are fed, which takes a while
     measured, problems = None, []
     if config.store is not None:
+        log.info("feeding it clips of %s", config.store)
         try:
             measured = measure(config, config.store, before, after)
         except StoreError as error:  # the parameters can be shown in any case
             problems.append(f"neither dead channels nor feature maps can be shown: {error}")
     record, outputs = describe(config, before, after, measured), []
     if config.plot is not None:
+        log.info("drawing the first layer")
         files |= draw_first_layer(config, before, after, measured)
         try:
             outputs = style.write(files, config.plot, overwrite=config.overwrite)

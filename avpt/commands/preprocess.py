@@ -18,7 +18,8 @@ from avpt.commands._shards import Job, Shard, make_shard, make_shards, plan_shar
 from avpt.errors import ManifestError, StoreError, listed
 from avpt.files.locks import claim, sweep, take_turn
 from avpt.files.outputs import read_record, write_json, write_text
-from avpt.files.reuse import begin, check_same, look_into
+from avpt.files.reuse import begin, check_same, look_into, say_there
+from avpt.files.typed_paths import write_paths
 from avpt.machine.progress import track
 from avpt.machine.workers import pool_workers
 from avpt.media.clip import FRAME_SHIFT, LOSSES, TROUBLES, ClipSettings, kind_of
@@ -33,7 +34,7 @@ from avpt.types import HELD_OUT, SPLITS, Report, Table
 log = logging.getLogger(__name__)
 
 OWNED = re.compile(
-    r"(settings|store|timing)\.json|(failures|partial)\.csv|(train|val|test)-\d{5,}\.(h5|json)|\..*\.tmp"
+    r"(settings|store|timing|paths)\.json|(failures|partial)\.csv|(train|val|test)-\d{5,}\.(h5|json)|\..*\.tmp"
 )
 GIB = 2**30
 
@@ -70,6 +71,7 @@ def run(config: PreprocessConfig) -> Report:
             missing = [shard for shard in mine if shard.name not in records]
             if missing:
                 (out / "store.json").unlink(missing_ok=True)  # from here on the store is unfinished
+                write_paths(out, settings["inputs"], {"manifest": config.manifest, "root": config.root})
         if missing:
             make_missing(config, settings["config"], manifest, mine, missing, records)
         with turn():
@@ -81,6 +83,8 @@ def run(config: PreprocessConfig) -> Report:
             sweep(left_in(out, mine if lacking else None))
             if lacking:
                 return report_part(config, len(shards), read_records(out, mine), lacking)
+            if whole and not missing:
+                say_there(out)
             if not whole:
                 write_table(out / "failures.csv", shards, records, "failures")
                 write_table(out / "partial.csv", shards, records, "partial")

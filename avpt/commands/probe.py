@@ -12,6 +12,7 @@ from avpt.errors import ArtifactError, ConfigError
 from avpt.files import artifacts
 from avpt.files.artifacts import Header
 from avpt.files.locks import claim
+from avpt.machine.progress import track_batches
 from avpt.machine.workers import loading_workers
 from avpt.options import ProbeConfig, TrainConfig
 from avpt.runs.lineage import Lineage
@@ -92,7 +93,10 @@ def find_stage1(config: ProbeConfig, model: Header, modality: Modality) -> Path 
                 f"(checksum {checksum[:12]}..., it records {recorded[:12]}...); name that one, or leave --stage1 out"
             )
         return config.stage1
-    node = Lineage([config.model], config.search).find(recorded)
+    log.info("looking for what %s started from", config.model)
+    lineage = Lineage([config.model], config.search)
+    lineage.follow(config.model)
+    node = lineage.find(recorded)
     if node is None:
         log.warning(
             "what the %s encoder of %s started from (checksum %s...) was not found around it, so there is nothing to "
@@ -106,6 +110,7 @@ def probe(
     config: ProbeConfig, store: Store, model: Header, modality: Modality, before: Path | None, header: Header
 ) -> Header:
     """Compute the features of each split once, fit a probe on them, and the same for the stage-1 encoder."""
+    log.info("loading %s", config.model)
     from avpt.diagnosis.linear_probes import mcnemar
     from avpt.runs.trained_model import check_clips, training_option
     from avpt.store.splits import training_splits
@@ -222,13 +227,14 @@ def encode_splits(
     from avpt.training.passes import evaluate
     from avpt.training.world import World
 
-    workers = loading_workers(config.workers)
+    workers = loading_workers(config.workers, clips=sum(map(len, splits.values())))
     model, features = Features(probed.encoder).to(device), {}
     with explain_worker_deaths():
         for split, index in splits.items():
             dataset = EvaluationDataset(index, [probed.modality], probed.pipeline, store.settings["frame_codec"])
             batches = Loader(dataset, batch_size, device=device, workers=workers).epoch(0)
-            features[split] = evaluate(model, batches, len(index), World())["features"]
+            shown = track_batches(batches, len(index), f"features of {split} by {probed.path.name}")
+            features[split] = evaluate(model, shown, len(index), World())["features"]
     return features
 
 

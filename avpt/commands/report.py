@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from avpt.errors import listed
 from avpt.files.locks import claim
 from avpt.files.outputs import write_text
 from avpt.files.reuse import foreign, is_reused, is_there
@@ -13,7 +17,11 @@ from avpt.types import Report
 
 if TYPE_CHECKING:
     from avpt.report.experiment import Experiment
-    from avpt.report.page.blocks import Verdict
+    from avpt.report.page.blocks import Section, Verdict
+
+log = logging.getLogger(__name__)
+
+MOST_NAMED = 12  # files of a folder, in a line
 
 LEAD = (
     "Audio-visual models are trained from encoders that were pre-trained on something else. The paper that this "
@@ -33,7 +41,9 @@ def run(config: ReportConfig) -> Report:
     from avpt.report.experiment import gather
 
     read_page(config.out)  # refuse another's file now, not at the end
+    log.info("looking for what the runs were made from, and what was made from them")
     experiment = gather(config.runs, config.search)
+    say_neighbours(experiment)
     title = config.title or f"Experiment {Path(experiment.base).name}".strip()
     provenance: dict[str, Any] = {
         "kind": "report",
@@ -45,6 +55,13 @@ def run(config: ReportConfig) -> Report:
         if summary is None:
             summary = write(config, experiment, provenance)
     return Report(summary, (config.out,))
+
+
+def say_neighbours(experiment: Experiment) -> None:
+    """Say what the page shows besides the runs that were named, and where that lies."""
+    for folder, paths in experiment.neighbours().items():
+        where = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else folder
+        log.info("also on the page, from %s: %s", where, listed([path.name for path in paths], MOST_NAMED))
 
 
 def read_page(path: Path) -> dict[str, Any] | None:
@@ -78,6 +95,7 @@ def find_summary(config: ReportConfig, provenance: dict[str, Any]) -> dict[str, 
 
 def write(config: ReportConfig, experiment: Experiment, record: dict[str, Any]) -> dict[str, Any]:
     """Write the page: what was found, then section by section how."""
+    log.info("loading torch and matplotlib")
     from avpt.figures.style import INK
     from avpt.report.chapters import clips, dominance, initialisation, learning, overview, provenance, results
     from avpt.report.chapters.verdicts import three_questions
@@ -85,18 +103,23 @@ def write(config: ReportConfig, experiment: Experiment, record: dict[str, Any]) 
     from avpt.report.page.blocks import Page
     from avpt.report.page.html import render
 
-    starts = initialisation.find_starts(experiment)
     folder = config.out.absolute().parent
+    log.info("answering the three questions")
+    starts = initialisation.find_starts(experiment)
     answers = three_questions.answer_questions(experiment, starts, folder)
-    sections = [
-        results.section(experiment),
-        clips.section(experiment, config.clips),
-        initialisation.section(experiment, starts),
-        learning.stage1(experiment),
-        dominance.section(experiment, config.clips),
-        learning.stage2(experiment, config.clips),
-        provenance.section(experiment, folder),
-    ]
+    chapters: dict[str, Callable[[], Section]] = {
+        "results": lambda: results.section(experiment),
+        "the data": lambda: clips.section(experiment, config.clips),
+        "initialisation": lambda: initialisation.section(experiment, starts),
+        "stage 1": lambda: learning.stage1(experiment),
+        "confidence": lambda: dominance.section(experiment, config.clips),
+        "stage 2": lambda: learning.stage2(experiment, config.clips),
+        "provenance": lambda: provenance.section(experiment, folder),
+    }
+    sections = []
+    for number, (name, write_chapter) in enumerate(chapters.items(), 1):
+        log.info("chapter %d of %d: %s", number, len(chapters), name)
+        sections.append(write_chapter())
     summary = summarise(experiment, answers)
     first = overview.summarise(experiment, config.clips)
     page = Page(record["config"]["title"], (*LEAD, CAVEAT), answers, sections, record | {"summary": summary}, first)

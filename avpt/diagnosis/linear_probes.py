@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+
+from avpt.machine.progress import track
 
 Array = np.ndarray[Any, Any]
 
@@ -49,7 +51,7 @@ def fit_probe(train: tuple[Array, Array], val: tuple[Array, Array], score: Calla
     targets = [labels] if labels.ndim == 1 else list(labels.T)
     best: Probe | None = None
     highest, converged = -np.inf, True
-    for strength in STRENGTHS:
+    for strength in _shown(STRENGTHS):
         rows = [_fit(target, scaled, strength, single=labels.ndim == 1) for target in targets]
         weight = np.concatenate([row.weight for row in rows]) / scaler.scale_
         bias = np.concatenate([row.bias for row in rows]) - weight @ scaler.mean_
@@ -60,6 +62,15 @@ def fit_probe(train: tuple[Array, Array], val: tuple[Array, Array], score: Calla
             best, highest = probe, value
     assert best is not None, "scores are numbers"
     return replace(best, converged=converged)
+
+
+def _shown(strengths: Sequence[float]) -> Iterator[float]:
+    """Yield them, and show how many have been tried."""
+    with track(len(strengths), "fitting a linear classifier", can_fail=False) as show:
+        for done, strength in enumerate(strengths):
+            show(done, 0)
+            yield strength
+        show(len(strengths), 0)
 
 
 def _fit(target: Array, scaled: Array, strength: float, *, single: bool) -> Probe:

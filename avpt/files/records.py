@@ -56,6 +56,21 @@ class NamedProvenance(Provenance):
     kind: str
 
 
+class TypedPath(TypedDict):
+    """An input's path as it was typed."""
+
+    path: str
+    checksum: NotRequired[str]  # as the record of what was made from it has it
+    size: NotRequired[Count]  # in bytes, of a plain file
+
+
+class TypedPaths(TypedDict):
+    """`paths.json` of a store or a run folder, and the JSON file beside an encoder that was made from a file."""
+
+    folder: str  # the working directory, which relative paths start from
+    paths: dict[str, TypedPath]
+
+
 class Fingerprinted(TypedDict):
     """A store's `store.json`, of which other files record the fingerprint."""
 

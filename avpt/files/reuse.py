@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,8 @@ from avpt.errors import OutputError
 from avpt.files.checking import RecordError, check, read
 from avpt.files.outputs import read_record, write_json
 from avpt.files.records import Provenance
+
+log = logging.getLogger(__name__)
 
 COMPLETE = ("store.json", "summary.json")  # written last: they mark a folder as finished
 
@@ -101,7 +104,13 @@ def is_reused(
         raise OutputError(f"{path} holds a {existing['kind']}; remove it or choose another --out")
     if not overwrite:
         check_same(path, existing, wanted, defaults)
+        say_there(path)
     return not overwrite
+
+
+def say_there(path: Path) -> None:
+    """Say that an output is finished already, so that the command has nothing to do."""
+    log.info("%s was there already, made with the same options and inputs", path)
 
 
 def reuse_record(
@@ -174,6 +183,8 @@ def must_write(path: Path, content: bytes, existing: bytes | None, other: str, *
     """
     if existing is not None and existing != content and not overwrite:
         raise OutputError(f"{path} {other}; choose another {option}, or --overwrite to replace it")
+    if existing == content:
+        log.info("%s was there already, with the same content", path)
     return existing != content
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from platform import machine
 
 import torch
 import torchaudio
 from torch import Tensor
-from torchvision.transforms import RandomResizedCrop
-from torchvision.transforms.v2.functional import resize
+from torch.nn.functional import interpolate
 
 from avpt.files.records import IMAGENET, Colour
+from avpt.machine.light_imports import without_compiler
 from avpt.machine.seeds import seed_for
+
+with without_compiler():
+    from torchvision.transforms import RandomResizedCrop
 
 
 def clip_seed(seed: int, epoch: int, clip_id: str, use: str) -> int:
@@ -58,6 +62,19 @@ def _augment_frame(frame: Tensor, *, size: list[int], crop_scale: tuple[float, f
         frame = frame[:, top : top + height, left : left + width]
     frame = resize(frame, size)
     return frame.flip(-1) if flip and torch.rand(1) < 0.5 else frame
+
+
+def resize(frame: Tensor, size: list[int]) -> Tensor:
+    """Scale a frame (3, height, width) uint8, exactly as torchvision's v2 does, whose import loads torch's compiler."""
+    if list(frame.shape[-2:]) == size:
+        return frame
+    frame = frame[None]
+    if frame.is_contiguous(memory_format=torch.channels_last):  # as it is with RGB rows: torch should see that
+        frame = frame.as_strided(frame.shape, (frame.numel(), *frame.stride()[1:]))
+    in_bytes = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or machine() in ("aarch64", "arm64")
+    values = frame if in_bytes else frame.to(torch.float32)
+    scaled: Tensor = interpolate(values, size=size, mode="bilinear", align_corners=False, antialias=True)[0]
+    return scaled if in_bytes else scaled.round_().to(torch.uint8)
 
 
 def evaluation_frames(image_size: int) -> Callable[[Tensor], Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import logging
 import os
 import resource
 import signal
@@ -16,6 +17,8 @@ from types import FrameType
 from typing import Any
 
 from avpt.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 MANY_FILES = 1 << 16  # open at a time: as many shards hold 8 million clips
@@ -66,6 +69,8 @@ def start_forkserver(*preload: str) -> None:
     """
     from multiprocessing import forkserver, set_forkserver_preload  # a command that forks nothing starts without it
 
+    if getattr(forkserver._forkserver, "_forkserver_pid", None) is None:
+        log.info("starting worker processes")  # which load torch anew
     set_forkserver_preload(list(preload))
     handlers: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
+
+from avpt.types import Batch
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,18 +29,29 @@ def console() -> Console:
 
 
 @contextmanager
-def track(total: int, what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show how far a count of clips has come, with rate, ETA and failures.
+def track(total: int, what: str, *, can_fail: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """Show how far a count of clips has come, with rate, ETA and, where some `can_fail`, failures.
 
     Yields a function `show(done, failed)` to call with running totals.
     """
     if not log.isEnabledFor(logging.INFO):
         yield lambda done, failed: None
     elif sys.stderr.isatty():
-        with _bar(total, what) as show:
+        with _bar(total, what, can_fail) as show:
             yield show
     else:
-        yield _lines(total, what)
+        yield _lines(total, what, can_fail)
+
+
+def track_batches(batches: Iterable[Batch], total: int, what: str) -> Iterator[Batch]:
+    """Yield batches, and show how many clips have come so far."""
+    with track(total, what, can_fail=False) as show:
+        done = 0
+        show(done, 0)
+        for batch in batches:
+            yield batch
+            done += len(batch.labels)
+            show(done, 0)
 
 
 class _Rate:
@@ -55,7 +68,7 @@ class _Rate:
 
 
 @contextmanager
-def _bar(total: int, what: str) -> Iterator[Callable[[int, int], None]]:
+def _bar(total: int, what: str, can_fail: bool) -> Iterator[Callable[[int, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -64,7 +77,7 @@ def _bar(total: int, what: str) -> Iterator[Callable[[int, int], None]]:
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[failed]} failed"),
+        *([TextColumn("{task.fields[failed]} failed")] if can_fail else []),
     )
     with Progress(*columns, console=console(), transient=True) as progress:
         task = progress.add_task(what, total=total, rate="", failed=0)
@@ -76,7 +89,7 @@ def _bar(total: int, what: str) -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-def _lines(total: int, what: str) -> Callable[[int, int], None]:
+def _lines(total: int, what: str, can_fail: bool) -> Callable[[int, int], None]:
     rate, last = _Rate(), time.monotonic()
 
     def show(done: int, failed: int) -> None:
@@ -88,6 +101,6 @@ def _lines(total: int, what: str) -> Callable[[int, int], None]:
         parts = [f"{done} of {total}", *([f"{speed:.1f}/s"] if speed > 0 else [])]
         if done < total:
             parts.append(f"{(total - done) / speed:.0f} s left" if speed > 0 else "time left unknown")
-        log.info("%s: %s, %d failed", what, ", ".join(parts), failed)
+        log.info("%s: %s", what, ", ".join([*parts, *([f"{failed} failed"] if can_fail else [])]))
 
     return show

@@ -7,10 +7,17 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+FEW_CLIPS = 200  # which are loaded in less time than it takes to start a process that loads them
 
-def loading_workers(asked: int | None, processes: int = 1) -> int:
-    """Loading processes: as many as asked for, or, for each of several processes on a machine, its cores but one."""
-    return max(0, num_cores() // processes - 1) if asked is None else asked
+
+def loading_workers(asked: int | None, processes: int = 1, clips: int | None = None) -> int:
+    """Loading processes: as many as asked for, or, for each of several processes on a machine, its cores but one.
+
+    Where so few `clips` are looked at once that it does not pay, there are none unless they are asked for.
+    """
+    if asked is not None:
+        return asked
+    return 0 if clips is not None and clips < FEW_CLIPS else max(0, num_cores() // processes - 1)
 
 
 def pool_workers(asked: int | None, tasks: int | None = None) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from avpt.machine.light_imports import without_compiler
 from avpt.types import MAX_PIXELS, FrameCodec
 
 if TYPE_CHECKING:
@@ -91,7 +92,9 @@ def _wrong_number_of_pixels(height: int, width: int) -> str:
 
 def _encode_jpeg(rgb: Array) -> bytes:
     import torch
-    from torchvision.io import encode_jpeg
+
+    with without_compiler():
+        from torchvision.io import encode_jpeg
 
     image = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)
     return bytes(encode_jpeg(image, quality=JPEG_QUALITY).numpy().tobytes())
@@ -99,7 +102,9 @@ def _encode_jpeg(rgb: Array) -> bytes:
 
 def _decode_jpeg(stored: Array, height: int, width: int) -> Tensor:
     import torch
-    from torchvision.io import ImageReadMode, decode_jpeg
+
+    with without_compiler():
+        from torchvision.io import ImageReadMode, decode_jpeg
 
     frame: Tensor = decode_jpeg(torch.from_numpy(stored), ImageReadMode.RGB)
     return frame

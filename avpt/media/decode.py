@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 import numpy as np
-import torchvision.io  # noqa: F401 - codecs load it on first use; here it is loaded once for all forked workers
 
 from avpt.errors import MediaError
+from avpt.machine.light_imports import without_compiler
 from avpt.media.audio import read_waveform, samples_needed, spectrogram
 from avpt.media.clip import ClipSettings, DecodedClip, Notes, Trouble, kind_of
 from avpt.media.codecs import encode_frame
 from avpt.media.streams import Opened, open_tracks
 from avpt.media.video import read_frames, read_images
 from avpt.types import Modality
+
+with without_compiler():
+    import torchvision.io  # noqa: F401 - codecs load it on first use; here it is loaded once for all forked workers
 
 Read = TypeVar("Read")
 

@@ -11,11 +11,14 @@ from importlib.util import find_spec
 from typing import Any, Literal, cast
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from avpt.errors import AvptError, ConfigError
 from avpt.files.records import IMAGENET, Colour, Deviation
+from avpt.machine.light_imports import without_compiler
 from avpt.types import Modality
+
+with without_compiler():
+    from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 RESNETS: dict[str, tuple[type[Any], list[int]]] = {  # blocks of each of the four layers
     "resnet18": (BasicBlock, [2, 2, 2, 2]),

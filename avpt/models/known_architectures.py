@@ -13,11 +13,14 @@ from types import CodeType, ModuleType
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
+from avpt.machine.light_imports import without_compiler
 from avpt.models.architectures import RESNETS
 from avpt.models.layouts import COUNTER, find_places
+
+with without_compiler():
+    import torchvision
 
 log = logging.getLogger(__name__)
 

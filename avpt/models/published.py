@@ -9,11 +9,14 @@ from pathlib import Path
 from urllib.error import URLError
 
 import torch
-import torchvision
 from torch import Tensor
 
 from avpt.errors import ArtifactError
+from avpt.machine.light_imports import without_compiler
 from avpt.models.architectures import RESNETS, Size, find_architecture, timm_package
+
+with without_compiler():
+    import torchvision
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy.stats import binomtest
-
-from avpt.diagnosis.group_tests import FEWEST_PAIRS, NO_SPREAD, paired_test
+from avpt.diagnosis.group_tests import FEWEST_PAIRS, NO_SPREAD, paired_test, sign_test
 from avpt.report.drawing import points
 from avpt.text import format_count
 
@@ -112,7 +110,7 @@ def compare(
     firsts, seconds = ([sum(right[i] for i in clips) / len(clips) for right in runs] for runs in (before, after))
     votes = [sum(right[i] for right in after) - sum(right[i] for right in before) for i in clips]
     gains, losses = sum(vote > 0 for vote in votes), sum(vote < 0 for vote in votes)
-    p = float(binomtest(gains, gains + losses).pvalue) if gains + losses else 1.0
+    p = sign_test(gains, losses)
     first, second = average_by_seed(seeds, firsts), average_by_seed(seeds, seconds)
     means = [sum(values.values()) / len(values) for values in (first, second)]
     return Difference(means[0], means[1], p, len(clips), compare_seeds(first, second))

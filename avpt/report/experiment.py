@@ -12,6 +12,7 @@ from pathlib import Path
 
 from avpt.errors import AvptError
 from avpt.files.outputs import sha256_if_there, sha256_json
+from avpt.files.typed_paths import read_paths
 from avpt.report.page.blocks import Block, Text
 from avpt.runs.folder import Run, read_run
 from avpt.runs.groups import count_pooled, group_made
@@ -39,6 +40,7 @@ class Experiment:
 
     nodes: list[Node] = field(default_factory=list)
     origins: dict[Path, dict[str, Node | None]] = field(default_factory=dict)  # of each node, by the name of the input
+    files: dict[Path, dict[str, Path]] = field(default_factory=dict)  # inputs that avpt did not write, likewise
     missing: list[Missing] = field(default_factory=list)
     runs: dict[Path, Run] = field(default_factory=dict)  # by the path of the node
     kin: dict[Path, str] = field(default_factory=dict)  # a key that nodes share if they differ in the seed alone
@@ -80,9 +82,13 @@ class Experiment:
 
     def contents(self) -> dict[str, str]:
         """A checksum of all that the page reads of each node, by name; missing inputs are listed too."""
-        return {self.name(node): self._content(node) for node in self.nodes} | {
-            f"{lost.name} of {os.path.relpath(lost.owner, self.base)}": "not found" for lost in self.missing
+        files = {
+            f"{name} of {self.name(node)}": node.inputs[name]
+            for node in self.nodes
+            for name in self.files.get(node.path, {})
         }
+        lost = {f"{lost.name} of {os.path.relpath(lost.owner, self.base)}": "not found" for lost in self.missing}
+        return {self.name(node): self._content(node) for node in self.nodes} | files | lost
 
     def _content(self, node: Node) -> str:
         if node.is_run:
@@ -90,6 +96,15 @@ class Experiment:
             read = {name: checksum for name, file in files.items() if (checksum := sha256_if_there(file))}
             return sha256_json([self.checksums[node.path], read])
         return self.checksums[node.path] or sha256_if_there(node.path)
+
+    def neighbours(self) -> dict[Path, list[Path]]:
+        """All that it has besides the requested runs, by the folders that these lie in."""
+        paths = [node.path for node in self.nodes if node.path not in self.order]
+        paths += [file for files in self.files.values() for file in files.values()]
+        by_folder: dict[Path, list[Path]] = {}
+        for path in dict.fromkeys(paths):
+            by_folder.setdefault(path.parent, []).append(path)
+        return by_folder
 
 
 def gather(paths: Sequence[Path], folders: Sequence[Path] | None) -> Experiment:
@@ -108,14 +123,22 @@ def gather(paths: Sequence[Path], folders: Sequence[Path] | None) -> Experiment:
     depth: dict[Path, int] = {}
     for node in wanted:
         _climb(lineage, node, experiment, depth)
+    contents = {lineage.checksum(node.path) for node in experiment.nodes if node.path.is_file()}
+
+    def add(node: Node) -> None:
+        """Add a file that was made from the runs, unless it is a copy of one that is there."""
+        if (checksum := lineage.checksum(node.path)) not in contents:
+            contents.add(checksum)
+            _climb(lineage, node, experiment, depth)
+
     for node in [node for node in lineage.nodes() if node.kind == "confidence" and node.path not in depth]:
         if all(origin is not None and origin.path in depth for origin in lineage.origins(node).values()):
-            _climb(lineage, node, experiment, depth)
+            add(node)
     for node in list(experiment.nodes):
         if node.is_run:
             for other in lineage.made_from(node, "probe", "evaluation"):
                 if other.inputs.get("model") in lineage.checksums(node):  # not for a fused model made from this run
-                    _climb(lineage, other, experiment, depth)
+                    add(other)
     experiment.nodes.sort(key=lambda node: (depth[node.path], os.fspath(node.path)))
     for node in experiment.nodes:
         own = lineage.checksum(node.files[0]) if node.files else next(iter(lineage.checksums(node)), "")
@@ -143,6 +166,8 @@ def _climb(lineage: Lineage, node: Node, experiment: Experiment, depth: dict[Pat
     for name, origin in origins.items():
         if origin is not None:
             below.append(1 + _climb(lineage, origin, experiment, depth))
+        elif (file := lineage.find_file(name, node.inputs[name])) is not None:
+            experiment.files.setdefault(node.path, {})[name] = file
         elif name in MADE_OF:
             experiment.missing.append(Missing(node.path, name, node.inputs[name]))
     depth[node.path] = max(below)
@@ -179,9 +204,11 @@ def explain_missing(experiment: Experiment, node: Node, name: str) -> str:
     checksum = node.inputs.get(name)
     if checksum is None:
         return f"{experiment.name(node)} records no {name}."
+    typed = read_paths(node.path).get(name)
+    then = f", `{typed.typed}` when it was used" if typed is not None else ""
     return (
-        f"The {name} that {experiment.name(node)} was made from (checksum {checksum[:12]}…) was not found around the "
-        "runs: moved, removed or changed. If it is elsewhere, name that folder with --search."
+        f"The {name} that {experiment.name(node)} was made from (checksum {checksum[:12]}…{then}) was not found around "
+        "the runs: moved, removed or changed. If it is elsewhere, name that folder with --search."
     )
 
 

@@ -1,4 +1,4 @@
-"""The command that makes an artifact again, derived from its header."""
+"""The commands that make the artifacts of an experiment again, derived from their headers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from avpt.errors import AvptError
+from avpt.files.artifacts import read_header
+from avpt.files.typed_paths import RecordedPath, read_paths
 from avpt.options import Config, flag, parameter
 from avpt.options.older_records import CONFIGS
+from avpt.report.experiment import Experiment
 from avpt.runs.lineage import Node
 
 LINE = 76  # the longest line of a command, characters
+
+SIZES = ("image_size", "num_frames")
 
 COMMANDS = {  # by the kind of artifact that they write
     "store": "preprocess",
@@ -33,16 +39,41 @@ ARGUMENTS = {  # inputs that are positional, in their order
 }
 
 
-def command_of(node: Node, origins: Mapping[str, Node | None], folder: Path) -> list[str]:
+def find_folder(experiment: Experiment, page: Path) -> Path:
+    """The folder to run the commands in: the page's, or else the innermost one that holds all that they make.
+
+    They lead out of it nowhere, so that they can be run in another folder too.
+    """
+    page = Path(os.path.normpath(page))
+    made = [node.path for node in experiment.nodes if node.kind in COMMANDS]
+    if all(path.is_relative_to(page) for path in made):
+        return page
+    return Path(os.path.commonpath([path.parent for path in made]))
+
+
+def command_of(
+    node: Node, origins: Mapping[str, Node | None], folder: Path, files: Mapping[str, Path] | None = None
+) -> list[str]:
     """The words of the command that writes a node, to be run in `folder`.
 
     Only options that differ from their defaults are named. An input that was not found is a word in capitals.
+
+    Args:
+        node: that is to be made again.
+        origins: the nodes that it was made from, by the names of the inputs.
+        folder: that relative paths start from.
+        files: the inputs that no command makes.
     """
     name, config_type = COMMANDS[node.kind], CONFIGS[node.kind]
+    typed, options = read_paths(node.path), _options_of(node)
 
     def place(what: str) -> str:
         origin = origins.get(what)
-        return os.path.relpath(origin.path, folder) if origin is not None else what.upper()
+        if origin is not None:
+            return os.path.relpath(origin.path, folder)
+        if files is not None and what in files:
+            return _place_file(files[what], typed.get(what), folder)
+        return what.upper()
 
     arguments = ARGUMENTS.get(node.kind, ())
     words = ["avpt", name, *map(place, arguments)]
@@ -50,9 +81,32 @@ def command_of(node: Node, origins: Mapping[str, Node | None], folder: Path) -> 
     for field in dataclasses.fields(config_type):
         if field.name in inputs:
             words += [option_name(config_type, field.name), place(field.name)]
-        elif field.name in node.config and node.config[field.name] != _as_recorded(field.default):
-            words += write_option(config_type, field.name, node.config[field.name])
+        elif field.name in options and options[field.name] != _as_recorded(field.default):
+            words += write_option(config_type, field.name, options[field.name])
+        elif field.name in typed and field.name not in node.inputs:  # a path that is no input, such as --root
+            there = typed[field.name]
+            words += [option_name(config_type, field.name), _place_file(there.place, there, folder)]
     return [*words, "--out", os.path.relpath(node.path, folder)]
+
+
+def _options_of(node: Node) -> dict[str, Any]:
+    """The options that a node was made with; a run on sound has the sizes of pictures in its model's spec alone."""
+    sizes: dict[str, Any] = {}
+    if node.kind == "classifier" and node.files:
+        try:
+            spec = read_header(node.files[0])[0].spec.get("input")
+        except AvptError:
+            spec = None
+        sizes = {name: spec[name] for name in SIZES if name in spec} if isinstance(spec, dict) else {}
+    return sizes | node.config
+
+
+def _place_file(file: Path, typed: RecordedPath | None, folder: Path) -> str:
+    """The path of a file that no command makes: as it was typed, or absolute where that would not lead there."""
+    below = os.path.relpath(file, folder) if file.is_relative_to(folder) else None
+    if typed is not None and typed.place == file and (Path(typed.typed).is_absolute() or below == typed.typed):
+        return typed.typed
+    return os.fspath(file) if below is None else below
 
 
 def write_option(config_type: type[Config], name: str, value: Any) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,13 +14,14 @@ from avpt.files.checking import RecordError, read_lines
 from avpt.files.locks import sweep
 from avpt.files.outputs import read_record
 from avpt.files.records import Epoch, Provenance, RunSummary
-from avpt.files.reuse import begin, check_same, differences, look_into
+from avpt.files.reuse import begin, check_same, differences, look_into, say_there
+from avpt.files.typed_paths import write_paths
 from avpt.text import decimals
 from avpt.training.schedules import SCHEDULES
 from avpt.types import HELD_OUT, Report, Table
 
 OWNED = re.compile(
-    r"((model|last|dynamics|predictions|mask)\.safetensors|(metrics|timing)\.jsonl|summary\.json"
+    r"((model|last|dynamics|predictions|mask)\.safetensors|(metrics|timing)\.jsonl|(summary|paths)\.json"
     r"|checkpoint/(settings\.json|(last|previous)\.pt)|tensorboard/events\.out\.tfevents\.[^/]*)|(checkpoint/)?\..*\.tmp"
 )
 SETTINGS = "checkpoint/settings.json"
@@ -112,16 +114,18 @@ def find_summary(
     if not _is_continued(existing, settings, defaults):
         check_same(path, existing, settings, defaults)
         if (path / "summary.json").exists():
+            say_there(path)
             return read_record(path / "summary.json", "--overwrite starts over", RunSummary)
     if (path / "metrics.jsonl").exists() and not any((path / "checkpoint").glob("*.pt")):
         raise OutputError(f"{path} has epochs behind it, but its checkpoint is gone; --overwrite starts over")
     return None
 
 
-def begin_run(path: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """Make the folder, or prepare to continue the unfinished or shorter run in it."""
+def begin_run(path: Path, settings: dict[str, Any], overwrite: bool, inputs: Mapping[str, Path | None]) -> None:
+    """Make the folder, or prepare to continue the unfinished or shorter run in it; `inputs` are paths as typed."""
     (path / "summary.json").unlink(missing_ok=True)  # from here on the run is unfinished
     begin(path, SETTINGS, settings, overwrite)
+    write_paths(path, settings["inputs"], inputs)
     sweep([*path.glob(".*.tmp"), *path.glob("checkpoint/.*.tmp")])
 
 

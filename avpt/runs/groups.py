@@ -46,6 +46,7 @@ def group_made(made: Sequence[Run | Node], lineage: Lineage) -> list[Group]:
 
 def options_of(made: Run | Node, lineage: Lineage) -> dict[str, Any]:
     """All that a run's result depends on except the seed: its options, and those of all that it was made from."""
+    lineage.follow(made.path)
     whole = lineage.whole_config(complete(made.kind, made.config), made.inputs, complete)
     whole = {name: value for name, value in whole.items() if name.split(".")[-1] != "modality"}  # the prefix says it
     return {"model": made.config.get("modality", "joint"), **whole}

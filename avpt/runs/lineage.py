@@ -1,4 +1,7 @@
-"""What artifacts were made from: they record their inputs by checksum, and here those files are found again."""
+"""What artifacts were made from: they record their inputs by checksum, and here those files are found again.
+
+Where the paths that were typed are on record they are looked at first; they decide between copies of equal bytes.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from avpt.files.artifacts import read_header
 from avpt.files.checking import RecordError, read
 from avpt.files.outputs import sha256_if_there
 from avpt.files.records import Fingerprinted, NamedProvenance, Provenance
+from avpt.files.typed_paths import RecordedPath, read_paths
 from avpt.options import recorded_option
 from avpt.runs.folder import is_run, read_run
 
@@ -22,6 +26,10 @@ log = logging.getLogger(__name__)
 
 LEVELS_UP, LEVELS_DOWN = 2, 3  # from a run folder: where recipes put what it was made from
 MOST_ENTRIES = 20_000  # of folders, that are looked through before the search ends
+MOST_BYTES = 2**31  # of a file that may be an input by its name alone, as its size is not on record
+# inputs that avpt did not write, and how their names usually end
+FILES = {"manifest": (".csv",), "weights": (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".pth.tar")}
+SUFFIXES = tuple({".safetensors", ".json"}.union(*FILES.values()))
 
 
 @dataclass(frozen=True)
@@ -62,18 +70,58 @@ class Lineage:
         named = [folder.absolute() for folder in folders or ()]
         self._unread = _unique(chain((path.absolute() for path in paths), named, _walk(named), _walk(_around(paths))))
         self._nodes: dict[Path, Node | None] = {}
+        self._names: dict[str, Path] = {}  # of everything in `_nodes`, by its real path
+        self._files: list[Path] = []  # that avpt did not write
+        self._records: dict[Path, dict[str, RecordedPath]] = {}  # of what was followed, by its path
+        self._recorded: list[Node] = []  # nodes that lie where a record says
         self._checksums: dict[Path, str] = {}
 
     def find(self, checksum: str) -> Node | None:
-        """The store, artifact or run that was recorded by this checksum; None where it can't be found."""
-        for node in self.nodes():
+        """The store, artifact or run that was recorded by this checksum; None where it can't be found.
+
+        Of several with equal bytes it is the one whose path was typed, if that is on record.
+        """
+        for place in self._places(checksum):
+            node = self._read(place.place)
+            if node is not None and checksum in self.checksums(node):
+                self._recorded += [node] * (node not in self._recorded)
+                return node
+        for node in chain(self._recorded, self.nodes()):
             if checksum in self.checksums(node):
                 return node
         return None
 
+    def find_file(self, name: str, checksum: str) -> Path | None:
+        """The file that avpt did not write and that was recorded by this checksum, as an input of this name."""
+        if name not in FILES:
+            return None
+        places = self._places(checksum)
+        sizes = {place.size for place in places}
+        for place in places:
+            if place.place.is_file() and self.checksum(place.place) == checksum:
+                return place.place
+        for _ in self.nodes():
+            pass  # the search comes by the files too
+        for file in self._files:
+            size = _size_of(file)
+            is_likely = size in sizes if sizes else size <= MOST_BYTES
+            if is_likely and file.name.lower().endswith(FILES[name]) and self.checksum(file) == checksum:
+                return file
+        return None
+
+    def follow(self, path: Path) -> dict[str, RecordedPath]:
+        """Take into account the paths that something was made from, where they were recorded."""
+        if path not in self._records:
+            self._records[path] = read_paths(path)
+        return self._records[path]
+
     def origins(self, node: Node) -> dict[str, Node | None]:
         """What a node was made from, by the names of its inputs."""
+        self.follow(node.path)
         return {name: self.find(checksum) for name, checksum in node.inputs.items()}
+
+    def _places(self, checksum: str) -> list[RecordedPath]:
+        return [place for record in self._records.values() for place in record.values() if place.checksum == checksum]
 
     def made_from(self, node: Node, *kinds: str) -> list[Node]:
         """The nodes of these kinds that were made from a node."""
@@ -96,9 +144,20 @@ class Lineage:
         """All nodes, each of them read when it is first needed."""
         yield from [node for node in self._nodes.values() if node is not None]
         for path in self._unread:
-            self._nodes[path] = node = read_node(path)
-            if node is not None:
+            if os.path.realpath(path) in self._names:
+                continue
+            if (node := self._read(path)) is not None:
                 yield node
+            elif path.is_file():
+                self._files.append(path)
+
+    def _read(self, path: Path) -> Node | None:
+        """The node at a path, under the name by which it is known already."""
+        real = os.path.realpath(path)
+        if real not in self._names:
+            self._names[real] = path
+            self._nodes[path] = read_node(path)
+        return self._nodes[self._names[real]]
 
     def whole_config(
         self,
@@ -130,10 +189,21 @@ class Lineage:
                     continue
                 first_names[thing] = f"{prefix}{name}"
                 if node is not None and is_known:
+                    self.follow(node.path)
                     waiting.append((f"{prefix}{name}.", complete(node.kind, node.config), node.inputs))
+                elif (file := self.find_file(name, checksum)) is not None:
+                    whole[f"{prefix}{name}"] = f"{file.name} ({checksum[:12]})"
                 else:
                     whole[f"{prefix}{name}"] = checksum
         return whole
+
+
+def _size_of(file: Path) -> int:
+    """A file's size in bytes; -1 where it is gone by now."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return -1
 
 
 def read_node(path: Path) -> Node | None:
@@ -166,7 +236,7 @@ def _around(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _walk(roots: Iterable[Path]) -> Iterator[Path]:
-    """Stores, run folders, safetensors and JSON files in some folders, breadth first, and nothing inside of these."""
+    """Stores, run folders and files that may be inputs in some folders, breadth first, and nothing inside of these."""
     level, seen, num_entries = list(dict.fromkeys(roots)), set[str](), 0
     for _ in range(LEVELS_DOWN):
         below: list[Path] = []
@@ -191,7 +261,7 @@ def _walk(roots: Iterable[Path]) -> Iterator[Path]:
                     is_ours = is_folder and (is_run(path) or (path / "store.json").exists())
                 except OSError:  # what may not be looked into, or is gone by now
                     continue
-                if is_ours or (is_file and path.suffix in (".safetensors", ".json")):
+                if is_ours or (is_file and entry.name.lower().endswith(SUFFIXES)):
                     yield path
                 elif is_folder:
                     below.append(path)

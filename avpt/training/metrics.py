@@ -87,14 +87,16 @@ def per_class(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     Single-label: `count` of its clips, `accuracy` among them, `confusion` (one row per true class, one column per
     predicted class). Multi-label: `count`, `average_precision`.
     """
-    from sklearn.metrics import average_precision_score, confusion_matrix
-
     if labels.ndim == 1:
-        confusion = confusion_matrix(labels, logits.argmax(dim=1), labels=range(logits.shape[1]))
-        counts = confusion.sum(axis=1).tolist()
+        classes = logits.shape[1]
+        pairs = labels * classes + logits.argmax(dim=1)
+        confusion = pairs.bincount(minlength=classes**2).reshape(classes, classes)
+        counts = confusion.sum(dim=1).tolist()
         right = confusion.diagonal().tolist()
         accuracies = [hits / count if count else None for hits, count in zip(right, counts, strict=True)]
         return {"count": counts, "accuracy": accuracies, "confusion": confusion.tolist()}
+    from sklearn.metrics import average_precision_score
+
     counts = labels.sum(dim=0).long().tolist()
     precisions = [
         float(average_precision_score(labels[:, i], logits[:, i])) if count else None for i, count in enumerate(counts)

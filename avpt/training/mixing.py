@@ -7,8 +7,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from avpt.machine.seeds import seed_for
 from avpt.types import Batch
@@ -28,6 +26,9 @@ def mix_clips(batch: Batch, step: int, *, alpha: float, num_classes: int, seed: 
         seed: of the draw, together with the step and the part.
         part: which of the processes this is.
     """
+    from torchvision import tv_tensors  # which load torch's compiler
+    from torchvision.transforms import v2
+
     values = batch.inputs[0]
     images = tv_tensors.Video(values) if values.ndim == 5 else values
     with torch.random.fork_rng(devices=[]):

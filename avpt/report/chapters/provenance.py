@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from avpt.files import artifacts
 from avpt.report.experiment import Experiment, find_common_name
 from avpt.report.page.blocks import Block, Command, Facts, Fold, Graph, Heading, Section, Text, Vertex
 from avpt.report.script import Step, write_script
-from avpt.report.shell_commands import COMMANDS, command_of
+from avpt.report.shell_commands import COMMANDS, command_of, find_folder
 from avpt.runs.groups import seed_of
 from avpt.runs.lineage import Node
 
@@ -22,15 +23,22 @@ LABEL = 20  # characters of a name in the graph
 def section(experiment: Experiment, folder: Path) -> Section:
     """Write the section: the graph, then a command for each artifact, in the order in which to run them."""
     blocks: list[Block] = [Heading("What was made from what"), draw_graph(experiment), Heading("Commands")]
+    base = find_folder(experiment, folder)
+    where = os.path.relpath(base, folder)
+    where = "the folder of this page" if where == "." else f"`{where}`, seen from this page,"
     blocks.append(
         Text(
-            "Run in the folder of this page, this script makes every artifact again. Options that are not "
-            "named are at their defaults; words in capitals stand for inputs that were not found. The same bytes "
-            "come out on the same kind of machine, with the same number of threads."
+            f"Run in an empty folder, or in {where} this script makes every artifact again. What no command "
+            "makes (manifests with their clips, weights of others) must be there first where its path is a relative "
+            "one. Options that are not named are at their defaults; words in capitals stand for inputs that were not "
+            "found. The same bytes come out on the same kind of machine, with the same number of threads."
         )
     )
     made = [node for node in experiment.nodes if node.kind in COMMANDS]
-    commands = {node.path: command_of(node, experiment.origins[node.path], folder) for node in made}
+    commands = {
+        node.path: command_of(node, experiment.origins[node.path], base, experiment.files.get(node.path))
+        for node in made
+    }
     groups = arrange_groups(experiment, made)
     steps = [Step([commands[node.path] for node in nodes], list_seeds(experiment, nodes)) for nodes in groups]
     if not is_ordered(experiment, groups, steps):

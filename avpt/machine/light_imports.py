@@ -1,0 +1,47 @@
+"""Imports that are spared what they load for nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+COMPILER = "torch._dynamo.utils"
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Import torchvision without torch's compiler, which takes longer to load than all the rest of it.
+
+    One of torchvision's operators takes a function from it, which is loaded once that is called. What has the compiler
+    loaded already, or loads it later, is not affected.
+    """
+    if COMPILER in sys.modules or "torchvision" in sys.modules:
+        yield
+        return
+    standing_in = ModuleType(COMPILER)
+
+    def is_compile_supported(device_type: Any) -> Any:
+        from torch._dynamo import utils
+
+        return utils.is_compile_supported(device_type)
+
+    standing_in.is_compile_supported = is_compile_supported  # type: ignore[attr-defined]
+    standing_in.__getattr__ = _load  # type: ignore[method-assign]  # for another torchvision, which takes more
+    sys.modules[COMPILER] = standing_in
+    try:
+        yield
+    finally:
+        if sys.modules.get(COMPILER) is standing_in:
+            del sys.modules[COMPILER]
+
+
+def _load(name: str) -> Any:
+    from importlib import import_module
+
+    if name.startswith("__"):  # which the import system itself asks for
+        raise AttributeError(name)
+    del sys.modules[COMPILER]
+    return getattr(import_module(COMPILER), name)
