@@ -304,7 +304,9 @@ def test_the_clip_to_blame_is_named(tmp_path: Path) -> None:
                 inputs[batch.positions == 9] = math.nan
                 yield Batch((inputs,), batch.labels, batch.positions)
 
-    with pytest.raises(AvptError, match=r"loss is nan at step 3 of epoch 1, on clips clip 9, whose values in the store are not numbers"):
+    with pytest.raises(
+        AvptError, match=r"loss is nan at step 3 of epoch 1, on clips clip 9, whose values in the store are not numbers"
+    ):
         trained(tmp_path, train=Broken())
 
 

@@ -169,7 +169,7 @@ def label(config: PredictConfig, clips: Sequence[Clip]) -> list[Answer]:
     from avpt.training import runtime
 
     trained = load_trained(config.model)
-    device = runtime.start(config.seed, config.device)
+    device = runtime.start(0, config.device)  # nothing is drawn
     trained.model.to(device)
     settings = clip_settings(trained.input)
     if len(trained.modalities) == 1:  # faults of the other modality do not matter
