@@ -119,7 +119,7 @@ def describe_store(store: Store) -> Report:
     split_rows = [(split, *(str(values[column]) for column in columns)) for split, values in splits.items()]
     class_rows = [(name, *(str(values["classes"][name]) for values in splits.values())) for name in store.classes]
     tables = [
-        Table(f"store {store.path}", ("", "value"), facts),
+        Table(f"store {store.path}", ("", "value"), facts, left=2),
         Table("splits", ("split", "clips", "shards", "with sound", "with pictures", "frames"), split_rows),
         Table("clips per class", ("class", *splits), class_rows),
     ]
@@ -141,7 +141,7 @@ def _header_tables(title: str, summary: Mapping[str, Any]) -> list[Table]:
         values = {name: value for name, value in summary.get(part, {}).items() if name != "layers"}
         rows += _flat(part, values)
     rows.append(("classes", ", ".join(summary.get("classes", [])) or "-"))
-    tables = [Table(title, ("", "value"), [row for row in rows if row[1]])]
+    tables = [Table(title, ("", "value"), [row for row in rows if row[1]], left=2)]
     if layers := summary.get("metrics", {}).get("layers"):
         cells = [(layer["name"], str(layer["channels"]), str(layer["abnormal"])) for layer in layers]
         tables.append(Table("abnormal channels, as loaded", ("layer", "channels", "abnormal"), cells))

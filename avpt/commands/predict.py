@@ -26,7 +26,7 @@ from avpt.machine.workers import pool_workers
 from avpt.options import PredictConfig
 from avpt.store.manifest import MEDIA_COLUMNS, Clip, read_manifest
 from avpt.text import as_json, for_sheet
-from avpt.types import MODALITIES, Modality, Report, Table
+from avpt.types import MODALITIES, FilePath, Modality, Report, Table
 
 if TYPE_CHECKING:
     import torch
@@ -342,9 +342,9 @@ def table_of(config: PredictConfig, answers: Sequence[Answer]) -> Table:
     rows: list[tuple[str, ...]] = []
     for answer in answers:
         if answer.error is not None:
-            rows.append((answer.name, *["no answer", ""] * len(names)))
+            rows.append((FilePath(answer.name), *["no answer", ""] * len(names)))
         for i in range(max((len(ranking) for ranking in answer.rankings.values()), default=0)):
-            cells = [answer.name if i == 0 else ""]
+            cells: list[str] = [FilePath(answer.name) if i == 0 else ""]
             for name in names:
                 ranking = answer.rankings.get(name, [])
                 cells += [ranking[i][0], f"{ranking[i][1]:.3f}"] if i < len(ranking) else ["", ""]
