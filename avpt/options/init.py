@@ -36,7 +36,7 @@ class InitConfig(OutputConfig):
         Literal["keep", "reset", "reset-abnormal", "abri"],
         Option(
             help="What becomes of the pre-trained BatchNorm layers. keep: nothing; reset: all start anew; "
-            "reset-abnormal: only their abnormal channels do; abri: each gets a new branch beside the old one.",
+            "reset-abnormal: only channels that multiply by almost 0; abri: each gets a new branch beside the old one.",
             rich_help_panel=MODEL,
         ),
     ] = "keep"
