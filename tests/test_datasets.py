@@ -702,5 +702,5 @@ def test_a_clip_that_lies_there_twice_is_told(tmp_path: Path) -> None:
     folder = touch(tmp_path / "vgg", "b/aaaaaaaaaaa_000001.mp4", "a/aaaaaaaaaaa_000001.mp4", "a/z.mp4", "b/z.mp4")
     write(folder / "vggsound.csv", "aaaaaaaaaaa,1,x,train")
     result = done("manifest", "vggsound", folder, "--out", tmp_path / "m.csv")
-    assert "warning: 1 clips lie there more than once; of a/aaaaaaaaaaa_000001.mp4 and b/" in result.stderr
+    assert "warning: more than once there: 1 clip; of a/aaaaaaaaaaa_000001.mp4 and b/" in result.stderr
     assert column(rows_of(tmp_path / "m.csv"), "video") == ["vgg/a/aaaaaaaaaaa_000001.mp4"]

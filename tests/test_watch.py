@@ -236,6 +236,7 @@ def test_the_line_of_an_epoch_is_short_whatever_it_has_to_tell(caplog: pytest.Lo
         progress = Progress(records=[record], best_epoch=12345)
         lines.epoch_done(progress, row | {"waiting": 0.99})
         lines.clips, lines.loss, lines.step, lines.norms = 100, 5.0, 12345, norms
+        lines.clock = Clock(clips=100, trained=3.0, waiting=1.0)
         lines.look()
     assert len(caplog.messages) == 4
     assert all(len(message) < 100 for message in caplog.messages)

@@ -25,7 +25,7 @@ from avpt.machine.progress import track
 from avpt.machine.workers import pool_workers
 from avpt.options import PredictConfig
 from avpt.store.manifest import MEDIA_COLUMNS, Clip, read_manifest
-from avpt.text import as_json, for_sheet
+from avpt.text import as_json, for_sheet, format_count
 from avpt.types import MODALITIES, FilePath, Modality, Report, Table
 
 if TYPE_CHECKING:
@@ -96,7 +96,12 @@ def find_clips(config: PredictConfig) -> list[Clip]:
         inside = sorted(file for file in path.rglob("*") if not (file.is_dir() or file.name.startswith(".")))
         media = [file for file in inside if file.suffix[1:].lower() in KINDS]
         if others := [str(file) for file in inside if file.suffix[1:].lower() not in KINDS]:
-            log.info("%d files in %s are no media by their names (%s)", len(others), path, listed(others, 3))
+            log.info(
+                "%s left out of %s: no media by the name (%s)",
+                format_count(len(others), "file"),
+                path,
+                listed(others, 3),
+            )
         if not media:
             raise ConfigError(f"{path} holds no media file; give clips, or --manifest for folders of frames")
         clips += map(clip_of, media)
@@ -353,4 +358,4 @@ def table_of(config: PredictConfig, answers: Sequence[Answer]) -> Table:
     longer = [answer for answer in answers if answer.longer]
     part = f", of {len(longer)} only a part: {part_of(longer[0])}" if longer else ""
     count = sum(answer.pieces is None for answer in answers)
-    return Table(f"{config.model} on {count} clips{part}", ("clip", *heads), rows)
+    return Table(f"{config.model} on {format_count(count, 'clip')}{part}", ("clip", *heads), rows)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from avpt.machine.progress import LINE_EVERY, console
+from avpt.text import format_count
 from avpt.training.state import Clock, EpochState, Progress
 from avpt.training.watch import Watcher
 
@@ -143,7 +144,7 @@ class _Board(Watcher):
     def place(self) -> str:
         """How far the run has come, in words."""
         if len(self.records) == self.epochs:
-            return ", ".join(filter(None, [f"{self.epochs} epochs", self.doing]))
+            return ", ".join(filter(None, [format_count(self.epochs, "epoch"), self.doing]))
         doing = self.doing or f"step {self.step} of {self.steps}"
         return ", ".join(filter(None, [f"epoch {len(self.records) + 1} of {self.epochs}", doing, self.left()]))
 
@@ -186,8 +187,10 @@ class _Lines(_Board):
 
     def _pace(self, record: dict[str, Any], timing: dict[str, Any]) -> list[str]:
         norms = [f"{name} {norm:.3g}" for name, norm in record["gradient_norm"].items()]
-        pace = [f"{timing['clips_per_second']:.1f} clips/s", f"waiting {timing['waiting']:.0%}"]
-        return [*(pace if timing["clips"] else []), *([f"gradient {' '.join(norms)}"] if norms else [])]
+        parts = []
+        if timing["clips"]:
+            parts += [f"{timing['clips_per_second']:.1f} clips/s", f"waiting {timing['waiting']:.0%}"]
+        return parts + ([f"gradient {' '.join(norms)}"] if norms else [])
 
 
 def _line(parts: Sequence[str], further: Sequence[str]) -> str:
