@@ -171,10 +171,10 @@ def _header_tables(title: str, summary: Mapping[str, Any], whole: bool = False) 
     for part in ("spec", "config", "inputs"):
         rows += _flat(part, {name: value for name, value in summary.get(part, {}).items() if value is not None})
     if layers:
-        del metrics["abnormal_share"]
+        metrics.pop("abnormal_share", None)
         rows.append(("abnormal channels", _abnormal(layers)))
     if weights:
-        counts = (f"{len(weights[what])} {what}" for what in ("loaded", "adapted", "dropped", "new"))
+        counts = (f"{len(weights.get(what, ()))} {what}" for what in ("loaded", "adapted", "dropped", "new"))
         rows.append(("weights", ", ".join(counts)))
     rows += _flat("metrics", metrics) + _flat("environment", summary.get("environment", {}))
     classes = summary.get("classes", [])
@@ -197,7 +197,7 @@ def _abnormal(layers: Sequence[Mapping[str, Any]]) -> str:
     where = sum(layer["abnormal"] > 0 for layer in layers)
     if not abnormal:
         return f"none of {channels} as loaded"
-    return f"{abnormal} of {channels} ({abnormal / channels:.1%}) as loaded, in {where} of {len(layers)} layers"
+    return f"{abnormal} of {channels} ({abnormal / max(channels, 1):.1%}) as loaded, in {where} of {len(layers)} layers"
 
 
 def _measured(record: Mapping[str, Any]) -> dict[str, Any]:
