@@ -6,16 +6,18 @@ import copy
 import dataclasses
 import inspect as signatures
 import logging
+import re
 import shlex
 import signal
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar, get_args
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+from typer.models import OptionInfo
 
 from avpt import __version__, options
 from avpt.errors import TOO_LITTLE_MEMORY, AvptError, OtherProcessError, OutputError, wants_memory
@@ -38,14 +40,55 @@ class _Program(TyperGroup):
             say(f"avpt: {error}")
             sys.exit(1)
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The options of the program itself: flags all of them, so that help shows no type."""
+        parameters = super().get_params(ctx)
+        for parameter in parameters:
+            parameter.metavar = ""
+        return parameters
+
     def invoke(self, ctx: Any) -> Any:
         """Run a command; a parse error is shown without control characters that came from the command line."""
         try:
             return super().invoke(ctx)
         except Exception as error:
             if isinstance(message := getattr(error, "message", None), str):
-                error.message = printable(message)  # type: ignore[attr-defined]
+                error.message = printable(_in_plain_words(message))  # type: ignore[attr-defined]
             raise
+
+
+class _Command(TyperCommand):
+    """A command of the program."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """`--help`, among the options that all commands have."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.rich_help_panel, option.metavar = options.COMMON, ""
+        return option
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Show help, and below it an example: as it is, since what rich pads and wraps can't be pasted."""
+        super().format_help(ctx, formatter)
+        formatter.write(EXAMPLES[str(self.name)])
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse what was typed; an unknown option is reported with the one that is meant."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            if hasattr(error, "possibilities"):  # typer's own class for it is not public
+                known = [name for parameter in self.get_params(ctx) for name in parameter.opts if name[:1] == "-"]
+                error.message = options.unknown_option(error.option_name, known)  # type: ignore[attr-defined]
+                error.possibilities = None
+            raise
+
+
+def _in_plain_words(message: str) -> str:
+    """A parse error without what the libraries that found it add of themselves."""
+    if number := re.match("Input should be a valid (integer|number)", message):
+        return f"it must be a {'whole ' if number[1] == 'integer' else ''}number"
+    return message.removeprefix("Value error, ")
 
 
 app = typer.Typer(
@@ -58,15 +101,25 @@ app = typer.Typer(
 )
 
 CONFIGS: dict[str, type[options.Config]] = {}  # what each command takes, by its name
+EXAMPLES: dict[str, str] = {}  # what the help of each command ends with, by its name
 ConfigT = TypeVar("ConfigT", bound=options.Config)
+METAVARS = {bool: "", int: "N", float: "NUM", Path: "PATH", str: "TEXT"}  # short, so that there is room for the help
+MOST_SHOWN = 10_000  # an upper end of a range that is higher only keeps out what nobody means
+_CONTINUED = " \\\n       "  # between the lines of a command line
 
 
 class Terminated(BaseException):
     """SIGTERM, which ends the program with another exit code than Ctrl-C."""
 
 
-def command(config_type: type[ConfigT]) -> Callable[[Callable[[ConfigT], Report]], None]:
-    """Register `body` as a Typer command whose options are the fields of `config_type`."""
+def command(config_type: type[ConfigT], *example: str, page: str) -> Callable[[Callable[[ConfigT], Report]], None]:
+    """Register `body` as a Typer command whose options are the fields of `config_type`.
+
+    Args:
+        config_type: the options.
+        example: a command line that help ends with, as the lines that it is written in.
+        page: of `avpt guide`, which has more.
+    """
 
     resumes = issubclass(config_type, options.OutputConfig) and config_type.resumes
 
@@ -108,33 +161,50 @@ def command(config_type: type[ConfigT]) -> Callable[[Callable[[ConfigT], Report]
                 field.name,
                 signatures.Parameter.KEYWORD_ONLY,
                 default=signatures.Parameter.empty if field.default is dataclasses.MISSING else field.default,
-                annotation=Annotated[hints[field.name].__origin__, _without_range(config_type, field.name)],
+                annotation=Annotated[hints[field.name].__origin__, _as_shown(config_type, field.name)],
             )
-            for field in _own_first(config_type)
+            for field in _in_order(config_type)
         ]
         callback.__signature__ = signatures.Signature(parameters)  # type: ignore[attr-defined]
         callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         callback.__doc__ = body.__doc__
         name = body.__name__.replace("_", "-")
         CONFIGS[name] = config_type
-        app.command(name)(callback)
+        EXAMPLES[name] = f"\n Example:\n\n   {_CONTINUED.join(example)}\n\n More: avpt guide {page}\n"
+        app.command(name, cls=_Command)(callback)
 
     return register
 
 
-def _own_first(config_type: type[options.Config]) -> list[dataclasses.Field[Any]]:
-    """The fields in the order of the help text: the command's own, then those that it shares with others."""
+def _in_order(config_type: type[options.Config]) -> list[dataclasses.Field[Any]]:
+    """The fields in the order of the help text: arguments, then group by group, in each the command's own first."""
     depth = {name: i for i, base in enumerate(config_type.__mro__) for name in signatures.get_annotations(base)}
-    fields = dataclasses.fields(config_type)
-    return sorted(fields, key=lambda field: (depth[field.name], field.default is not dataclasses.MISSING))
+
+    def place(field: dataclasses.Field[Any]) -> tuple[int, bool, int]:
+        panel = options.parameter(config_type, field.name).rich_help_panel
+        group = -1 if panel is None else options.PANELS.index(panel)
+        return group, group >= 0 and field.default is not dataclasses.MISSING, depth[field.name]
+
+    return sorted(dataclasses.fields(config_type), key=place)
 
 
-def _without_range(config_type: type[options.Config], name: str) -> Any:
-    """The declared option with its range as text: the config itself refuses a value out of range, with exit code 1."""
+def _as_shown(config_type: type[options.Config], name: str) -> Any:
+    """The declared option as help shows it: a short word for its type, choices and range as text.
+
+    The config itself refuses a value out of range, with exit code 1.
+    """
     info = copy.copy(options.parameter(config_type, name))
-    if text := options.bounds(info):
+    info.show_choices = False  # a list of them would be broken in the middle of a word
+    choices = options.choices(config_type, name)
+    if not all(re.search(rf"(?<![\w-]){choice}(?![\w-])", str(info.help)) for choice in choices):
+        info.help = f"{info.help} [dim]({', '.join(choices)})[/dim]"
+    if text := options.bounds(info, highest=MOST_SHOWN):
         info.help = f"{info.help} [dim]({text})[/dim]"
     info.min = info.max = None
+    if isinstance(info, OptionInfo) and info.metavar is None:
+        kind = options.type_hints(config_type)[name].__origin__
+        kinds = {kind, *get_args(kind), *(inner for part in get_args(kind) for inner in get_args(part))}
+        info.metavar = "WORD" if choices else next(word for one, word in METAVARS.items() if one in kinds)
     return info
 
 
@@ -199,7 +269,12 @@ def main(
     """
 
 
-@command(options.ManifestConfig)
+@command(
+    options.ManifestConfig,
+    "avpt manifest folder CLIPS --val-fraction 0.1",
+    "--test-fraction 0.2 --out manifest.csv",
+    page="datasets",
+)
 def manifest(settings: options.ManifestConfig) -> Report:
     """Build the manifest of a known data set from its own lists and media."""
     from avpt.commands.manifest import run
@@ -207,7 +282,7 @@ def manifest(settings: options.ManifestConfig) -> Report:
     return run(settings)
 
 
-@command(options.PreprocessConfig)
+@command(options.PreprocessConfig, "avpt preprocess manifest.csv --out store", page="preprocess")
 def preprocess(settings: options.PreprocessConfig) -> Report:
     """Decode the clips of a manifest into a store."""
     from avpt.commands.preprocess import run
@@ -215,7 +290,12 @@ def preprocess(settings: options.PreprocessConfig) -> Report:
     return run(settings)
 
 
-@command(options.InitConfig)
+@command(
+    options.InitConfig,
+    "avpt init --modality audio --bn abri",
+    "--out audio-init.safetensors",
+    page="init",
+)
 def init(settings: options.InitConfig) -> Report:
     """Make an encoder from pre-trained weights, with ABRi or a plain BatchNorm variant."""
     from avpt.commands.init import run
@@ -223,7 +303,13 @@ def init(settings: options.InitConfig) -> Report:
     return run(settings)
 
 
-@command(options.FinetuneConfig)
+@command(
+    options.FinetuneConfig,
+    "avpt finetune-unimodal store --modality audio",
+    "--init audio-init.safetensors --out audio",
+    "--epochs 20 --milestones 15",
+    page="training",
+)
 def finetune_unimodal(settings: options.FinetuneConfig) -> Report:
     """Adapt one encoder to its own modality and record how sure it is of each clip (stage 1)."""
     from avpt.commands.finetune_unimodal import run
@@ -231,7 +317,12 @@ def finetune_unimodal(settings: options.FinetuneConfig) -> Report:
     return run(settings)
 
 
-@command(options.ScoreConfig)
+@command(
+    options.ScoreConfig,
+    "avpt score-confidence --audio audio --visual visual",
+    "--out confidence.safetensors",
+    page="masking",
+)
 def score_confidence(settings: options.ScoreConfig) -> Report:
     """Turn the training dynamics of both modalities into a confidence per clip."""
     from avpt.commands.score_confidence import run
@@ -239,7 +330,12 @@ def score_confidence(settings: options.ScoreConfig) -> Report:
     return run(settings)
 
 
-@command(options.FuseConfig)
+@command(
+    options.FuseConfig,
+    "avpt fuse-train store --audio audio --visual visual",
+    "--confidence confidence.safetensors --out fused",
+    page="masking",
+)
 def fuse_train(settings: options.FuseConfig) -> Report:
     """Train both encoders and a fusion head together on masked input (stage 2)."""
     from avpt.commands.fuse_train import run
@@ -247,7 +343,7 @@ def fuse_train(settings: options.FuseConfig) -> Report:
     return run(settings)
 
 
-@command(options.EvaluateConfig)
+@command(options.EvaluateConfig, "avpt evaluate fused store --split test --drop audio", page="using")
 def evaluate(settings: options.EvaluateConfig) -> Report:
     """Measure a trained model on the splits of a store, also with a modality absent or noised."""
     from avpt.commands.evaluate import run
@@ -255,7 +351,7 @@ def evaluate(settings: options.EvaluateConfig) -> Report:
     return run(settings)
 
 
-@command(options.PredictConfig)
+@command(options.PredictConfig, "avpt predict fused holiday.mp4 --segment 10 --top 3", page="using")
 def predict(settings: options.PredictConfig) -> Report:
     """Label clip files with a trained model."""
     from avpt.commands.predict import run
@@ -263,7 +359,7 @@ def predict(settings: options.PredictConfig) -> Report:
     return run(settings)
 
 
-@command(options.ExportConfig)
+@command(options.ExportConfig, "avpt export fused --format onnx --out fused.onnx", page="export")
 def export(settings: options.ExportConfig) -> Report:
     """Write a trained model for use without avpt: torchvision weights, ONNX or torch.export."""
     from avpt.commands.export import run
@@ -271,7 +367,7 @@ def export(settings: options.ExportConfig) -> Report:
     return run(settings)
 
 
-@command(options.InspectConfig)
+@command(options.InspectConfig, "avpt inspect audio-init.safetensors --after audio", page="diagnosis")
 def inspect(settings: options.InspectConfig) -> Report:
     """Show which BatchNorm channels of an encoder are abnormal or dead, before and after training."""
     from avpt.commands.inspect import run
@@ -279,7 +375,7 @@ def inspect(settings: options.InspectConfig) -> Report:
     return run(settings)
 
 
-@command(options.ProbeConfig)
+@command(options.ProbeConfig, "avpt probe fused store --modality audio", page="diagnosis")
 def probe(settings: options.ProbeConfig) -> Report:
     """Measure by a linear probe what an encoder is worth, and what joint training did to it."""
     from avpt.commands.probe import run
@@ -287,7 +383,7 @@ def probe(settings: options.ProbeConfig) -> Report:
     return run(settings)
 
 
-@command(options.CompareConfig)
+@command(options.CompareConfig, "avpt compare fused-seed0 fused-seed1 --csv runs.csv", page="diagnosis")
 def compare(settings: options.CompareConfig) -> Report:
     """Put runs side by side: what differs, mean and spread over seeds, and whether a difference is one."""
     from avpt.commands.compare import run
@@ -295,7 +391,7 @@ def compare(settings: options.CompareConfig) -> Report:
     return run(settings)
 
 
-@command(options.ReportConfig)
+@command(options.ReportConfig, "avpt report fused --out report.html", page="diagnosis")
 def report(settings: options.ReportConfig) -> Report:
     """Write the whole story of an experiment as one self-contained page."""
     from avpt.commands.report import run
@@ -303,7 +399,7 @@ def report(settings: options.ReportConfig) -> Report:
     return run(settings)
 
 
-@command(options.InfoConfig)
+@command(options.InfoConfig, "avpt info fused", page="files")
 def info(settings: options.InfoConfig) -> Report:
     """Show what is in a store, a run folder or an artifact, and how it came about."""
     from avpt.commands.info import run
@@ -311,7 +407,7 @@ def info(settings: options.InfoConfig) -> Report:
     return run(settings)
 
 
-@command(options.VerifyConfig)
+@command(options.VerifyConfig, "avpt verify store --deep", page="preprocess")
 def verify(settings: options.VerifyConfig) -> Report:
     """Check every file, checksum and value of a store, and name the shard and the clip that are damaged."""
     from avpt.commands.verify import run
@@ -319,7 +415,7 @@ def verify(settings: options.VerifyConfig) -> Report:
     return run(settings)
 
 
-@command(options.EncodersConfig)
+@command(options.EncodersConfig, "avpt encoders 'resnet*d'", page="encoders")
 def encoders(settings: options.EncodersConfig) -> Report:
     """List the architectures that encoders can have."""
     from avpt.commands.encoders import run
@@ -327,7 +423,7 @@ def encoders(settings: options.EncodersConfig) -> Report:
     return run(settings)
 
 
-@command(options.GuideConfig)
+@command(options.GuideConfig, "avpt guide training", page="commands")
 def guide(settings: options.GuideConfig) -> Report:
     """Read the manual: the list of its pages, or one of them."""
     from avpt.commands.guide import run

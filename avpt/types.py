@@ -61,6 +61,12 @@ class Folded(str):
     __slots__ = ()
 
 
+class FilePath(str):
+    """A cell that may lose its beginning where a table is too wide: files differ at the end of their paths."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Table:
     """A titled grid of cells for people to read; the command line decides how it looks."""

@@ -31,7 +31,7 @@ for seed in $seeds; do
   avpt finetune-unimodal "$store" --modality visual --seed "$seed" --init "$init" "${alone[@]}" --out "$run/visual"
   init=$(avpt init --modality audio --weights "$run/visual" --bn abri --seed "$seed" --out "$run/audio-init.safetensors")
   avpt finetune-unimodal "$store" --modality audio --seed "$seed" --init "$init" "${alone[@]}" --out "$run/audio"
-  avpt score-confidence --audio "$run/audio" --visual "$run/visual" --seed "$seed" "${patches[@]}" \
+  avpt score-confidence --audio "$run/audio" --visual "$run/visual" "${patches[@]}" \
     --out "$run/confidence.safetensors"
 
   both=(--audio "$run/audio" --visual "$run/visual" --seed "$seed" "${joint[@]}")

@@ -609,7 +609,7 @@ def test_again_does_nothing(tmp_path: Path, made: tuple[str | Path, ...]) -> Non
         return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in tmp_path.iterdir()}
 
     before = written()
-    result = done(*made, "--list", tmp_path / "vgg" / "vggsound.csv", "--seed", "7")
+    result = done(*made, "--list", tmp_path / "vgg" / "vggsound.csv")
     assert result.stdout == f"{tmp_path / 'm.csv'}\n"
     assert written() == before
     shutil.move(tmp_path / "vgg", tmp_path / "moved")
@@ -703,5 +703,5 @@ def test_a_clip_that_lies_there_twice_is_told(tmp_path: Path) -> None:
     folder = touch(tmp_path / "vgg", "b/aaaaaaaaaaa_000001.mp4", "a/aaaaaaaaaaa_000001.mp4", "a/z.mp4", "b/z.mp4")
     write(folder / "vggsound.csv", "aaaaaaaaaaa,1,x,train")
     result = done("manifest", "vggsound", folder, "--out", tmp_path / "m.csv")
-    assert "warning: 1 clips are there more than once; of a/aaaaaaaaaaa_000001.mp4 and b/" in result.stderr
+    assert "warning: more than once there: 1 clip; of a/aaaaaaaaaaa_000001.mp4 and b/" in result.stderr
     assert column(rows_of(tmp_path / "m.csv"), "video") == ["vgg/a/aaaaaaaaaaa_000001.mp4"]

@@ -255,7 +255,7 @@ def test_folders_stand_for_the_media_in_them(
     result = avpt("predict", experiment.fused, tmp_path, *HERE, "--format", "jsonl")
     assert (
         result.code,
-        f"1 files in {tmp_path} are no media by their names ({tmp_path / 'notes.txt'})" in result.stderr,
+        f"1 file left out of {tmp_path}: no media by the name ({tmp_path / 'notes.txt'})" in result.stderr,
     ) == (1, True)
     answers = [json.loads(line) for line in result.stdout.splitlines()]
     paths = [str(tmp_path / name) for name in ("a.WAV", "inner/-b 'ü.webm", "lost.ts")]

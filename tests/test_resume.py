@@ -42,8 +42,8 @@ def test_killed_training_is_finished_by_the_same_command(experiment: Experiment,
     assert epochs_done(run) == 1
     assert not (run / "summary.json").exists()
     result = done(*command, "--workers", "0")
-    assert "epoch 1  lr" not in result.stderr  # the first epoch is not trained again
-    assert "epoch 2  lr" in result.stderr
+    assert "epoch 1  loss" not in result.stderr  # the first epoch is not trained again
+    assert "epoch 2  loss" in result.stderr
     assert files_of(run) == files_of(getattr(experiment, kind))
 
 
@@ -216,8 +216,8 @@ def test_more_epochs_continue_a_constant_rate_run(experiment: Experiment, tmp_pa
     longer, fresh = shutil.copytree(experiment.visual, tmp_path / "longer"), tmp_path / "fresh"
     command = (*training(experiment, "visual"), "--epochs", "3")
     result = done(*command, "--out", longer)
-    assert "epoch 2  lr" not in result.stderr
-    assert "epoch 3  lr" in result.stderr
+    assert "epoch 2  loss" not in result.stderr
+    assert "epoch 3  loss" in result.stderr
     done(*command, "--out", fresh)
     assert epochs_done(longer) == 3
     assert files_of(longer) == files_of(fresh)

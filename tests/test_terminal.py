@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from multiprocessing import Pipe
@@ -29,12 +30,12 @@ from avpt.files.artifacts import Header
 from avpt.files.locks import claim
 from avpt.files.outputs import sha256, write_json
 from avpt.machine.processes import place_in_job
-from avpt.machine.terminal import LONGEST, Formatter, words_of
+from avpt.machine.terminal import LONGEST, Formatter, _print_table, words_of
 from avpt.options import CompareConfig, FinetuneConfig, InitConfig, PredictConfig, PreprocessConfig, ScoreConfig
 from avpt.report.page.blocks import Block, Card, Cards, Grid, Page, Section, Text
 from avpt.report.page.html import read_provenance, render
 from avpt.text import as_json, for_sheet, printable
-from avpt.types import Table
+from avpt.types import FilePath, Table
 
 EVIL = "\x1b]0;owned\x07\navpt: all is well\u202e\x9b31m"
 SHOWN = r"\x1b]0;owned\x07\navpt: all is well\u202e\x9b31m"
@@ -199,11 +200,78 @@ def test_without_stdout_the_work_is_done_and_the_command_fails(
     assert (clips / "é.csv").exists() == (words is MANIFEST)
 
 
-def test_a_reader_who_goes_away_is_one_line(clips: Path) -> None:
-    for buffered in ("", "1"):
-        process = shell(clips, "| true", *MANIFEST, "--quiet", PYTHONUNBUFFERED=buffered)
-        assert process.stderr.startswith(b"avpt: stdout can't be written (Broken pipe)")
-        assert process.stderr.count(b"\n") == 1
+@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize("words", [(*MANIFEST, "--quiet"), ("manifest", "--help"), ("guide", "limits")], ids=str)
+def test_a_reader_who_goes_away_ends_the_program_quietly(clips: Path, words: tuple[str, ...], buffered: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "avpt", *words]
+    changed = environment(PYTHONUNBUFFERED=buffered)
+    process = subprocess.run(
+        command, cwd=clips, env=changed, stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False
+    )
+    os.close(writer)
+    assert (process.returncode, process.stderr) == (141, b"")
+    assert (clips / "é.csv").exists() == (words[0] == "manifest" and "--out" in words)
+
+
+# --- tables ------------------------------------------------------------------------------------------------------
+
+WIDE_TABLE = Table(
+    "a table",
+    ("", "group", "runs", "test accuracy", "macro f1", "audio accuracy", "visual accuracy", "Holm's p"),
+    [
+        ("A", "mask=none", "seed-0/none", "0.912 ± 0.012", "0.899", "0.512", "0.433 ± 0.021", "< 0.001"),
+        ("B", "mask=adaptive balance=ogm-ge", "seed-0/adaptive", "0.913", "0.899", "0.512", "0.433", "-"),
+    ],
+    left=3,
+)
+
+
+@pytest.mark.parametrize("width", [100, 80, 60, 40])
+def test_no_word_of_a_table_is_broken(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    _print_table(WIDE_TABLE, to_stderr=False)
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= width
+    repeated = shown.count("─ \n") - 1  # the first column, where columns follow in further tables
+    expected = [*WIDE_TABLE.title.split(), *" ".join(WIDE_TABLE.columns).split()]
+    expected += [word for row in WIDE_TABLE.rows for cell in row for word in cell.split()] + ["A", "B"] * repeated
+    found = re.sub("─+", " ", shown).split()
+    assert sorted(found) == sorted(expected)
+    assert (repeated > 0) == (width < 100)
+
+
+def test_a_table_that_fits_is_drawn_as_ever(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _print_table(Table("t", ("name", "n"), [("音楽", "1"), ("a", "10")]), to_stderr=False)
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["t", "", " name    n", " ─────────", " 音楽    1", " a      10", ""]
+
+
+def test_a_path_in_a_table_loses_its_beginning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    path = f"/srv/{'deep/' * 20}clips/holiday-0001.mp4"
+    rows = [(FilePath(path), "playing the violin", "0.912"), (FilePath("b.wav"), "dog", "0.5"), ("", "cat", "0.2")]
+    _print_table(Table("labels", ("clip", "label", ""), rows), to_stderr=False)
+    lines = capsys.readouterr().out.splitlines()
+    first, second, *_ = lines[4:]
+    assert re.fullmatch(r" …\S*/clips/holiday-0001\.mp4 +playing the violin +0\.912 ", first)
+    assert second.startswith(" b.wav ")
+    assert len(lines) == 8
+    assert max(map(len, lines)) == 60
+    monkeypatch.setenv("COLUMNS", "300")
+    _print_table(Table("labels", ("clip", "label", ""), rows), to_stderr=False)
+    assert path in capsys.readouterr().out
+
+
+# --- streams and encodings -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

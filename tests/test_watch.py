@@ -207,21 +207,41 @@ def test_without_a_terminal_there_are_lines(
 ) -> None:
     number, rate = r"-?[\d.]+(e[+-]\d+)?", r"[\d.]+ clips/s  waiting \d+%"
     result = done(*masked_fusion(experiment), "--epochs", "1", "--out", tmp_path / "few")
-    metrics = "  ".join(f"val {name} {number}" for name in ("loss", "accuracy", "audio accuracy", "visual accuracy"))
-    line = rf"epoch 1  lr 0.02  loss {number}  accuracy {number}  {metrics}  gradient audio {number} visual {number}  "
-    assert re.fullmatch(rf"{line}{rate}  [\d.]+ s  best 1", result.stderr.splitlines()[0])
+    learnt = f"loss {number}  acc. {number}"
+    line = f"epoch 1  {learnt}  val {learnt}  audio {number}  visual {number}  best 1"
+    assert re.fullmatch(line, result.stderr.splitlines()[0])
     monkeypatch.setattr(display._Lines, "every", 0.0)  # of ten seconds
     result = done(*finetune(experiment, "visual", experiment.visual_init), "--out", tmp_path / "many")
     lines = result.stderr.splitlines()
     assert re.search(r"epoch 2 of 2, validating, batch 2 of 2, 0:0\d:\d\d", result.stderr)
     (line,) = [line for line in lines if line.startswith("epoch 2 of 2, step 3 of 3")]
-    learnt = f"loss {number}  accuracy {number}  gradient encoder {number}"
     assert re.fullmatch(rf"epoch 2 of 2, step 3 of 3, 0:0\d:\d\d left  {learnt}  {rate}", line)
-    loss, accuracy = (float(re.search(rf" {name} ({number})", line)[1]) for name in ("loss", "accuracy"))  # type: ignore[index]
+    assert max(map(len, lines)) < 100
+    loss, accuracy = (float(re.search(rf" {name} ({number})", line)[1]) for name in ("loss", "acc."))  # type: ignore[index]
     train = rows_of(tmp_path / "many" / "metrics.jsonl")[1]["train"]
     assert (loss, accuracy) == pytest.approx((train["loss"], train["accuracy"]), abs=1e-3)
     assert not any("\x1b" in line for line in lines)
     assert files_of(tmp_path / "many") == files_of(experiment.visual)
+
+
+def test_the_line_of_an_epoch_is_short_whatever_it_has_to_tell(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="avpt")
+    for metrics in (("loss", "accuracy", "audio_accuracy", "visual_accuracy"), ("loss", "map")):
+        lines = display._Lines(100_000, 99_999, {}, metrics, ["audio", "visual"])
+        norms = {"audio": 1.234e-05, "visual": 12345.6}
+        val = dict.fromkeys(metrics, 0.98765) | {"loss": 123456.789}
+        record = {"epoch": 12345, "lr": 0.00012, "train": {"loss": 999.9, "accuracy": 0.123}, "val": val}
+        record |= {"gradient_norm": norms, "gradient_factor": {"audio": 0.123456, "visual": 1.0}}
+        row = {"epoch": 12345, "seconds": 1e5, "training_seconds": 9e4, "clips": 10**6, "clips_per_second": 1234.5}
+        progress = Progress(records=[record], best_epoch=12345)
+        lines.epoch_done(progress, row | {"waiting": 0.99})
+        lines.clips, lines.loss, lines.step, lines.norms = 100, 5.0, 12345, norms
+        lines.clock = Clock(clips=100, trained=3.0, waiting=1.0)
+        lines.look()
+    assert len(caplog.messages) == 4
+    assert all(len(message) < 100 for message in caplog.messages)
+    assert "audio 0.988  visual 0.988" in caplog.messages[0]
+    assert "mAP 0.988  " in caplog.messages[2]
 
 
 def test_quiet_says_nothing(experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +329,7 @@ def test_tensorboard_has_the_numbers_and_masked_inputs(experiment: Experiment, t
         assert not np.array_equal(by_epoch[1], by_epoch[2])  # masked anew in each epoch
     # more epochs go on with the same curves
     result = done(*masked_fusion(experiment), "--epochs", "3", "--tensorboard", "--workers", "1", "--out", run)
-    assert "epoch 2  lr" not in result.stderr
+    assert "epoch 2  loss" not in result.stderr
     assert_curves_say_what_the_files_say(run)
     again = images(run / "tensorboard")
     assert again.keys() == shown.keys()

@@ -119,7 +119,7 @@ def report(config: ExportConfig, header: Header) -> Report:
     spec = header.spec
     code = code_for(config, header)
     rows = [(name, " x ".join(map(str, shape)), values(name, spec)) for name, shape in spec["inputs"].items()]
-    classes = f"{len(header.classes)} classes" if header.classes else ""
+    classes = "one class" if len(header.classes) == 1 else f"{len(header.classes)} classes" if header.classes else ""
     rows.append((spec["output"], "", classes))
     summary = {"export": str(config.out), "format": config.format, "classes": header.classes, "code": code}
     summary |= {name: spec[name] for name in ("encoders", "input", "inputs", "output")}

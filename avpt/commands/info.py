@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from avpt.errors import ArtifactError
+from avpt.datasets.rows import COLUMN_OF
+from avpt.errors import ArtifactError, listed
 from avpt.files import artifacts
 from avpt.files.export_headers import read_exported
 from avpt.files.outputs import read_record
@@ -20,6 +22,9 @@ from avpt.runs.folder import is_run, read_run
 from avpt.store.store import SplitIndex, Store
 from avpt.text import decimals
 from avpt.types import SPLITS, Report, Table
+
+CLASSES_SHOWN = 20  # --json has all of them
+MOST_READ = 10_000  # characters of a CSV's first line
 
 
 def run(config: InfoConfig) -> Report:
@@ -33,11 +38,33 @@ def run(config: InfoConfig) -> Report:
         return describe_run(path)
     if path.is_dir():
         return describe_store(Store(path))
-    return describe_artifact(path)
+    if what := other_file(path):
+        raise ArtifactError(f"{path} {what}")
+    return describe_artifact(path, config.tensors)
 
 
-def describe_artifact(path: Path) -> Report:
-    """Describe one file: its header and the shapes of its tensors."""
+def other_file(path: Path) -> str:
+    """What a file is that info does not describe, and what takes it; empty where its name does not say."""
+    suffix = path.suffix.lower()
+    if suffix == ".csv" and path.is_file():
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            columns = {column.strip().strip('"') for column in file.readline(MOST_READ).split(",")}
+        if columns >= {"label", "split"}:
+            return "is a manifest of clips; `avpt preprocess` makes a store of it, which info shows"
+        return "is a table for spreadsheets (CSV); info takes the store, run folder or artifact that it is about"
+    if suffix in (".html", ".htm"):
+        return "is a page, such as `avpt report` writes; look at it in a browser"
+    if suffix == ".jsonl":
+        return "is lines of JSON, one a record; info takes the run folder, and shows those of a run"
+    if suffix == ".h5":
+        return "is a shard of a store; info takes the folder that it is in"
+    if suffix[1:] in COLUMN_OF:
+        return "is a media file; `avpt predict` labels it with a trained model"
+    return ""
+
+
+def describe_artifact(path: Path, whole: bool = False) -> Report:
+    """Describe one file: its header, and with `whole` each layer and the shape of each tensor."""
     if path.suffix in (".onnx", ".pt2"):
         summary = {"path": str(path), **asdict(read_exported(path))}
         return Report(summary, tables=_header_tables(str(path), summary))
@@ -53,9 +80,11 @@ def describe_artifact(path: Path) -> Report:
         name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in sorted(tensors.items())
     }
     summary = {"path": str(path), **asdict(header), "tensors": shapes}
-    tables = _header_tables(str(path), summary)
+    tables = _header_tables(str(path), summary, whole)
+    if not whole:
+        return Report(summary, tables=tables)
     rows = [(name, entry["dtype"], "x".join(map(str, entry["shape"])) or "scalar") for name, entry in shapes.items()]
-    return Report(summary, tables=[*tables, Table("tensors", ("name", "type", "shape"), rows)])
+    return Report(summary, tables=[*tables, Table("tensors", ("name", "type", "shape"), rows, left=3)])
 
 
 def describe_run(path: Path) -> Report:
@@ -119,7 +148,7 @@ def describe_store(store: Store) -> Report:
     split_rows = [(split, *(str(values[column]) for column in columns)) for split, values in splits.items()]
     class_rows = [(name, *(str(values["classes"][name]) for values in splits.values())) for name in store.classes]
     tables = [
-        Table(f"store {store.path}", ("", "value"), facts),
+        Table(f"store {store.path}", ("", "value"), facts, left=2),
         Table("splits", ("split", "clips", "shards", "with sound", "with pictures", "frames"), split_rows),
         Table("clips per class", ("class", *splits), class_rows),
     ]
@@ -134,18 +163,41 @@ def _clips_per_class(store: Store, index: SplitIndex) -> dict[str, int]:
     return {name: int(count) for name, count in zip(store.classes, counts, strict=True)}
 
 
-def _header_tables(title: str, summary: Mapping[str, Any]) -> list[Table]:
-    """Everything about an artifact or run that is not a tensor or a curve."""
+def _header_tables(title: str, summary: Mapping[str, Any], whole: bool = False) -> list[Table]:
+    """Everything about an artifact or run that is not a tensor or a curve; of layers and tensors a line each."""
     rows = [("kind", str(summary["kind"])), ("avpt", str(summary.get("avpt", "")))]
-    for part in ("spec", "config", "inputs", "metrics", "environment"):
-        values = {name: value for name, value in summary.get(part, {}).items() if name != "layers"}
-        rows += _flat(part, values)
-    rows.append(("classes", ", ".join(summary.get("classes", [])) or "-"))
-    tables = [Table(title, ("", "value"), [row for row in rows if row[1]])]
-    if layers := summary.get("metrics", {}).get("layers"):
+    metrics = dict(summary.get("metrics", {}))
+    layers, weights = metrics.pop("layers", None), metrics.pop("weights", None)
+    for part in ("spec", "config", "inputs"):
+        rows += _flat(part, {name: value for name, value in summary.get(part, {}).items() if value is not None})
+    if layers:
+        metrics.pop("abnormal_share", None)
+        rows.append(("abnormal channels", _abnormal(layers)))
+    if weights:
+        counts = (f"{len(weights.get(what, ()))} {what}" for what in ("loaded", "adapted", "dropped", "new"))
+        rows.append(("weights", ", ".join(counts)))
+    rows += _flat("metrics", metrics) + _flat("environment", summary.get("environment", {}))
+    classes = summary.get("classes", [])
+    rows.append(("classes", listed(classes, len(classes) if whole else CLASSES_SHOWN)))
+    if tensors := summary.get("tensors"):
+        numbers = sum(math.prod(entry["shape"]) for entry in tensors.values())
+        rows.append(
+            ("tensors", f"{len(tensors)} of {numbers:,} numbers" + ("" if whole else " (--tensors lists them)"))
+        )
+    tables = [Table(title, ("", "value"), [row for row in rows if row[1]], left=2)]
+    if layers and whole:
         cells = [(layer["name"], str(layer["channels"]), str(layer["abnormal"])) for layer in layers]
         tables.append(Table("abnormal channels, as loaded", ("layer", "channels", "abnormal"), cells))
     return tables
+
+
+def _abnormal(layers: Sequence[Mapping[str, Any]]) -> str:
+    """How many channels were abnormal as loaded, in words."""
+    channels, abnormal = (sum(layer[what] for layer in layers) for what in ("channels", "abnormal"))
+    where = sum(layer["abnormal"] > 0 for layer in layers)
+    if not abnormal:
+        return f"none of {channels} as loaded"
+    return f"{abnormal} of {channels} ({abnormal / max(channels, 1):.1%}) as loaded, in {where} of {len(layers)} layers"
 
 
 def _measured(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def initialise(config: InitConfig, header: Header) -> Header:
 
 
 def report(header: Header, config: InitConfig) -> Report:
-    """What became of each key, and the abnormal channels of each BatchNorm layer."""
+    """What became of each key, and the abnormal channels of each BatchNorm layer, if there are any."""
     metrics, tables = header.metrics, []
     if weights := metrics.get("weights"):
         parts = {name: list(weights[name]) for name in ("loaded", "adapted", "dropped", "new")}
@@ -110,10 +110,17 @@ def report(header: Header, config: InitConfig) -> Report:
         rows += [(f"  {key}", "", how) for key, how in weights["adapted"].items()]
         tables.append(Table(f"weights from {config.weights}", ("", "keys", "which"), rows))
     layers = [(layer["name"], layer["channels"], layer["abnormal"]) for layer in metrics["layers"]]
+    channels, abnormal = sum(layer[1] for layer in layers), sum(layer[2] for layer in layers)
+    meaning = f"max(|gamma|, |beta|) < {config.abnormal_threshold:g}"
+    summary = {"encoder": str(config.out), **metrics}
     if not layers:
-        return Report({"encoder": str(config.out), **metrics}, (config.out,), tables)
-    layers.append(("all", sum(layer[1] for layer in layers), sum(layer[2] for layer in layers)))
-    cells = [(name, str(count), str(abnormal), f"{abnormal / count:.1%}") for name, count, abnormal in layers]
-    title = f"abnormal BatchNorm channels, max(|gamma|, |beta|) < {config.abnormal_threshold:g}, as loaded"
-    tables.append(Table(title, ("layer", "channels", "abnormal", "share"), cells))
-    return Report({"encoder": str(config.out), **metrics}, (config.out,), tables)
+        return Report(summary, (config.out,), tables)
+    if not abnormal:
+        text = f"none of {channels} BatchNorm channels is abnormal as loaded, {meaning}\n"
+        return Report(summary, (config.out,), tables, text=text)
+    layers.append(("all", channels, abnormal))
+    cells = [(name, str(count), str(some), f"{some / count:.1%}") for name, count, some in layers]
+    tables.append(
+        Table(f"abnormal BatchNorm channels, {meaning}, as loaded", ("layer", "channels", "abnormal", "share"), cells)
+    )
+    return Report(summary, (config.out,), tables)

@@ -25,7 +25,7 @@ from avpt.files.records import ManifestRecord
 from avpt.files.reuse import check_same, foreign, is_there
 from avpt.options import ManifestConfig
 from avpt.store.spelling import warn_of_lookalikes
-from avpt.text import for_sheet
+from avpt.text import for_sheet, format_count
 from avpt.types import SPLITS, Report, Table
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,8 @@ def run(config: ManifestConfig) -> Report:
     """Match the clips that a data set lists with the media that are there; leave a finished manifest alone."""
     dataset, out = DATASETS[config.name], config.out
     if not config.folder.is_dir():
-        raise ManifestError(f"{config.folder} is not a folder; give the one that the media of {config.name} lie in")
+        what = "the class folders" if config.name in ("folder", "image-folder") else f"the media of {config.name}"
+        raise ManifestError(f"{config.folder} is not a folder; give the one that {what} lie in")
     media = find_media(config.folder, dataset.key)
     lists, classes = find_lists(config, dataset, media), find_classes(config, media)
     with claim(out, beside=(missing_of(out), record_of(out))):
@@ -187,7 +188,8 @@ def warn(config: ManifestConfig, media: Media, gathered: GatheredClips) -> None:
         share = f"{len(unfit)} of {len(unfit) + len(gathered.clips)} clips"
         log.warning("%s are left out for their names (%s): %s; rename them", share, UNFIT, shown_of(unfit))
     if twice := [(taken, other) for key, taken, other in media.twice if key in gathered.used]:
-        log.warning("%d clips are there more than once; of %s and %s the first is taken", len(twice), *twice[0])
+        clips = format_count(len(twice), "clip")
+        log.warning("more than once there: %s; of %s and %s the first is taken", clips, *twice[0])
 
 
 def warn_of_gaps(config: ManifestConfig, summary: dict[str, Any]) -> None:
@@ -223,7 +225,8 @@ def report(out: Path, summary: dict[str, Any]) -> Report:
     columns = ("listed", "found", "missing")
     splits = [(split, summary["splits"][split]) for split in SPLITS if split in summary["splits"]]
     rows = [(split, *(str(counts[column]) for column in columns)) for split, counts in splits]
-    title = f"{summary['clips']} clips of {summary['classes']} classes; {summary['unlisted']} unlisted on disk"
+    classes = "one class" if summary["classes"] == 1 else f"{summary['classes']} classes"
+    title = f"{format_count(summary['clips'], 'clip')} of {classes}; {summary['unlisted']} unlisted on disk"
     if summary["multi_label"]:
         title += "; several labels a clip: preprocess them with --multi-label"
     tables = [Table(title, ("split", *columns), rows), *class_table(out, summary)]

@@ -24,7 +24,7 @@ from avpt.machine.progress import track
 from avpt.machine.workers import pool_workers
 from avpt.options import PredictConfig
 from avpt.store.manifest import MEDIA_COLUMNS, Clip, read_manifest
-from avpt.text import as_json
+from avpt.text import as_json, format_count
 from avpt.types import MODALITIES, Report
 
 if TYPE_CHECKING:
@@ -71,7 +71,12 @@ def find_clips(config: PredictConfig) -> list[Clip]:
         inside = sorted(file for file in path.rglob("*") if not (file.is_dir() or file.name.startswith(".")))
         media = [file for file in inside if file.suffix[1:].lower() in COLUMN_OF]
         if others := [str(file) for file in inside if file.suffix[1:].lower() not in COLUMN_OF]:
-            log.info("%d files in %s are no media by their names (%s)", len(others), path, listed(others, 3))
+            log.info(
+                "%s left out of %s: no media by the name (%s)",
+                format_count(len(others), "file"),
+                path,
+                listed(others, 3),
+            )
         if not media:
             raise ConfigError(f"{path} holds no media file; give clips, or --manifest for folders of frames")
         clips += map(clip_of, media)
@@ -144,7 +149,7 @@ def label(config: PredictConfig, clips: Sequence[Clip]) -> list[Answer]:
     from avpt.training import runtime
 
     trained = load_trained(config.model)
-    device = runtime.start(config.seed, config.device)
+    device = runtime.start(0, config.device)  # nothing is drawn
     trained.model.to(device)
     settings = clip_settings(trained.input)
     if len(trained.modalities) == 1:  # faults of the other modality do not matter

@@ -28,7 +28,7 @@ from avpt.options import PreprocessConfig
 from avpt.store.json_files import StoreRecord
 from avpt.store.manifest import LABEL_SEPARATOR, Clip, Manifest, read_manifest
 from avpt.store.store import Failure, read_shard_record, store_record
-from avpt.text import for_sheet
+from avpt.text import for_sheet, format_count
 from avpt.types import HELD_OUT, SPLITS, Report, Table
 
 log = logging.getLogger(__name__)
@@ -273,7 +273,7 @@ def report(out: Path, config: Mapping[str, Any], records: Records) -> Report:
     splits = [(name, record["splits"][name]) for name in SPLITS if name in record["splits"]]
     rows = [(name, str(split["clips"]), str(len(split["shards"]))) for name, split in splits]
     kinds, lengths = summarise_kept(records)
-    title = f"{clips} clips, {record['failures']} failed, {record['partial']} noted in partial.csv"
+    title = f"{format_count(clips, 'clip')}, {record['failures']} failed, {record['partial']} noted in partial.csv"
     summary = {"store": str(out), "clips": clips, "failures": record["failures"], "partial": record["partial"]}
     return Report(
         summary=summary | {"partial_kinds": kinds} | lengths,
@@ -286,16 +286,17 @@ def report_part(config: PreprocessConfig, num_shards: int, made: Records, lackin
     """Show what one of several runs did for a store that still lacks the shards of others."""
     if not made:
         log.warning("--shard-range %s holds none of the shards, which are 0:%d", config.shard_range, num_shards)
-    summary = {
+    summary: dict[str, Any] = {
         "store": str(config.out),
         "clips": sum(record["clips"] for record in made.values()),
         "failures": sum(len(record["failures"]) for record in made.values()),
         "partial": sum(len({row["id"] for row in record["partial"]}) for record in made.values()),
     }
-    title = "shards {} of 0:{}: {clips} clips, {failures} failed, {partial} noted in partial.csv"
+    shards, clips = f"{config.shard_range} of 0:{num_shards}", format_count(summary["clips"], "clip")
+    title = f"shards {shards}: {clips}, {summary['failures']} failed, {summary['partial']} noted in partial.csv"
     rows = [("to be made by other ranges", str(len(lacking))), ("these are", listed(lacking, 3))]
     return Report(
         summary | {"missing_shards": len(lacking)},
         (config.out,),
-        [Table(title.format(config.shard_range, num_shards, **summary), ("shards", ""), rows)],
+        [Table(title, ("shards", ""), rows)],
     )

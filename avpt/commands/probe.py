@@ -128,7 +128,7 @@ def probe(
     for one in probed.values():
         check_clips(store, splits, [modality], one.pipeline)
     batch_size = config.batch_size or training_option(model, "batch_size")
-    device = runtime.start(config.seed, config.device)
+    device = runtime.start(0, config.device)  # nothing is drawn
 
     labels, classes = number_classes(splits, store.classes)
     tensors: dict[str, Tensor] = {f"{split}_labels": values for split, values in labels.items()}

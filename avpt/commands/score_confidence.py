@@ -15,7 +15,7 @@ from avpt.files.locks import claim
 from avpt.files.outputs import sha256, write_text
 from avpt.files.reuse import check_ours, must_write
 from avpt.options import FinetuneConfig, ScoreConfig
-from avpt.text import for_sheet
+from avpt.text import for_sheet, format_count
 from avpt.types import MODALITIES, Modality, Report, Table
 
 if TYPE_CHECKING:
@@ -99,7 +99,9 @@ def statistics_table(columns: dict[str, Tensor]) -> Table:
         means = (f"{columns[f'{modality}_{name}'].double().mean():.3f}" for name in STATISTICS)
         rows.append((modality, *means, f"{surer.double().mean():.1%}"))
     count = len(columns["audio_confidence"])
-    return Table(f"confidence of {count} training clips, means", ("", *STATISTICS, "is the surer one"), rows)
+    return Table(
+        f"confidence of {format_count(count, 'training clip')}, means", ("", *STATISTICS, "is the surer one"), rows
+    )
 
 
 def preview_table(columns: dict[str, Tensor], dynamics: dict[Modality, Dynamics], config: ScoreConfig) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from avpt.text import bar
+from avpt.text import bar, format_count
 from avpt.types import Table
 
 PER_TABLE = 4  # thresholds that fit into 80 columns
@@ -59,7 +59,8 @@ def bar_table(record: dict[str, Any]) -> Table:
 def dead_table(record: dict[str, Any]) -> Table:
     """Numbers of dead channels with bars, beside the abnormal ones or the changes."""
     zero = f"at most {record['zero']:g}" if record["zero"] else "zero"
-    title = f"dead channels: {zero} at {record['dead_at']:.1%} or more of the positions of {record['clips']} clips, "
+    clips = format_count(record["clips"], "clip")
+    title = f"dead channels: {zero} at {record['dead_at']:.1%} or more of the positions of {clips}, "
     title += f"{record['modality']} input; layers that no ReLU follows are not measured nor in the sums"
     columns = ("layer", "of", *(("dead", "after", "awoken", "died") if record["after"] else ("abnormal", "dead")))
     rows = []

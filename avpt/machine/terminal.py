@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import io
 import json as plain_json
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from avpt.errors import AvptError, OutputError
 from avpt.text import as_json, printable, shortened
-from avpt.types import Folded, Report, Table
+from avpt.types import FilePath, Folded, Report, Table
 
 LONGEST = 600  # characters of a message; a command to copy may have more
+READER_GONE = 128 + 13  # what a shell reports of a program that SIGPIPE ended
+SHORTEST_PATH = 16  # characters that are left of a path in a table, at least
 REMEDY = "send it elsewhere and run the same command again, which keeps what is finished"
 
 
@@ -80,21 +83,27 @@ def _let_go(stream: io.TextIOWrapper) -> None:
 
 @contextmanager
 def results() -> Iterator[None]:
-    """Run a block that writes to stdout.
+    """Run a block that writes to stdout. Where its reader has gone, as in `avpt ... | head`, the program ends quietly.
 
     Raises:
-        OutputError: stdout is closed, full or read by nobody.
+        OutputError: stdout is closed or full.
     """
     try:
         try:
             yield
         finally:
             sys.stdout.flush()
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # rich has ended the program in its own way
+            raise SystemExit(READER_GONE) from None
+        raise
     except OSError as error:
         if error.errno is None:
             raise
         if isinstance(sys.stdout, io.TextIOWrapper):
             _let_go(sys.stdout)
+        if error.errno == errno.EPIPE:
+            raise SystemExit(READER_GONE) from None
         raise OutputError(f"stdout can't be written ({error.strerror}); {REMEDY}") from error
 
 
@@ -181,12 +190,83 @@ def _print_table(table: Table, to_stderr: bool) -> None:
         text = printable(cell, keep="\n" if isinstance(cell, Folded) else "")
         return Text(text.encode(console.encoding, "escape").decode(console.encoding), **style)
 
-    grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, column in enumerate(table.columns):
-        grid.add_column(shown(column), justify="left" if i < table.left else "right", overflow="fold")
-    for row in table.rows:
-        grid.add_row(*map(shown, row))
     with console.capture() as captured:  # rich itself would end the process where nobody reads
         console.print(shown(table.title, style="bold"))  # a title of the grid would be folded to its width
-        console.print(grid)
+        for part in split_columns(table, console.width):
+            widths = column_widths(part, console.width)
+            grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
+            for i, column in enumerate(part.columns):
+                justify: Literal["left", "right"] = "left" if i < part.left else "right"
+                grid.add_column(shown(column), justify=justify, overflow="fold", width=widths[i])
+            for row in part.rows:
+                grid.add_row(*(shown(_fitted(cell, width)) for cell, width in zip(row, widths, strict=True)))
+            console.print(grid)
     print(captured.get(), end="", file=console.file)
+
+
+def split_columns(table: Table, width: int) -> list[Table]:
+    """A table as one or more, so that no word has to be broken: what does not fit follows, beside the first column."""
+    cells = [table.columns, *table.rows]
+    needed = [max(_narrowest(row[i]) for row in cells) for i in range(len(table.columns))]
+    groups: list[list[int]] = [[0]]
+    for i in range(1, len(needed)):
+        if len(groups[-1]) > 1 and _drawn_width([needed[j] for j in [*groups[-1], i]]) > width:
+            groups.append([0])
+        groups[-1].append(i)
+    if len(groups) == 1:
+        return [table]
+    return [
+        Table(
+            table.title,
+            tuple(table.columns[i] for i in group),
+            [tuple(row[i] for i in group) for row in table.rows],
+            sum(i < table.left for i in group),
+        )
+        for group in groups
+    ]
+
+
+def column_widths(table: Table, width: int) -> list[int]:
+    """The width of each column, where the widest gives way first; a word is broken only where nothing else is left."""
+    columns = list(zip(table.columns, *table.rows, strict=True))
+    widths = [max(map(_widest, column)) for column in columns]
+    needed = [max(map(_narrowest, column)) for column in columns]
+    while (excess := _drawn_width(widths) - width) > 0 and max(widths) > 1:
+        yielding = [i for i in range(len(widths)) if widths[i] > needed[i]] or list(range(len(widths)))
+        first, *others = sorted(yielding, key=lambda i: -widths[i])
+        step = widths[first] - max(
+            [needed[first] if widths[first] > needed[first] else 1, *(widths[i] for i in others)]
+        )
+        widths[first] -= max(1, min(excess, step))
+    return widths
+
+
+def _fitted(cell: str, width: int) -> str:
+    """A cell; of a path that is wider only the end, where files differ."""
+    shown = printable(cell)
+    if not isinstance(cell, FilePath) or _room(shown) <= width:
+        return cell
+    while shown and _room(shown) >= width:
+        shown = shown[1:]
+    return f"…{shown}"
+
+
+def _narrowest(cell: str) -> int:
+    """The width that a cell can be brought to without breaking a word."""
+    if isinstance(cell, FilePath):
+        return min(_room(printable(cell)), SHORTEST_PATH)
+    return max(map(_room, printable(cell, keep="\n").split()), default=0)
+
+
+def _widest(cell: str) -> int:
+    return max(map(_room, printable(cell, keep="\n" if isinstance(cell, Folded) else "").split("\n")))
+
+
+def _room(text: str) -> int:
+    from rich.cells import cell_len  # some characters take two places
+
+    return cell_len(text)
+
+
+def _drawn_width(widths: Sequence[int]) -> int:
+    return sum(widths) + 3 * len(widths) - 1  # with the space around each column

@@ -1,9 +1,22 @@
 """Options, each declared once: the command line, the library call and the provenance record read them here."""
 
-from avpt.options.base import Config, OutputConfig, Transient, allows, bounds, flag, parameter, type_hints
+from avpt.options.base import (
+    COMMON,
+    PANELS,
+    Config,
+    OutputConfig,
+    Transient,
+    allows,
+    bounds,
+    choices,
+    flag,
+    parameter,
+    type_hints,
+)
 from avpt.options.diagnose import CompareConfig, InspectConfig, ProbeConfig, ReportConfig
 from avpt.options.init import InitConfig
 from avpt.options.older_records import complete, recorded_option, restore_config
+from avpt.options.other_names import unknown_option
 from avpt.options.stores import ManifestConfig, PreprocessConfig, VerifyConfig
 from avpt.options.train import FinetuneConfig, FuseConfig, MaskConfig, ScoreConfig, TrainConfig
 from avpt.options.use import (
@@ -17,6 +30,8 @@ from avpt.options.use import (
 )
 
 __all__ = [
+    "COMMON",
+    "PANELS",
     "STATES",
     "CompareConfig",
     "Config",
@@ -42,10 +57,12 @@ __all__ = [
     "VerifyConfig",
     "allows",
     "bounds",
+    "choices",
     "complete",
     "flag",
     "parameter",
     "recorded_option",
     "restore_config",
     "type_hints",
+    "unknown_option",
 ]

@@ -7,13 +7,35 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, cast, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, cast, get_args, get_origin, get_type_hints
 
 from typer import Option
 from typer.models import ParameterInfo
 
 from avpt.errors import ConfigError
 from avpt.text import shortened
+
+# The groups of options in help, in the order in which it shows them
+INPUTS = "Inputs"
+SPLITS = "Splits"
+PIECES = "Pieces of long files"
+SOUND = "Sound"
+PICTURES = "Pictures"
+FAILURES = "Clips that fail"
+MODEL = "Model"
+CHANNELS = "Abnormal and dead channels"
+MISSING = "With a modality missing or noisy"
+MASKING = "Masking"
+OPTIMISER = "Optimiser"
+SCHEDULE = "Schedule"
+AUGMENTATION = "Augmentation"
+OUTPUT = "Output"
+HARDWARE = "Hardware"
+COMMON = "Common"
+PANELS = (
+    *(INPUTS, SPLITS, PIECES, SOUND, PICTURES, FAILURES, MODEL, CHANNELS, MISSING),
+    *(MASKING, OPTIMISER, SCHEDULE, AUGMENTATION, OUTPUT, HARDWARE, COMMON),
+)
 
 
 class Transient:
@@ -41,9 +63,16 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def bounds(info: ParameterInfo) -> str:
-    """The range of a numeric option in words; empty where it has none."""
-    if info.min is not None and info.max is not None:
+def choices(config_type: "type[Config]", name: str) -> tuple[str, ...]:
+    """The words that an option takes; none where it takes any."""
+    kind = get_args(type_hints(config_type)[name])[0]
+    kinds = (kind, *get_args(kind))
+    return next((get_args(one) for one in kinds if get_origin(one) is Literal), ())
+
+
+def bounds(info: ParameterInfo, highest: float = math.inf) -> str:
+    """The range of a numeric option in words; empty where it has none. An upper end above `highest` is left out."""
+    if info.min is not None and info.max is not None and info.max <= highest:
         return f"{_in_full(info.min)} to {_in_full(info.max)}"
     return f"{_in_full(info.min)} or more" if info.min is not None else ""
 
@@ -96,9 +125,17 @@ def _names_path(kind: Any) -> bool:
 class Config:
     """The options of every command. Ranges are applied here, to library callers too."""
 
-    json: Annotated[bool, Option("--json", help="Print the summary record as one JSON line."), Transient] = False
-    quiet: Annotated[bool, Option("--quiet", help="No progress, logs or tables on stderr."), Transient] = False
-    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error."), Transient] = False
+    json: Annotated[
+        bool,
+        Option("--json", help="Print the results as one line of JSON, for scripts.", rich_help_panel=COMMON),
+        Transient,
+    ] = False
+    quiet: Annotated[
+        bool, Option("--quiet", help="No progress, messages or tables on stderr.", rich_help_panel=COMMON), Transient
+    ] = False
+    debug: Annotated[
+        bool, Option("--debug", help="Show where in the program an error arose.", rich_help_panel=COMMON), Transient
+    ] = False
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -140,9 +177,10 @@ class OutputConfig(Config):
 
     resumes: ClassVar[bool] = True  # the command continues where it was interrupted
 
-    seed: Annotated[int, Option(min=0, max=2**63 - 1, help="Fixes everything that is random.")] = 0
     overwrite: Annotated[
-        bool, Option("--overwrite", help="Start over: remove what avpt wrote at --out."), Transient
+        bool,
+        Option("--overwrite", help="Start over: remove what avpt wrote at --out.", rich_help_panel=COMMON),
+        Transient,
     ] = False
 
 
@@ -153,21 +191,50 @@ MOST_EPOCHS = 100_000
 LARGEST_BATCH = 65_536
 
 # options that several commands share
+Seed = Annotated[
+    int,
+    Option(
+        min=0,
+        max=2**63 - 1,
+        help="The same number draws the same random numbers: the same command gives the same result.",
+        rich_help_panel=COMMON,
+    ),
+]
 LoadingWorkers = Annotated[
     int | None,
-    Option(min=0, max=MOST_WORKERS, help="Loading processes; 0 loads in the main one.", show_default="cores - 1"),
+    Option(
+        min=0,
+        max=MOST_WORKERS,
+        help="Processes that load clips; 0 loads them in the main process.",
+        show_default="cores - 1",
+        rich_help_panel=HARDWARE,
+    ),
     Transient,
 ]
 DecodingWorkers = Annotated[
-    int | None, Option(min=1, max=MOST_WORKERS, help="Decoding processes.", show_default="cores"), Transient
-]
-Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps, ..."), Transient]
-ClipTimeout = Annotated[float, Option(min=0.1, max=1_000_000, help="Seconds before a clip counts as hung."), Transient]
-WorkerMemory = Annotated[
-    float,
-    Option(min=0.05, max=65_536, help="GiB that a worker may take for a clip, before the clip counts as failed."),
+    int | None,
+    Option(
+        min=1, max=MOST_WORKERS, help="Processes that decode clips.", show_default="cores", rich_help_panel=HARDWARE
+    ),
     Transient,
 ]
-UnusedSeed = Annotated[
-    int, Option(min=0, max=2**63 - 1, help="Taken like everywhere; nothing here is random."), Transient
+Device = Annotated[
+    str, Option(help="Where to compute: auto, cpu, cuda, cuda:1, mps, ...", rich_help_panel=HARDWARE), Transient
+]
+ClipTimeout = Annotated[
+    float,
+    Option(
+        min=0.1, max=1_000_000, help="Seconds after which a clip counts as hung, and fails.", rich_help_panel=FAILURES
+    ),
+    Transient,
+]
+WorkerMemory = Annotated[
+    float,
+    Option(
+        min=0.05,
+        max=65_536,
+        help="GiB of memory that a worker may take; a clip that needs more fails.",
+        rich_help_panel=FAILURES,
+    ),
+    Transient,
 ]

@@ -8,14 +8,18 @@ from typer import Argument, Option
 
 from avpt.errors import ConfigError
 from avpt.options.base import (
+    CHANNELS,
+    COMMON,
+    HARDWARE,
+    INPUTS,
     LARGEST_BATCH,
     MOST_CLIPS,
+    OUTPUT,
     Config,
     Device,
     LoadingWorkers,
     OutputConfig,
     Transient,
-    UnusedSeed,
     flag,
 )
 from avpt.types import LARGEST_IMAGE, MOST_FRAMES, Modality
@@ -24,8 +28,9 @@ Search = Annotated[
     list[Path] | None,
     Option(
         "--search",
-        help="Folder to find inputs in, by their checksums, besides what is around; repeatable.",
+        help="A further folder to look for what the runs were made from, by checksums; repeatable.",
         show_default="none",
+        rich_help_panel=INPUTS,
     ),
 ]
 
@@ -41,7 +46,10 @@ class InspectConfig(Config):
     modality: Annotated[
         Modality | None,
         Option(
-            help="Which encoder of a file that holds two; what the store's clips are fed as.", show_default="its own"
+            help="Which encoder of a file that holds two, and what it is fed of the store's clips: sound (audio) or "
+            "pictures (visual).",
+            show_default="its own",
+            rich_help_panel=INPUTS,
         ),
     ] = None
     weights_key: Annotated[
@@ -49,51 +57,109 @@ class InspectConfig(Config):
         Option(
             help="Which of several weights in a file: the key that they are under, or the prefix of their keys.",
             show_default="the only ones that fit",
+            rich_help_panel=INPUTS,
         ),
     ] = None
     arch: Annotated[
         str | None,
-        Option(help="Of a file that does not say.", show_default="what fits", metavar="NAME"),
+        Option(
+            help="The network, of a file that does not say.",
+            show_default="what fits",
+            metavar="NAME",
+            rich_help_panel=INPUTS,
+        ),
     ] = None
-    after: Annotated[Path | None, Option(help="The same encoder later on, to show beside it.", show_default="none")] = (
-        None
-    )
+    after: Annotated[
+        Path | None,
+        Option(help="The same encoder later on, to show beside it.", show_default="none", rich_help_panel=INPUTS),
+    ] = None
     threshold: Annotated[
         list[float] | None,
         Option(
             min=0,
             max=1000,
-            help="Of abnormal channels, for the table; repeatable.",
+            help="Count the channels below this in a column of the table; repeatable.",
             show_default="1e-10 1e-6 2e-5 1e-3",
+            rich_help_panel=CHANNELS,
         ),
     ] = None
     abnormal_threshold: Annotated[
-        float, Option(min=0, max=1000, help="The one that dead channels and the record's `abnormal` go by.")
+        float,
+        Option(
+            min=0,
+            max=1000,
+            help="A BatchNorm channel counts as abnormal where the numbers that it multiplies by and adds are both "
+            "smaller than this: it passes hardly anything on.",
+            rich_help_panel=CHANNELS,
+        ),
     ] = 1e-6
     store: Annotated[
-        Path | None, Option(help="Store whose clips are fed, to find dead channels.", show_default="none")
+        Path | None,
+        Option(help="Store whose clips are fed, to find dead channels.", show_default="none", rich_help_panel=INPUTS),
     ] = None
-    split: Annotated[Literal["train", "val", "test"], Option(help="Which clips.")] = "train"
-    clips: Annotated[int, Option(min=2, max=MOST_CLIPS, help="How many, at most.")] = 512
+    split: Annotated[
+        Literal["train", "val", "test"], Option(help="Which clips of --store.", rich_help_panel=INPUTS)
+    ] = "train"
+    clips: Annotated[
+        int, Option(min=2, max=MOST_CLIPS, help="How many clips of --store, at most.", rich_help_panel=INPUTS)
+    ] = 512
     dead_share: Annotated[
-        float, Option(min=0.5, max=1, help="A channel is dead where so much of its activation is zero.")
+        float,
+        Option(
+            min=0.5,
+            max=1,
+            help="A channel counts as dead where at least so much of its output is zero.",
+            rich_help_panel=CHANNELS,
+        ),
     ] = 0.999
     zero: Annotated[
         float,
-        Option(min=0, max=1000, help="An activation up to this counts as zero: tiny gammas may leave tiny values."),
+        Option(
+            min=0,
+            max=1000,
+            help="Largest output that counts as zero; abnormal channels may leave tiny values.",
+            rich_help_panel=CHANNELS,
+        ),
     ] = 0.0
     batch_size: Annotated[
-        int, Option(min=2, max=LARGEST_BATCH, help="Clips at a time, whose own statistics BatchNorm takes.")
+        int,
+        Option(
+            min=2,
+            max=LARGEST_BATCH,
+            help="Clips at a time; BatchNorm takes their own mean and variance.",
+            rich_help_panel=HARDWARE,
+        ),
     ] = 64
     image_size: Annotated[
-        int | None, Option(min=8, max=LARGEST_IMAGE, help="Side of frames, pixels.", show_default="as trained, or 224")
+        int | None,
+        Option(
+            min=8,
+            max=LARGEST_IMAGE,
+            help="Side of the frames of --store, in pixels.",
+            show_default="as trained, or 224",
+            rich_help_panel=INPUTS,
+        ),
     ] = None
     num_frames: Annotated[
-        int | None, Option(min=1, max=MOST_FRAMES, help="Frames per clip.", show_default="as trained, or 3")
+        int | None,
+        Option(
+            min=1,
+            max=MOST_FRAMES,
+            help="Frames per clip of --store.",
+            show_default="as trained, or 3",
+            rich_help_panel=INPUTS,
+        ),
     ] = None
-    plot: Annotated[Path | None, Option(help="Folder for figures, PNG and PDF.", show_default="none")] = None
-    overwrite: Annotated[bool, Option("--overwrite", help="Replace the figures in --plot."), Transient] = False
-    seed: Annotated[int, Option(min=0, max=2**63 - 1, help="Chooses the clips.")] = 0
+    plot: Annotated[
+        Path | None, Option(help="Folder for figures, PNG and PDF.", show_default="none", rich_help_panel=OUTPUT)
+    ] = None
+    overwrite: Annotated[
+        bool, Option("--overwrite", help="Replace the figures in --plot.", rich_help_panel=COMMON), Transient
+    ] = False
+    seed: Annotated[
+        int,
+        Option(min=0, max=2**63 - 1, help="The same number chooses the same clips of --store.", rich_help_panel=COMMON),
+    ] = 0
     workers: LoadingWorkers = None
     device: Device = "auto"
 
@@ -118,26 +184,57 @@ class ProbeConfig(OutputConfig):
     model: Annotated[Path, Argument(help="Run folder, whose best model counts, or an artifact with an encoder.")]
     store: Annotated[Path, Argument(help="Store written by `avpt preprocess`.")]
     modality: Annotated[
-        Modality | None, Option(help="Which encoder of a fused model.", show_default="the only one")
+        Modality | None,
+        Option(
+            help="Which encoder of a fused model: that of sound (audio) or pictures (visual).",
+            show_default="the only one",
+            rich_help_panel=INPUTS,
+        ),
     ] = None
     stage1: Annotated[
         Path | None,
-        Option("--stage1", help="Of a fused run: what its encoder started from.", show_default="found by its checksum"),
+        Option(
+            "--stage1",
+            help="Of a fused run: the fine-tuning run that its encoder came from.",
+            show_default="found by its checksum",
+            rich_help_panel=INPUTS,
+        ),
     ] = None
     out: Annotated[
-        Path | None, Option(help="Probe artifact to write, features kept (.safetensors).", show_default="only show")
+        Path | None,
+        Option(
+            help="Probe artifact to write, features kept (.safetensors).",
+            show_default="only show",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None
     batch_size: Annotated[
-        int | None, Option(min=1, max=LARGEST_BATCH, help="Clips at a time.", show_default="as in training")
+        int | None,
+        Option(
+            min=1, max=LARGEST_BATCH, help="Clips at a time.", show_default="as in training", rich_help_panel=HARDWARE
+        ),
     ] = None
     image_size: Annotated[
-        int | None, Option(min=8, max=LARGEST_IMAGE, help="Side of frames, pixels.", show_default="as trained, or 224")
+        int | None,
+        Option(
+            min=8,
+            max=LARGEST_IMAGE,
+            help="Side of the frames, in pixels.",
+            show_default="as trained, or 224",
+            rich_help_panel=INPUTS,
+        ),
     ] = None
     num_frames: Annotated[
-        int | None, Option(min=1, max=MOST_FRAMES, help="Frames per clip.", show_default="as trained, or 3")
+        int | None,
+        Option(
+            min=1,
+            max=MOST_FRAMES,
+            help="Frames per clip.",
+            show_default="as trained, or 3",
+            rich_help_panel=INPUTS,
+        ),
     ] = None
     search: Search = None
-    seed: UnusedSeed = 0
     workers: LoadingWorkers = None
     device: Device = "auto"
 
@@ -149,18 +246,34 @@ class CompareConfig(Config):
     runs: Annotated[list[Path], Argument(help="Run folders; those that differ in the seed alone make a group.")]
     metric: Annotated[
         list[str] | None,
-        Option(help="Metric to show and test; repeatable.", show_default="all, of which accuracy or map is tested"),
+        Option(
+            help="Metric to show and test; repeatable.",
+            show_default="all, of which accuracy or map is tested",
+            rich_help_panel=INPUTS,
+        ),
     ] = None
     csv: Annotated[
         Path | None,
-        Option(help="Also write a row a run; means and tests are in --markdown and --json.", show_default="none"),
+        Option(
+            help="Also write one row per run; means and tests are in --markdown and --json.",
+            show_default="none",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None
     markdown: Annotated[
         Path | None,
-        Option(help="Also write means and spread by group, what differs, and the tests.", show_default="none"),
+        Option(
+            help="Also write means and spread by group, what differs, and the tests.",
+            show_default="none",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None
-    plot: Annotated[Path | None, Option(help="Folder for the curves, PNG and PDF.", show_default="none")] = None
-    overwrite: Annotated[bool, Option("--overwrite", help="Replace what is there."), Transient] = False
+    plot: Annotated[
+        Path | None, Option(help="Folder for the curves, PNG and PDF.", show_default="none", rich_help_panel=OUTPUT)
+    ] = None
+    overwrite: Annotated[
+        bool, Option("--overwrite", help="Replace what is there.", rich_help_panel=COMMON), Transient
+    ] = False
     search: Search = None
 
 
@@ -169,11 +282,16 @@ class ReportConfig(Config):
     """The options of `avpt report`."""
 
     runs: Annotated[list[Path], Argument(help="Run folders of one experiment; what they were made from is found.")]
-    out: Annotated[Path, Option(help="Page to write (.html).")]
-    title: Annotated[str | None, Option(help="Of the page.", show_default="the name of the runs' folder")] = None
-    clips: Annotated[int, Option(min=0, max=64, help="Clips shown of each kind.")] = 4
+    out: Annotated[Path, Option(help="Page to write (.html).", rich_help_panel=OUTPUT)]
+    title: Annotated[
+        str | None,
+        Option(help="Title of the page.", show_default="the name of the runs' folder", rich_help_panel=OUTPUT),
+    ] = None
+    clips: Annotated[int, Option(min=0, max=64, help="Number of clips shown of each kind.", rich_help_panel=OUTPUT)] = 4
     search: Search = None
-    overwrite: Annotated[bool, Option("--overwrite", help="Replace another page that is there."), Transient] = False
+    overwrite: Annotated[
+        bool, Option("--overwrite", help="Replace another page that is there.", rich_help_panel=COMMON), Transient
+    ] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from typer import Option
 
 from avpt.errors import ConfigError
-from avpt.options.base import OutputConfig, expand_home, whole_number
+from avpt.options.base import CHANNELS, MODEL, OUTPUT, OutputConfig, Seed, expand_home, whole_number
 from avpt.types import MOST_SPECTROGRAM_FRAMES, Modality
 
 
@@ -15,29 +15,37 @@ from avpt.types import MOST_SPECTROGRAM_FRAMES, Modality
 class InitConfig(OutputConfig):
     """The options of `avpt init`."""
 
-    modality: Annotated[Modality, Option(help="What the encoder will be fed.")]
-    out: Annotated[Path, Option(help="Encoder artifact to write (.safetensors).")]
+    seed: Seed = 0
+    modality: Annotated[
+        Modality,
+        Option(help="What the encoder will be fed: sound (audio) or pictures (visual).", rich_help_panel=MODEL),
+    ]
+    out: Annotated[Path, Option(help="Encoder artifact to write (.safetensors).", rich_help_panel=OUTPUT)]
     arch: Annotated[
         str,
         Option(
-            help="resnet18, resnet34 or resnet50 of torchvision, or any of timm's, which `avpt encoders` lists.",
+            help="The network: resnet18, resnet34 or resnet50 of torchvision, or any of timm's; `avpt encoders` lists "
+            "them.",
             metavar="NAME",
+            rich_help_panel=MODEL,
         ),
     ] = "resnet18"
     input_size: Annotated[
         str | None,
         Option(
-            help="For an architecture that takes one size alone, as ViT does: height x width of pictures, or frames x "
-            "mel bins of spectrograms.",
+            help="Of a network that takes inputs of one size alone, as ViT does: height x width of pictures, or frames "
+            "x mel bins of spectrograms.",
             metavar="HEIGHTxWIDTH",
             show_default="that of its weights, or 1024x128",
+            rich_help_panel=MODEL,
         ),
     ] = None
     weights: Annotated[
         str,
         Option(
-            help="imagenet (torchvision's), pretrained (timm's or torchvision's), random, or a file: safetensors, "
-            "PyTorch checkpoint, avpt artifact or run folder."
+            help="What it starts from: imagenet (torchvision's weights), pretrained (timm's or torchvision's), random, "
+            "or a file: safetensors, PyTorch checkpoint, avpt artifact or run folder.",
+            rich_help_panel=MODEL,
         ),
     ] = "imagenet"
     weights_key: Annotated[
@@ -45,19 +53,50 @@ class InitConfig(OutputConfig):
         Option(
             help="Which of several weights in a file: the key that they are under, or the prefix of their keys.",
             show_default="the only ones that fit",
+            rich_help_panel=MODEL,
         ),
     ] = None
     bn: Annotated[
         Literal["keep", "reset", "reset-abnormal", "abri"],
-        Option(help="What happens to pre-trained BatchNorm."),
+        Option(
+            help="What becomes of the pre-trained BatchNorm layers. keep: nothing; reset: all start anew; "
+            "reset-abnormal: only channels that multiply by almost 0; abri: each gets a new branch beside the old one.",
+            rich_help_panel=MODEL,
+        ),
     ] = "keep"
-    abri: Annotated[Literal["channel", "layer"], Option(help="One ABRi alpha per channel or per layer.")] = "channel"
-    alpha: Annotated[float, Option(min=0, max=1, help="ABRi: initial share of the pre-trained branch.")] = 0.5
+    abri: Annotated[
+        Literal["channel", "layer"],
+        Option(
+            help="With --bn abri: how old and new branch are mixed is learnt for each channel, or for each layer.",
+            rich_help_panel=MODEL,
+        ),
+    ] = "channel"
+    alpha: Annotated[
+        float,
+        Option(
+            min=0,
+            max=1,
+            help="With --bn abri: share of the old branch in that mix when training starts.",
+            rich_help_panel=MODEL,
+        ),
+    ] = 0.5
     abnormal_threshold: Annotated[
-        float, Option(min=0, max=1000, help="A BatchNorm channel below this is abnormal.")
+        float,
+        Option(
+            min=0,
+            max=1000,
+            help="A BatchNorm channel counts as abnormal where the numbers that it multiplies by and adds are both "
+            "smaller than this: it passes hardly anything on.",
+            rich_help_panel=CHANNELS,
+        ),
     ] = 1e-6
     conv1: Annotated[
-        Literal["sum", "mean", "random"], Option(help="First convolution across 1 and 3 input channels.")
+        Literal["sum", "mean", "random"],
+        Option(
+            help="How a first layer for 3 colour channels is made to take 1, and the reverse: by the sum or the mean "
+            "of its weights, or by random ones.",
+            rich_help_panel=MODEL,
+        ),
     ] = "sum"
 
     def __post_init__(self) -> None:

@@ -9,14 +9,21 @@ from typer import Argument, Option
 
 from avpt.errors import ConfigError
 from avpt.options.base import (
+    FAILURES,
+    HARDWARE,
+    INPUTS,
     MOST_CLIPS,
     MOST_WORKERS,
+    OUTPUT,
+    PICTURES,
+    PIECES,
+    SOUND,
+    SPLITS,
     ClipTimeout,
     Config,
     DecodingWorkers,
     OutputConfig,
     Transient,
-    UnusedSeed,
     WorkerMemory,
     whole_number,
 )
@@ -29,54 +36,95 @@ class ManifestConfig(OutputConfig):
 
     name: Annotated[
         Literal["kinetics-sounds", "vggsound", "audioset", "crema-d", "esc50", "image-folder", "folder"],
-        Argument(help="The data set; folder and image-folder are class folders, perhaps in train, val, test."),
+        Argument(help="Which data set; of your own: a folder, or image-folder, of class folders."),
     ]
-    folder: Annotated[Path, Argument(help="Where its media lie, at any depth.")]
-    out: Annotated[Path, Option(help="Manifest to write (.csv).")]
-    seed: UnusedSeed = 0
+    folder: Annotated[Path, Argument(help="Folder in which its media lie, at any depth.")]
+    out: Annotated[Path, Option(help="Manifest to write (.csv).", rich_help_panel=OUTPUT)]
     lists: Annotated[
         list[Path] | None,
-        Option("--list", help="A list that the data set ships; repeatable.", show_default="those in FOLDER"),
+        Option(
+            "--list",
+            help="A list of clips that the data set ships with; repeatable.",
+            show_default="those in FOLDER",
+            rich_help_panel=INPUTS,
+        ),
     ] = None
     classes: Annotated[
         Path | None,
-        Option(help="AudioSet: class_labels_indices.csv.", show_default="the one in FOLDER or beside a list"),
+        Option(
+            help="AudioSet: its class_labels_indices.csv.",
+            show_default="the one in FOLDER or beside a list",
+            rich_help_panel=INPUTS,
+        ),
     ] = None
     trimmed: Annotated[
-        bool, Option("--trimmed", help="Files named by a YouTube id alone hold the clip, not the whole video.")
+        bool,
+        Option(
+            "--trimmed",
+            help="Files named by a YouTube id alone hold the clip, not the whole video.",
+            rich_help_panel=INPUTS,
+        ),
     ] = False
-    test_fold: Annotated[int | None, Option(min=1, max=5, help="ESC-50: the fold to test on.", show_default="5")] = None
+    test_fold: Annotated[
+        int | None,
+        Option(
+            min=1, max=5, help="ESC-50: which of its five folds to test on.", show_default="5", rich_help_panel=SPLITS
+        ),
+    ] = None
     val_fraction: Annotated[
         float,
         Option(
             min=0,
             max=0.9,
-            help="Carved from train by a hash of the YouTube id, ESC-50's src_file, else the id; folders by class.",
+            help="Share of the training clips that becomes the val split. The names of the clips decide, so it is the "
+            "same each time; what was cut from one recording stays together.",
+            rich_help_panel=SPLITS,
         ),
     ] = 0.0
     test_fraction: Annotated[
         float | None,
-        Option(min=0, max=0.9, help="The same where there is no test split.", show_default="0; crema-d 0.1"),
+        Option(
+            min=0,
+            max=0.9,
+            help="Share that becomes the test split, where the data set has none.",
+            show_default="0; crema-d 0.1",
+            rich_help_panel=SPLITS,
+        ),
     ] = None
 
     segment: Annotated[
         float | None,
         Option(
-            min=0.1, max=100_000, help="Class folders: cut files into pieces of so many seconds.", show_default="whole"
+            min=0.1,
+            max=100_000,
+            help="Class folders: cut files into pieces of so many seconds.",
+            show_default="whole",
+            rich_help_panel=PIECES,
         ),
     ] = None
     hop: Annotated[
         float | None,
-        Option(min=0.01, max=100_000, help="Seconds from the start of a piece to the next.", show_default="--segment"),
+        Option(
+            min=0.01,
+            max=100_000,
+            help="Seconds from the start of a piece to the start of the next.",
+            show_default="--segment",
+            rich_help_panel=PIECES,
+        ),
     ] = None
     last_piece: Annotated[
-        Literal["drop", "keep"], Option(help="A last piece of which less than nine tenths are there.")
+        Literal["drop", "keep"],
+        Option(
+            help="What becomes of a last piece that has less than nine tenths of the length: drop or keep.",
+            rich_help_panel=PIECES,
+        ),
     ] = "drop"
     group_by: Annotated[
         str | None,
         Option(
-            help="Class folders: a regular expression; clips in whose path it finds the same stay in one split.",
+            help="Class folders: a regular expression; files in whose paths it finds the same text stay in one split.",
             show_default="each file by itself",
+            rich_help_panel=SPLITS,
         ),
     ] = None
 
@@ -130,76 +178,158 @@ class ManifestConfig(OutputConfig):
 class PreprocessConfig(OutputConfig):
     """The options of `avpt preprocess`."""
 
-    manifest: Annotated[Path, Argument(help="CSV: id, label, split, video / audio / frames, start, end, recording.")]
-    out: Annotated[Path, Option(help="Folder of the store.")]
+    manifest: Annotated[
+        Path,
+        Argument(
+            help="CSV with the columns label, split, and video or audio / frames; also id, start, end, recording."
+        ),
+    ]
+    out: Annotated[Path, Option(help="Folder of the store to write.", rich_help_panel=OUTPUT)]
     root: Annotated[
         Path | None,
-        Option(help="Folder that the manifest's paths start from.", show_default="the manifest's"),
+        Option(
+            help="Folder that the manifest's paths start from.", show_default="the manifest's", rich_help_panel=INPUTS
+        ),
     ] = None
-    seed: UnusedSeed = 0
-    sample_rate: Annotated[int, Option(min=1000, max=384000, help="Hz of the resampled sound.")] = 16000
-    mel_bins: Annotated[int, Option(min=4, max=1024, help="Mel filters of the spectrogram.")] = 128
+    sample_rate: Annotated[
+        int,
+        Option(min=1000, max=384000, help="Samples a second that sound is resampled to, in Hz.", rich_help_panel=SOUND),
+    ] = 16000
+    mel_bins: Annotated[
+        int, Option(min=4, max=1024, help="Frequency bands (mel bins) of a spectrogram.", rich_help_panel=SOUND)
+    ] = 128
     spectrogram_frames: Annotated[
-        int, Option(min=1, max=MOST_SPECTROGRAM_FRAMES, help="10 ms frames a clip is padded or cut to.")
+        int,
+        Option(
+            min=1,
+            max=MOST_SPECTROGRAM_FRAMES,
+            help="Length of each spectrogram, in frames of 10 ms: longer sound is cut, shorter is filled up.",
+            rich_help_panel=SOUND,
+        ),
     ] = 1024
     pad: Annotated[
-        Literal["zero", "repeat"], Option(help="Short clips: log-mel 0.0 behind, or the sound repeated.")
+        Literal["zero", "repeat"],
+        Option(
+            help="What fills up short sound. zero: values of 0 behind it; repeat: the sound again.",
+            rich_help_panel=SOUND,
+        ),
     ] = "zero"
-    audio_dtype: Annotated[Literal["float16", "float32"], Option(help="Type of the stored log-mel.")] = "float16"
-    fps: Annotated[float, Option(min=0.001, max=1000, help="Frames kept per second.")] = 1.0
-    max_frames: Annotated[int, Option(min=1, max=MOST_FRAMES, help="Frames kept per clip at most.")] = 10
-    frame_size: Annotated[int, Option(min=1, max=8192, help="Short side of a stored frame is scaled down to this.")] = (
-        256
-    )
-    frame_codec: Annotated[FrameCodec, Option(help="How frames are stored.")] = "jpeg"
+    audio_dtype: Annotated[
+        Literal["float16", "float32"],
+        Option(help="Type of the stored numbers; float16 takes half the room.", rich_help_panel=SOUND),
+    ] = "float16"
+    fps: Annotated[
+        float, Option(min=0.001, max=1000, help="Frames kept per second of video.", rich_help_panel=PICTURES)
+    ] = 1.0
+    max_frames: Annotated[
+        int, Option(min=1, max=MOST_FRAMES, help="Frames kept per clip, at most.", rich_help_panel=PICTURES)
+    ] = 10
+    frame_size: Annotated[
+        int,
+        Option(
+            min=1,
+            max=8192,
+            help="Short side of a stored frame, in pixels; larger ones are scaled down.",
+            rich_help_panel=PICTURES,
+        ),
+    ] = 256
+    frame_codec: Annotated[
+        FrameCodec, Option(help="How frames are stored: jpeg, or raw pixels.", rich_help_panel=PICTURES)
+    ] = "jpeg"
     frame_accuracy: Annotated[
         Literal["exact", "keyframe"],
-        Option(help="The frame on screen, or the last key frame before it: several times faster."),
+        Option(
+            help="exact: the frame that is on screen; keyframe: the last key frame before it, several times faster.",
+            rich_help_panel=PICTURES,
+        ),
     ] = "exact"
     allow_missing: Annotated[
         Literal["none", "audio", "visual", "either"],
-        Option(help="Keep clips whose sound or picture is broken, with what is left."),
+        Option(
+            help="Keep clips whose sound (audio), pictures (visual) or one of them (either) are broken, with what is "
+            "left; none: such clips fail.",
+            rich_help_panel=FAILURES,
+        ),
     ] = "none"
     on_truncated: Annotated[
         Literal["keep", "fail"],
-        Option(help="Streams that end over 10 % before their file says: kept and reported, or failed."),
+        Option(
+            help="Sound or pictures that end over 10 % before their file says: keep them and report it, or fail.",
+            rich_help_panel=FAILURES,
+        ),
     ] = "keep"
     audio_stream: Annotated[
         int | None,
         Option(
-            min=0, max=1000, help="Which sound stream of a file with several, from 0.", show_default="FFmpeg's choice"
+            min=0,
+            max=1000,
+            help="Which sound stream of a file that has several, counted from 0.",
+            show_default="FFmpeg's choice",
+            rich_help_panel=SOUND,
         ),
     ] = None
-    shard_size: Annotated[int, Option(min=1, max=1_000_000, help="Manifest rows per shard.")] = 128
-    multi_label: Annotated[bool, Option("--multi-label", help="`label` holds several names joined by `;`.")] = False
+    shard_size: Annotated[
+        int,
+        Option(
+            min=1, max=1_000_000, help="Manifest rows per shard, as a file of clips is called.", rich_help_panel=OUTPUT
+        ),
+    ] = 128
+    multi_label: Annotated[
+        bool,
+        Option("--multi-label", help="`label` holds several names joined by `;`.", rich_help_panel=INPUTS),
+    ] = False
     limit: Annotated[
-        int | None, Option(min=1, max=MOST_CLIPS, help="Only the first rows of the manifest.", show_default="all")
+        int | None,
+        Option(
+            min=1,
+            max=MOST_CLIPS,
+            help="Take only the first rows of the manifest.",
+            show_default="all",
+            rich_help_panel=INPUTS,
+        ),
     ] = None
     workers: DecodingWorkers = None
     clip_timeout: ClipTimeout = 60.0
     worker_memory: WorkerMemory = 4.0
     max_failures: Annotated[
-        float, Option(min=0, max=1, help="Share of clips that may fail before the command does."), Transient
+        float,
+        Option(
+            min=0, max=1, help="Share of the clips that may fail before the command does.", rich_help_panel=FAILURES
+        ),
+        Transient,
     ] = 0.05
     retry_failures: Annotated[
-        bool, Option("--retry-failures", help="Try the clips of failures.csv again."), Transient
+        bool,
+        Option("--retry-failures", help="Try the clips of failures.csv again.", rich_help_panel=FAILURES),
+        Transient,
     ] = False
     shard_range: Annotated[
         str | None,
         Option(
-            help="Only shards A to B - 1 of all splits, for job arrays; the run that finds all finishes the store.",
+            help="Only shards A to B - 1, counted over all splits, for jobs that share the work; the job that finds "
+            "all of them there finishes the store.",
             metavar="A:B",
             show_default="all",
+            rich_help_panel=HARDWARE,
         ),
         Transient,
     ] = None
     engine: Annotated[
         Literal["local", "ray"],
-        Option(help="Decode on this machine, or on a Ray cluster that shares --out."),
+        Option(
+            help="Decode on this machine (local), or on a Ray cluster that shares --out (ray).",
+            rich_help_panel=HARDWARE,
+        ),
         Transient,
     ] = "local"
     ray_address: Annotated[
-        str | None, Option(help="Of the cluster's head node.", show_default="RAY_ADDRESS, or this machine's"), Transient
+        str | None,
+        Option(
+            help="Address of the cluster's head node.",
+            show_default="RAY_ADDRESS, or this machine's",
+            rich_help_panel=HARDWARE,
+        ),
+        Transient,
     ] = None
 
     def __post_init__(self) -> None:
@@ -234,7 +364,9 @@ class VerifyConfig(Config):
     """The options of `avpt verify`."""
 
     store: Annotated[Path, Argument(help="Store written by `avpt preprocess`.")]
-    deep: Annotated[bool, Option("--deep", help="Decode each JPEG too.")] = False
+    deep: Annotated[bool, Option("--deep", help="Decode each JPEG too.", rich_help_panel=INPUTS)] = False
     workers: Annotated[
-        int | None, Option(min=1, max=MOST_WORKERS, help="Checking processes.", show_default="cores"), Transient
+        int | None,
+        Option(min=1, max=MOST_WORKERS, help="Processes that check.", show_default="cores", rich_help_panel=HARDWARE),
+        Transient,
     ] = None

@@ -9,17 +9,26 @@ from typer import Argument, Option
 
 from avpt.errors import ConfigError
 from avpt.options.base import (
+    AUGMENTATION,
+    HARDWARE,
+    INPUTS,
     LARGEST_BATCH,
+    MASKING,
+    MISSING,
+    MODEL,
     MOST_EPOCHS,
+    OPTIMISER,
+    OUTPUT,
+    SCHEDULE,
     LoadingWorkers,
     OutputConfig,
+    Seed,
     Transient,
     whole_number,
 )
 from avpt.types import LARGEST_IMAGE, MOST_FRAMES, Modality, ScheduleName
 
 MOST_VALUES = 1 << 33  # in the pictures of a step: no device has the memory for what is computed from more
-AUGMENTATION = "Augmentation"  # a heading in help; also so that --no-flip takes no room beside the other options
 
 
 class RatioOptions(TypedDict):
@@ -38,28 +47,73 @@ class MaskConfig(OutputConfig):
 
     mask: Annotated[
         Literal["adaptive", "uniform", "none"],
-        Option(help="A ratio per clip, the mean ratio for all, or nothing."),
+        Option(
+            help="How much of the surer modality is masked. adaptive: of each clip as much as its confidence says; "
+            "uniform: of all clips the mean of that; none: nothing.",
+            rich_help_panel=MASKING,
+        ),
     ] = "adaptive"
     mask_rule: Annotated[
         Literal["dominant", "released"],
-        Option(help="Mask the easier modality, or what the released code does."),
+        Option(
+            help="Which modality of a clip is masked. dominant: the one of which the model was surer; released: what "
+            "the method's published code does.",
+            rich_help_panel=MASKING,
+        ),
     ] = "dominant"
-    mask_ratio: Annotated[float, Option(min=0, max=1, help="rho, the asymptote of the ratio.")] = 0.5
+    mask_ratio: Annotated[
+        float,
+        Option(
+            min=0,
+            max=1,
+            help="Largest share of a clip that can be masked; the further apart the confidence of the two "
+            "modalities, the closer to it.",
+            rich_help_panel=MASKING,
+        ),
+    ] = 0.5
     mask_ratio_audio: Annotated[
-        float | None, Option(min=0, max=1, help="rho of sound.", show_default="--mask-ratio")
+        float | None,
+        Option(min=0, max=1, help="The same for sound alone.", show_default="--mask-ratio", rich_help_panel=MASKING),
     ] = None
     mask_ratio_visual: Annotated[
-        float | None, Option(min=0, max=1, help="rho of pictures.", show_default="--mask-ratio")
+        float | None,
+        Option(min=0, max=1, help="The same for pictures alone.", show_default="--mask-ratio", rich_help_panel=MASKING),
     ] = None
     mask_eta: Annotated[
-        float, Option(min=0, max=1_000_000, help="eta, how fast the ratio grows with the difference.")
+        float,
+        Option(
+            min=0,
+            max=1_000_000,
+            help="How soon masking sets in: the higher, the less the confidence of the two modalities has to differ "
+            "for much to be masked; 0 masks nothing.",
+            rich_help_panel=MASKING,
+        ),
     ] = 1.0
     mask_threshold: Annotated[
-        float, Option(min=0, max=1, help="tau, the confidence from which a modality may be masked.")
+        float,
+        Option(
+            min=0,
+            max=1,
+            help="How sure the model must be of a clip by a modality, from 0 to 1, for that to be masked; what is "
+            "hardly recognised stays whole.",
+            rich_help_panel=MASKING,
+        ),
     ] = 0.5
-    audio_patch: Annotated[str, Option(help="Masked patch of the spectrogram, frames x mel bins.")] = "32x8"
+    audio_patch: Annotated[
+        str,
+        Option(
+            help="Size of a masked patch of a spectrogram: frames x mel bins.",
+            rich_help_panel=MASKING,
+        ),
+    ] = "32x8"
     visual_patch: Annotated[
-        int, Option(min=1, max=LARGEST_IMAGE, help="Side of a masked patch of a frame, pixels.")
+        int,
+        Option(
+            min=1,
+            max=LARGEST_IMAGE,
+            help="Side of a masked patch of a picture, in pixels.",
+            rich_help_panel=MASKING,
+        ),
     ] = 10
 
     def __post_init__(self) -> None:
@@ -109,89 +163,222 @@ class MaskConfig(OutputConfig):
 class TrainConfig(OutputConfig):
     """How a model of one modality or two is trained."""
 
+    seed: Seed = 0
     store: Annotated[Path, Argument(help="Store written by `avpt preprocess`.")]
-    out: Annotated[Path, Option(help="Run folder to write.")]
-    epochs: Annotated[int, Option(min=1, max=MOST_EPOCHS, help="Passes over the training split.")] = 80
-    batch_size: Annotated[int, Option(min=2, max=LARGEST_BATCH, help="Clips per step.")] = 64
-    lr: Annotated[float, Option(min=0, max=1000, help="Peak learning rate.")] = 1e-3
-    optimizer: Annotated[Literal["sgd", "adam", "adamw"], Option(help="torch.optim's.")] = "sgd"
-    momentum: Annotated[float, Option(min=0, max=1, help="Of sgd.")] = 0.9
-    weight_decay: Annotated[float, Option(min=0, max=1000, help="Not on BatchNorm and alpha.")] = 1e-4
-    decay_norm: Annotated[bool, Option("--decay-norm", help="Weight decay on BatchNorm and alpha too.")] = False
-    encoder_lr_scale: Annotated[float, Option(min=0, max=1000, help="What the encoders' rate is multiplied by.")] = 1.0
+    out: Annotated[Path, Option(help="Run folder to write.", rich_help_panel=OUTPUT)]
+    epochs: Annotated[
+        int, Option(min=1, max=MOST_EPOCHS, help="Passes over the training clips.", rich_help_panel=SCHEDULE)
+    ] = 80
+    batch_size: Annotated[int, Option(min=2, max=LARGEST_BATCH, help="Clips per step.", rich_help_panel=OPTIMISER)] = 64
+    lr: Annotated[
+        float,
+        Option(min=0, max=1000, help="Learning rate, before --schedule lowers it.", rich_help_panel=OPTIMISER),
+    ] = 1e-3
+    optimizer: Annotated[
+        Literal["sgd", "adam", "adamw"],
+        Option(help="How weights are moved, as torch.optim names it.", rich_help_panel=OPTIMISER),
+    ] = "sgd"
+    momentum: Annotated[
+        float,
+        Option(min=0, max=1, help="With sgd: how much of a step goes on in the next.", rich_help_panel=OPTIMISER),
+    ] = 0.9
+    weight_decay: Annotated[
+        float,
+        Option(
+            min=0,
+            max=1000,
+            help="How strongly weights are drawn towards 0, all but those of BatchNorm.",
+            rich_help_panel=OPTIMISER,
+        ),
+    ] = 1e-4
+    decay_norm: Annotated[
+        bool, Option("--decay-norm", help="Draw those of BatchNorm towards 0 too.", rich_help_panel=OPTIMISER)
+    ] = False
+    encoder_lr_scale: Annotated[
+        float,
+        Option(min=0, max=1000, help="The encoders learn at this times --lr.", rich_help_panel=OPTIMISER),
+    ] = 1.0
     freeze_encoders: Annotated[
-        bool, Option("--freeze-encoders", help="Leave the encoders as they are; train what is behind them.")
+        bool,
+        Option(
+            "--freeze-encoders",
+            help="Leave the encoders as they are; train only what comes behind them.",
+            rich_help_panel=OPTIMISER,
+        ),
     ] = False
     ema: Annotated[
         float | None,
-        Option(min=0, max=1, help="Keep a moving average of the weights, of this decay.", show_default="none"),
+        Option(
+            min=0,
+            max=1,
+            help="Measure and keep a moving average of the weights, of which this share stays at each step, such as "
+            "0.999.",
+            show_default="none",
+            rich_help_panel=OPTIMISER,
+        ),
     ] = None
     patience: Annotated[
         int | None,
-        Option(min=1, max=MOST_EPOCHS, help="Stop after so many epochs without a better one.", show_default="never"),
+        Option(
+            min=1,
+            max=MOST_EPOCHS,
+            help="Stop after so many epochs without a better one.",
+            show_default="never",
+            rich_help_panel=SCHEDULE,
+        ),
     ] = None
-    label_smoothing: Annotated[float, Option(min=0, max=0.99, help="Share of each label that all classes get.")] = 0.0
+    label_smoothing: Annotated[
+        float,
+        Option(
+            min=0,
+            max=0.99,
+            help="Share of each label that is spread over all classes.",
+            rich_help_panel=OPTIMISER,
+        ),
+    ] = 0.0
     balanced_sampling: Annotated[
-        bool, Option("--balanced-sampling", help="Draw clips so that classes come equally often.")
+        bool,
+        Option("--balanced-sampling", help="Draw clips so that classes come equally often.", rich_help_panel=SCHEDULE),
     ] = False
-    schedule: Annotated[ScheduleName, Option(help="Learning rate over epochs.")] = "step"
-    milestones: Annotated[str, Option(help="Epochs after which a step schedule drops, joined by commas.")] = "60"
-    lr_factor: Annotated[float, Option(min=0, max=1, help="What a step schedule multiplies by.")] = 0.1
-    warmup_epochs: Annotated[int, Option(min=0, max=MOST_EPOCHS, help="Epochs of linear warm-up, step by step.")] = 0
+    schedule: Annotated[
+        ScheduleName,
+        Option(
+            help="How the learning rate changes. step: it drops at --milestones; cosine: it falls smoothly to almost "
+            "0; constant: it stays.",
+            rich_help_panel=SCHEDULE,
+        ),
+    ] = "step"
+    milestones: Annotated[
+        str,
+        Option(help="With step: epochs after which the rate drops, joined by commas.", rich_help_panel=SCHEDULE),
+    ] = "60"
+    lr_factor: Annotated[
+        float,
+        Option(min=0, max=1, help="With step: what each drop multiplies the rate by.", rich_help_panel=SCHEDULE),
+    ] = 0.1
+    warmup_epochs: Annotated[
+        int,
+        Option(
+            min=0,
+            max=MOST_EPOCHS,
+            help="Epochs at the start over which the rate rises to --lr.",
+            rich_help_panel=SCHEDULE,
+        ),
+    ] = 0
     image_size: Annotated[
-        int, Option(min=8, max=LARGEST_IMAGE, help="Side of the frames fed to the encoder, pixels.")
+        int,
+        Option(
+            min=8,
+            max=LARGEST_IMAGE,
+            help="Side of the frames fed to the encoder, in pixels.",
+            rich_help_panel=INPUTS,
+        ),
     ] = 224
-    num_frames: Annotated[int, Option(min=1, max=MOST_FRAMES, help="Frames per clip, one from each equal segment.")] = 3
+    num_frames: Annotated[
+        int,
+        Option(
+            min=1,
+            max=MOST_FRAMES,
+            help="Frames fed per clip, from parts of equal length.",
+            rich_help_panel=INPUTS,
+        ),
+    ] = 3
     crop_scale: Annotated[
         tuple[float, float],
-        Option(min=0.01, max=1, help="Area of random crops; `1 1` is the whole frame.", rich_help_panel=AUGMENTATION),
+        Option(
+            min=0.01,
+            max=1,
+            help="Smallest and largest share of a frame that a random crop takes; `1 1` is the whole frame.",
+            metavar="LOW HIGH",
+            rich_help_panel=AUGMENTATION,
+        ),
     ] = (0.08, 1.0)
-    flip: Annotated[bool, Option(help="Random horizontal flips.", rich_help_panel=AUGMENTATION)] = True
+    flip: Annotated[bool, Option(help="Mirror frames at random.", rich_help_panel=AUGMENTATION)] = True
     spec_augment: Annotated[
         tuple[int, int],
         Option(
             min=0,
             max=1_000_000,
-            help="Widest masks: mel bins, frames. `0 0` is none.",
-            metavar="FREQ TIME",
+            help="Hide a random band of the spectrogram of at most so many mel bins, and one of so many frames; `0 0` "
+            "hides none.",
+            metavar="BINS N",
             rich_help_panel=AUGMENTATION,
         ),
     ] = (0, 0)
     dynamics: Annotated[
         Literal["train", "eval"],
-        Option(help="Confidence from the training pass, or a clean pass after each epoch."),
+        Option(
+            help="Where it is noted how sure the model is of each clip: in the training pass itself (train), or in a "
+            "pass without augmentation after each epoch (eval), which takes longer.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = "train"
     val_fraction: Annotated[
-        float, Option(min=0.001, max=0.5, help="Carved from train where the store has no val split.")
+        float,
+        Option(
+            min=0.001,
+            max=0.5,
+            help="Share of the training clips to choose the best epoch by, where the store has no val split.",
+            rich_help_panel=INPUTS,
+        ),
     ] = 0.1
     workers: LoadingWorkers = None
     checkpoint_every: Annotated[
         int | None,
-        Option(min=1, max=1_000_000_000, help="Steps from one checkpoint to the next.", show_default="an epoch"),
+        Option(
+            min=1,
+            max=1_000_000_000,
+            help="Steps between checkpoints, from which an interrupted run goes on.",
+            show_default="an epoch",
+            rich_help_panel=OUTPUT,
+        ),
         Transient,
     ] = None
-    precision: Annotated[Literal["fp32", "bf16", "fp16"], Option(help="Of the training pass; fp16 on CUDA only.")] = (
-        "fp32"
-    )
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"],
+        Option(help="Of the numbers in the training pass; fp16 on CUDA only.", rich_help_panel=HARDWARE),
+    ] = "fp32"
     accumulate: Annotated[
         int,
         Option(
             min=1,
             max=LARGEST_BATCH,
             help="Parts that a batch is taken in, where memory is short; BatchNorm sees one at a time.",
+            rich_help_panel=HARDWARE,
         ),
     ] = 1
     clip_grad: Annotated[
         float | None,
-        Option(max=1_000_000_000, help="Largest norm of the gradient, over 0.", show_default="not clipped"),
+        Option(
+            max=1_000_000_000,
+            help="Scale larger gradients down to this norm.",
+            show_default="never",
+            rich_help_panel=OPTIMISER,
+        ),
     ] = None
-    channels_last: Annotated[bool, Option("--channels-last", help="Memory layout that is faster on some devices.")] = (
-        False
-    )
-    compile: Annotated[bool, Option("--compile", help="Let torch compile the training pass.")] = False
-    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps, ...; artifacts say which"), Transient] = "auto"
+    channels_last: Annotated[
+        bool,
+        Option("--channels-last", help="Memory layout that is faster on some devices.", rich_help_panel=HARDWARE),
+    ] = False
+    compile: Annotated[
+        bool, Option("--compile", help="Let torch compile the training pass.", rich_help_panel=HARDWARE)
+    ] = False
+    device: Annotated[
+        str,
+        Option(
+            help="Where to compute: auto, cpu, cuda, cuda:1, mps, ...; what is written says which it was.",
+            rich_help_panel=HARDWARE,
+        ),
+        Transient,
+    ] = "auto"
     tensorboard: Annotated[
-        bool, Option("--tensorboard", help="Curves and inputs for TensorBoard, in OUT/tensorboard."), Transient
+        bool,
+        Option(
+            "--tensorboard",
+            help="Also write curves and inputs for TensorBoard, to OUT/tensorboard.",
+            rich_help_panel=OUTPUT,
+        ),
+        Transient,
     ] = False
 
     def __post_init__(self) -> None:
@@ -243,13 +430,19 @@ class TrainConfig(OutputConfig):
 class FinetuneConfig(TrainConfig):
     """The options of `avpt finetune-unimodal`."""
 
-    modality: Annotated[Modality, Option(help="Stream to train on.")]
-    init: Annotated[Path, Option(help="Encoder artifact, or the run folder of an earlier fine-tuning.")]
+    modality: Annotated[
+        Modality, Option(help="What to train on: sound (audio) or pictures (visual).", rich_help_panel=INPUTS)
+    ]
+    init: Annotated[
+        Path,
+        Option(help="Encoder from `avpt init`, or the run folder of an earlier fine-tuning.", rich_help_panel=INPUTS),
+    ]
     mixup: Annotated[
         float | None,
         Option(
             max=1000,
-            help="Mix clips with one another; alpha of the Beta distribution.",
+            help="Blend clips and their labels with one another, the more evenly the higher: alpha of the Beta "
+            "distribution that the shares are drawn from.",
             show_default="none",
             rich_help_panel=AUGMENTATION,
         ),
@@ -275,14 +468,31 @@ class FinetuneConfig(TrainConfig):
 class ScoreConfig(MaskConfig):
     """The options of `avpt score-confidence`; the mask options only shape the preview."""
 
-    audio: Annotated[Path, Option(help="Run folder of the audio fine-tuning.")]
-    visual: Annotated[Path, Option(help="Run folder of the visual fine-tuning.")]
+    audio: Annotated[Path, Option(help="Run folder of the audio fine-tuning.", rich_help_panel=INPUTS)]
+    visual: Annotated[Path, Option(help="Run folder of the visual fine-tuning.", rich_help_panel=INPUTS)]
     out: Annotated[
-        Path | None, Option(help="Confidence artifact to write (.safetensors).", show_default="only show")
+        Path | None,
+        Option(help="Confidence artifact to write (.safetensors).", show_default="only show", rich_help_panel=OUTPUT),
     ] = None
-    skip_epochs: Annotated[int, Option(min=0, max=MOST_EPOCHS, help="Epochs at the start that do not count.")] = 0
-    missing: Annotated[Literal["error", "skip"], Option(help="Clips that one side lacks.")] = "error"
-    csv: Annotated[Path | None, Option(help="Also write the statistics as CSV.", show_default="none")] = None
+    skip_epochs: Annotated[
+        int,
+        Option(
+            min=0,
+            max=MOST_EPOCHS,
+            help="Leave out so many epochs at the start of both runs, when they had learnt little.",
+            rich_help_panel=INPUTS,
+        ),
+    ] = 0
+    missing: Annotated[
+        Literal["error", "skip"],
+        Option(
+            help="What to do where clips are in one run only: stop with an error, or skip them.", rich_help_panel=INPUTS
+        ),
+    ] = "error"
+    csv: Annotated[
+        Path | None,
+        Option(help="Also write the confidence of each clip as CSV.", show_default="none", rich_help_panel=OUTPUT),
+    ] = None
 
     def record(self) -> dict[str, Any]:
         """Only what shapes the statistics."""
@@ -293,23 +503,51 @@ class ScoreConfig(MaskConfig):
 class FuseConfig(MaskConfig, TrainConfig):
     """The options of `avpt fuse-train`."""
 
-    audio: Annotated[Path, Option(help="Stage-1 run folder, or an encoder artifact (joint-training baseline).")]
-    visual: Annotated[Path, Option(help="Stage-1 run folder, or an encoder artifact.")]
+    audio: Annotated[
+        Path,
+        Option(
+            help="Run folder of the audio fine-tuning; or an encoder, for joint training without it (a baseline).",
+            rich_help_panel=INPUTS,
+        ),
+    ]
+    visual: Annotated[Path, Option(help="Run folder of the visual fine-tuning; or an encoder.", rich_help_panel=INPUTS)]
     confidence: Annotated[
-        Path | None, Option(help="Written by `avpt score-confidence`; masking needs it.", show_default="none")
+        Path | None,
+        Option(
+            help="File from `avpt score-confidence`; masking needs it.", show_default="none", rich_help_panel=INPUTS
+        ),
     ] = None
-    fusion: Annotated[Literal["concat", "sum", "film", "gated"], Option(help="How the features meet.")] = "concat"
-    balance: Annotated[Literal["none", "ogm-ge"], Option(help="Hold back the encoder that is ahead (baseline).")] = (
-        "none"
-    )
-    ogm_alpha: Annotated[float, Option(min=0, max=1000, help="OGM-GE: how hard.")] = 0.1
+    fusion: Annotated[
+        Literal["concat", "sum", "film", "gated"],
+        Option(
+            help="How the features of sound and pictures meet: side by side (concat), as a sum, or with the sound "
+            "scaling and shifting the pictures (film) or letting them through (gated).",
+            rich_help_panel=MODEL,
+        ),
+    ] = "concat"
+    balance: Annotated[
+        Literal["none", "ogm-ge"],
+        Option(help="Hold back the encoder that is ahead (ogm-ge, a baseline), or none.", rich_help_panel=OPTIMISER),
+    ] = "none"
+    ogm_alpha: Annotated[float, Option(min=0, max=1000, help="With ogm-ge: how hard.", rich_help_panel=OPTIMISER)] = 0.1
     ogm_window: Annotated[
         tuple[int, int],
-        Option(min=0, max=MOST_EPOCHS, help="OGM-GE: first and last epoch, from 0.", metavar="FIRST LAST"),
+        Option(
+            min=0,
+            max=MOST_EPOCHS,
+            help="With ogm-ge: first and last epoch in which it does, counted from 0.",
+            metavar="FIRST LAST",
+            rich_help_panel=OPTIMISER,
+        ),
     ] = (0, 50)
     modality_dropout: Annotated[
         float,
-        Option(min=0, max=1, help="Share of clips of which either modality is withheld.", rich_help_panel=AUGMENTATION),
+        Option(
+            min=0,
+            max=1,
+            help="Share of clips of which sound or pictures, drawn at random, are withheld.",
+            rich_help_panel=MISSING,
+        ),
     ] = 0.0
 
     def __post_init__(self) -> None:

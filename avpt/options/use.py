@@ -8,14 +8,20 @@ from typer import Argument, Option
 
 from avpt.errors import ConfigError
 from avpt.options.base import (
+    HARDWARE,
+    INPUTS,
     LARGEST_BATCH,
+    MISSING,
+    MODEL,
+    OUTPUT,
+    PIECES,
     ClipTimeout,
     Config,
     DecodingWorkers,
     Device,
     LoadingWorkers,
     OutputConfig,
-    UnusedSeed,
+    Seed,
     WorkerMemory,
 )
 from avpt.types import Modality
@@ -26,6 +32,10 @@ class InfoConfig(Config):
     """The options of `avpt info`."""
 
     path: Annotated[Path, Argument(help="A store, a run folder, an artifact, or an exported model.")]
+    tensors: Annotated[
+        bool,
+        Option("--tensors", help="Of an artifact also every layer and tensor.", rich_help_panel=OUTPUT),
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,30 +61,63 @@ class EvaluateConfig(OutputConfig):
 
     resumes = False
 
+    seed: Seed = 0
     model: Annotated[Path, Argument(help="Run folder, whose best model counts, or a classifier or fused artifact.")]
     store: Annotated[Path, Argument(help="Store written by `avpt preprocess`; classes are matched by name.")]
     split: Annotated[
         Literal["train", "val", "test", "all"] | None,
-        Option(help="Which clips.", show_default="val and test"),
+        Option(help="Which clips of the store.", show_default="val and test", rich_help_panel=INPUTS),
     ] = None
     drop: Annotated[
-        Modality | None, Option(help="Of a fused model: this modality's features are zero.", show_default="none")
+        Modality | None,
+        Option(
+            help="Of a fused model: leave out sound (audio) or pictures (visual).",
+            show_default="none",
+            rich_help_panel=MISSING,
+        ),
     ] = None
     noise: Annotated[
-        Modality | None, Option(help="Add white noise to this modality, at --snr.", show_default="none")
+        Modality | None,
+        Option(
+            help="Add white noise to sound (audio) or pictures (visual), as much as --snr says.",
+            show_default="none",
+            rich_help_panel=MISSING,
+        ),
     ] = None
     snr: Annotated[
-        float | None, Option(min=-100, max=100, help="Signal to noise ratio in dB.", show_default="no noise")
+        float | None,
+        Option(
+            min=-100,
+            max=100,
+            help="With --noise: how much stronger the signal is, in dB.",
+            show_default="no noise",
+            rich_help_panel=MISSING,
+        ),
     ] = None
     per_class: Annotated[
-        bool, Option("--per-class", help="Also each class's count and accuracy; in the record the confusion matrix.")
+        bool,
+        Option(
+            "--per-class",
+            help="Also each class's count and accuracy; in the record the confusion matrix.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False
     batch_size: Annotated[
-        int | None, Option(min=1, max=LARGEST_BATCH, help="Clips at a time.", show_default="as in training")
+        int | None,
+        Option(
+            min=1, max=LARGEST_BATCH, help="Clips at a time.", show_default="as in training", rich_help_panel=HARDWARE
+        ),
     ] = None
-    out: Annotated[Path | None, Option(help="Record to write (.json).", show_default="only show")] = None
+    out: Annotated[
+        Path | None, Option(help="Record to write (.json).", show_default="only show", rich_help_panel=OUTPUT)
+    ] = None
     predictions: Annotated[
-        Path | None, Option(help="Also write each clip's logits (.safetensors).", show_default="none")
+        Path | None,
+        Option(
+            help="Also write what the model answers to each clip, as logits (.safetensors).",
+            show_default="none",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None
     workers: LoadingWorkers = None
     device: Device = "auto"
@@ -109,13 +152,17 @@ class PredictConfig(OutputConfig):
     manifest: Annotated[
         Path | None,
         Option(
-            help="Clips as a manifest's rows, for segments and for sound and pictures in files of their own; "
+            help="Clips as the rows of a CSV, for parts of files, or for sound and pictures in files of their own; "
             "label and split may be missing.",
             show_default="none",
+            rich_help_panel=INPUTS,
         ),
     ] = None
     root: Annotated[
-        Path | None, Option(help="Folder that paths in --manifest start from.", show_default="the manifest's")
+        Path | None,
+        Option(
+            help="Folder that paths in --manifest start from.", show_default="the manifest's", rich_help_panel=INPUTS
+        ),
     ] = None
     segment: Annotated[
         float | None,
@@ -124,19 +171,33 @@ class PredictConfig(OutputConfig):
             max=100_000,
             help="Cut long files into pieces of so many seconds: an answer for each, and their mean.",
             show_default="the beginning of each file",
+            rich_help_panel=PIECES,
         ),
     ] = None
     hop: Annotated[
         float | None,
-        Option(min=0.01, max=100_000, help="Seconds from the start of a piece to the next.", show_default="--segment"),
+        Option(
+            min=0.01,
+            max=100_000,
+            help="Seconds from the start of a piece to the start of the next.",
+            show_default="--segment",
+            rich_help_panel=PIECES,
+        ),
     ] = None
-    top: Annotated[int, Option(min=1, max=1_000_000, help="Classes shown of each clip.")] = 5
+    top: Annotated[
+        int, Option(min=1, max=1_000_000, help="Number of classes shown of each clip.", rich_help_panel=OUTPUT)
+    ] = 5
     format: Annotated[
         Literal["table", "csv", "jsonl"] | None,
-        Option(help="A table to look at, or a line a clip.", show_default="what --out ends in, else table"),
+        Option(
+            help="A table to look at, or a line a clip (csv, jsonl).",
+            show_default="what --out ends in, else table",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None
-    out: Annotated[Path | None, Option(help="File to write (.csv, .jsonl).", show_default="stdout")] = None
-    seed: UnusedSeed = 0
+    out: Annotated[
+        Path | None, Option(help="File to write (.csv, .jsonl).", show_default="stdout", rich_help_panel=OUTPUT)
+    ] = None
     workers: DecodingWorkers = None
     clip_timeout: ClipTimeout = 60.0
     worker_memory: WorkerMemory = 4.0
@@ -178,14 +239,20 @@ class ExportConfig(OutputConfig):
     format: Annotated[
         Literal["torchvision", "timm", "onnx", "torch-export"],
         Option(
-            help="A state dict for torchvision's or timm's network (.safetensors), ONNX (.onnx), torch.export (.pt2)."
+            help="torchvision, timm: weights for a network of theirs (.safetensors); onnx (.onnx); torch-export: for "
+            "torch.export (.pt2).",
+            rich_help_panel=OUTPUT,
         ),
     ]
-    out: Annotated[Path, Option(help="File to write.")]
+    out: Annotated[Path, Option(help="File to write.", rich_help_panel=OUTPUT)]
     modality: Annotated[
-        Modality | None, Option(help="Of a fused model: only this encoder.", show_default="the whole model")
+        Modality | None,
+        Option(
+            help="Of a fused model only the encoder of sound (audio) or pictures (visual).",
+            show_default="the whole model",
+            rich_help_panel=MODEL,
+        ),
     ] = None
-    seed: UnusedSeed = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

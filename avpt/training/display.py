@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from avpt.machine.progress import LINE_EVERY, console
+from avpt.text import format_count
 from avpt.training.state import Clock, EpochState, Progress
 from avpt.training.watch import Watcher
 
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 DRAW_EVERY = 0.5  # seconds between two states of the table, each of which costs training some 5 ms
 EPOCHS_SHOWN = 10  # the latest; the best is shown besides
+LONGEST_LINE = 100  # characters that an epoch's line stays under
 OTHER_LINES = 9  # of the terminal, that the table's rows leave free
 
 HEADS = {
@@ -142,7 +144,7 @@ class _Board(Watcher):
     def place(self) -> str:
         """How far the run has come, in words."""
         if len(self.records) == self.epochs:
-            return ", ".join(filter(None, [f"{self.epochs} epochs", self.doing]))
+            return ", ".join(filter(None, [format_count(self.epochs, "epoch"), self.doing]))
         doing = self.doing or f"step {self.step} of {self.steps}"
         return ", ".join(filter(None, [f"epoch {len(self.records) + 1} of {self.epochs}", doing, self.left()]))
 
@@ -163,34 +165,45 @@ class _Lines(_Board):
         super()._look_sometimes()  # lines are not redrawn, so none is urgent
 
     def look(self) -> None:
-        parts = [self.place()]
+        parts, further = [self.place()], []
         if self.clips and not self.doing:
             record, timing = self.current()
-            parts += [f"loss {record['train']['loss']:.4f}", f"accuracy {record['train']['accuracy']:.3f}"]
-            parts += self._pace(record, timing)
-        log.info("  ".join(parts))
+            parts += [f"loss {_loss(record['train']['loss'])}", f"acc. {record['train']['accuracy']:.3f}"]
+            further = self._pace(record, timing)
+        log.info(_line(parts, further))
 
     def epoch_done(self, progress: Progress, timing: dict[str, Any]) -> None:
         super().epoch_done(progress, timing)
         record = progress.records[-1]
-        parts = [f"epoch {record['epoch']}", f"lr {record['lr']:.2g}"]
-        parts += [f"loss {record['train']['loss']:.4f}", f"accuracy {record['train']['accuracy']:.3f}"]
-        parts += [
-            f"val {name.replace('_', ' ')} {record['val'][name]:.{4 if name == 'loss' else 3}f}"
-            for name in self.metrics
-        ]
+        train, val, (loss, learnt, *alone) = record["train"], record["val"], self.metrics
+        parts = [f"epoch {record['epoch']}", f"loss {_loss(train['loss'])}", f"acc. {train['accuracy']:.3f}"]
+        parts += [f"val loss {_loss(val[loss])}", f"{HEADS[learnt][1]} {val[learnt]:.3f}"]
+        parts += [f"{HEADS[name][0]} {val[name]:.3f}" for name in alone]
+        further = [self.left(), f"best {self.best_epoch}"]
         if factors := record.get("gradient_factor"):
-            parts += [f"factor {' '.join(f'{name} {factor:.3g}' for name, factor in factors.items())}"]
-        parts += [*self._pace(record, timing), f"{timing['seconds']:.1f} s", f"best {self.best_epoch}", self.left()]
-        log.info("  ".join(filter(None, parts)))
+            further += [f"factor {' '.join(f'{name} {factor:.3g}' for name, factor in factors.items())}"]
+        log.info(_line(parts, [*further, *self._pace(record, timing)]))
         self.looked = time.monotonic()
 
     def _pace(self, record: dict[str, Any], timing: dict[str, Any]) -> list[str]:
         norms = [f"{name} {norm:.3g}" for name, norm in record["gradient_norm"].items()]
-        parts = [f"gradient {' '.join(norms)}"] if norms else []
+        parts = []
         if timing["clips"]:
             parts += [f"{timing['clips_per_second']:.1f} clips/s", f"waiting {timing['waiting']:.0%}"]
-        return parts
+        return parts + ([f"gradient {' '.join(norms)}"] if norms else [])
+
+
+def _line(parts: Sequence[str], further: Sequence[str]) -> str:
+    """A line of these parts, and of further ones as far as they fit: the run folder's records have them all."""
+    line = "  ".join(parts)
+    for part in filter(None, further):
+        longer = f"{line}  {part}"
+        line = longer if len(longer) < LONGEST_LINE else line
+    return line
+
+
+def _loss(value: float) -> str:
+    return f"{value:.4f}" if value < 1000 else f"{value:.3g}"
 
 
 class _Table(_Board):

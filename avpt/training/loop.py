@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from avpt.errors import AvptError, OtherProcessError, listed
 from avpt.machine.processes import InterruptedWork, Interruption, hold_signals
+from avpt.text import format_count
 from avpt.training import metrics
 from avpt.training.passes import NotFiniteError, Stepping, evaluate, measure_dynamics, train_epoch
 from avpt.training.run_state import RunState, new_run, resume, save
@@ -91,7 +92,7 @@ def fit(
     watcher.run_begun(run.progress)
     if resumed:
         place = len(run.progress.records), run.epoch.step
-        log.info("going on after %d epoch(s) and %d of %d steps", *place, len(clips.train))
+        log.info("going on after %s and %d of %d steps", format_count(place[0], "epoch"), place[1], len(clips.train))
 
     with hold_signals() as interruption:
         pause = partial(save_or_stop, run, interruption)
