@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import typer
 from helpers import Result, digit_rows, forked, said, write_manifest
+from media import ordinary
 
 from avpt.cli import CONFIGS, app
 from avpt.report.shell_commands import write_option
@@ -47,7 +48,7 @@ def calls_of(recipe: Path, folder: Path) -> list[list[str]]:
     for program in ("avpt", "torchrun", "python"):
         (folder / "bin" / program).write_text(STUB, encoding="utf-8")
         (folder / "bin" / program).chmod(0o755)
-    data = {name: str(folder) for name in ("KINETICS", "VGGSOUND", "ESC50", "IMAGES", "WEIGHTS")}
+    data = {name: str(folder) for name in ("KINETICS", "VGGSOUND", "ESC50", "IMAGES", "WEIGHTS", "CLIPS")}
     paths = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "VIRTUAL_ENV": str(folder), "OUT": str(folder / "out")}
     environment = os.environ | data | paths | {"CALLS": str(folder / "calls"), "SEEDS": "0 1"}
     subprocess.run(["bash", recipe], env=environment, check=True, capture_output=True)
@@ -77,7 +78,7 @@ def check_calls(calls: list[list[str]]) -> None:
 
 def test_there_are_recipes() -> None:
     names = {path.stem for path in RECIPES}
-    assert names >= {"quickstart", "kinetics-sounds", "vggsound", "esc50", "images-from-audio", *SMALL}
+    assert names >= {"quickstart", "kinetics-sounds", "vggsound", "esc50", "images-from-audio", "own-clips", *SMALL}
     assert CONFIGS.keys() == COMMANDS.keys()
 
 
@@ -185,3 +186,25 @@ def test_small_recipes_run(name: str, tmp_path: Path) -> None:
         figures = {path.name for path in (tmp_path / "out" / "figures" / "abri").iterdir()}
         assert figures >= {"abnormal.png", "abnormal.pdf", "feature-maps.png", "alpha-after.png"}
         assert (tmp_path / "out" / "figures" / "val-accuracy.pdf").exists()
+
+
+def test_own_clips_become_a_fused_model_and_a_report(tmp_path: Path) -> None:
+    """Eight films of 2 s in two folders, cut into pieces of 1 s; a folder whose name has a space."""
+    clips = tmp_path / "my clips"
+    for number in range(8):
+        folder = clips / ("cat", "dog")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        ordinary(folder / f"{number}.mp4", 2.0, (48, 64), rate=10)
+    few = {"SEEDS": "0", "EPOCHS": "1", "FUSED_EPOCHS": "1", "BATCH_SIZE": "4", "WEIGHTS": "random"}
+    small = {"SEGMENT": "1", "SPECTROGRAM": "64", "MEL_BINS": "32", "NUM_FRAMES": "1", "IMAGE_SIZE": "32"}
+    places = {"CLIPS": str(clips), "OUT": str(tmp_path / "out"), "AUDIO_PATCH": "8x8", "VISUAL_PATCH": "4"}
+    environment = few | small | places | {"SPLIT": "--test-fraction 0.25 --val-fraction 0.25"}
+    told = run_recipe(RECIPES[0].parent / "own-clips.sh", tmp_path, environment)
+    for way in ("audio", "visual", "unmasked", "masked"):
+        assert re.search(rf"^{way} +[01]\.\d{{3}}", told, flags=re.MULTILINE), way
+    fused, report = (line.strip() for line in told.splitlines() if line.startswith("  ") and "/" in line)
+    assert fused == str(tmp_path / "out" / "seed-0" / "masked" / "model.safetensors")
+    assert Path(fused).is_file()
+    assert "<title>my clips</title>" in Path(report).read_text(encoding="utf-8")
+    store = json.loads((tmp_path / "out" / "store" / "store.json").read_text(encoding="utf-8"))
+    assert {split: part["clips"] for split, part in store["splits"].items()} == {"train": 8, "val": 4, "test": 4}
