@@ -50,7 +50,7 @@ for seed in $seeds; do
   init=$(avpt init --modality audio --weights "$weights" --bn abri --seed "$seed" --out "$run/audio-init.safetensors")
   avpt finetune-unimodal "$store" --modality audio --seed "$seed" --init "$init" --epochs "$epochs" "${train[@]}" \
     --out "$run/audio"
-  avpt score-confidence --audio "$run/audio" --visual "$run/visual" --seed "$seed" "${patches[@]}" \
+  avpt score-confidence --audio "$run/audio" --visual "$run/visual" "${patches[@]}" \
     --out "$run/confidence.safetensors"
 
   both=(--audio "$run/audio" --visual "$run/visual" --seed "$seed" --epochs "$fused_epochs" "${train[@]}")

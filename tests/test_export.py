@@ -348,22 +348,19 @@ def test_the_guides_code_mixes_and_resamples_as_avpt_does(tmp_path: Path) -> Non
     for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
         if "def waveform(" in block or "def resampled(" in block:
             exec(block, code)
-    stereo = {"codec": "pcm_s16le", "layout": "stereo"}
-    files = [ordinary(tmp_path / "clip.mp4", size=(48, 64))] + [
-        write(tmp_path / f"{rate}.wav", None, Sound(samples=tones(2.0, rate, 2), rate=rate, **stereo))
-        for rate in (8000, 15000, 22050, 48000)
-    ]
+    files = [ordinary(tmp_path / "clip.mp4", size=(48, 64))]
+    for rate in (8000, 15000, 22050, 48000):
+        sound = Sound(samples=tones(2.0, rate, 2), codec="pcm_s16le", rate=rate, layout="stereo")
+        files.append(write(tmp_path / f"{rate}.wav", None, sound))
     for path in files:
         expected = read_waveform(path, 16000)
         assert expected is not None
         assert np.array_equal(code["waveform"](str(path), 16000).numpy(), expected), path
         with av.open(str(path)) as file:
-            frames = [frame.to_ndarray() for frame in file.decode(audio=0)]
+            samples = np.concatenate([frame.to_ndarray() for frame in file.decode(audio=0)], axis=1).astype(np.float32)
             rate = file.streams.audio[0].rate
-        sound = np.concatenate(frames, axis=1)
-        if path.suffix == ".wav":
-            sound = sound.reshape(-1, 2).T / np.float32(2**15)
-        found = code["resampled"](torch.from_numpy(sound.astype(np.float32)), rate, 16000).numpy()
+        planes = samples.reshape(-1, 2).T / 2**15 if path.suffix == ".wav" else samples
+        found = code["resampled"](torch.from_numpy(planes), rate, 16000).numpy()
         far = log_mel(found, sample_rate=16000, mel_bins=128) - log_mel(expected, sample_rate=16000, mel_bins=128)
         assert far.abs().mean() < 0.0005, path
         assert far.abs().max() < 0.2, path

@@ -252,8 +252,8 @@ def test_why_threads_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("busy")
 def test_training_says_once_why_threads_wait(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done("init", "--modality", "audio", "--weights", "random", "--out", tmp_path / "init.safetensors")
-    train = ("finetune-unimodal", store, "--modality", "audio", "--init", tmp_path / "init.safetensors")
-    train += ("--epochs", "1", "--batch-size", "8", "--workers", "0", "--device", "cpu")
+    few = ("--epochs", "1", "--batch-size", "8", "--workers", "0", "--device", "cpu")
+    train = ("finetune-unimodal", store, "--modality", "audio", "--init", tmp_path / "init.safetensors", *few)
     hint = "OMP_NUM_THREADS=1"
     assert hint not in done(*train, "--out", tmp_path / "one").stderr
     monkeypatch.setattr("torch.get_num_threads", lambda: 2)

@@ -49,7 +49,11 @@ def blocks(page: str, *languages: str) -> list[str]:
 
 
 def lines_of(script: str) -> list[str]:
-    """Command lines of a block of shell, continued ones as one; no comments."""
+    """Command lines of a block of shell, continued ones as one; no comments. Of a loop, those that it comes to."""
+    if re.search("^for ", script, flags=re.MULTILINE):
+        shown = "avpt() { printf '%q ' avpt \"$@\"; echo; }\n" + script
+        told = subprocess.run(["bash", "-c", shown], cwd=ROOT, capture_output=True, text=True, check=True)
+        return told.stdout.splitlines()
     lines = script.replace("\\\n", " ").splitlines()
     return [line for line in lines if line.strip() and not line.startswith("#")]
 

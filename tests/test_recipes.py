@@ -6,15 +6,19 @@ import contextlib
 import json
 import os
 import re
+import shlex
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import typer
-from helpers import Result, digit_rows, forked, said, write_manifest
+from helpers import ROOT, TRAIN_OPTIONS, Experiment, Result, digit_rows, done, files_of, forked, said, write_manifest
 from media import ordinary
 
 from avpt.cli import CONFIGS, app
@@ -129,8 +133,16 @@ sys.exit(answer["code"])
 
 
 def run_recipe(recipe: Path, folder: Path, environment: dict[str, str]) -> str:
-    """Run a recipe for real, its commands in copies of this process, which has loaded everything; what it printed."""
-    (folder / "bin").mkdir()
+    """Run a recipe for real; what it printed."""
+    assert run_script(recipe, folder, environment) == 0, (folder / "stderr").read_text(encoding="utf-8")[-2000:]
+    return (folder / "stdout").read_text(encoding="utf-8")
+
+
+def run_script(
+    script: Path, folder: Path, environment: dict[str, str], killed: Callable[[], bool] = lambda: False
+) -> int:
+    """Run a script, its commands in copies of this process, which has loaded everything, until one is to be killed."""
+    (folder / "bin").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as short, socket.socket(socket.AF_UNIX) as listener:
         address = f"{short}/s"  # the path of a socket has 108 characters at most
         listener.bind(address)
@@ -141,21 +153,20 @@ def run_recipe(recipe: Path, folder: Path, environment: dict[str, str]) -> str:
         path = f"{folder / 'bin'}:{sys.prefix}/bin:{os.environ['PATH']}"
         environment = os.environ | {"VIRTUAL_ENV": str(folder), "PATH": path} | environment
         with (folder / "stdout").open("w") as out, (folder / "stderr").open("w") as error:
-            process = subprocess.Popen([recipe], env=environment, stdout=out, stderr=error)
+            process = subprocess.Popen(["bash", script], env=environment, stdout=out, stderr=error)
         try:
             while process.poll() is None:
                 with contextlib.suppress(TimeoutError):
                     client, _ = listener.accept()
                     with client:
-                        answer(client, folder / "log")
+                        answer(client, folder / "log", killed)
         finally:
             process.kill()
-    assert process.returncode == 0, (folder / "stderr").read_text(encoding="utf-8")[-2000:]
-    return (folder / "stdout").read_text(encoding="utf-8")
+    return process.returncode
 
 
-def answer(client: socket.socket, log: Path) -> None:
-    """Run the command of one client."""
+def answer(client: socket.socket, log: Path, killed: Callable[[], bool]) -> None:
+    """Run the command of one client, or kill it on the way."""
     client.settimeout(None)
     arguments = json.loads(b"".join(iter(lambda: client.recv(65536), b"")))
     if (
@@ -165,8 +176,15 @@ def answer(client: socket.socket, log: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         result = Result(done.returncode, done.stdout, done.stderr)
     else:
-        _, status = os.waitpid(forked(log, *arguments), 0)
-        result = said(log, os.waitstatus_to_exitcode(status))
+        pid, ended, status = forked(log, *arguments), 0, 0
+        while not ended:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if not ended and killed():
+                os.kill(pid, signal.SIGKILL)
+                ended, status = os.waitpid(pid, 0)
+            time.sleep(0.005)
+        code = os.waitstatus_to_exitcode(status)
+        result = said(log, code) if code >= 0 else Result(128 - code, "", "")
     told = {"stdout": result.stdout, "stderr": result.stderr, "code": result.code}
     client.sendall(json.dumps(told).encode())
 
@@ -208,3 +226,41 @@ def test_own_clips_become_a_fused_model_and_a_report(tmp_path: Path) -> None:
     assert "<title>my clips</title>" in Path(report).read_text(encoding="utf-8")
     store = json.loads((tmp_path / "out" / "store" / "store.json").read_text(encoding="utf-8"))
     assert {split: part["clips"] for split, part in store["splits"].items()} == {"train": 8, "val": 4, "test": 4}
+
+
+# --- the guide's loop over seeds ---------------------------------------------------------------------------------
+
+
+def written(folder: Path) -> dict[str, int]:
+    """When each file below a folder was written."""
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*.*") if path.is_file()}
+
+
+def test_a_loop_over_seeds_goes_on_after_a_kill(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "avpt" / "guide" / "training.md").read_text(encoding="utf-8")
+    (loop,) = (block for block in re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL) if "for seed in" in block)
+    short = re.sub(r"train=\(.*\)", f"train=({shlex.join(TRAIN_OPTIONS)})", loop).replace("0 1 2;", "0 1;")
+    assert short.count(shlex.join(TRAIN_OPTIONS)) == short.count("0 1;") == 1
+    (tmp_path / "seeds.sh").write_text(short, encoding="utf-8")
+    for name, path in (
+        ("store", experiment.store),
+        ("audio-init.safetensors", experiment.audio_init),
+        ("visual-init.safetensors", experiment.visual_init),
+    ):
+        (tmp_path / name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+
+    begun = tmp_path / "seed-1" / "audio" / "metrics.jsonl"  # its first epoch is on disk
+    assert run_script(tmp_path / "seeds.sh", tmp_path, {}, begun.exists) == 128 + signal.SIGKILL
+    assert not (tmp_path / "seed-1" / "visual").exists()
+    before = written(tmp_path / "seed-0")
+
+    assert run_script(tmp_path / "seeds.sh", tmp_path, {}) == 0, (tmp_path / "stderr").read_text(encoding="utf-8")
+    assert written(tmp_path / "seed-0") == before
+    train = ("finetune-unimodal", "store", "--modality", "audio", "--init", "audio-init.safetensors", "--seed", "1")
+    done(*train, *TRAIN_OPTIONS, "--out", "undisturbed")
+    assert files_of(tmp_path / "seed-1" / "audio") == files_of(tmp_path / "undisturbed")
+    assert (tmp_path / "seed-1" / "fused" / "summary.json").is_file()
+    assert (tmp_path / "report.html").is_file()
