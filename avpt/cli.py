@@ -319,6 +319,14 @@ def verify(settings: options.VerifyConfig) -> Report:
     return run(settings)
 
 
+@command(options.EncodersConfig)
+def encoders(settings: options.EncodersConfig) -> Report:
+    """List the architectures that encoders can have."""
+    from avpt.commands.encoders import run
+
+    return run(settings)
+
+
 @command(options.GuideConfig)
 def guide(settings: options.GuideConfig) -> Report:
     """Read the manual: the list of its pages, or one of them."""

@@ -65,6 +65,11 @@ def bar(share: float, width: int = 10) -> str:
     return ("█" * whole + (EIGHTHS[rest] if rest else "")).ljust(width)
 
 
+def format_count(count: int, what: str) -> str:
+    """Format a count: 1 seed, 2 seeds."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def decimals(value: float | None) -> str:
     """A metric to four decimals; a dash where it is not defined."""
     return "-" if value is None else f"{value:.4f}"

@@ -36,8 +36,8 @@ def run(*arguments: str | Path) -> bytes:
 
 def probe(path: Path, kind: str, *show: str) -> dict[str, Any]:
     """What ffprobe says of the streams of a kind."""
-    told = run("ffprobe", "-v", "error", "-select_streams", kind, "-of", "json", *show, f"file:{path}")
-    record: dict[str, Any] = json.loads(told)
+    probed = run("ffprobe", "-v", "error", "-select_streams", kind, "-of", "json", *show, f"file:{path}")
+    record: dict[str, Any] = json.loads(probed)
     return record
 
 
@@ -48,16 +48,16 @@ def sound_of(path: Path) -> np.ndarray:
     channels = np.frombuffer(raw, "<f4").reshape(-1, stream["channels"])
     mono = torch.from_numpy(channels.mean(axis=1, dtype=np.float64).astype(np.float32))
     first = ("-read_intervals", "%+#5", "-show_entries", "frame=best_effort_timestamp_time:format=start_time")
-    told = probe(path, "a:0", *first)
-    begin, stamps = max(Fraction(told["format"].get("start_time", 0)), Fraction(0)), stamps_of(told)
+    probed = probe(path, "a:0", *first)
+    begin, stamps = max(Fraction(probed["format"].get("start_time", 0)), Fraction(0)), stamps_of(probed)
     late = round(max(stamps[0] - begin, Fraction(0)) * 16000) if stamps else 0
     sound = resample(mono, int(stream["sample_rate"]), 16000, lowpass_filter_width=32, rolloff=0.97)
     return np.pad(np.asarray(sound), (late, 0))
 
 
-def stamps_of(told: dict[str, Any]) -> list[Fraction]:
+def stamps_of(probed: dict[str, Any]) -> list[Fraction]:
     """The times of frames that have one, as ffprobe tells them."""
-    stamps = (frame.get("best_effort_timestamp_time") for frame in told["frames"])
+    stamps = (frame.get("best_effort_timestamp_time") for frame in probed["frames"])
     return [Fraction(stamp) for stamp in stamps if stamp is not None]
 
 
@@ -100,10 +100,10 @@ def sounds_alike(path: Path, priming: int = 0, silent: bool = False) -> None:
 
 def pictures_of(path: Path, stream: str) -> tuple[list[Fraction], np.ndarray]:
     """Times from the container's start, and (frames, height, width, 3): every frame, upright, square-pixelled."""
-    told = probe(path, stream, "-show_entries", "frame=best_effort_timestamp_time,pix_fmt:format=start_time")
-    begin = max(Fraction(told["format"]["start_time"]), Fraction(0))  # below 0 there is only priming
-    times = [Fraction(frame["best_effort_timestamp_time"]) for frame in told["frames"]]
-    site = CHROMA if "420" in told["frames"][0]["pix_fmt"] else ""
+    probed = probe(path, stream, "-show_entries", "frame=best_effort_timestamp_time,pix_fmt:format=start_time")
+    begin = max(Fraction(probed["format"]["start_time"]), Fraction(0))  # below 0 there is only priming
+    times = [Fraction(frame["best_effort_timestamp_time"]) for frame in probed["frames"]]
+    site = CHROMA if "420" in probed["frames"][0]["pix_fmt"] else ""
     form = f"scale=w='round(iw*if(sar,sar,1))':h=ih:{FLAGS}{site},format=rgb24"
     arguments = ("-i", f"file:{path}", "-map", f"0:{stream}", "-vf", form, "-vsync", "0", "-f", "image2pipe")
     content = run("ffmpeg", "-v", "fatal", *arguments, "-c:v", "ppm", "-")

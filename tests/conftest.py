@@ -80,7 +80,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Clips:
 def plainly(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], Any]:
     """Calls something that reads a clip, and again with the quick way barred; MediaError is returned as its text."""
 
-    def told(call: Callable[[], Any]) -> Any:
+    def result_or_error(call: Callable[[], Any]) -> Any:
         try:
             return call()
         except MediaError as error:
@@ -95,11 +95,11 @@ def plainly(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], An
         return streams.read_best(path, kind, barred, *rest)
 
     def both(call: Callable[[], Any]) -> Any:
-        quick = told(call)
+        quick = result_or_error(call)
         with monkeypatch.context() as patch:
             patch.setattr("avpt.media.video.read_best", plain)
             patch.setattr("avpt.media.audio.read_best", plain)
-            return quick, told(call)
+            return quick, result_or_error(call)
 
     return both
 

@@ -32,10 +32,10 @@ def events(folder: Path) -> Any:
 
 def curves(folder: Path) -> dict[str, dict[int, float]]:
     """Value by step of each curve; no step is there twice."""
-    found = events(folder)
+    actual = events(folder)
     whole = {}
-    for name in found.Tags()["scalars"]:
-        points = [(event.step, event.value) for event in found.Scalars(name)]
+    for name in actual.Tags()["scalars"]:
+        points = [(event.step, event.value) for event in actual.Scalars(name)]
         whole[name] = dict(points)
         assert len(whole[name]) == len(points), f"{name} has a step twice: {points}"
     return whole
@@ -43,10 +43,10 @@ def curves(folder: Path) -> dict[str, dict[int, float]]:
 
 def images(folder: Path) -> dict[str, dict[int, Any]]:
     """(height, width, 3) uint8 by step of each picture."""
-    found = events(folder)
+    actual = events(folder)
     whole = {}
-    for name in found.Tags()["images"]:
-        pictures = [(event.step, event.encoded_image_string) for event in found.Images(name)]
+    for name in actual.Tags()["images"]:
+        pictures = [(event.step, event.encoded_image_string) for event in actual.Images(name)]
         whole[name] = {step: np.asarray(Image.open(io.BytesIO(encoded))) for step, encoded in pictures}
         assert len(whole[name]) == len(pictures), f"{name} has a step twice"
     return whole
@@ -61,8 +61,8 @@ def assert_curves_say_what_the_files_say(run: Path) -> None:
         for name, value in flat({"timing": timing}).items():
             if name != "timing/epoch":
                 expected.setdefault(name, {})[epoch] = value
-    found = curves(run / "tensorboard")
-    assert found.keys() == expected.keys()
-    assert {"lr", "train/loss", "val/accuracy", "timing/clips_per_second", "timing/waiting"} <= found.keys()
+    actual = curves(run / "tensorboard")
+    assert actual.keys() == expected.keys()
+    assert {"lr", "train/loss", "val/accuracy", "timing/clips_per_second", "timing/waiting"} <= actual.keys()
     for name, points in expected.items():
-        assert found[name] == pytest.approx(points, rel=1e-6), name
+        assert actual[name] == pytest.approx(points, rel=1e-6), name

@@ -66,12 +66,12 @@ def shows_the_same(path: Path, plainly: Callable[[Callable[[], Any]], Any], accu
     """Segments of a clip are the same pictures, or the same error, by the quick way and by the plain way."""
 
     def pictures(start: float, end: float | None) -> Any:
-        told = Notes()
-        options: dict[str, Any] = {"start": start, "end": end, "accuracy": accuracy, "notes": told}
-        found = read_frames(path, fps=3.7, max_frames=12, frame_size=64, **options)
+        notes = Notes()
+        options: dict[str, Any] = {"start": start, "end": end, "accuracy": accuracy, "notes": notes}
+        actual = read_frames(path, fps=3.7, max_frames=12, frame_size=64, **options)
         if start > 0 or accuracy == "keyframe":
-            told.troubles.clear()  # the quick way passes over packets that may be damaged
-        return [(time, rgb.tobytes()) for time, rgb in found or ()], told.troubles
+            notes.troubles.clear()  # the quick way passes over packets that may be damaged
+        return [(time, rgb.tobytes()) for time, rgb in actual or ()], notes.troubles
 
     for start, end in ((0.0, None), (0.7, 1.7), (5.3, None)):
         quick, plain = plainly(partial(pictures, start, end))

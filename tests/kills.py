@@ -65,28 +65,28 @@ def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
 
 def session(leader: int) -> dict[int, int]:
     """Processes of a session that still run, with their parents; the dead that wait to be collected do not count."""
-    found = {}
+    actual = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             fields = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         except OSError:
             continue
         if int(fields[3]) == leader and fields[0] not in "ZX":
-            found[int(folder.name)] = int(fields[1])
-    return found
+            actual[int(folder.name)] = int(fields[1])
+    return actual
 
 
 def fork_servers(leader: int) -> list[int]:
     """The process that the workers of a session are forked from."""
-    found = []
+    actual = []
     for pid, parent in session(leader).items():
         try:
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
             continue
         if parent == leader and b"multiprocessing.forkserver" in command:
-            found.append(pid)
-    return found
+            actual.append(pid)
+    return actual
 
 
 def workers(leader: int) -> list[int]:
@@ -130,10 +130,10 @@ def descendants(ancestor: int) -> list[int]:
             continue
         if fields[0] not in "ZX":
             parents[int(folder.name)] = int(fields[1])
-    found = [ancestor]
-    for pid in found:
-        found += [child for child, parent in parents.items() if parent == pid]
-    return found[1:]
+    actual = [ancestor]
+    for pid in actual:
+        actual += [child for child, parent in parents.items() if parent == pid]
+    return actual[1:]
 
 
 def alive(pid: int) -> bool:

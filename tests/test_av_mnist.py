@@ -1,3 +1,5 @@
+"""The recipe's AV-MNIST: what it makes of the digits and the recordings that others ship."""
+
 from __future__ import annotations
 
 import csv
@@ -102,7 +104,7 @@ def test_images_are_28_x_28_grey(manifest: Manifest) -> None:
 
 def test_attribution(folder: Path) -> None:
     text = (folder / "ATTRIBUTION.md").read_text(encoding="utf-8")
-    for told in (
+    for words in (
         "**not** under the MIT licence",
         "Jakobovski/free-spoken-digit-dataset",
         "CC BY-SA 4.0",
@@ -110,7 +112,7 @@ def test_attribution(folder: Path) -> None:
         "CC BY-SA 3.0",
         "agrees in its digit and in nothing else",
     ):
-        assert told in text
+        assert words in text
 
 
 # The script, on a stand-in for the archives, which are not in the project

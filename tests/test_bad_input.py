@@ -163,7 +163,7 @@ def two_classes_and_a_third_in_val() -> list[dict[str, str]]:
     return [row for row in digit_rows() if row["label"] != "2" or row["split"] == "val"]
 
 
-def only(column: str, value: str) -> list[dict[str, str]]:
+def rows_with(column: str, value: str) -> list[dict[str, str]]:
     return [row for row in digit_rows() if row[column] == value]
 
 
@@ -186,8 +186,8 @@ VISUAL = ("--modality", "visual")
         pytest.param(
             two_classes_and_a_third_in_val(), "audio", "val has 2, of which train has no clip", id="unseen class"
         ),
-        pytest.param(only("label", "1"), "audio", "training clips of one class only", id="one class"),
-        pytest.param(only("split", "val"), "audio", "has no training clips", id="no training clips"),
+        pytest.param(rows_with("label", "1"), "audio", "training clips of one class only", id="one class"),
+        pytest.param(rows_with("split", "val"), "audio", "has no training clips", id="no training clips"),
     ],
 )
 def test_a_store_that_can_not_serve_is_refused(
@@ -264,7 +264,7 @@ def replaced_by_file(store: Path) -> None:
         (scribbled, "train-00001.h5 is truncated or not a shard"),
         (shard_missing, "train-00001.h5 is missing or truncated"),
         (record_missing, "store is unfinished; run its `avpt preprocess` again"),
-        (record_cut, "store.json is damaged (it is no JSON); remove it and run its `avpt preprocess` again"),
+        (record_cut, "store.json is damaged (it is not JSON); remove it and run its `avpt preprocess` again"),
         (store_missing, "store does not exist; a store is a folder"),
         (emptied, "store is not a store; make one with `avpt preprocess"),
         (replaced_by_file, "store is not a folder; a store is a folder"),
@@ -681,7 +681,7 @@ def test_damaged_settings_are_told(experiment: Experiment, tmp_path: Path) -> No
     store = shutil.copytree(experiment.store, tmp_path / "store")
     (store / "settings.json").write_text("{", encoding="utf-8")
     command = (*five_commands(experiment)["store"], "--out", store)
-    refused(*command, says="settings.json is damaged (it is no JSON); --overwrite starts over", unchanged=tmp_path)
+    refused(*command, says="settings.json is damaged (it is not JSON); --overwrite starts over", unchanged=tmp_path)
 
 
 @pytest.mark.parametrize("content", ["[]", '{"config": 3}'])

@@ -32,8 +32,8 @@ def checkpoint(folder: Path) -> dict[str, Any]:
     return state
 
 
-def equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
-    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+def equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+    return actual.keys() == expected.keys() and all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 # --- stopped and resumed -----------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ def test_a_signal_loses_no_step(tmp_path: Path, dynamics: str, number: signal.Si
 
 @pytest.mark.usefixtures("_signals_raise")
 def test_a_signal_during_evaluation_does_not_wait_for_its_end(tmp_path: Path) -> None:
-    class Told(InOrder):
+    class Interrupting(InOrder):
         seen = 0
 
         def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
@@ -71,7 +71,7 @@ def test_a_signal_during_evaluation_does_not_wait_for_its_end(tmp_path: Path) ->
                     signal.raise_signal(signal.SIGTERM)
                 yield batch
 
-    val = Told()
+    val = Interrupting()
     expected = trained(tmp_path / "whole")
     with pytest.raises(Stop):
         trained(tmp_path / "parts", val=val)
@@ -161,11 +161,11 @@ def test_both_damaged_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     for value in (1, 2):
         save_checkpoint(path, {"value": value})
-    found: list[int] = []
-    assert load_checkpoint(path, lambda state: found.append(state["value"]))
+    actual: list[int] = []
+    assert load_checkpoint(path, lambda state: actual.append(state["value"]))
     path.write_bytes(path.read_bytes()[:99])
-    assert load_checkpoint(path, lambda state: found.append(state["value"]))
-    assert found == [2, 1]
+    assert load_checkpoint(path, lambda state: actual.append(state["value"]))
+    assert actual == [2, 1]
     assert not path.exists()  # a save would move it over the good one
     previous_of(path).write_bytes(b"PK")
     with pytest.raises(AvptError, match=r"last\.pt is damaged .*--overwrite starts the run over"):
@@ -180,7 +180,7 @@ def test_another_number_of_processes_is_a_warning_or_an_error(tmp_path: Path, ca
     torch.save(state | {"job": {"processes": 4, "steps": STEPS}}, tmp_path / "last.pt")
     with caplog.at_level("WARNING", logger="avpt"):
         trained(tmp_path, epochs=2)
-    assert "is of 4 process(es), going on with 1 changes the result" in caplog.text
+    assert "was made by 4 process(es); going on with 1 changes the result" in caplog.text
     state["epoch"]["step"] = 1
     torch.save(state | {"job": {"processes": 4, "steps": STEPS - 1}}, tmp_path / "last.pt")
     with pytest.raises(AvptError, match=r"4 process\(es\) that took 2 steps an epoch, 1 take 3; start 4, or"):
@@ -197,10 +197,10 @@ def test_another_device_or_thread_count_is_told(tmp_path: Path, caplog: pytest.L
         state["job"] |= {"threads": 7, "device": "NVIDIA H100"}
         torch.save(state, tmp_path / "last.pt")
         trained(tmp_path, epochs=3)
-    told = f"{tmp_path / 'last.pt'} was made with"
+    begins = f"{tmp_path / 'last.pt'} was made with"
     assert [message.partition(":")[0] for message in caplog.messages] == [
-        f"{told} device NVIDIA H100, going on with cpu",
-        f"{told} threads 7, going on with {torch.get_num_threads()}",
+        f"{begins} device NVIDIA H100, going on with cpu",
+        f"{begins} threads 7, going on with {torch.get_num_threads()}",
     ]
 
 
@@ -237,10 +237,10 @@ def stepped(stepping: Stepping, *, seed: int = 0) -> tuple[dict[str, Tensor], Ep
 def test_accumulated_parts_are_one_batch() -> None:
     whole, state = stepped(Stepping())
     for parts in (2, 9):  # of 2 and 3 clips: no part is of one clip
-        found, same = stepped(Stepping(accumulate=parts))
-        assert found.keys() == whole.keys()
+        actual, same = stepped(Stepping(accumulate=parts))
+        assert actual.keys() == whole.keys()
         for name, gradient in whole.items():
-            torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6 * float(whole[name].abs().max()))
+            torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-6 * float(whole[name].abs().max()))
         torch.testing.assert_close(same.loss, state.loss)
         torch.testing.assert_close(same.probability, state.probability)
         assert same.norms == pytest.approx(state.norms, rel=1e-4)
@@ -273,11 +273,11 @@ def test_clipping_to_nothing_is_refused(experiment: Experiment, tmp_path: Path, 
 
 def test_bfloat16_is_close(tmp_path: Path) -> None:
     whole, state = stepped(Stepping())
-    found, noted = stepped(Stepping(precision="bf16"))
+    actual, noted = stepped(Stepping(precision="bf16"))
     assert noted.probability.dtype == torch.float32
     torch.testing.assert_close(noted.loss, state.loss, rtol=0.05, atol=0.05)
     assert noted.norms["encoder"] == pytest.approx(state.norms["encoder"], rel=0.1)
-    mine, theirs = (torch.cat([gradients[name].flatten() for name in whole]) for gradients in (whole, found))
+    mine, theirs = (torch.cat([gradients[name].flatten() for name in whole]) for gradients in (whole, actual))
     assert not torch.equal(mine, theirs)
     assert torch.cosine_similarity(mine, theirs, dim=0) > 0.98
 
@@ -286,11 +286,11 @@ def test_bfloat16_is_close(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_steps_are_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    expected, found = trained(tmp_path / "plain"), trained(tmp_path / "compiled", compiled=True)
-    assert found.keys() == expected.keys()
+    expected, actual = trained(tmp_path / "plain"), trained(tmp_path / "compiled", compiled=True)
+    assert actual.keys() == expected.keys()
     for name in expected.keys() - {"records"}:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
-    assert equal(trained(tmp_path / "compiled"), found)  # nothing of it is left in the checkpoint's names
+        torch.testing.assert_close(actual[name], expected[name], rtol=1e-4, atol=1e-5)
+    assert equal(trained(tmp_path / "compiled"), actual)  # nothing of it is left in the checkpoint's names
 
 
 # --- numbers that are none ---------------------------------------------------------------------------------------
@@ -304,7 +304,8 @@ def test_the_clip_to_blame_is_named(tmp_path: Path) -> None:
                 inputs[batch.positions == 9] = math.nan
                 yield Batch((inputs,), batch.labels, batch.positions)
 
-    with pytest.raises(AvptError, match=r"loss is nan at step 3 of epoch 1, on clips clip 9, whose values in the store are not numbers"):
+    says = "loss is nan at step 3 of epoch 1, on clips clip 9, whose values in the store are not numbers"
+    with pytest.raises(AvptError, match=says):
         trained(tmp_path, train=Broken())
 
 
@@ -389,8 +390,8 @@ def test_the_options_of_a_step_go_through(wide: Experiment, tmp_path: Path) -> N
     done(*command, "--channels-last", "--out", laid_out)
     done(*command, "--accumulate", "3", "--clip-grad", "0.5", "--out", parts)
     done(*command, "--precision", "bf16", "--out", coarse)
-    expected, found = load_file(plain / "dynamics.safetensors"), load_file(laid_out / "dynamics.safetensors")
-    torch.testing.assert_close(found["probability"], expected["probability"], rtol=1e-3, atol=1e-4)
+    expected, actual = load_file(plain / "dynamics.safetensors"), load_file(laid_out / "dynamics.safetensors")
+    torch.testing.assert_close(actual["probability"], expected["probability"], rtol=1e-3, atol=1e-4)
     near = load_file(coarse / "dynamics.safetensors")
     torch.testing.assert_close(near["probability"], expected["probability"], rtol=0, atol=0.1)
     for run in (plain, laid_out, parts, coarse):

@@ -162,9 +162,9 @@ def test_repeated_sound(tone: Path) -> None:
     ],
 )
 def test_stages_of_failure(clips: Clips, columns: dict[str, Any], stage: str) -> None:
-    found: dict[str, Any] = {key: clips[value] if isinstance(value, str) else value for key, value in columns.items()}
+    actual: dict[str, Any] = {key: clips[value] if isinstance(value, str) else value for key, value in columns.items()}
     with pytest.raises(MediaError) as caught:
-        decode(**found)
+        decode(**actual)
     assert caught.value.stage == stage
     assert len(str(caught.value).splitlines()) == 1
 

@@ -241,7 +241,7 @@ def test_inputs_that_are_gone(experiment: Experiment, folder: Path) -> None:
 
     runs = [lost("a", 0, "a"), lost("b", 1, "b"), lost("c", 2, "c")]
     result = done("compare", *runs, "--json")
-    assert "what 3 of the runs were made from is not to be found" in result.stderr
+    assert "what 3 of the runs were made from was not found" in result.stderr
     assert "--search" in result.stderr
     assert len(result.json()["groups"]) == 1
     # one seed with two inputs can't be repeats
@@ -260,9 +260,9 @@ def test_search_finds_what_is_not_around(experiment: Experiment, folder: Path) -
     audios = [write_run(experiment.audio, folder / "stage1" / str(seed), seed=seed) for seed in (0, 1)]
     sums = [{"audio": sha256(audio / "model.safetensors")} for audio in audios]
     runs = [write_run(experiment.fused, away / str(seed), seed=seed, inputs=sums[seed]) for seed in (0, 1)]
-    assert "not to be found" in done("compare", *runs).stderr
+    assert "made from was not found" in done("compare", *runs).stderr
     result = done("compare", *runs, "--search", folder / "stage1")
-    assert "not to be found" not in result.stderr
+    assert "made from was not found" not in result.stderr
     refused("compare", *runs, "--search", folder / "nowhere", says="is not a folder")
 
 
@@ -299,7 +299,7 @@ def test_both_commands_group_runs_whose_inputs_are_gone(experiment: Experiment, 
     runs = [lost("a", 0, "a"), lost("b", 1, "b")]
     assert grouped(runs, folder) == [runs]
     result = done("report", *runs, "--out", folder / "page.html", "--clips", "0", "--overwrite")
-    assert "what 2 of the runs were made from is not to be found" in result.stderr
+    assert "what 2 of the runs were made from was not found" in result.stderr
     assert "count as repeats, whatever their inputs" in (folder / "page.html").read_text(encoding="utf-8")
     runs.append(lost("c", 0, "c"))  # one seed with two inputs can't be repeats
     assert grouped(runs, folder) == [[run] for run in runs]

@@ -1,3 +1,5 @@
+"""Dynamics, confidence and mask ratios against the formulas of the method, written out here."""
+
 from __future__ import annotations
 
 import csv
@@ -271,7 +273,7 @@ def test_confidence_belongs_to_its_runs(tmp_path: Path, caplog: pytest.LogCaptur
     check_scored_from(confidence, {"audio": audio, "visual": visual / "model.safetensors"})
     assert not caplog.messages
     check_scored_from(confidence, {"audio": tmp_path / "init.safetensors", "visual": visual})
-    assert "init.safetensors can't be told: no dynamics lie beside it" in caplog.text
+    assert "init.safetensors can't be checked: there are no dynamics beside it" in caplog.text
     other = run(tmp_path / "longer", "visual", epochs=4)
     for wrong in (other, other / "last.safetensors"):
         with pytest.raises(ArtifactError, match=r"was not scored from --visual .*longer.* as it is now"):

@@ -19,8 +19,9 @@ from media import Clips
 
 from avpt import options
 from avpt.datasets import DATASETS
+from avpt.datasets.dividing import hash_split
 from avpt.datasets.kinetics_sounds import CLASSES
-from avpt.datasets.rows import MAX_LISTED, hash_split
+from avpt.datasets.rows import MAX_LISTED
 from avpt.store.manifest import Manifest, read_manifest
 from avpt.store.store import Store
 
@@ -256,9 +257,9 @@ def test_audioset_classes_lie_beside_a_list_or_anywhere(tmp_path: Path) -> None:
 def test_audioset_labels_that_a_manifest_can_not_hold(tmp_path: Path) -> None:
     folder = touch(audioset(tmp_path / "audioset"), "ccccccccccc_0_9.wav")
     write(folder / "csv" / "eval_segments.csv", 'ccccccccccc, 0.000, 9.000, "/m/x"', 'd, 0.0, 1.0, "/m/none"')
-    told = refusal("audioset", folder, "--out", tmp_path / "manifest.csv")
-    assert "line 1: label 'a;b' holds ';'" in told
-    assert "line 2: label code '/m/none' is not one of /m/09x0r, /m/05zppz, /m/x" in told
+    says = refusal("audioset", folder, "--out", tmp_path / "manifest.csv")
+    assert "line 1: label 'a;b' holds ';'" in says
+    assert "line 2: label code '/m/none' is not one of /m/09x0r, /m/05zppz, /m/x" in says
 
 
 # --- CREMA-D -----------------------------------------------------------------------------------------------------
@@ -377,11 +378,11 @@ def test_image_folder_with_splits(tmp_path: Path) -> None:
         **{"id": "test/ant/4.PNG", "label": "ant", "split": "test", "frames": "images/test/ant/4.PNG"},
     }
     done("preprocess", tmp_path / "manifest.csv", "--out", tmp_path / "store", *STORE_OPTIONS, "--workers", "1")
-    told = refusal("image-folder", folder, "--out", tmp_path / "other.csv", "--val-fraction", "0.5")
-    assert "--val-fraction does not go with a val split" in told
+    says = refusal("image-folder", folder, "--out", tmp_path / "other.csv", "--val-fraction", "0.5")
+    assert "--val-fraction does not go with a val split" in says
     shutil.rmtree(folder / "validation")
-    told = refusal("image-folder", folder, "--out", tmp_path / "other.csv", "--test-fraction", "0.5")
-    assert "--test-fraction does not go with folders that are splits" in told
+    says = refusal("image-folder", folder, "--out", tmp_path / "other.csv", "--test-fraction", "0.5")
+    assert "--test-fraction does not go with folders that are splits" in says
     done("manifest", "image-folder", folder, "--out", tmp_path / "other.csv", "--val-fraction", "0.9")
     rows = rows_of(tmp_path / "other.csv")
     assert {row["split"] for row in rows if row["id"].startswith("test/")} == {"test"}
@@ -392,8 +393,8 @@ def test_a_class_may_be_called_train_but_splits_stand_alone(tmp_path: Path) -> N
     folder = touch(tmp_path / "vehicles", "train/a.wav", "bus/b.wav")
     assert column(make("folder", folder), "label") == ["bus", "train"]
     touch(folder, "test/c/d.wav")
-    told = refusal("folder", folder, "--out", tmp_path / "other.csv")
-    assert "test, train look like splits, but bus lies beside them" in told
+    says = refusal("folder", folder, "--out", tmp_path / "other.csv")
+    assert "test, train look like splits, but bus lies beside them" in says
 
 
 # --- splits by hash ----------------------------------------------------------------------------------------------
@@ -449,13 +450,13 @@ def test_missing_clips_are_told_and_listed(tmp_path: Path) -> None:
     record = done("manifest", "vggsound", folder, "--out", tmp_path / "m.csv", "--json").json()
     assert (record["clips"], record["missing"], record["unlisted"], record["classes"]) == (1, 5, 1, 1)
     beside = tmp_path / "m.csv.json"
-    found = json.loads(beside.read_text(encoding="utf-8"))
+    actual = json.loads(beside.read_text(encoding="utf-8"))
     for counts in (5, {"x": 5}, {"x": {"train": -1}}):
-        beside.write_text(json.dumps(found | {"summary": found["summary"] | {"by_class": counts}}), encoding="utf-8")
+        beside.write_text(json.dumps(actual | {"summary": actual["summary"] | {"by_class": counts}}), encoding="utf-8")
         assert "m.csv.json was not written by avpt manifest (summary" in refusal(
             "vggsound", folder, "--out", tmp_path / "m.csv"
         )
-    beside.write_text(json.dumps(found), encoding="utf-8")
+    beside.write_text(json.dumps(actual), encoding="utf-8")
     write(listed, "aaaaaaaaaaa,1,x,train")
     done("manifest", "vggsound", folder, "--out", tmp_path / "m.csv", "--overwrite")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.csv", "m.csv.json", "vgg"]
@@ -465,9 +466,9 @@ def test_nothing_there_says_what_was_looked_for(tmp_path: Path) -> None:
     folder = touch(tmp_path / "vgg", "readme.md")
     assert "hold no list of vggsound; name one with --list" in refusal("vggsound", folder, "--out", tmp_path / "m.csv")
     write(folder / "vggsound.csv", "aaaaaaaaaaa,1,x,train")
-    told = refusal("vggsound", folder, "--out", tmp_path / "m.csv")
-    assert "none of 1 clips; the first would be aaaaaaaaaaa_000001_000011, aaaaaaaaaaa_000001, " in told
-    assert "video .mp4, .mkv" in told
+    says = refusal("vggsound", folder, "--out", tmp_path / "m.csv")
+    assert "none of 1 clips; the first would be aaaaaaaaaaa_000001_000011, aaaaaaaaaaa_000001, " in says
+    assert "video .mp4, .mkv" in says
     for name, nothing in {
         "folder": "no folder for each class with clips in it",
         "image-folder": "no folder for each class with clips in it",
@@ -494,12 +495,12 @@ BAD_LINES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "file", "line", "told"), BAD_LINES)
-def test_bad_lines(tmp_path: Path, name: str, file: str, line: str, told: str) -> None:
+@pytest.mark.parametrize(("name", "file", "line", "says"), BAD_LINES)
+def test_bad_lines(tmp_path: Path, name: str, file: str, line: str, says: str) -> None:
     path = write(tmp_path / file, "", line)
     message = refusal(name, touch(tmp_path / "media", "x.mp4"), "--list", path, "--out", tmp_path / "m.csv")
     assert message.startswith(f"{path}: line 2: ")
-    assert told in message
+    assert says in message
     assert "\n" not in message
 
 
@@ -527,8 +528,8 @@ def test_bad_lists(tmp_path: Path) -> None:
         "esc50", tmp_path, *options, path
     )
     path = write(tmp_path / "vggsound.csv", "aaaaaaaaaaa,1,x,train", "aaaaaaaaaaa,1,x,train", "aaaaaaaaaaa,1,x,test")
-    told = refusal("vggsound", tmp_path, *options, path)
-    assert f"{path}: line 3: aaaaaaaaaaa_000001 is x of test, but x of train in line 1 of {path}; take one" in told
+    says = refusal("vggsound", tmp_path, *options, path)
+    assert f"{path}: line 3: aaaaaaaaaaa_000001 is x of test, but x of train in line 1 of {path}; take one" in says
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a file's name can't be of any bytes")
@@ -539,8 +540,8 @@ def test_names_that_a_manifest_can_not_hold(tmp_path: Path) -> None:
     result = done("manifest", "folder", folder, "--out", tmp_path / "m.csv", "--json")
     assert column(rows_of(tmp_path / "m.csv"), "id") == ["a/ok"]
     assert (result.json()["clips"], result.json()["unfit"]) == (1, 4)
-    told = "4 of 5 clips are left out for their names"
-    assert told in result.stderr
+    says = "4 of 5 clips are left out for their names"
+    assert says in result.stderr
     assert r"'a/b\nc', 'a/\udcff'" in result.stderr
     (folder / "a" / "ok.wav").unlink()
     assert r"only names that can't be in a manifest" in refusal("folder", folder, "--out", tmp_path / "n.csv")
@@ -620,13 +621,13 @@ def test_again_does_nothing(tmp_path: Path, made: tuple[str | Path, ...]) -> Non
 
 def test_another_is_refused(tmp_path: Path, made: tuple[str | Path, ...]) -> None:
     before = files_of(tmp_path)
-    told = avpt(*made, "--val-fraction", "0.25")
-    assert (told.code, told.error.count("val_fraction: 0.0 there, 0.25 now")) == (1, 1)
+    says = avpt(*made, "--val-fraction", "0.25")
+    assert (says.code, says.error.count("val_fraction: 0.0 there, 0.25 now")) == (1, 1)
     touch(tmp_path / "vgg", "bbbbbbbbbbb_000001.mp4")
-    told = avpt(*made)
-    assert told.code == 1
-    assert "(media: " in told.error
-    assert "--overwrite" in told.error
+    says = avpt(*made)
+    assert says.code == 1
+    assert "(media: " in says.error
+    assert "--overwrite" in says.error
     assert {name: data for name, data in files_of(tmp_path).items() if "vgg" not in name} == {
         name: data for name, data in before.items() if "vgg" not in name
     }
@@ -702,5 +703,5 @@ def test_a_clip_that_lies_there_twice_is_told(tmp_path: Path) -> None:
     folder = touch(tmp_path / "vgg", "b/aaaaaaaaaaa_000001.mp4", "a/aaaaaaaaaaa_000001.mp4", "a/z.mp4", "b/z.mp4")
     write(folder / "vggsound.csv", "aaaaaaaaaaa,1,x,train")
     result = done("manifest", "vggsound", folder, "--out", tmp_path / "m.csv")
-    assert "warning: 1 clips lie there more than once; of a/aaaaaaaaaaa_000001.mp4 and b/" in result.stderr
+    assert "warning: 1 clips are there more than once; of a/aaaaaaaaaaa_000001.mp4 and b/" in result.stderr
     assert column(rows_of(tmp_path / "m.csv"), "video") == ["vgg/a/aaaaaaaaaaa_000001.mp4"]

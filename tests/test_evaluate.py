@@ -32,7 +32,7 @@ from sklearn import metrics as sklearn_metrics
 from torch import Tensor
 
 from avpt.files import artifacts
-from avpt.loading.evaluation import add_noise_to_audio, add_noise_to_frames, fit_frames, match_classes
+from avpt.loading.evaluation_clips import add_noise_to_audio, add_noise_to_frames, fit_frames, match_classes
 from avpt.media.audio import log_mel
 from avpt.store.shard_files import ShardFiles
 from avpt.store.store import SplitIndex
@@ -375,7 +375,7 @@ def test_a_record_is_written_once(experiment: Experiment, tmp_path: Path) -> Non
     assert out.read_bytes() == content
     refused(*command, "--split", "test", says="split: nothing there, test now")
     refused(*command, "--snr", "3", says="snr: nothing there, 3.0 now")
-    done(*command, "--seed", "4")  # without noise nothing hangs on it
+    done(*command, "--seed", "4")  # without noise nothing depends on it
     assert done(*command, "--predictions", predictions).stdout == f"{out}\n{predictions}\n"
     assert out.read_bytes() == content
     assert json.loads(done("info", out, "--json").stdout)["test"] == record["test"]

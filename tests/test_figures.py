@@ -56,9 +56,9 @@ def test_axes_keep_their_size_however_many_curves_there_are() -> None:
             extent = legend.get_window_extent()
             assert extent.y1 < axes.get_tightbbox().y0  # below, and whole
             assert (extent.x0 >= 0) & (extent.y0 >= 0) & (extent.x1 <= figure.bbox.x1)
-            told = [text.get_text() for text in legend.get_texts()]
-            assert len(set(told)) == number
-            assert all(len(name) == 40 and "…" in name for name in told)
+            texts = [text.get_text() for text in legend.get_texts()]
+            assert len(set(texts)) == number
+            assert all(len(name) == 40 and "…" in name for name in texts)
     assert all(size == pytest.approx(sizes[1], abs=0.15) for size in sizes.values())
     looks = [(line.get_color(), line.get_linestyle()) for line in axes.lines]
     assert len(set(looks)) == 32
@@ -71,8 +71,8 @@ def test_names_that_are_no_words() -> None:
     names = ["_a $x_{", r"\$b\$", "音楽", "W" * 60]
     figure: Any = draw_curves({name: [[1.0, 2.0]] for name in names}, label="loss")
     style.render(figure, "png")
-    told = [text.get_text().replace(r"\$", "$") for text in figure.legends[0].get_texts()]
-    assert told == ["_a $x_{", "$b$", "音楽", "WWWWWWWWWW…WWWWWWWWW"]
+    texts = [text.get_text().replace(r"\$", "$") for text in figure.legends[0].get_texts()]
+    assert texts == ["_a $x_{", "$b$", "音楽", "WWWWWWWWWW…WWWWWWWWW"]
     with style.apply_style():
         assert figure.legends[0].get_window_extent().width <= figure.bbox.width
 

@@ -130,8 +130,8 @@ ATTACKS: dict[str, tuple[Callable[[h5py.File], object], str]] = {
     "too much sound": (put("audio/num_frames", 1, 9), "train-3: its audio/num_frames is 9, not 0 to 8"),
     "frames go back": (put("visual/clip_offset", 1, 5), "visual/clip_offset goes back from 5 to 2"),
     "frames end": (put("visual/clip_offset", 2, 1 << 60), "visual/clip_offset ends at"),
-    "id twice": (put("id", 1, b"train-2"), "tells of 4 train clips, the shards of 3"),
-    "id of another shard": (put("id", 1, b"train-0"), "tells of 4 train clips, the shards of 3"),
+    "id twice": (put("id", 1, b"train-2"), "lists 4 train clips, the shards hold 3"),
+    "id of another shard": (put("id", 1, b"train-0"), "lists 4 train clips, the shards hold 3"),
     "not UTF-8": (put("id", 1, b"\xff"), "can't be read ('utf-8' codec"),
 }
 
@@ -222,5 +222,5 @@ def test_a_record_that_can_not_be_read_is_not_a_missing_shard(store: Path, monke
         assert avpt("info", store).stderr == f"avpt: {store}/train-00000.json: {os.strerror(errno.EIO)}\n"
     beside = store / "train-00000.json"
     beside.write_text(beside.read_text(encoding="utf-8").replace('"clips": 2', '"clips": "x"'), encoding="utf-8")
-    told = f"avpt: {beside} is damaged (clips: expected int, got str); remove it and run its `avpt preprocess` again\n"
-    assert avpt("info", store).stderr == told
+    says = f"avpt: {beside} is damaged (clips: expected int, got str); remove it and run its `avpt preprocess` again\n"
+    assert avpt("info", store).stderr == says

@@ -86,9 +86,9 @@ def test_odd_tensors_are_refused_by_key(tmp_path: Path, plain: State, name: str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_floating_types_are_taken(tmp_path: Path, plain: State, dtype: torch.dtype) -> None:
     path = saved(tmp_path / "other.pt", {k: v.to(dtype) if v.is_floating_point() else v for k, v in plain.items()})
-    found = fitted(path)
-    assert {value.dtype for value in found.values()} == {torch.float32, torch.int64}
-    assert torch.equal(found["conv1.weight"], plain["conv1.weight"].to(dtype).float())
+    actual = fitted(path)
+    assert {value.dtype for value in actual.values()} == {torch.float32, torch.int64}
+    assert torch.equal(actual["conv1.weight"], plain["conv1.weight"].to(dtype).float())
 
 
 def without(*parts: str) -> Callable[[State], State]:

@@ -1,3 +1,5 @@
+"""`avpt fuse-train`: fusions, shares and masks against the tensors of the files and the method's formulas."""
+
 from __future__ import annotations
 
 import json

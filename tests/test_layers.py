@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "avpt"
 # a layer -> its folders, and the modules that lie at the top; avpt/README.md has the same table
 LAYERS = {
     "edge": ("cli", "__main__"),
+    "library": ("library", "masking"),
     "commands": ("commands",),
     "report": ("report",),
     "runs": ("runs",),
@@ -26,6 +27,7 @@ LAYERS = {
 FLOW = ("media", "store", "loading", "models", "training")  # each of these parts may import those before it
 BELOW = {
     "edge": {"commands", "options", "machine"},
+    "library": {"runs", "parts", "files"},
     "commands": {"report", "runs", "parts", "options", "files", "machine"},
     "report": {"runs", "parts", "options", "files", "machine"},
     "runs": {"parts", "options", "files", "machine"},
@@ -61,14 +63,14 @@ def layer_of(module: str) -> str:
 def imports_of(path: Path, *, top_level_only: bool = False) -> list[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     nodes = tree.body if top_level_only else list(ast.walk(tree))
-    found = []
+    actual = []
     for node in nodes:
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            actual += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             submodules = [f"{node.module}.{alias.name}" for alias in node.names]
-            found += [name if name in MODULES else node.module for name in submodules]
-    return found
+            actual += [name if name in MODULES else node.module for name in submodules]
+    return actual
 
 
 def may_import(importer: str, imported: str) -> bool:
@@ -110,7 +112,7 @@ def test_no_name_stands_in_three_rooms() -> None:
     rooms: dict[str, set[str]] = {}
     for name in MODULES:
         rooms.setdefault(name.rpartition(".")[2], set()).add(room_of(name))
-    assert {name: found for name, found in rooms.items() if len(found) > 2} == {}
+    assert {name: actual for name, actual in rooms.items() if len(actual) > 2} == {}
 
 
 def test_the_map_has_the_layers_that_imports_are_held_to() -> None:
@@ -122,3 +124,12 @@ def test_the_map_has_the_layers_that_imports_are_held_to() -> None:
         layer: sorted(names) for layer, names in LAYERS.items()
     }
     assert {layer: set(below.split(", ")) - {""} for layer, _, below in rows} == BELOW
+
+
+def test_the_map_says_where_the_tests_of_each_folder_are() -> None:
+    text = (PACKAGE / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)/` \| .* \| (`.*`) \|$", text, flags=re.MULTILINE))
+    assert rows.keys() == {room for rooms in LAYERS.values() for room in rooms if (PACKAGE / room).is_dir()} | {"guide"}
+    named = {name for tests in rows.values() for name in re.findall(r"`(\w+)`", tests)}
+    assert len(named) > 30
+    assert [name for name in sorted(named) if not (Path(__file__).parent / f"test_{name}.py").is_file()] == []

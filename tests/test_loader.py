@@ -48,9 +48,9 @@ def test_what_is_read_is_what_hdf5_says(experiment: Experiment) -> None:
         with h5py.File(path) as file:
             for name in DTYPES:
                 whole = file[name][:].reshape(-1)
-                found = files.read(shard, name, 0, len(whole))
-                assert found.dtype == whole.dtype
-                assert np.array_equal(found, whole)
+                actual = files.read(shard, name, 0, len(whole))
+                assert actual.dtype == whole.dtype
+                assert np.array_equal(actual, whole)
                 first, last = sorted(random.integers(0, len(whole) + 1, 2).tolist())
                 assert np.array_equal(files.read(shard, name, first, last - first), whole[first:last])
 
@@ -197,8 +197,8 @@ def test_a_loader_is_used_in_evaluation_and_outside(experiment: Experiment, work
     with torch.inference_mode():
         expected = [batch.inputs for batch in loader.epoch(0)]
     with torch.no_grad():
-        for found, wanted in zip(loader.epoch(0), expected, strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(found.inputs, wanted, strict=True))
+        for actual, wanted in zip(loader.epoch(0), expected, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(actual.inputs, wanted, strict=True))
 
 
 def test_results_of_a_pass_hold_no_files_open(experiment: Experiment) -> None:

@@ -121,11 +121,11 @@ TORCH_SAYS = {  # as torch 2.14 words it
 }
 
 
-@pytest.mark.parametrize(("said", "told"), TORCH_SAYS.items())
-def test_what_ended_a_loading_process_is_told(said: str, told: str) -> None:
+@pytest.mark.parametrize(("said", "explained"), TORCH_SAYS.items())
+def test_what_ended_a_loading_process_is_told(said: str, explained: str) -> None:
     with pytest.raises(AvptError) as caught, explain_worker_deaths():
         raise RuntimeError(said)
-    assert told in str(caught.value)
+    assert explained in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

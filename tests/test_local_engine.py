@@ -222,12 +222,12 @@ def kill_some(leader: int, victim: str, moments: random.Random) -> bool:
     if victim == "idle workers":
         kill(leader, signal.SIGSTOP)
         time.sleep(0.2)
-    found = fork_servers(leader) if victim == "fork server" else workers(leader)
-    for pid in moments.sample(found, min(1, len(found))) if victim == "worker" else found:
+    actual = fork_servers(leader) if victim == "fork server" else workers(leader)
+    for pid in moments.sample(actual, min(1, len(actual))) if victim == "worker" else actual:
         kill(pid)
     if victim == "idle workers":
         kill(leader, signal.SIGCONT)
-    return bool(found)
+    return bool(actual)
 
 
 # Kills itself just before it touches the store for the n-th time: opens, renames or removes a file of it.

@@ -1,3 +1,5 @@
+"""What a manifest says, and what is said of a bad one, row by row."""
+
 from __future__ import annotations
 
 import csv
@@ -18,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avpt.errors import ManifestError
-from avpt.store.manifest import CONTROL, MAX_LISTED, Clip, Manifest, lookalikes, read_manifest
+from avpt.store.manifest import CONTROL, MAX_LISTED, Clip, Manifest, read_manifest
+from avpt.store.spelling import lookalikes
 
 HEADER = "id,label,split,audio"
 
@@ -181,7 +184,7 @@ def test_not_utf8_names_the_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "told"),
+    ("header", "says"),
     [
         ("id,split,audio", "no column label"),
         ("id,label,audio", "no column split"),
@@ -194,16 +197,16 @@ def test_not_utf8_names_the_line(tmp_path: Path) -> None:
         ('id,"label"x,split', "not CSV"),
     ],
 )
-def test_bad_header(media: Path, header: str, told: str) -> None:
+def test_bad_header(media: Path, header: str, says: str) -> None:
     text = message(write(media, f"{header}\n1,x,train,a.wav\n"))
     assert text.startswith("line 1: ")
-    assert told in text
+    assert says in text
     assert "\n" not in text
-    assert "not CSV" in told or "the columns are id, label, split, video, audio, frames, start, end" in text
+    assert "not CSV" in says or "the columns are id, label, split, video, audio, frames, start, end" in text
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "says"),
     [
         ("1,x,train,v.mp4,a.wav", "has 5 cells, not 8"),
         ("1,x,train,v.mp4,a.wav,,,,", "has 9 cells, not 8"),
@@ -235,16 +238,16 @@ def test_bad_header(media: Path, header: str, told: str) -> None:
         ('1,"' + "x" * 200_000 + '",train,v.mp4,,,,', "not CSV (field larger"),
     ],
 )
-def test_bad_row(media: Path, row: str, told: str) -> None:
+def test_bad_row(media: Path, row: str, says: str) -> None:
     text = message(write(media, f"id,label,split,video,audio,frames,start,end\n{row}\n"))
     assert text.startswith("line 2: ")
-    assert told in text
+    assert says in text
     assert "\n" not in text
     assert len(text) < 500
 
 
 @pytest.mark.parametrize(
-    ("label", "told"),
+    ("label", "says"),
     [
         ("", "label is empty"),
         (";", "empty part"),
@@ -253,9 +256,9 @@ def test_bad_row(media: Path, row: str, told: str) -> None:
         ("b;a;b", "'b' is there twice"),
     ],
 )
-def test_bad_multi_label(media: Path, label: str, told: str) -> None:
+def test_bad_multi_label(media: Path, label: str, says: str) -> None:
     text = message(write(media, f"{HEADER}\n1,{label},train,a.wav\n"), multi_label=True)
-    assert told in text
+    assert says in text
     assert "\n" not in text
 
 
@@ -285,8 +288,8 @@ def test_all_bad_rows_are_told_with_all_that_is_wrong(media: Path) -> None:
     first, *entries = text.splitlines()
     assert first == "4 bad rows"
     assert bad_lines(text) == [3, 6, 7, 9]
-    for told in ("label is empty", "split 'nowhere'", "'none.wav' does not exist", "taken by line 2"):
-        assert told in entries[0]
+    for says in ("label is empty", "split 'nowhere'", "'none.wav' does not exist", "taken by line 2"):
+        assert says in entries[0]
 
 
 def test_an_open_quote_keeps_what_was_told_before_it(media: Path) -> None:
@@ -435,8 +438,8 @@ def test_classes_that_look_alike_are_told(media: Path, caplog: pytest.LogCapture
     rows = [f"{number},{label},train,a.wav" for number, label in enumerate(labels)]
     manifest = read_manifest(write(media, "\n".join([HEADER, *rows, ""])))
     assert len(manifest.classes) == len(labels)
-    (told,) = (record.getMessage() for record in caplog.records)
-    assert told == (
+    (says,) = (record.getMessage() for record in caplog.records)
+    assert says == (
         "'Dog' and 'dog' and 'dog\\u200b', 'ca fe' and 'cafe', 'cafe\\u0301' and 'caf\\xe9' look alike and are classes "
         "of their own; spell them alike if they are one"
     )

@@ -414,7 +414,8 @@ def test_the_live_table_is_the_one_that_is_shown() -> None:
 def test_the_lines_of_several_processes_are_those_that_are_shown() -> None:
     ((line, shown),) = (turn for block in blocks("avpt/guide/devices.md", "console") for turn in dialogue(block))
     assert line.startswith("torchrun ")
-    source = (ROOT / "avpt" / "runs" / "training_run.py").read_text(encoding="utf-8")  # tests/test_processes.py runs it
+    # tests/test_several_processes.py runs it
+    source = (ROOT / "avpt" / "runs" / "training_run.py").read_text(encoding="utf-8")
     (said,) = re.findall(r'"(%d processes: [^"]*)"', source)
     assert tokens(re.sub("%[ds]", "0", said)) == tokens(shown)
 

@@ -149,8 +149,8 @@ def test_a_stream_of_which_no_packet_decodes(
     outcome = preprocess([clip], name="strict")
     assert outcome.failures[clip.name][0] == stage
     outcome = preprocess([clip], "--allow-missing", stage)
-    ((found, error),) = outcome.partial[clip.name]
-    assert (found, error.partition(":")[0]) == (stage, "missing")
+    ((actual, error),) = outcome.partial[clip.name]
+    assert (actual, error.partition(":")[0]) == (stage, "missing")
     kept = (outcome.sound[clip.name], outcome.pictures[clip.name])
     assert kept == ((0, 8) if stage == "audio" else (200, 0))
 
@@ -200,8 +200,8 @@ def test_the_other_modality_of_what_ends_early_may_stay(
     strict = preprocess([clip], "--on-truncated", "fail", "--allow-missing", other, name="failed")
     assert strict.failures[clip.name][0] == stage
     outcome = preprocess([clip], "--on-truncated", "fail", "--allow-missing", stage)
-    ((found, error),) = outcome.partial[clip.name]
-    assert found == stage
+    ((actual, error),) = outcome.partial[clip.name]
+    assert actual == stage
     assert error.startswith("missing: truncated: ")
     kept = (outcome.sound[clip.name], outcome.pictures[clip.name])
     assert kept[0] == pytest.approx(0 if stage == "audio" else 200, abs=3)
@@ -328,5 +328,5 @@ def test_a_clip_that_goes_on_beyond_its_file_is_told(clips: Clips, tmp_path: Pat
     result = avpt("preprocess", manifest, "--out", tmp_path / "store", *options, "--json")
     assert result.json()["partial"] == 1
     with (tmp_path / "store" / "partial.csv").open(newline="", encoding="utf-8") as file:
-        told = [(row["id"], row["stage"], row["error"].partition(":")[0]) for row in csv.DictReader(file)]
-    assert told == [("beyond", "audio", "short"), ("beyond", "visual", "short")]
+        listed = [(row["id"], row["stage"], row["error"].partition(":")[0]) for row in csv.DictReader(file)]
+    assert listed == [("beyond", "audio", "short"), ("beyond", "visual", "short")]

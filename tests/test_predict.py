@@ -39,9 +39,9 @@ def probabilities(ranking: list[dict[str, Any]]) -> list[float]:
     return [entry["probability"] for entry in sorted(ranking, key=lambda entry: str(entry["label"]))]
 
 
-def close(found: list[float], expected: Tensor) -> None:
+def close(answer: list[float], expected: Tensor) -> None:
     # in batches of other sizes logits of about 40 are off by a few in a hundred thousand
-    torch.testing.assert_close(torch.tensor(found).double(), expected.double(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(torch.tensor(answer).double(), expected.double(), rtol=1e-3, atol=1e-4)
 
 
 def through_a_store(model: Path, rows: list[dict[str, str]], folder: Path, *options: str) -> dict[str, Tensor]:
@@ -62,22 +62,22 @@ def test_films(experiment: Experiment, films: tuple[Path, ...], tmp_path: Path, 
     rows += [row for row in digit_rows() if row["split"] == "train"]
     tensors = through_a_store(getattr(experiment, name), rows, tmp_path)
     answers = predict(getattr(experiment, name), *films)
-    assert [found["clip"] for found in answers] == [str(film) for film in films]
+    assert [answer["clip"] for answer in answers] == [str(film) for film in films]
     assert artifacts.unpack_ids(tensors, "test_") == [film.stem for film in films]
     both = ["audio", "visual"] if name == "fused" else []
-    for i, found in enumerate(answers):
-        assert found["error"] is None
-        assert found["modalities"] == (both or [name])
-        close(probabilities(found["top"]), tensors["test_logits"][i].double().softmax(0))
-        assert [entry["probability"] for entry in found["top"]] == sorted(probabilities(found["top"]), reverse=True)
+    for i, answer in enumerate(answers):
+        assert answer["error"] is None
+        assert answer["modalities"] == (both or [name])
+        close(probabilities(answer["top"]), tensors["test_logits"][i].double().softmax(0))
+        assert [entry["probability"] for entry in answer["top"]] == sorted(probabilities(answer["top"]), reverse=True)
         for modality in both:
-            close(probabilities(found[modality]), tensors[f"test_{modality}_logits"][i].double().softmax(0))
-        assert ("audio" in found) == bool(both)
+            close(probabilities(answer[modality]), tensors[f"test_{modality}_logits"][i].double().softmax(0))
+        assert ("audio" in answer) == bool(both)
 
 
 def test_rows_of_a_manifest(experiment: Experiment) -> None:
     """Sound and pictures in files of their own, against what the run recorded."""
-    answers = {found["clip"]: found for found in predict(experiment.fused, "--manifest", experiment.manifest)}
+    answers = {answer["clip"]: answer for answer in predict(experiment.fused, "--manifest", experiment.manifest)}
     tensors = load_file(experiment.fused / "predictions.safetensors")
     assert len(answers) == 36
     for split in ("val", "test"):
@@ -92,9 +92,9 @@ def test_segments_of_a_manifest_without_labels(experiment: Experiment, films: tu
     labelled = [row | {"label": "1", "split": "test"} for row in rows]
     tensors = through_a_store(experiment.fused, labelled, tmp_path)
     answers = predict(experiment.fused, "--manifest", manifest)
-    assert [found["clip"] for found in answers] == artifacts.unpack_ids(tensors, "test_")
-    for i, found in enumerate(answers):
-        close(probabilities(found["top"]), tensors["test_logits"][i].double().softmax(0))
+    assert [answer["clip"] for answer in answers] == artifacts.unpack_ids(tensors, "test_")
+    for i, answer in enumerate(answers):
+        close(probabilities(answer["top"]), tensors["test_logits"][i].double().softmax(0))
 
 
 def test_a_model_of_another_kind_of_store(experiment: Experiment, films: tuple[Path, ...], tmp_path: Path) -> None:
@@ -108,8 +108,8 @@ def test_a_model_of_another_kind_of_store(experiment: Experiment, films: tuple[P
         options = ("--modality", modality, "--init", init, *TRAIN_OPTIONS, "--epochs", "1", "--num-frames", "2")
         done("finetune-unimodal", store, *options, "--out", tmp_path / modality)
         tensors = load_file(tmp_path / modality / "predictions.safetensors")
-        for i, found in enumerate(predict(tmp_path / modality, *films)):
-            close(probabilities(found["top"]), tensors["test_logits"][i].double().softmax(0))
+        for i, answer in enumerate(predict(tmp_path / modality, *films)):
+            close(probabilities(answer["top"]), tensors["test_logits"][i].double().softmax(0))
 
 
 def test_several_labels(experiment: Experiment, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_several_labels(experiment: Experiment, tmp_path: Path) -> None:
     command = ("finetune-unimodal", tmp_path / "store", "--modality", "visual", "--init", experiment.visual_init)
     done(*command, *TRAIN_OPTIONS, "--epochs", "1", "--out", tmp_path / "run")
     tensors = load_file(tmp_path / "run" / "predictions.safetensors")
-    answers = {found["clip"]: found for found in predict(tmp_path / "run", "--manifest", manifest)}
+    answers = {answer["clip"]: answer for answer in predict(tmp_path / "run", "--manifest", manifest)}
     for i, clip in enumerate(artifacts.unpack_ids(tensors, "test_")):
         close(probabilities(answers[clip]["top"]), tensors["test_logits"][i].double().sigmoid())
 
@@ -131,7 +131,7 @@ def test_what_a_clip_lacks_counts_as_zero_features(experiment: Experiment, clips
     assert (heard["modalities"], seen["modalities"]) == (["audio"], ["visual"])
     assert "visual" not in heard
     assert "audio" not in seen
-    for column, path, found in (("audio", sound, heard), ("frames", picture, seen)):
+    for column, path, answer in (("audio", sound, heard), ("frames", picture, seen)):
         (tmp_path / column).mkdir()
         rows = [{"label": "0", "split": "test", column: str(path)}]
         manifest = write_manifest(tmp_path / column / "m.csv", rows)
@@ -139,7 +139,7 @@ def test_what_a_clip_lacks_counts_as_zero_features(experiment: Experiment, clips
         drop = ("--drop", "visual" if column == "audio" else "audio", "--predictions", tmp_path / column / "p.st")
         done("evaluate", experiment.fused, tmp_path / column / "store", *drop, "--workers", "0")
         logits = load_file(tmp_path / column / "p.st")["test_logits"][0]
-        close(probabilities(found["top"]), logits.double().softmax(0))
+        close(probabilities(answer["top"]), logits.double().softmax(0))
 
 
 # --- what it writes ----------------------------------------------------------------------------------------------
@@ -154,8 +154,8 @@ def test_a_bad_file_is_named_and_the_rest_is_done(
     result = avpt("predict", experiment.fused, *files, *HERE, "--format", "jsonl")
     assert result.code == 1
     answers = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [found["clip"] for found in answers] == [str(path) for path in files]
-    assert [found["error"] is None for found in answers] == [True, False, False, True, False]
+    assert [answer["clip"] for answer in answers] == [str(path) for path in files]
+    assert [answer["error"] is None for answer in answers] == [True, False, False, True, False]
     assert "can't be read as media" in answers[1]["error"]
     assert f"warning: {tmp_path / 'gone.mp4'}: the file can't be read: no such file" in result.stderr
     assert result.error.startswith(f"avpt: 3 of 5 clips have no answer, first {tmp_path / 'letter.mp4'}: ")
@@ -214,15 +214,15 @@ def test_csv_has_a_row_a_clip(experiment: Experiment, clips: Clips, films: tuple
     rows = list(csv.DictReader(io.StringIO(text)))
     answers = predict(experiment.fused, films[0], sound, "--top", "2")
     assert [row["modalities"] for row in rows] == ["audio visual", "audio"]
-    for row, found in zip(rows, answers, strict=True):
+    for row, answer in zip(rows, answers, strict=True):
         for name, prefix in (("top", ""), ("audio", "audio_"), ("visual", "visual_")):
             for i in range(2):
                 cell = row[f"{prefix}label_{i + 1}"], row[f"{prefix}probability_{i + 1}"]
-                if name not in found:
+                if name not in answer:
                     assert cell == ("", "")
                     continue
-                assert cell[0] == found[name][i]["label"]
-                assert float(cell[1]) == pytest.approx(found[name][i]["probability"], rel=1e-5)
+                assert cell[0] == answer[name][i]["label"]
+                assert float(cell[1]) == pytest.approx(answer[name][i]["probability"], rel=1e-5)
     assert "label_3" not in rows[0]
 
 
@@ -232,15 +232,15 @@ def test_the_table(experiment: Experiment, films: tuple[Path, ...]) -> None:
     for head in ("clip", "joint", "audio", "visual"):
         assert head in result.stdout
     flat = "".join(result.stdout.split())
-    for found in predict(experiment.fused, *films, "--top", "1"):
-        assert f"{found['top'][0]['label']}{found['top'][0]['probability']:.3f}" in flat
+    for answer in predict(experiment.fused, *films, "--top", "1"):
+        assert f"{answer['top'][0]['label']}{answer['top'][0]['probability']:.3f}" in flat
     assert "label" in done("predict", experiment.audio, films[0], *HERE).stdout
 
 
 def test_more_classes_than_there_are(experiment: Experiment, films: tuple[Path, ...]) -> None:
-    (found,) = predict(experiment.audio, films[0], "--top", "400")
-    assert len(found["top"]) == 3
-    assert sum(probabilities(found["top"])) == pytest.approx(1)
+    (answer,) = predict(experiment.audio, films[0], "--top", "400")
+    assert len(answer["top"]) == 3
+    assert sum(probabilities(answer["top"])) == pytest.approx(1)
 
 
 def test_folders_stand_for_the_media_in_them(
@@ -259,8 +259,8 @@ def test_folders_stand_for_the_media_in_them(
     ) == (1, True)
     answers = [json.loads(line) for line in result.stdout.splitlines()]
     paths = [str(tmp_path / name) for name in ("a.WAV", "inner/-b 'ü.webm", "lost.ts")]
-    assert [found["clip"] for found in answers] == paths
-    assert [found["modalities"] for found in answers] == [["audio"], ["audio", "visual"], []]
+    assert [answer["clip"] for answer in answers] == paths
+    assert [answer["modalities"] for answer in answers] == [["audio"], ["audio", "visual"], []]
     (tmp_path / "bare").mkdir()
     result = avpt("predict", experiment.fused, tmp_path / "bare")
     assert (result.code, "bare holds no media file" in result.error) == (1, True)
@@ -269,9 +269,9 @@ def test_folders_stand_for_the_media_in_them(
 def test_damage_that_was_read_over_is_told(experiment: Experiment, clips: Clips) -> None:
     broken = clips["damaged_picture.mp4"]
     result = done("predict", experiment.visual, broken, *HERE, "--format", "jsonl")
-    (found,) = map(json.loads, result.stdout.splitlines())
-    assert found["partial"]
-    assert f"warning: {broken}: {found['partial'][0]}" in result.stderr
+    (answer,) = map(json.loads, result.stdout.splitlines())
+    assert answer["partial"]
+    assert f"warning: {broken}: {answer['partial'][0]}" in result.stderr
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
@@ -348,6 +348,6 @@ def test_any_bytes_are_an_answer_or_an_error(
     path = tmp_path_factory.mktemp("bytes", numbered=True) / f"clip{suffix}"
     path.write_bytes(content)
     result = avpt("predict", experiment.fused, path, *HERE, "--format", "jsonl", "--quiet")
-    (found,) = map(json.loads, result.stdout.splitlines())
-    assert result.code == (0 if found["error"] is None else 1)
-    assert all(math.isfinite(entry["probability"]) for entry in found.get("top", []))
+    (answer,) = map(json.loads, result.stdout.splitlines())
+    assert result.code == (0 if answer["error"] is None else 1)
+    assert all(math.isfinite(entry["probability"]) for entry in answer.get("top", []))

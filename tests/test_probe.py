@@ -22,7 +22,7 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from avpt.commands.probe import in_words
-from avpt.diagnosis.probing import STRENGTHS, fit_probe, mcnemar
+from avpt.diagnosis.linear_probes import STRENGTHS, fit_probe, mcnemar
 from avpt.files import artifacts
 from avpt.files.outputs import sha256
 
@@ -52,19 +52,19 @@ def expected(tensors: dict[str, Tensor], prefix: str = "") -> tuple[float, float
 
 def test_features_are_those_that_the_classifier_saw(experiment: Experiment, tmp_path: Path) -> None:
     record = probe(experiment.audio, experiment.store, "--out", tmp_path / "p.safetensors")
-    found, ran = load_file(tmp_path / "p.safetensors"), load_file(experiment.audio / "predictions.safetensors")
+    actual, ran = load_file(tmp_path / "p.safetensors"), load_file(experiment.audio / "predictions.safetensors")
     head = load_file(experiment.audio / "model.safetensors")
     for split in ("val", "test"):
-        assert artifacts.unpack_ids(found, f"{split}_") == artifacts.unpack_ids(ran, f"{split}_")
-        assert torch.equal(found[f"{split}_labels"], ran[f"{split}_labels"])
-        logits = found[f"{split}_features"] @ head["head.weight"].T + head["head.bias"]
+        assert artifacts.unpack_ids(actual, f"{split}_") == artifacts.unpack_ids(ran, f"{split}_")
+        assert torch.equal(actual[f"{split}_labels"], ran[f"{split}_labels"])
+        logits = actual[f"{split}_features"] @ head["head.weight"].T + head["head.bias"]
         near(logits, ran[f"{split}_logits"])
     dynamics = load_file(experiment.audio / "dynamics.safetensors")
-    assert artifacts.unpack_ids(found, "train_") == artifacts.unpack_ids(dynamics)
-    assert found["train_features"].shape == (18, 512)
+    assert artifacts.unpack_ids(actual, "train_") == artifacts.unpack_ids(dynamics)
+    assert actual["train_features"].shape == (18, 512)
     assert (record["modality"], record["clips"]) == ("audio", {"train": 18, "val": 9, "test": 9})
     assert "stage1" not in record
-    strength, val, test = expected(found)
+    strength, val, test = expected(actual)
     assert (record["strength"], record["accuracy"]) == (strength, {"val": val, "test": test})
 
 
@@ -72,29 +72,29 @@ def test_features_are_those_that_the_classifier_saw(experiment: Experiment, tmp_
 def test_a_fused_run_beside_what_went_in(experiment: Experiment, tmp_path: Path, modality: str) -> None:
     out = tmp_path / "p.safetensors"
     record = probe(experiment.fused, experiment.store, "--modality", modality, "--out", out)
-    found = load_file(out)
+    actual = load_file(out)
     # of a concat fusion the share of one modality is its part of the linear layer and half of the bias
     fusion = load_file(experiment.fused / "model.safetensors")
     weight = fusion["fusion.linear.weight"][:, :512] if modality == "audio" else fusion["fusion.linear.weight"][:, 512:]
     shares = load_file(experiment.fused / "predictions.safetensors")
-    logits = found["test_features"] @ weight.T + fusion["fusion.linear.bias"] / 2
+    logits = actual["test_features"] @ weight.T + fusion["fusion.linear.bias"] / 2
     near(logits, shares[f"test_{modality}_logits"])
     # what went in is found by its checksum, and probed as it would be alone
     alone = tmp_path / "alone.safetensors"
     before = probe(getattr(experiment, modality), experiment.store, "--out", alone)
-    assert torch.equal(load_file(alone)["test_features"], found["stage1_test_features"])
+    assert torch.equal(load_file(alone)["test_features"], actual["stage1_test_features"])
     assert record["stage1"] == {name: before[name] for name in ("accuracy", "strength", "converged")}
-    for told, prefix in ((record, ""), (record["stage1"], "stage1_")):
-        strength, val, test = expected(found, prefix)
-        assert (told["strength"], told["accuracy"]) == (strength, {"val": val, "test": test})
+    for said, prefix in ((record, ""), (record["stage1"], "stage1_")):
+        strength, val, test = expected(actual, prefix)
+        assert (said["strength"], said["accuracy"]) == (strength, {"val": val, "test": test})
     for split in ("val", "test"):
         gained = record["accuracy"][split] - record["stage1"]["accuracy"][split]
         assert record["difference"][split] == pytest.approx(gained)
     right = [
-        (found["test_features"].double() @ found["weight"].T + found["bias"]).argmax(1),
-        (found["stage1_test_features"].double() @ found["stage1_weight"].T + found["stage1_bias"]).argmax(1),
+        (actual["test_features"].double() @ actual["weight"].T + actual["bias"]).argmax(1),
+        (actual["stage1_test_features"].double() @ actual["stage1_weight"].T + actual["stage1_bias"]).argmax(1),
     ]
-    joint, stage1 = (guess == found["test_labels"] for guess in right)
+    joint, stage1 = (guess == actual["test_labels"] for guess in right)
     assert joint.double().mean() == pytest.approx(record["accuracy"]["test"])
     assert record["mcnemar"]["joint_only"] == int((joint & ~stage1).sum())
     assert record["mcnemar"]["stage1_only"] == int((~joint & stage1).sum())
@@ -176,9 +176,9 @@ def test_several_labels(experiment: Experiment, tmp_path: Path) -> None:
     record = probe(
         tmp_path / "fused", store, "--modality", "visual", "--stage1", experiment.visual, "--out", out
     )  # whose own clips have one label each
-    found = load_file(out)
-    labels = found["test_labels"].numpy()
-    logits = (found["test_features"].double() @ found["weight"].T + found["bias"]).numpy()
+    actual = load_file(out)
+    labels = actual["test_labels"].numpy()
+    logits = (actual["test_features"].double() @ actual["weight"].T + actual["bias"]).numpy()
     assert record["map"]["test"] == pytest.approx(average_precision_score(labels, logits, average="macro"))
     assert "accuracy" not in record
     assert "mcnemar" not in record
@@ -193,8 +193,8 @@ def test_a_store_without_val_and_test(experiment: Experiment, tmp_path: Path) ->
     assert "2 of 18 training clips are set aside to choose the probe's strength" in result.stderr
     assert record["accuracy"]["test"] is None
     assert record["difference"]["test"] is None
-    told = done("probe", experiment.fused, store, "--modality", "visual", *HERE).stdout
-    assert [line.split()[0] for line in told.splitlines() if line.startswith((" val", " test"))] == ["val"]
+    said = done("probe", experiment.fused, store, "--modality", "visual", *HERE).stdout
+    assert [line.split()[0] for line in said.splitlines() if line.startswith((" val", " test"))] == ["val"]
     (tmp_path / "held").mkdir()
     held_out = stored(tmp_path / "held", [row for row in digit_rows() if row["split"] != "train"])
     refused("probe", experiment.visual, held_out, *HERE, says="has no training clips")
@@ -213,8 +213,8 @@ def test_the_stage_1_encoder_is_not_to_be_found(experiment: Experiment, tmp_path
     assert "--search" in result.stderr
     assert result.json().keys() >= {"accuracy", "strength"}
     assert "stage1" not in result.json()
-    for found in (("--stage1", experiment.visual), ("--search", experiment.folder)):
-        result = done(*command, *found)
+    for actual in (("--stage1", experiment.visual), ("--search", experiment.folder)):
+        result = done(*command, *actual)
         assert result.stderr == ""
         assert "stage1" in result.json()
     recorded, other = sha256(experiment.visual / "model.safetensors"), sha256(experiment.visual_init)
@@ -315,7 +315,7 @@ def test_a_label_that_every_clip_has() -> None:
 
 
 def test_a_fit_that_does_not_end_says_so_without_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("avpt.diagnosis.probing.MOST_STEPS", 1)
+    monkeypatch.setattr("avpt.diagnosis.linear_probes.MOST_STEPS", 1)
     random = np.random.default_rng(0)
     features, labels = random.normal(size=(90, 5)), np.arange(90) % 3
     with warnings.catch_warnings():
@@ -326,19 +326,19 @@ def test_a_fit_that_does_not_end_says_so_without_a_warning(monkeypatch: pytest.M
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=40))
 def test_mcnemar_by_its_definition(clips: list[tuple[bool, bool]]) -> None:
     first, second = (np.array([clip[i] for clip in clips], dtype=bool) for i in (0, 1))
-    found = mcnemar(first, second)
+    actual = mcnemar(first, second)
     a, b = sum(x and not y for x, y in clips), sum(y and not x for x, y in clips)
-    assert (found["joint_only"], found["stage1_only"]) == (a, b)
+    assert (actual["joint_only"], actual["stage1_only"]) == (a, b)
     tail = sum(math.comb(a + b, i) for i in range(min(a, b) + 1)) / 2 ** (a + b)
-    assert found["p"] == pytest.approx(min(1.0, 2 * tail))
-    json.dumps(found)
+    assert actual["p"] == pytest.approx(min(1.0, 2 * tail))
+    json.dumps(actual)
 
 
 @pytest.mark.parametrize(("joint", "before", "says"), [(1, 20, "lost"), (20, 1, "gained"), (4, 6, "no difference")])
 def test_words_go_by_the_test(joint: int, before: int, says: str) -> None:
     first = np.array([True] * joint + [False] * before + [True] * 50)
     second = np.array([False] * joint + [True] * before + [True] * 50)
-    told = in_words({"clips": {"test": len(first)}, "mcnemar": mcnemar(first, second)})
-    assert sum(word in told for word in ("lost", "gained", "no difference")) == 1
-    assert says in " ".join(told.split())
-    assert max(map(len, told.splitlines())) <= 80
+    said = in_words({"clips": {"test": len(first)}, "mcnemar": mcnemar(first, second)})
+    assert sum(word in said for word in ("lost", "gained", "no difference")) == 1
+    assert says in " ".join(said.split())
+    assert max(map(len, said.splitlines())) <= 80

@@ -239,7 +239,7 @@ def test_pictures_agree_with_ffmpegs(real: Real, name: str) -> None:
 
 def decodes(path: Path, kind: str) -> bool | None:
     """Whether any frame of any stream of a kind decodes, by PyAV; None where there is no such stream."""
-    found = None
+    actual = None
     with av.open(f"file:{path}", metadata_errors="replace") as container:
         indices = [
             stream.index
@@ -247,7 +247,7 @@ def decodes(path: Path, kind: str) -> bool | None:
             if stream.type == kind and not stream.disposition & Disposition.attached_pic
         ]
     for index in indices:
-        found = found or False
+        actual = actual or False
         with av.open(f"file:{path}", metadata_errors="replace") as container:
             stream: Any = container.streams[index]
             if stream.codec_context is None:
@@ -258,17 +258,17 @@ def decodes(path: Path, kind: str) -> bool | None:
                         return True
                 except av.FFmpegError:
                     continue
-    return found
+    return actual
 
 
 def holds(path: Path) -> set[str] | None:
     """Which of sound and pictures a file holds; None where it can't be kept: something in it yields nothing."""
     try:
-        found = {kind: decodes(path, kind) for kind in ("audio", "video")}
+        actual = {kind: decodes(path, kind) for kind in ("audio", "video")}
     except (av.FFmpegError, EOFError):
         return None
-    kept = {kind for kind, any_frame in found.items() if any_frame}
-    return kept if kept and False not in found.values() else None
+    kept = {kind for kind, any_frame in actual.items() if any_frame}
+    return kept if kept and False not in actual.values() else None
 
 
 def kept_of(store: Path) -> dict[str, set[str]]:
@@ -307,5 +307,5 @@ def test_every_clip_is_kept_with_what_it_holds_or_fails(tmp_path: Path) -> None:
     stages = {Path(name).name: row["stage"] for name, row in failures.items()}
     named = {path.name for path in files.values()}
     assert {name: stages.get(name) for name in STAGES if name in named}.items() <= STAGES.items()
-    told = {(Path(name).name, stage, what) for name, stage, what in partial}
-    assert {row for row in TOLD if row[0] in named} <= told
+    listed = {(Path(name).name, stage, what) for name, stage, what in partial}
+    assert {row for row in TOLD if row[0] in named} <= listed

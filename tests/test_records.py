@@ -107,11 +107,11 @@ def one_line(*command: str | Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{", "it is no JSON"),
+        ("{", "it is not JSON"),
         (NESTED, "it is nested too deeply"),
         ("[" * (DEEPEST + 1) + "]" * (DEEPEST + 1), "it is nested too deeply"),
         ('{"seed": 1' + "0" * 30 + "}", "a number out of range"),
-        ('{"seed": 1' + "0" * 5000 + "}", "it is no JSON"),
+        ('{"seed": 1' + "0" * 5000 + "}", "it is not JSON"),
         ('{"mask": "\\ud800"}', "half a character"),
         ('{"\\udc80": 1}', "half a character"),
         ('{"epochs": "2"}', "epochs: expected int, got str"),
@@ -136,9 +136,9 @@ def test_what_a_record_holds_beside_what_is_known_stays_in_it() -> None:
 
 def test_only_plain_files_of_a_sensible_size_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(RecordError, match="it is no file"):
+    with pytest.raises(RecordError, match="it is not a file"):
         read_text(tmp_path / "pipe")
-    with pytest.raises(RecordError, match="it is no file"):
+    with pytest.raises(RecordError, match="it is not a file"):
         read_text(Path("/dev/zero"))
     with (tmp_path / "huge").open("wb") as file:
         file.truncate(2**40)

@@ -39,7 +39,7 @@ def _started(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("avpt.runs.training_run.check_repeatable", check_repeatable)  # other tests do without
 
 
-class Told(nn.Module):
+class Changed(nn.Module):
     """The smallest model, with something done to its features."""
 
     def __init__(self, change: Callable[[Tensor], Tensor] = lambda features: features) -> None:
@@ -90,9 +90,9 @@ def some(device: str = "cpu") -> Batch:
 @pytest.mark.parametrize("change", [of_memory_of_torch, of_memory_of_a_library, of_a_count, of_a_gradient])
 def test_two_answers_are_refused_or_told(change: Callable[[Tensor], Tensor], caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ConfigError, match=f"^--precision bf16 {TOLD} on this processor; use --precision fp32$"):
-        check_repeatable(Told(change), some(), Stepping("bf16"), World())
+        check_repeatable(Changed(change), some(), Stepping("bf16"), World())
     assert not caplog.records
-    check_repeatable(Told(change), some(), Stepping(), World())
+    check_repeatable(Changed(change), some(), Stepping(), World())
     (line,) = caplog.messages
     assert line.startswith(f"fp32 {TOLD} on this processor: the same command will not give the same bytes again, ")
 
@@ -110,7 +110,7 @@ def test_two_answers_are_refused_or_told(change: Callable[[Tensor], Tensor], cap
 def test_one_answer_is_nothing_to_tell(
     change: Callable[[Tensor], Tensor], precision: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    check_repeatable(Told(change), some(), Stepping(precision, label_smoothing=0.1), World())
+    check_repeatable(Changed(change), some(), Stepping(precision, label_smoothing=0.1), World())
     assert not caplog.records
 
 
@@ -118,7 +118,7 @@ def test_other_devices_are_told_of_in_any_precision(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("avpt.training.repeatable._one_answer", lambda *arguments: False)
-    check_repeatable(Told(), some("meta"), Stepping("bf16"), World())
+    check_repeatable(Changed(), some("meta"), Stepping("bf16"), World())
     (line,) = caplog.messages
     assert line.startswith(f"bf16 {TOLD} on meta: ")
     assert line.endswith("nor will a run that is interrupted end with those of an undisturbed one")
@@ -128,7 +128,7 @@ def test_too_little_memory_is_left_to_the_first_step(caplog: pytest.LogCaptureFi
     def full(features: Tensor) -> Tensor:
         raise torch.OutOfMemoryError
 
-    check_repeatable(Told(full), some(), Stepping("bf16"), World())
+    check_repeatable(Changed(full), some(), Stepping("bf16"), World())
     assert not caplog.records
 
 
@@ -141,7 +141,7 @@ def test_all_is_left_as_it_was(precision: Any) -> None:
     visual.register_forward_hook(lambda encoder, inputs, features: nn.functional.dropout(features))
     model = FusedModel(audio, visual, "concat", 3)
     model.eval()
-    model.visual.bn1.train()
+    model.visual.get_submodule("bn1").train()
     balance = OgmGe(model, shares, 0.5, (0, 1), 0, World())
     state = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
@@ -187,9 +187,9 @@ def test_the_clips_are_the_first_of_the_run_and_no_pass_is_changed(experiment: E
     untouched, looked_at = loader(), loader()
     few = training_run.first_clips(looked_at)
     expected = [batch for epoch in range(2) for batch in untouched.epoch(epoch)]
-    found = [batch for epoch in range(2) for batch in looked_at.epoch(epoch)]
-    assert len(found) == len(expected) == 6
-    for mine, theirs in zip(found, expected, strict=True):
+    actual = [batch for epoch in range(2) for batch in looked_at.epoch(epoch)]
+    assert len(actual) == len(expected) == 6
+    for mine, theirs in zip(actual, expected, strict=True):
         assert torch.equal(mine.positions, theirs.positions)
         assert all(map(torch.equal, mine.inputs, theirs.inputs))
     assert len(few.labels) == 4

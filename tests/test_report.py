@@ -109,7 +109,7 @@ def page(experiment: Experiment, joint: Path) -> Path:
     return out
 
 
-def check_sound(text: str) -> Parsed:
+def check_page(text: str) -> Parsed:
     """What must hold of every page."""
     parsed = Parsed(text)
     assert not parsed.all("script", "link", "iframe", "object", "embed", "base", "form")
@@ -145,9 +145,9 @@ def check_sound(text: str) -> Parsed:
 # --- the page ----------------------------------------------------------------------------------------------------
 
 
-def test_the_page_is_sound_and_small_and_has_every_part(page: Path) -> None:
+def test_the_page_is_whole_and_small_and_has_every_part(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    parsed = check_sound(text)
+    parsed = check_page(text)
     assert len(text) < 2_000_000
     titles = ("The data", "Initialisation", "Stage 1", "Confidence", "Stage 2", "Results", "Provenance")
     assert all(title in parsed.words for title in titles)
@@ -335,7 +335,7 @@ def test_classes_and_runs_with_nasty_names(experiment: Experiment, tmp_path: Pat
         classes = [artifact.header.classes[0], EVIL, *artifact.header.classes[2:]]
         artifacts.save(path, replace(artifact.header, classes=classes), artifact.tensors)
     done("report", nasty, "--out", tmp_path / "page.html", "--search", folder)
-    parsed = check_sound((tmp_path / "page.html").read_text(encoding="utf-8"))
+    parsed = check_page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert parsed.words.count("<script>alert(1)</script>") >= 3  # the table of classes, a clip, the matrix
     assert "a <b>$run$ & 'c'" in parsed.words
 
@@ -359,7 +359,7 @@ def report(folder: Path, *runs: str, says: str = "") -> Parsed:
     """The page of some runs of a copy, which warns of this, or of nothing."""
     result = done("report", *(folder / run for run in runs), "--search", folder, "--out", folder / "page.html")
     assert says in result.stderr if says else "warning" not in result.stderr
-    parsed = check_sound((folder / "page.html").read_text(encoding="utf-8"))
+    parsed = check_page((folder / "page.html").read_text(encoding="utf-8"))
     parsed.words = " ".join(parsed.words.split())
     return parsed
 
@@ -401,12 +401,12 @@ def test_an_unfinished_run_is_shown_as_such(experiment: Experiment, tmp_path: Pa
     (folder / "fused" / "metrics.jsonl").write_text(rows[0], encoding="utf-8")
     result = done("report", folder / "fused", "--search", folder, "--out", folder / "page.html", "--json")
     assert result.json()["unfinished"] == ["fused"]
-    words = " ".join(check_sound((folder / "page.html").read_text(encoding="utf-8")).words.split())
+    words = " ".join(check_page((folder / "page.html").read_text(encoding="utf-8")).words.split())
     assert "Not finished, so without results: fused (unfinished, 1 of 2 epochs done)" in words
     assert [verdict["answer"] for verdict in result.json()["verdicts"][1:]] == ["not measured"] * 2
     (folder / "fused" / "metrics.jsonl").write_text("", encoding="utf-8")
     done("report", folder / "fused", "--search", folder, "--out", folder / "empty.html")
-    words = check_sound((folder / "empty.html").read_text(encoding="utf-8")).words
+    words = check_page((folder / "empty.html").read_text(encoding="utf-8")).words
     assert "No epoch is done yet." in words
 
 
@@ -435,7 +435,7 @@ def test_runs_on_different_class_sets_and_with_several_labels(experiment: Experi
     probe(tmp_path, tmp_path / "joint", "audio", -0.125, None)
     folders = ("--search", tmp_path, "--search", experiment.folder)
     result = done("report", tmp_path / "joint", experiment.fused, *folders, "--out", tmp_path / "page.html")
-    words = " ".join(check_sound((tmp_path / "page.html").read_text(encoding="utf-8")).words.split())
+    words = " ".join(check_page((tmp_path / "page.html").read_text(encoding="utf-8")).words.split())
     assert "2 different sets of classes" in words
     assert words.count("2 different sets of classes, so not all of them can be compared") == 3
     assert "encoder of joint against before joint training: −12.5 points on average (1 seed: no test" in words
@@ -479,7 +479,7 @@ def test_abnormal_channels_are_counted_and_told(experiment: Experiment, tmp_path
     assert verdict["answer"] == "yes"
     assert verdict["headline"].startswith("48 of 4800 BatchNorm channels (1.0 %)")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "most in layer1.0.bn1 (75.0 %)" in check_sound(text).words
+    assert "most in layer1.0.bn1 (75.0 %)" in check_page(text).words
 
 
 # --- the test behind the verdicts --------------------------------------------------------------------------------
@@ -529,7 +529,7 @@ def test_probes_and_evaluations_are_found_and_speak(experiment: Experiment, join
         record = done("report", joint, *folders, "--out", tmp_path / "page.html", "--json", "--overwrite").json()
         answers.append(record["verdicts"][1]["answer"])
     assert answers == ["unclear", "unclear"]  # one seed, whatever its clips say
-    words = " ".join(check_sound((tmp_path / "page.html").read_text(encoding="utf-8")).words.split())
+    words = " ".join(check_page((tmp_path / "page.html").read_text(encoding="utf-8")).words.split())
     assert "25.0 % 75.0 % −50.0 points p = 0.500" in words
     assert "without audio" in words
     assert "avpt evaluate unmasked store" in re.sub(r"\S*/", "", words)

@@ -148,9 +148,9 @@ def test_training_killed_at_any_step_comes_to_the_same_bytes(
     done(*command, "--checkpoint-every", "7", "--out", tmp_path / "whole")
     expected = files_of(tmp_path / "whole")
     assert len(expected) == 7 + (MODES[name][0] == "fused")
-    count, found = finished_after_kills(tmp_path, *command, kills=2)
+    count, actual = finished_after_kills(tmp_path, *command, kills=2)
     assert count > 0
-    assert found == expected
+    assert actual == expected
 
 
 @pytest.mark.slow
@@ -163,8 +163,8 @@ def test_training_killed_many_times_comes_to_the_same_bytes(
     count, rounds = 0, 0
     while count < 5:
         assert rounds < 10
-        more, found = finished_after_kills(tmp_path, *command, kills=5 - count)
-        assert found == files_of(tmp_path / "whole")
+        more, actual = finished_after_kills(tmp_path, *command, kills=5 - count)
+        assert actual == files_of(tmp_path / "whole")
         count, rounds = count + more, rounds + 1
         shutil.rmtree(tmp_path / "killed")
     print(f"{name}: {count} kills")
@@ -221,9 +221,9 @@ def test_more_epochs_continue_a_constant_rate_run(experiment: Experiment, tmp_pa
     done(*command, "--out", fresh)
     assert epochs_done(longer) == 3
     assert files_of(longer) == files_of(fresh)
-    told = avpt(*training(experiment, "visual"), "--out", longer)  # and back is another run
-    assert told.code == 1
-    assert "epochs: 3 there, 2 now" in told.error
+    refusal = avpt(*training(experiment, "visual"), "--out", longer)  # and back is another run
+    assert refusal.code == 1
+    assert "epochs: 3 there, 2 now" in refusal.error
 
 
 def test_more_epochs_of_a_step_schedule_continue_too(experiment: Experiment, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ PROVENANCE = {"kind": "evaluation", "config": {"seed": 0}, "inputs": {}}
 
 def refusals(path: Path, overwrite: bool) -> list[str]:
     """What is said of a file by all that would write one there."""
-    told = []
+    messages = []
     for write in (
         lambda: artifacts.reuse(path, HEADER, {}, overwrite),
         lambda: export_headers.reuse(path, HEADER, {}, overwrite),
@@ -29,8 +29,8 @@ def refusals(path: Path, overwrite: bool) -> list[str]:
     ):
         with pytest.raises(OutputError) as error:
             write()
-        told.append(str(error.value))
-    return told
+        messages.append(str(error.value))
+    return messages
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -40,13 +40,13 @@ def test_a_foreign_file_is_refused_in_one_wording(tmp_path: Path, overwrite: boo
         rf"{tmp_path}/mine was not (written|exported) by (avpt|this command)( \(.*\))?, or is damaged; "
         "remove it or choose another --out"
     )
-    told = refusals(tmp_path / "mine", overwrite)
-    assert [line for line in told if not wording.fullmatch(line)] == []
+    messages = refusals(tmp_path / "mine", overwrite)
+    assert [line for line in messages if not wording.fullmatch(line)] == []
 
 
 def test_a_folder_is_refused_where_a_file_goes(tmp_path: Path) -> None:
-    told = refusals(tmp_path, overwrite=True)[:3]
-    assert set(told) == {f"{tmp_path} is a folder; --out must name a file"}
+    messages = refusals(tmp_path, overwrite=True)[:3]
+    assert set(messages) == {f"{tmp_path} is a folder; --out must name a file"}
 
 
 def test_what_is_there_is_replaced_only_where_that_is_meant(tmp_path: Path) -> None:

@@ -163,8 +163,8 @@ def test_the_pictures_of_a_segment_are_those_on_screen(film: Film, name: str) ->
     times, numbers = all_pictures(path)
     assert len(set(numbers)) > 0.99 * len(stamps_of(FILMS[name], SECONDS))
     for start in STARTS:
-        found = shown(path, start, start + 1.2)
-        assert found == on_screen(times, numbers, [start + k / 10 for k in range(12)]), start
+        actual = shown(path, start, start + 1.2)
+        assert actual == on_screen(times, numbers, [start + k / 10 for k in range(12)]), start
     last = shown(path, LAST, None, fps=RATE)  # to the end of the file
     assert last == on_screen(times, numbers, [LAST + k / RATE for k in range(len(last))])
     assert last[-1] == numbers[-1]
@@ -177,16 +177,16 @@ def test_the_sound_of_a_segment_is_that_of_its_time(film: Film, name: str) -> No
     near = int(NEAR * rate)
     for start in STARTS:
         end = start + 1.2
-        found = heard(path, rate, start, end)
+        actual = heard(path, rate, start, end)
         expected = whole[max(0, round((start - begin) * rate)) : max(0, round((end - begin) * rate))]
-        off = lag(found, expected, near)
+        off = lag(actual, expected, near)
         if recipe.exact:
-            assert (off, len(found)) == (0, len(expected)), start
-            np.testing.assert_allclose(found, expected, atol=2e-3)
+            assert (off, len(actual)) == (0, len(expected)), start
+            np.testing.assert_allclose(actual, expected, atol=2e-3)
         else:
             assert abs(off) < near, start
-            assert abs(len(found) - len(expected)) <= near, start
-            moved, still = (found[off:], expected) if off >= 0 else (found, expected[-off:])
+            assert abs(len(actual) - len(expected)) <= near, start
+            moved, still = (actual[off:], expected) if off >= 0 else (actual, expected[-off:])
             size = min(len(moved), len(still)) - 1200  # Opus and Vorbis fade to the end of the file
             assert np.corrcoef(moved[:size], still[:size])[0, 1] > 0.98, start
     assert len(heard(path, rate, LAST, None)) == pytest.approx(len(whole) - (LAST - begin) * rate, abs=near)
@@ -209,13 +209,13 @@ def test_the_last_key_frame_of_a_segment(film: Film, name: str) -> None:
     times = [time for time, key in zip(times, keys, strict=True) if key]
     numbers = [number for number, key in zip(numbers, keys, strict=True) if key]
     for start in STARTS:
-        found = shown(path, start, start + 1.2, accuracy="keyframe")
-        assert found == on_screen(times, numbers, [start + k / 10 for k in range(12)]), start
-    told = Notes()
-    last = shown(path, 0, None, 1.0, accuracy="keyframe", notes=told)
+        actual = shown(path, start, start + 1.2, accuracy="keyframe")
+        assert actual == on_screen(times, numbers, [start + k / 10 for k in range(12)]), start
+    noted = Notes()
+    last = shown(path, 0, None, 1.0, accuracy="keyframe", notes=noted)
     assert last == on_screen(times, numbers, [float(k) for k in range(len(last))])
     assert len(last) == len(shown(path, 0, None, 1.0))  # it stays until the pictures end
-    assert told.troubles == []
+    assert noted.troubles == []
 
 
 # --- what it costs -------------------------------------------------------------------------------------------------
@@ -333,8 +333,8 @@ def test_what_follows_the_last_instant_of_a_group_is_left_out(film: Film, work: 
 def test_in_doubt_the_plain_way_is_gone(film: Film, work: Work, name: str) -> None:
     path = film(name)  # no stamps of showing; key frames from which decoding can't start
     times, numbers = all_pictures(path)
-    found = shown(path, 9.12, 10.12, fps=5)
-    assert found == on_screen(times, numbers, [9.12 + k / 5 for k in range(5)])
+    actual = shown(path, 9.12, 10.12, fps=5)
+    assert actual == on_screen(times, numbers, [9.12 + k / 5 for k in range(5)])
     assert work.plain == 1
 
 
@@ -350,8 +350,8 @@ def test_packets_that_an_edit_list_hides(tmp_path: Path, work: Work) -> None:
     with av.open(str(path)) as container:
         assert any(packet.is_discard for packet in container.demux(video=0) if packet.size)
     for start in (0.0, 0.5, 2.0, 7.0):
-        found = shown(path, start, start + 1, fps=RATE)
-        assert found == [int((1 + start) * RATE) + k for k in range(RATE)], start
+        actual = shown(path, start, start + 1, fps=RATE)
+        assert actual == [int((1 + start) * RATE) + k for k in range(RATE)], start
     assert work.plain == 0
 
 
@@ -367,8 +367,8 @@ def test_a_seek_that_lands_late_is_noticed(
     expected = heard(path, rate, 15.3, 16.3)
     pictures = shown(path, 15.3, 16.3) if FILMS[name].video else []
     monkeypatch.setattr(streams, "SEEK_MARGIN", margin)
-    found = heard(path, rate, 15.3, 16.3)
-    off = lag(found, expected, int(NEAR * rate))
+    actual = heard(path, rate, 15.3, 16.3)
+    off = lag(actual, expected, int(NEAR * rate))
     assert abs(off) <= (0 if FILMS[name].exact else NEAR * rate)
     assert len(pictures) == (10 if FILMS[name].video else 0)
     assert (shown(path, 15.3, 16.3) if FILMS[name].video else []) == pictures
@@ -399,26 +399,26 @@ def test_errors_right_after_a_seek_are_no_damage(film: Film, name: str, monkeypa
         return decode_packet(track, packet)
 
     monkeypatch.setattr(streams, "_decoded", failing)
-    told = Notes()
-    found = read_waveform(path, rate, start=15.3, end=16.3, notes=told)
-    assert found is not None
-    assert abs(lag(found, expected, int(NEAR * rate))) <= (0 if FILMS[name].exact else NEAR * rate)
+    noted = Notes()
+    actual = read_waveform(path, rate, start=15.3, end=16.3, notes=noted)
+    assert actual is not None
+    assert abs(lag(actual, expected, int(NEAR * rate))) <= (0 if FILMS[name].exact else NEAR * rate)
     if pictures:
-        assert shown(path, 15.3, 16.3, notes=told) == pictures
+        assert shown(path, 15.3, 16.3, notes=noted) == pictures
     assert failed
-    assert told.troubles == []
+    assert noted.troubles == []
 
 
 @pytest.mark.parametrize("kind", ["audio", "video"])
 def test_damage_is_told_where_it_is(film: Film, tmp_path: Path, kind: str) -> None:
     path = spoiled(film("mp4"), tmp_path / "a.mp4", kind, lambda number, time: 1.0 <= time < 1.2 or 10.5 <= time < 10.7)
     for start, hurt in ((0.0, True), (3.0, False), (10.0, True), (15.0, False), (19.0, False)):
-        told = Notes()
+        noted = Notes()
         if kind == "audio":
-            read_waveform(path, 16000, start=start, end=start + 2, notes=told)
+            read_waveform(path, 16000, start=start, end=start + 2, notes=noted)
         else:
-            shown(path, start, start + 2, notes=told)
-        assert [trouble.partition(":")[0] for trouble in told.troubles] == ["damaged"] * hurt, start
+            shown(path, start, start + 2, notes=noted)
+        assert [trouble.partition(":")[0] for trouble in noted.troubles] == ["damaged"] * hurt, start
 
 
 @pytest.mark.parametrize("name", ["mp4", "mpg", "ogg of Vorbis"])
@@ -463,9 +463,9 @@ def test_stamps_of_showing_that_are_those_of_decoding(tmp_path: Path, work: Work
     assert numbers == list(range(12 * RATE))
     assert stamps != sorted(stamps)
     for start, fps in ((0.0, 10), (3.3, 25), (7.3, 1), (7.3, 10)):
-        found = shown(path, start, start + 1.2, fps=fps)
-        assert len(found) == math.ceil(1.2 * fps)
-        assert found == on_screen(stamps, numbers, [start + k / fps for k in range(len(found))])
+        actual = shown(path, start, start + 1.2, fps=fps)
+        assert len(actual) == math.ceil(1.2 * fps)
+        assert actual == on_screen(stamps, numbers, [start + k / fps for k in range(len(actual))])
     assert work.plain == 4
 
 
@@ -506,16 +506,16 @@ def test_a_hole_in_the_sound_is_silence_and_what_follows_keeps_its_time(
     np.testing.assert_array_equal(whole, expected.astype(np.float32))
     assert not whole[129200:134800].any()  # 8.075 s to 8.425 s; AAC and its delay reach a little beyond their own
     for start, end in ((7.3, 9.3), (8.1, 8.3), (8.2, 9.2), (8.6, 9.6), (12.25, None)):
-        found = heard(path, rate, start, end)
+        actual = heard(path, rate, start, end)
         last = None if end is None else round(end * rate)
-        np.testing.assert_allclose(found, whole[round(start * rate) : last], atol=0 if codec != "aac" else 2e-3)
+        np.testing.assert_allclose(actual, whole[round(start * rate) : last], atol=0 if codec != "aac" else 2e-3)
 
 
 def test_a_clock_that_is_set_leaves_no_hole(tmp_path: Path) -> None:
     samples = jumping(tmp_path / "a.mkv", "pcm_s16le", 7200.0)
     np.testing.assert_array_equal(heard(tmp_path / "a.mkv", 16000, 0.0, None), samples.astype(np.float32))
-    found = heard(tmp_path / "a.mkv", 16000, 9.5, 10.5)
-    np.testing.assert_array_equal(found, samples[152000:168000].astype(np.float32))
+    actual = heard(tmp_path / "a.mkv", 16000, 9.5, 10.5)
+    np.testing.assert_array_equal(actual, samples[152000:168000].astype(np.float32))
 
 
 def test_a_clock_that_goes_back_is_read_the_same_both_ways(

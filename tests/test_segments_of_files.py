@@ -70,7 +70,7 @@ def test_files_of_a_folder_become_segments_that_stay_together(tmp_path: Path) ->
     of_b = [(row["id"], row["start"], row["end"]) for row in rows if row["audio"].endswith("cat/b.wav")]
     assert of_b == [("cat/b_0_1", "0", "1"), ("cat/b_1_2", "1", "2"), ("cat/b_2_2.95", "2", "2.95")]
     splits = {row["audio"]: {other["split"] for other in rows if other["audio"] == row["audio"]} for row in rows}
-    assert all(len(found) == 1 for found in splits.values())
+    assert all(len(actual) == 1 for actual in splits.values())
     assert {row["split"] for row in rows} == {"train", "test"}
     store = done("preprocess", out, "--out", tmp_path / "store", "--spectrogram-frames", "100", "--json").json()
     assert (store["clips"], store["failures"]) == (16, 0)
@@ -93,7 +93,7 @@ def test_groups_stay_together(tmp_path: Path) -> None:
     splits = {
         speaker: {row["split"] for row in rows if f"/{speaker}_" in row["audio"]} for speaker in "abcd"
     }  # of both classes
-    assert all(len(found) == 1 for found in splits.values())
+    assert all(len(actual) == 1 for actual in splits.values())
     assert {row["split"] for row in rows} == {"train", "val"}
     assert Counter(row["recording"] for row in rows) == dict.fromkeys("abcd", 6)
 
@@ -104,7 +104,7 @@ def test_groups_stay_together(tmp_path: Path) -> None:
         (("--hop", "1"), "do nothing without --segment"),
         (("--segment", "1", "--hop", "2"), "what lies between would be lost"),
         (("--group-by", "("), "is no regular expression"),
-        (("--group-by", "zebra"), "is found in no clip's path, such as cat/a"),
+        (("--group-by", "zebra"), "matches no clip's path, such as cat/a"),
     ],
 )
 def test_options_that_make_no_sense_are_one_line(tmp_path: Path, options: tuple[str, ...], says: str) -> None:
@@ -142,8 +142,8 @@ def test_answers_for_each_piece_and_their_mean(
     ]
     manifest = tmp_path / "pieces.csv"
     manifest.write_text("audio,start,end\nlong.wav,0,0.5\nlong.wav,0.5,1\nlong.wav,1,1.3\nshort.wav,,\n")
-    apart = done("predict", model, "--manifest", manifest, "--workers", "1", "--device", "cpu", "--json").json()
-    one_by_one = [line["top"] for line in apart["predictions"]]
+    separate = done("predict", model, "--manifest", manifest, "--workers", "1", "--device", "cpu", "--json").json()
+    one_by_one = [line["top"] for line in separate["predictions"]]
     assert [line["top"] for line in lines[:3]] + [lines[4]["top"]] == one_by_one
     probabilities = [{entry["label"]: entry["probability"] for entry in top} for top in one_by_one[:3]]
     expected = {label: np.mean([one[label] for one in probabilities]) for label in probabilities[0]}
@@ -178,8 +178,8 @@ def test_options_of_predict_that_make_no_sense(experiment: Experiment, options: 
 def test_what_is_not_looked_at_is_told_with_the_length_that_is(experiment: Experiment, tmp_path: Path) -> None:
     long = record(tmp_path / "long.wav", 1.3)
     command = ("predict", experiment.audio, long, "--workers", "1", "--device", "cpu")
-    told = done(*command).stderr
-    assert "only the beginning was looked at" in told
-    assert "--segment 0.48 looks at all of it, start and end" in told  # as many frames as the store keeps of a clip
+    said = done(*command).stderr
+    assert "only the beginning was looked at" in said
+    assert "--segment 0.48 looks at all of it, start and end" in said  # as many frames as the store keeps of a clip
     assert "--segment 0.48 looks at all of it" in done(*command, "--segment", "0.7").stderr
     assert "only the beginning" not in done(*command, "--segment", "0.48").stderr

@@ -87,7 +87,7 @@ def test_every_clip_is_taken_once(num_clips: int, batch_size: int, processes: in
     taken = [position for shares in steps for share in shares for _, position, _ in share]
     alone = [position for batch in EpochSampler(num_clips, batch_size, seed) for _, position, _ in batch]
     assert sorted(taken) == list(range(num_clips))
-    assert taken == alone  # the order hangs on the seed alone
+    assert taken == alone  # the order depends on the seed alone
     for sampler in samplers:
         sampler.start = start
     rest = [position for shares in zip(*samplers, strict=True) for share in shares for _, position, _ in share]
@@ -143,14 +143,14 @@ def test_gradients_are_those_of_one_process(tmp_path: Path, size: int) -> None:
         return {"gradients": gradients, "weights": dict(model.state_dict()), "seen": seen, "clean": clean.probability}
 
     expected = step(World())
-    found = in_processes(size, tmp_path, step)
+    actual = in_processes(size, tmp_path, step)
     for name, gradient in expected["gradients"].items():
         scale = float(gradient.abs().max())
-        torch.testing.assert_close(found[0]["gradients"][name], gradient, rtol=1e-3, atol=1e-5 * scale)
-        for other in found[1:]:
-            assert torch.equal(other["gradients"][name], found[0]["gradients"][name])
-            assert torch.equal(other["weights"][name], found[0]["weights"][name])
-    for result in found:
+        torch.testing.assert_close(actual[0]["gradients"][name], gradient, rtol=1e-3, atol=1e-5 * scale)
+        for other in actual[1:]:
+            assert torch.equal(other["gradients"][name], actual[0]["gradients"][name])
+            assert torch.equal(other["weights"][name], actual[0]["weights"][name])
+    for result in actual:
         torch.testing.assert_close(result["clean"], expected["clean"])
         for what in ("probability", "loss"):
             torch.testing.assert_close(result["seen"][what], expected["seen"][what])
@@ -252,7 +252,7 @@ def test_another_number_of_processes_is_told(
 ) -> None:
     run = shutil.copytree(whole[0], tmp_path / "run")
     result = done(*training(experiment), "--epochs", "3", "--out", run)
-    assert "last.pt is of 2 process(es), going on with 1 changes the result" in result.stderr
+    assert "last.pt was made by 2 process(es); going on with 1 changes the result" in result.stderr
 
 
 def test_more_processes_than_clips_is_one_line(experiment: Experiment, tmp_path: Path) -> None:
@@ -298,8 +298,8 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
     finally:
         agent.kill()
         agent.communicate()
-    told = [line for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("avpt: ")]
-    assert any("the same command" in line and "goes on from" in line for line in told), log.read_text(encoding="utf-8")
+    said = [line for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("avpt: ")]
+    assert any("the same command" in line and "goes on from" in line for line in said), log.read_text(encoding="utf-8")
     assert not (run / "summary.json").exists()
 
     again = torchrun(*command, log=log)

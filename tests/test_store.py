@@ -1,3 +1,5 @@
+"""`avpt preprocess`: what a store holds of each clip, and what becomes of clips that fail."""
+
 from __future__ import annotations
 
 import csv
@@ -80,9 +82,9 @@ def json_of(path: Path) -> dict[str, Any]:
 def test_a_shard_is_the_table_of_the_contract(experiment: Experiment) -> None:
     for shard, clips in (("train-00000", 8), ("train-00002", 2), ("val-00001", 1), ("test-00000", 8)):
         with h5py.File(experiment.store / f"{shard}.h5") as file:
-            found: list[str] = []
-            file.visititems(lambda name, item, to=found: to.append(name) if isinstance(item, h5py.Dataset) else None)
-            assert set(found) == {"id", *DATASETS}
+            actual: list[str] = []
+            file.visititems(lambda name, item, to=actual: to.append(name) if isinstance(item, h5py.Dataset) else None)
+            assert set(actual) == {"id", *DATASETS}
             total, size = int(file["visual/clip_offset"][-1]), int(file["visual/byte_offset"][-1])
             shapes = {
                 "id": (clips,),
@@ -95,10 +97,10 @@ def test_a_shard_is_the_table_of_the_contract(experiment: Experiment) -> None:
                 "visual/bytes": (size,),
                 "visual/size": (total, 2),
             }
-            assert {name: file[name].shape for name in found} == shapes
+            assert {name: file[name].shape for name in actual} == shapes
             assert {name: file[name].dtype for name in DATASETS} == DATASETS
             assert h5py.check_string_dtype(file["id"].dtype) == h5py.h5t.string_info("utf-8", None)
-            for name in found:
+            for name in actual:
                 assert file[name].chunks is None
                 assert file[name].compression is None
             attributes = dict(file.attrs)
@@ -177,8 +179,8 @@ def test_statistics_are_of_the_training_splits_real_frames(experiment: Experimen
         for fbank, count in zip(part["audio/fbank"], part["audio/num_frames"], strict=True)
     ]
     values = np.concatenate(real)
-    found = json_of(experiment.store / "store.json")["normalisation"]
-    assert found == pytest.approx({"mean": values.mean(), "std": values.std()}, rel=1e-10)
+    actual = json_of(experiment.store / "store.json")["normalisation"]
+    assert actual == pytest.approx({"mean": values.mean(), "std": values.std()}, rel=1e-10)
     sums = json_of(experiment.store / "train-00000.json")["sums"]
     first = np.concatenate(real[:8])
     expected = {"count": len(first), "sum": first.sum(), "sum_of_squares": (first**2).sum()}
@@ -241,8 +243,8 @@ def test_a_lost_shard_is_made_again(experiment: Experiment, tmp_path: Path) -> N
 def test_raw_frames_float32_limit_and_shard_size(experiment: Experiment, tmp_path: Path) -> None:
     store = tmp_path / "store"
     options = ("--frame-codec", "raw", "--audio-dtype", "float32", "--limit", "20", "--shard-size", "7")
-    found = done("preprocess", experiment.manifest, *STORE_OPTIONS, *options, "--out", store, "--json").json()
-    assert found.items() >= {"store": str(store), "clips": 20, "failures": 0, "partial": 0}.items()
+    actual = done("preprocess", experiment.manifest, *STORE_OPTIONS, *options, "--out", store, "--json").json()
+    assert actual.items() >= {"store": str(store), "clips": 20, "failures": 0, "partial": 0}.items()
     splits = json_of(store / "store.json")["splits"]
     assert splits == {
         "train": {"shards": ["train-00000", "train-00001", "train-00002"], "clips": 18},
@@ -307,9 +309,9 @@ def test_failures_are_told_counted_and_mended(tmp_path: Path) -> None:
     assert (store / "train-00000.h5").exists()
 
     made = (store / "train-00000.h5").stat().st_mtime_ns
-    told = done(*command, "--max-failures", "0.34", "--json", "--out", store).json()
+    summary = done(*command, "--max-failures", "0.34", "--json", "--out", store).json()
     assert (
-        told.items()
+        summary.items()
         >= {
             "store": str(store),
             "clips": 4,
@@ -427,7 +429,7 @@ def test_a_damaged_or_lost_file_of_the_store_is_told_or_made_again(experiment: E
     result = avpt(*command)
     assert result.code == 1
     assert result.error.startswith(
-        f"avpt: {store}/store.json is damaged (it is no JSON); remove it and run the same command again"
+        f"avpt: {store}/store.json is damaged (it is not JSON); remove it and run the same command again"
     )
     (store / "store.json").unlink()
     done(*command)

@@ -98,9 +98,9 @@ def test_messages_are_lines_of_bounded_length_that_keep_the_next_step() -> None:
     assert others == [f"line 2: {SHOWN}", "line 3: y; rename it"]
     assert str(error).count("\n  line ") == 2
     record = logging.makeLogRecord({"msg": "%s", "args": (EVIL * 1000,), "levelno": logging.WARNING})
-    told = Formatter().format(record)
-    assert told.startswith(r"warning: \x1b]0;owned\x07\navpt")
-    assert len(told) == LONGEST + len("warning: ")
+    shown = Formatter().format(record)
+    assert shown.startswith(r"warning: \x1b]0;owned\x07\navpt")
+    assert len(shown) == LONGEST + len("warning: ")
     assert listed(["a" * 1000, "b"]) == f"{'a' * 50}…{'a' * 49}, b"
 
 
@@ -229,13 +229,13 @@ def test_any_encoding_of_the_streams_will_do(clips: Path, changed: dict[str, str
 
 def numeric() -> list[tuple[str, str]]:
     """Every command's options that are numbers, or several."""
-    found = []
+    actual = []
     for name, config_type in CONFIGS.items():
         for field in dataclasses.fields(config_type):
             kind = get_args(options.type_hints(config_type)[field.name])[0]
             if {int, float} & {kind, *get_args(kind), *(part for some in get_args(kind) for part in get_args(some))}:
-                found.append((name, field.name))
-    return found
+                actual.append((name, field.name))
+    return actual
 
 
 def test_every_number_has_an_upper_end() -> None:

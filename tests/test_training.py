@@ -1,3 +1,5 @@
+"""`avpt finetune-unimodal`: what a run records, against the same sums done by hand."""
+
 from __future__ import annotations
 
 import hashlib

@@ -1,3 +1,5 @@
+"""Sampling, augmentation, normalisation and masking of a clip, against their definitions."""
+
 from __future__ import annotations
 
 import hashlib
@@ -100,12 +102,12 @@ def test_masked_patches_against_a_slow_loop(
         for place in lowest[: counts[i]]:
             top, left = place // columns * tall, place % columns * wide
             expected[i, :, top : top + tall, left : left + wide] = 0
-    found = transforms.mask_patches(values, scores, torch.tensor(counts), patch)
-    assert torch.equal(found, expected)
+    actual = transforms.mask_patches(values, scores, torch.tensor(counts), patch)
+    assert torch.equal(actual, expected)
     for i in range(inputs):
-        assert int((found[i, 0] == 0).sum()) == counts[i] * tall * wide
-    assert bool((found[:, :, rows * tall :] > 0).all())
-    assert bool((found[..., columns * wide :] > 0).all())
+        assert int((actual[i, 0] == 0).sum()) == counts[i] * tall * wide
+    assert bool((actual[:, :, rows * tall :] > 0).all())
+    assert bool((actual[..., columns * wide :] > 0).all())
 
 
 def test_the_papers_patches() -> None:
@@ -121,10 +123,10 @@ def plan(ratios: dict[Modality, torch.Tensor], audio: tuple[int, int], visual: t
 @given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=5))
 def test_planned_patches_are_the_ratios_floored(ratios: list[float]) -> None:
     values = torch.tensor(ratios)
-    found = plan({"audio": values, "visual": 1 - values}, (6, 3), (4, 4))
+    actual = plan({"audio": values, "visual": 1 - values}, (6, 3), (4, 4))
     for counts, shares, patches in (
-        (found.num_masked["audio"], values, 64),
-        (found.num_masked["visual"], 1 - values, 49),
+        (actual.num_masked["audio"], values, 64),
+        (actual.num_masked["visual"], 1 - values, 49),
     ):
         for ratio, count in zip(shares.tolist(), counts.tolist(), strict=True):
             assert count in (floor(ratio * patches), round(ratio * patches))
@@ -133,8 +135,8 @@ def test_planned_patches_are_the_ratios_floored(ratios: list[float]) -> None:
 
 def test_patches_that_do_not_fit_or_are_few(caplog: pytest.LogCaptureFixture) -> None:
     none = torch.zeros(2)
-    for audio, visual, told in (((49, 1), (4, 4), "--audio-patch 49x1"), ((6, 3), (31, 31), "--visual-patch 31")):
-        with pytest.raises(ConfigError, match=f"{told}.* is larger than the"):
+    for audio, visual, option in (((49, 1), (4, 4), "--audio-patch 49x1"), ((6, 3), (31, 31), "--visual-patch 31")):
+        with pytest.raises(ConfigError, match=f"{option}.* is larger than the"):
             plan({"audio": none, "visual": none}, audio, visual)
     logging.getLogger("avpt").setLevel(logging.INFO)
     caplog.clear()
@@ -150,9 +152,9 @@ def test_patches_that_do_not_fit_or_are_few(caplog: pytest.LogCaptureFixture) ->
 
 @given(st.integers(0, 99), st.integers(0, 99), st.text(max_size=8), st.sampled_from(["augment", "mask", "order"]))
 def test_clip_seeds_differ_in_everything(seed: int, epoch: int, clip_id: str, use: str) -> None:
-    found = transforms.clip_seed(seed, epoch, clip_id, use)
-    assert found == transforms.clip_seed(seed, epoch, clip_id, use)
-    assert 0 <= found < 2**63
+    actual = transforms.clip_seed(seed, epoch, clip_id, use)
+    assert actual == transforms.clip_seed(seed, epoch, clip_id, use)
+    assert 0 <= actual < 2**63
     others = [
         transforms.clip_seed(seed + 1, epoch, clip_id, use),
         transforms.clip_seed(seed, epoch + 1, clip_id, use),
@@ -160,7 +162,7 @@ def test_clip_seeds_differ_in_everything(seed: int, epoch: int, clip_id: str, us
         transforms.clip_seed(seed, epoch, clip_id, use + "x"),
         transforms.clip_seed(epoch, seed, clip_id + ":", use),
     ]
-    assert found not in others
+    assert actual not in others
     assert len(set(others)) == len(others)
 
 
@@ -176,17 +178,17 @@ def test_clip_seeds_are_spread_and_fixed() -> None:
 @given(st.floats(-20, 10), st.floats(0.1, 10))
 def test_audio_normalisation(mean: float, std: float) -> None:
     stored = np.linspace(-16, 9, 24, dtype=np.float16).reshape(1, 6, 4)
-    found = transforms.normalise_audio(torch.from_numpy(stored), mean, std)
-    assert found.dtype == torch.float32
-    np.testing.assert_allclose(found.numpy(), (stored.astype(np.float64) - mean) / (2 * std), rtol=1e-5, atol=1e-5)
+    actual = transforms.normalise_audio(torch.from_numpy(stored), mean, std)
+    assert actual.dtype == torch.float32
+    np.testing.assert_allclose(actual.numpy(), (stored.astype(np.float64) - mean) / (2 * std), rtol=1e-5, atol=1e-5)
 
 
 def test_visual_normalisation() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (2, 3, 3, 5, 4), dtype=np.uint8)
-    found = transforms.normalise_visual(torch.from_numpy(frames)).numpy()
+    actual = transforms.normalise_visual(torch.from_numpy(frames)).numpy()
     for channel, (mean, std) in enumerate([(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]):
         expected = (frames[:, :, channel].astype(np.float64) / 255 - mean) / std
-        np.testing.assert_allclose(found[:, :, channel], expected, atol=1e-5)
+        np.testing.assert_allclose(actual[:, :, channel], expected, atol=1e-5)
 
 
 @given(st.integers(2, 3000), st.integers(2, 300))
@@ -267,10 +269,10 @@ def test_workers_do_not_change_a_bit(experiment: Experiment) -> None:
         loader = first if workers == 0 else Loader(clips, 5, device=CPU, workers=workers, shuffle_seed=5)
         assert len(loader) == 4
         for number in (1, 0):  # not even the epochs before do
-            for wanted, found in zip(expected[number], loader.epoch(number), strict=True):
-                assert torch.equal(wanted.positions, found.positions)
-                assert torch.equal(wanted.labels, found.labels)
-                assert all(torch.equal(a, b) for a, b in zip(wanted.inputs, found.inputs, strict=True))
+            for wanted, actual in zip(expected[number], loader.epoch(number), strict=True):
+                assert torch.equal(wanted.positions, actual.positions)
+                assert torch.equal(wanted.labels, actual.labels)
+                assert all(torch.equal(a, b) for a, b in zip(wanted.inputs, actual.inputs, strict=True))
 
 
 def test_a_clip_depends_on_seed_epoch_and_clip_alone(experiment: Experiment) -> None:
@@ -342,11 +344,11 @@ def test_unaugmented_input_is_the_stored_clip(experiment: Experiment) -> None:
 def test_spec_augment_masks_one_band_and_one_run(frequency: int, time: int, seed: int, dtype: torch.dtype) -> None:
     fbank = torch.arange(40 * 24).view(40, 24).to(dtype) / 64 + 1
     torch.manual_seed(seed)
-    found = transforms.spec_augment(fbank, frequency, time, fill=-4.5)
-    assert found.dtype == dtype
-    assert found.shape == fbank.shape
-    masked = found == -4.5
-    assert torch.equal(found[~masked], fbank[~masked])
+    actual = transforms.spec_augment(fbank, frequency, time, fill=-4.5)
+    assert actual.dtype == dtype
+    assert actual.shape == fbank.shape
+    masked = actual == -4.5
+    assert torch.equal(actual[~masked], fbank[~masked])
     bins, frames = masked.all(0).nonzero()[:, 0].tolist(), masked.all(1).nonzero()[:, 0].tolist()
     assert len(bins) <= frequency
     assert len(frames) <= time

@@ -28,7 +28,7 @@ from avpt.files.checking import convert
 from avpt.files.records import InputSpec
 from avpt.loading.clip_inputs import clip_settings
 from avpt.media.audio import read_waveform
-from avpt.media.clip import KINDS, ClipSettings, Notes, kind_of
+from avpt.media.clip import TROUBLES, ClipSettings, Notes, kind_of
 from avpt.media.decode import decode_clip
 from avpt.media.video import read_frames, read_images
 from avpt.models.checkpoint import read_input
@@ -40,20 +40,20 @@ SMALL = ClipSettings(frame_size=48, mel_bins=32, spectrogram_frames=700, max_fra
 
 
 def heard(path: Path, start: float = 0.0, end: float | None = None, **options: Any) -> tuple[np.ndarray, list[str]]:
-    found = Notes()
-    waveform = read_waveform(path, RATE, start=start, end=end, notes=found, **options)
+    actual = Notes()
+    waveform = read_waveform(path, RATE, start=start, end=end, notes=actual, **options)
     assert waveform is not None
-    assert all(kind_of(what) in KINDS for what in found.troubles)
-    return waveform, found.troubles
+    assert all(kind_of(what) in TROUBLES for what in actual.troubles)
+    return waveform, actual.troubles
 
 
 def shown(path: Path, start: float = 0.0, end: float | None = None, **options: Any) -> tuple[list[int], list[str]]:
-    found = Notes()
+    actual = Notes()
     options = {"fps": 1, "max_frames": 30, "frame_size": 240} | options
-    pictures = read_frames(path, start=start, end=end, notes=found, **options)
+    pictures = read_frames(path, start=start, end=end, notes=actual, **options)
     assert pictures is not None
-    assert all(kind_of(what) in KINDS for what in found.troubles)
-    return [number_of(rgb) for _, rgb in pictures], found.troubles
+    assert all(kind_of(what) in TROUBLES for what in actual.troubles)
+    return [number_of(rgb) for _, rgb in pictures], actual.troubles
 
 
 def kinds(troubles: list[str]) -> list[str]:
@@ -168,8 +168,8 @@ def test_stamps_of_decoding_are_those_of_showing_in_an_avi(tmp_path: Path) -> No
         frames: list[Any] = [(frame.pts, frame.dts) for frame in container.decode(video=0)]
     assert any(after[0] < before[0] for before, after in pairwise(frames))
     delay = frames[0][1]
-    found, troubles = shown(path, fps=25, max_frames=200)
-    assert found[delay : 150 - delay] == list(range(150 - 2 * delay))
+    actual, troubles = shown(path, fps=25, max_frames=200)
+    assert actual[delay : 150 - delay] == list(range(150 - 2 * delay))
     assert troubles == []
 
 
@@ -235,8 +235,8 @@ def test_sound_that_is_cut_is_told(tmp_path: Path, suffix: str, codec: str) -> N
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     troubles = heard(path)[1]
     assert "truncated" in kinds(troubles)
-    (told,) = [what for what in troubles if kind_of(what) == "truncated"]
-    assert float(told.split()[-2]) == pytest.approx(6.0, abs=0.2)
+    (listed,) = [what for what in troubles if kind_of(what) == "truncated"]
+    assert float(listed.split()[-2]) == pytest.approx(6.0, abs=0.2)
     assert heard(path, end=2.0)[1] == []  # what the clip needs is there
 
 
@@ -408,11 +408,11 @@ def test_names_in_a_folder_of_images(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.JPEG", "c.jfif", "d.jpg.part", ".hidden", "Thumbs.db"):
         with (tmp_path / name).open("wb") as file:
             Image.fromarray(numbered(len(name))).save(file, format="JPEG", quality=95)
-    found = Notes()
-    shown = read_images(tmp_path, fps=1, max_frames=9, frame_size=48, notes=found)
+    actual = Notes()
+    shown = read_images(tmp_path, fps=1, max_frames=9, frame_size=48, notes=actual)
     assert [number_of(rgb) for _, rgb in shown] == [5, 6, 6]
-    assert found.troubles == ["ignored: 1 in its folder are no images by their names (d.jpg.part)"]
-    assert found.seconds == 3.0
+    assert actual.troubles == ["ignored: 1 in its folder are no images by their names (d.jpg.part)"]
+    assert actual.seconds == 3.0
 
 
 # --- longer than what is kept --------------------------------------------------------------------------------------
@@ -451,8 +451,8 @@ def test_what_the_model_does_not_look_at_may_be_longer() -> None:
         trained: Any = SimpleNamespace(
             input=spec, modalities=modalities, model=model, multi_label=False, classes=["a", "b"]
         )
-        found = answer(clip_of(Path("a.mp4")), decoded, clip_settings(spec), trained, 1, torch.device("cpu"))
-        assert (found.modalities, found.longer) == (modalities, longer)
+        actual = answer(clip_of(Path("a.mp4")), decoded, clip_settings(spec), trained, 1, torch.device("cpu"))
+        assert (actual.modalities, actual.longer) == (modalities, longer)
 
 
 # --- through the command -------------------------------------------------------------------------------------------
@@ -472,9 +472,9 @@ def test_what_is_told_is_counted_and_listed(tmp_path: Path, clips: Clips, two_tr
     assert (record["clips"], record["partial"]) == (6, 3)
     assert (record["longer"], record["shorter"], record["longest"]) == (1, 1, 30.0)
     with (tmp_path / "store" / "partial.csv").open(newline="", encoding="utf-8") as file:
-        told = [(row["id"], row["stage"], kind_of(row["error"])) for row in csv.DictReader(file)]
+        listed = [(row["id"], row["stage"], kind_of(row["error"])) for row in csv.DictReader(file)]
     expected = [("black", "audio", "silent"), ("black", "visual", "black"), ("late", "audio", "late")]
-    assert told == [*expected, ("two", "audio", "tracks")]
+    assert listed == [*expected, ("two", "audio", "tracks")]
     assert "3 of 6 clips to be looked at" in result.stderr
     assert done(*command, "--json").json() == record  # of a finished store, too
     text = " ".join(done(*command).stderr.split())

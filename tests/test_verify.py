@@ -1,3 +1,5 @@
+"""`avpt verify`: whatever is changed in a store is found, and named by shard and clip."""
+
 from __future__ import annotations
 
 import csv
@@ -92,7 +94,7 @@ def follow(store: Path, result: Result, experiment: Experiment, *options: str) -
         done("preprocess", experiment.manifest, *STORE_OPTIONS, *options, "--out", store, *overwrite)
 
 
-# --- sound stores ------------------------------------------------------------------------------------------------
+# --- intact stores -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", [(), ("--deep",), ("--workers", "1")])
@@ -101,7 +103,7 @@ def test_a_sound_store(experiment: Experiment, options: tuple[str, ...]) -> None
     with claim(experiment.store):  # by another command: nothing is locked to look
         result = done("verify", experiment.store, "--quiet", *options)
         record = done("verify", experiment.store, "--json", *options).json()
-    assert "store is sound" in " ".join(result.stdout.split())
+    assert "store is intact" in " ".join(result.stdout.split())
     assert result.stderr == ""
     sizes = [shard.stat().st_size for shard in experiment.store.glob("*.h5")]
     assert record == {
@@ -267,11 +269,11 @@ def test_damage_is_named(store: Path, name: str) -> None:
     action, row, says = DAMAGE[name]
     clip = ids_of(store)[row] if isinstance(row, int) else row
     change(store, action)
-    found = problems_of(store)
-    assert {shard for shard, _, _ in found} <= {SHARD, "store.json"}
-    told = [(shard, of) for shard, of, problem in found if says in problem]
-    assert told == [(SHARD, clip)], found
-    assert ("store.json", "") in [(shard, of) for shard, of, problem in found if "fingerprint" in problem]
+    actual = problems_of(store)
+    assert {shard for shard, _, _ in actual} <= {SHARD, "store.json"}
+    reported = [(shard, of) for shard, of, problem in actual if says in problem]
+    assert reported == [(SHARD, clip)], actual
+    assert ("store.json", "") in [(shard, of) for shard, of, problem in actual if "fingerprint" in problem]
 
 
 def entropy_coded(file: h5py.File) -> None:
@@ -320,8 +322,8 @@ def test_labels_of_several_and_raw_frames(tmp_path: Path) -> None:
         file["visual/size"][2] = 28, 27
 
     change(tmp_path / "store", damage, "train-00000")
-    found = {(clip, problem) for shard, clip, problem in problems_of(tmp_path / "store") if shard == "train-00000"}
-    assert found == {
+    actual = {(clip, problem) for shard, clip, problem in problems_of(tmp_path / "store") if shard == "train-00000"}
+    assert actual == {
         ("clip 0", "it has no label"),
         ("clip 1", "a label of it is neither 0 nor 1"),
         ("clip 2", "its log-mel is not 0.0 behind frame 0, where its sound ends"),
@@ -354,10 +356,10 @@ def test_any_changed_byte_is_found(
         shard.write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verify, "TIMEOUT", 5.0)  # HDF5 may go round in circles
-        found = problems_of(store)
-    named = {shard for shard, _, problem in found if "sha256" in problem or "can't be checked" in problem}
+        actual = problems_of(store)
+    named = {shard for shard, _, problem in actual if "sha256" in problem or "can't be checked" in problem}
     assert named == {shard.stem for shard in shards}
-    assert "fingerprint" not in str(found)  # the JSONs still tell what it was made of
+    assert "fingerprint" not in str(actual)  # the JSONs still tell what it was made of
     shutil.rmtree(store)
 
 
@@ -464,8 +466,8 @@ def test_following_the_advice_mends_the_store(store: Path, experiment: Experimen
     damage, shard, says = FILES[name]
     damage(store)
     before = state_of(store)
-    found = problems_of(store)
-    assert [of for of, _, problem in found if says in problem][:1] == [shard], found
+    actual = problems_of(store)
+    assert [of for of, _, problem in actual if says in problem][:1] == [shard], actual
     result = avpt("verify", store, "--quiet")
     assert state_of(store) == before
     follow(store, result, experiment)
@@ -496,8 +498,8 @@ def test_a_store_that_was_stopped(store: Path, experiment: Experiment) -> None:
     result = avpt("verify", store, "--json")
     record = result.json()
     assert (record["shards"], record["clips"], record["num_problems"]) == (5, 27, 1)
-    told = "1 problem, first store.json: is not there: the store is unfinished; run its `avpt preprocess` again"
-    assert result.error == f"avpt: {store}: {told}"
+    reported = "1 problem, first store.json: is not there: the store is unfinished; run its `avpt preprocess` again"
+    assert result.error == f"avpt: {store}: {reported}"
     change(store, put("label", 2, -1))
     assert (SHARD, ids_of(store)[2], "its label is -1, of some classes from 0") in problems_of(store)
 
@@ -506,9 +508,9 @@ def test_a_foreign_shard_of_other_options(store: Path, experiment: Experiment, t
     done("preprocess", experiment.manifest, *STORE_OPTIONS, "--mel-bins", "16", "--out", tmp_path / "other")
     for suffix in ("h5", "json"):
         shutil.copyfile(tmp_path / "other" / f"{SHARD}.{suffix}", store / f"{SHARD}.{suffix}")
-    found = problems_of(store)
-    assert (SHARD, "", "its attribute mel_bins is 16, settings.json says 32") in found
-    assert (SHARD, "", "audio/fbank is float16 (8, 48, 16), not float16 (8, 48, 32)") in found
+    actual = problems_of(store)
+    assert (SHARD, "", "its attribute mel_bins is 16, settings.json says 32") in actual
+    assert (SHARD, "", "audio/fbank is float16 (8, 48, 16), not float16 (8, 48, 32)") in actual
 
 
 def test_a_store_of_an_older_avpt(store: Path) -> None:

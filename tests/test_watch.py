@@ -91,7 +91,7 @@ def on_terminal(
         start_new_session=True,
     )
     os.close(terminal)
-    sent, deadline, told = b"", time.monotonic() + PATIENCE, False
+    sent, deadline, signalled = b"", time.monotonic() + PATIENCE, False
     try:
         while time.monotonic() < deadline:
             if not select.select([master], [], [], 0.1)[0]:
@@ -100,9 +100,9 @@ def on_terminal(
                 sent += os.read(master, 1 << 16)
             except OSError:  # the other end is closed
                 break
-            if not told and stop(sent.decode(errors="replace")):
+            if not signalled and stop(sent.decode(errors="replace")):
                 process.send_signal(signal.SIGINT)
-                told = True
+                signalled = True
         stdout, _ = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
@@ -277,13 +277,13 @@ def test_a_resumed_epoch_counts_what_was_trained_since(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_signals_raise")
 def test_an_epoch_of_which_only_the_evaluation_was_left_has_no_rate(tmp_path: Path) -> None:
-    class Told(InOrder):
+    class Interrupting(InOrder):
         def epoch(self, number: int, start: int = 0) -> Any:
             signal.raise_signal(signal.SIGTERM)
             return super().epoch(number, start)
 
     with pytest.raises(Stop):
-        trained(tmp_path, val=Told())
+        trained(tmp_path, val=Interrupting())
     trained(tmp_path, watcher=RunFiles(tmp_path))
     row = read_timings(tmp_path)[1]
     assert (row["resumed_at_step"], row["clips"], row["clips_per_second"], row["waiting"]) == (STEPS, 0, None, None)
@@ -407,6 +407,6 @@ def test_a_watcher_may_look_away(tmp_path: Path) -> None:
     seen: list[int] = []
     expected = trained(tmp_path / "looks", watcher=AfterStep(lambda epoch, state: seen.append(epoch)), epochs=1)
     assert seen == [0] * STEPS
-    found = trained(tmp_path / "looks-away", watcher=Watcher(), epochs=1)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    actual = trained(tmp_path / "looks-away", watcher=Watcher(), epochs=1)
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in actual.items())

@@ -1,3 +1,5 @@
+"""`avpt init`: weights of every layout, fitted strictly, with each way to treat BatchNorm."""
+
 from __future__ import annotations
 
 import hashlib

@@ -75,8 +75,8 @@ def test_srun_tells_ranks_alone(tmp_path: Path) -> None:
     def here(world: World) -> dict[str, Any]:
         return {"here": [world.rank, world.size, world.local_rank, world.local_size]}
 
-    found = in_processes(3, tmp_path, here, without=("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-    assert [one["here"] for one in found] == [[0, 3, 0, 3], [1, 3, 1, 3], [2, 3, 2, 3]]
+    actual = in_processes(3, tmp_path, here, without=("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    assert [one["here"] for one in actual] == [[0, 3, 0, 3], [1, 3, 1, 3], [2, 3, 2, 3]]
 
 
 # --- devices --------------------------------------------------------------------------------------------------------
@@ -173,9 +173,9 @@ def test_predict_asks_a_device_for_no_float64(monkeypatch: pytest.MonkeyPatch) -
     clip = Clip("clip", (), "test", Path(), ("", "", ""), None, None)
     monkeypatch.setattr(Tensor, "cpu", fetch)
     monkeypatch.setattr(Tensor, "double", widen)
-    found = answer(clip, decoded, settings, trained, 2, torch.device("cpu"))
+    actual = answer(clip, decoded, settings, trained, 2, torch.device("cpu"))
     assert fetched
-    assert sum(p for _, p in found.rankings["joint"]) == pytest.approx(1)
+    assert sum(p for _, p in actual.rankings["joint"]) == pytest.approx(1)
 
 
 # --- what the others did --------------------------------------------------------------------------------------------
@@ -244,8 +244,8 @@ def test_a_process_that_leaves_is_told_by_what_the_connection_says() -> None:
         pids.append(pid)
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0]
     os.close(left[1])
-    told = os.read(left[0], 10_000).decode()
+    said = os.read(left[0], 10_000).decode()
     os.close(left[0])
-    assert "another process of this job died or can't be reached (" in told
-    assert "peer" in told
-    assert "pair.cc" not in told
+    assert "another process of this job died or can't be reached (" in said
+    assert "peer" in said
+    assert "pair.cc" not in said

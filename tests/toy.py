@@ -89,7 +89,7 @@ def trained(folder: Path, *, model: Linear | None = None, epochs: int = 4, **opt
         watcher=options.get("watcher", Watcher()),
         world=World(),
     )
-    found = {f"last.{name}": value.clone() for name, value in model.state_dict().items()}
-    found |= {f"best.{name}": value for name, value in progress.best_model.items()}
+    actual = {f"last.{name}": value.clone() for name, value in model.state_dict().items()}
+    actual |= {f"best.{name}": value for name, value in progress.best_model.items()}
     dynamics = {"probability": torch.stack(progress.probability), "correct": torch.stack(progress.correct)}
-    return found | dynamics | {"records": torch.tensor(list(json.dumps(progress.records).encode()))}
+    return actual | dynamics | {"records": torch.tensor(list(json.dumps(progress.records).encode()))}

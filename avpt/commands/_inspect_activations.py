@@ -43,7 +43,7 @@ def measure(config: InspectConfig, path: Path, before: Side, after: Side | None)
         StoreError: the store is missing or damaged, or can't feed these encoders.
     """
     from avpt.diagnosis import dead_channels
-    from avpt.loading.evaluation import EvaluationDataset
+    from avpt.loading.evaluation_clips import EvaluationDataset
     from avpt.loading.loader import Loader, explain_worker_deaths
     from avpt.store.store import Store
     from avpt.training import runtime
@@ -111,7 +111,7 @@ def input_of(config: InspectConfig, store: Store, index: SplitIndex, sides: list
     """
     from dataclasses import replace
 
-    from avpt.loading.evaluation import check_spectrograms, different_frames
+    from avpt.loading.evaluation_clips import check_spectrograms, different_frames
     from avpt.models.checkpoint import read_input
 
     sizes = ("image_size", "num_frames")

@@ -48,6 +48,7 @@ def draw_first_layer(
 ) -> dict[str, bytes]:
     """Draw the first layer's filters and, where clips were fed, its feature maps of one clip."""
     from avpt.figures import channels, style
+    from avpt.models.encoder import first_convolutions
 
     sides, stem, limit = _named(before, after), next(iter(before.own)), config.abnormal_threshold
     words = {"dead": f"dead: {f'at most {config.zero:g}' if config.zero else 'zero'} nearly everywhere"}
@@ -57,7 +58,9 @@ def draw_first_layer(
     abnormal = {name: side.acting[stem].below(limit).numpy() for name, side in sides.items()}
     dead: dict[str, Any] = dict.fromkeys(sides)
     figures = {}
-    if measured is not None:
+    if measured is not None and any(activity.maps is None for activity in measured.sides):
+        log.warning("feature maps are left out: no activation with a zero half follows %s", stem)
+    elif measured is not None:
         dead = {name: layers[stem].numpy() for name, layers in zip(sides, measured.dead, strict=True)}
         maps = {}
         for name, activity in zip(sides, measured.sides, strict=True):
@@ -66,9 +69,13 @@ def draw_first_layer(
         figures["feature-maps"] = channels.draw_feature_maps(measured.picture.numpy(), maps, measured.example, words)
     elif config.store is None:
         log.warning("feature maps are left out: they are measured on clips, which --store names")
-    weights = {name: side.loaded.encoder.conv1.weight.detach().cpu().numpy() for name, side in sides.items()}
-    filters = {name: (weights[name], dead[name], abnormal[name]) for name in sides}
-    figures["filters"] = channels.draw_filters(filters, words)
+    convolution = first_convolutions(before.loaded.spec)[0]
+    weights = {name: side.loaded.encoder.get_parameter(f"{convolution}.weight") for name, side in sides.items()}
+    if any(len(weights[name]) != len(abnormal[name]) or weights[name].shape[1] not in (1, 3) for name in sides):
+        log.warning("the filters of %s are left out: no BatchNorm follows them", convolution)
+    else:
+        filters = {name: (weights[name].detach().cpu().numpy(), dead[name], abnormal[name]) for name in sides}
+        figures["filters"] = channels.draw_filters(filters, words)
     return style.render_all(figures)
 
 

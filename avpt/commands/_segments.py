@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from avpt.errors import MediaError
+from avpt.errors import MediaError, listed
+from avpt.machine.progress import track
 from avpt.media.opening import open_media
+
+log = logging.getLogger(__name__)
 
 SHORTEST = 0.1  # seconds that a last piece must have to be kept: encoders pad by less
 WHOLE = 0.9  # share of its length from which a piece is not cut short: files end a little early
@@ -51,4 +55,39 @@ def cut(seconds: float, segment: float, hop: float, last: Literal["drop", "keep"
         if end - start < min(least, segment):
             break
         pieces.append((start, end))
+    return pieces
+
+
+def cut_clips(
+    clips: Sequence[tuple[str, ...]], folder: Path, segment: float, hop: float, last: Literal["drop", "keep"]
+) -> list[tuple[str, ...]]:
+    """Put each clip's pieces in its place; a clip that is no longer than a piece, or can't be cut, stays whole.
+
+    Args:
+        clips: rows of a manifest: id, label, split, video, audio, frames, start, end, recording.
+        folder: that of the manifest, where its paths start.
+        segment: the length of a piece, in seconds.
+        hop: from the start of one piece to that of the next.
+        last: what happens to a last piece that is shorter than nine tenths of `segment`.
+    """
+    pieces: list[tuple[str, ...]] = []
+    whole: list[str] = []
+    with track(len(clips), "cut") as show:
+        for number, clip in enumerate(clips):
+            show(number, len(whole))
+            clip_id, label, split, video, audio, frames, *_, recording = clip
+            paths = [folder / path for path in dict.fromkeys((audio or video, video)) if path]
+            seconds = seconds_of(paths) if paths and not frames else None
+            times = cut(seconds, segment, hop, last) if seconds else []
+            if seconds is None:
+                whole.append(clip_id)
+            if not times:
+                pieces.append(clip)
+            for start, end in times:
+                begin, stop = format_seconds(start), format_seconds(end)
+                name = f"{clip_id}_{begin}_{stop}"
+                pieces.append((name, label, split, video, audio, frames, begin, stop, recording))
+    if whole:
+        message = "%d of %d clips stay whole: they are pictures, or their files do not say how long they are (%s)"
+        log.warning(message, len(whole), len(clips), listed(whole, 3))
     return pieces

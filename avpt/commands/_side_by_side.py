@@ -13,7 +13,7 @@ from typing import Any
 from avpt.diagnosis import group_tests
 from avpt.runs.groups import NamedGroup, pattern, seed_of, value_in_words
 from avpt.runs.scores import TEST_FIRST, curve_of, metric_of
-from avpt.text import for_sheet, printable, sparkline
+from avpt.text import for_sheet, format_count, printable, sparkline
 from avpt.types import Folded, Table
 
 WIDTH = 80  # columns of a table, whatever the terminal's width
@@ -25,7 +25,8 @@ def tables(groups: Sequence[NamedGroup], record: Mapping[str, Any], metrics: Seq
     """Groups, what differs, metrics, curves, tests, unfinished runs; each within WIDTH columns."""
     count = sum(len(one.runs) for one in groups)
     what = [(one.letter, one.name, pattern(one.runs), _seeds(map(seed_of, one.runs))) for one in groups]
-    title = f"{_many(count, 'run')} in {_many(len(groups), 'group')}; those of a group differ in the seed alone"
+    both = f"{format_count(count, 'run')} in {format_count(len(groups), 'group')}"
+    title = f"{both}; those of a group differ in the seed alone"
     shown = fit_width(Table(title, ("", "group", "runs", "seeds"), what, left=4), split=False)
     if len(record["differing"]) > 1:
         shown += fit_width(options_table(groups, record["differing"]))
@@ -65,10 +66,6 @@ def options_table(groups: Sequence[NamedGroup], differ: Sequence[str]) -> Table:
         for one in groups
     ]
     return Table("options that differ", ("", *differ), rows, left=1 + len(differ))
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _seeds(seeds: Iterable[int]) -> str:
@@ -150,7 +147,7 @@ def in_words(record: Mapping[str, Any]) -> str:
         return ""
     lines = []
     if tests:
-        lines.append(f"{_many(len(tests), 'comparison')}: Holm's p takes all of them together into account.")
+        lines.append(f"{format_count(len(tests), 'comparison')}: Holm's p takes all of them together into account.")
         if any(test["p"] is None for test in tests):
             lines.append("Where all differences are equal there is no spread that a test could go by.")
     pairs = len(list(combinations(groups, 2))) * len({test["metric"] for test in tests} or [""])

@@ -18,12 +18,12 @@ from avpt.machine.workers import loading_workers
 from avpt.options import EvaluateConfig
 from avpt.store.store import Store
 from avpt.text import decimals
-from avpt.types import MODALITIES, SPLITS, Modality, Report, Split, Table
+from avpt.types import HELD_OUT, MODALITIES, SPLITS, Modality, Report, Split, Table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from avpt.loading.evaluation import Noise
+    from avpt.loading.evaluation_clips import Noise
     from avpt.runs.trained_model import TrainedModel
     from avpt.store.store import SplitIndex
 
@@ -59,7 +59,7 @@ def evaluate(config: EvaluateConfig, store: Store, header: Header) -> dict[str, 
     """Run the model over each split through its own input pipeline, and measure."""
     import torch
 
-    from avpt.loading.evaluation import EvaluationDataset
+    from avpt.loading.evaluation_clips import EvaluationDataset
     from avpt.loading.loader import Loader, explain_worker_deaths
     from avpt.models.fusion import FusedModel, OneModality
     from avpt.runs import training_run
@@ -122,7 +122,7 @@ def noise_of(config: EvaluateConfig, fed: list[Modality]) -> Noise | None:
     Raises:
         ConfigError: --noise is missing for a model of two modalities, or names one that the model is not fed.
     """
-    from avpt.loading.evaluation import Noise
+    from avpt.loading.evaluation_clips import Noise
 
     if config.snr is None:
         return None
@@ -142,7 +142,7 @@ def clips_of(
     Raises:
         StoreError: the store lacks the split, a modality, or every class, or has spectrograms of other settings.
     """
-    from avpt.loading.evaluation import all_splits, match_classes
+    from avpt.loading.evaluation_clips import all_splits, match_classes
     from avpt.runs.trained_model import check_clips
 
     if store.multi_label != trained.multi_label:
@@ -153,7 +153,7 @@ def clips_of(
         )
     own = trained.header.inputs.get("store") == store.fingerprint
     available = all_splits(store, trained.option("val_fraction") if own else None)
-    asked: tuple[str, ...] = ("val", "test") if config.split is None else (config.split,)
+    asked: tuple[str, ...] = HELD_OUT if config.split is None else (config.split,)
     wanted = {split: available[split] for split in SPLITS if split in available and (split in asked or "all" in asked)}
     if not wanted:
         which = " or ".join(asked)

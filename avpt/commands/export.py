@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from avpt.errors import ConfigError
@@ -13,7 +13,7 @@ from avpt.files.locks import claim
 from avpt.files.outputs import atomic, check_not_input
 from avpt.files.records import ExportSpec
 from avpt.files.reuse import check_existing
-from avpt.options import ExportConfig
+from avpt.options import STATES, ExportConfig
 from avpt.types import Modality, Report, Table
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CHANNELS: dict[Modality, int] = {"audio": 1, "visual": 3}
 CONV1 = "model.conv1 = torch.nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)"
 
 
@@ -32,7 +33,7 @@ def run(config: ExportConfig) -> Report:
     inputs = {"model": artifacts.model_hash(config.model)}
     check_not_input(config.out, config.model)
     header = Header(kind="export", config=config.record(), inputs=inputs)
-    reuse = artifacts.reuse if config.format == "torchvision" else export_headers.reuse
+    reuse = artifacts.reuse if config.format in STATES else export_headers.reuse
     with claim(config.out):
         written = reuse(config.out, header, config.defaults(), config.overwrite)
         if written is None:
@@ -55,13 +56,14 @@ def export(config: ExportConfig, header: Header) -> Header:
     if has_unmoved_statistics(loaded.network.state_dict()):
         log.warning("%s has BatchNorm statistics that no data has moved yet: its outputs mean nothing", config.model)
     # an encoder straight from `init` has no input pipeline yet
-    fresh = (config.format, loaded.header.kind, loaded.header.spec.get("input")) == ("torchvision", "encoder", None)
+    fresh = config.format in STATES and loaded.header.kind == "encoder" and loaded.header.spec.get("input") is None
     pipeline = None if fresh else read_input(config.model, loaded.header)
     header = replace(header, **describe(config, loaded, modalities, pipeline))
-    if config.format == "torchvision":
+    if config.format == "torchvision" or config.format == "timm":
         (modality,) = modalities
+        export.check_library(loaded.encoders[modality], config.format)
         plain = export.plain_encoder(loaded.encoder(modality), loaded.encoders[modality])
-        artifacts.save(config.out, header, export.torchvision_state(plain, loaded.head))
+        artifacts.save(config.out, header, export.library_state(plain, loaded.encoders[modality], loaded.head))
         return header
     model = export.plain_network(loaded.network, loaded.encoders, config.modality)
     inputs = {modality: torch.zeros(export.BATCH, *header.spec["inputs"][modality][1:]) for modality in modalities}
@@ -84,8 +86,8 @@ def modalities_of(config: ExportConfig, loaded: LoadedNetwork) -> list[Modality]
     has = list(loaded.encoders)
     if config.modality is not None and config.modality not in has:
         raise ConfigError(f"--modality {config.modality} does not go with {config.model}, which takes {has[0]} input")
-    if config.modality is None and len(has) > 1 and config.format == "torchvision":
-        raise ConfigError("--format torchvision writes one encoder; add --modality audio or --modality visual")
+    if config.modality is None and len(has) > 1 and config.format in STATES:
+        raise ConfigError(f"--format {config.format} writes one encoder; add --modality audio or --modality visual")
     return has if config.modality is None else [config.modality]
 
 
@@ -94,7 +96,7 @@ def describe(
 ) -> dict[str, Any]:
     """What the file's header says: encoders, shapes of inputs and output, input pipeline, classes."""
     whole = loaded.header.kind == "classifier" or (loaded.header.kind == "fused" and len(modalities) == 2)
-    encoders = {modality: asdict(loaded.encoders[modality]) | {"norm": "batchnorm"} for modality in modalities}
+    encoders = {modality: loaded.encoders[modality].record() | {"norm": "batchnorm"} for modality in modalities}
     spec: dict[str, Any] = {"encoders": encoders, "input": None, "inputs": {}}
     spec["output"] = "logits" if whole else "features"
     if pipeline is not None:
@@ -102,7 +104,7 @@ def describe(
             "audio": ["batch", 1, pipeline.spectrogram_frames, pipeline.mel_bins],
             "visual": ["batch", pipeline.num_frames, 3, pipeline.image_size, pipeline.image_size],
         }
-        if config.format == "torchvision":  # whose networks take single frames
+        if config.format in STATES:  # whose networks take single frames
             del shapes["visual"][1]
         spec |= {"input": pipeline.record(), "inputs": {modality: shapes[modality] for modality in modalities}}
     if whole:
@@ -126,7 +128,11 @@ def report(config: ExportConfig, header: Header) -> Report:
 def values(modality: Modality, spec: dict[str, Any]) -> str:
     """What the values of an input are, in words."""
     if modality == "visual":
-        return "RGB in 0..1, less ImageNet's mean, by its deviation"
+        input = spec["input"]
+        if input.get("picture_mean") is None:
+            return "RGB in 0..1, minus ImageNet's mean, over its deviation"
+        mean, std = (", ".join(f"{value:g}" for value in input[f"picture_{what}"]) for what in ("mean", "std"))
+        return f"RGB in 0..1, minus ({mean}), over ({std})"
     mean, std = spec["input"]["mean"], spec["input"]["std"]
     return f"(log-mel {'+' if mean < 0 else '-'} {abs(mean):.6g}) / (2 * {std:.6g})"
 
@@ -144,10 +150,16 @@ def code_for(config: ExportConfig, header: Header) -> str:
     else:
         ((modality, encoder),) = spec["encoders"].items()
         classes = f"num_classes={spec['num_classes']}" if output == "logits" else ""
-        lines = ["import torch, torchvision", "from safetensors.torch import load_file", ""]
-        lines.append(f"model = torchvision.models.{encoder['arch']}({classes})")
-        lines += [CONV1] if modality == "audio" else []
-        lines += [] if classes else ["model.fc = torch.nn.Identity()"]
+        lines = [f"import {'torch, torchvision' if config.format == 'torchvision' else 'timm'}"]
+        lines += ["from safetensors.torch import load_file", ""]
+        if config.format == "timm":
+            options = [f"in_chans={CHANNELS[modality]}", classes or "num_classes=0"]
+            options += [f"img_size=({encoder['size'][0]}, {encoder['size'][1]})"] if encoder.get("size") else []
+            lines.append(f"model = timm.create_model({encoder['arch']!r}, {', '.join(options)})")
+        else:
+            lines.append(f"model = torchvision.models.{encoder['arch']}({classes})")
+            lines += [CONV1] if modality == "audio" else []
+            lines += [] if classes else ["model.fc = torch.nn.Identity()"]
         lines.append(f"model.load_state_dict(load_file({path!r}))")
         lines.append("model.eval()" + (f"  # a clip's {output} are the mean over its frames" * (modality == "visual")))
     return "\n".join(lines) + "\n"

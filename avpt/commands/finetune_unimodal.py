@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -34,7 +33,7 @@ def run(config: FinetuneConfig) -> Report:
 def train(config: FinetuneConfig, store: Store, settings: dict[str, Any], world: World) -> dict[str, Any]:
     """Adapt one encoder to its own stream and record how sure it is of each training clip."""
     from avpt.models.checkpoint import check_frozen, check_input, load_encoder
-    from avpt.models.encoder import Classifier
+    from avpt.models.encoder import Classifier, fit_pipeline
     from avpt.runs import training_run
     from avpt.store.splits import training_splits
 
@@ -44,8 +43,9 @@ def train(config: FinetuneConfig, store: Store, settings: dict[str, Any], world:
     if config.freeze_encoders:
         check_frozen(loaded.encoder, config.init)
     splits = training_splits(store, [config.modality], config.val_fraction)
-    spec = {"encoder": asdict(loaded.spec)}
-    header = training_run.model_header("classifier", config, store, settings, spec, device, world)
+    pipeline = fit_pipeline(store.input_spec(config.image_size, config.num_frames), {config.init: loaded.spec})
+    spec = {"encoder": loaded.spec.record()}
+    header = training_run.model_header("classifier", config, store, settings, spec, pipeline, device, world)
     begin = partial(folder.begin_run, config.out, settings, config.overwrite)
     model = Classifier(loaded.encoder, len(store.classes)).to(device)
-    return training_run.train(config, model, store, splits, [config.modality], header, begin, world)
+    return training_run.train(config, model, store, splits, [config.modality], pipeline, header, begin, world)

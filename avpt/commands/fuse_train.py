@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
-from dataclasses import asdict
 from typing import Any
 
 from avpt.errors import ConfigError
@@ -44,6 +43,7 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
     from avpt.confidence import files, formulas
     from avpt.loading.masking import plan_masking
     from avpt.models.checkpoint import check_frozen, check_input, load_encoder
+    from avpt.models.encoder import fit_pipeline
     from avpt.models.fusion import FusedModel
     from avpt.runs import training_run
     from avpt.store.splits import training_splits
@@ -67,11 +67,13 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
         log.warning("--ogm-window starts behind the last epoch: nothing is balanced")
     if config.balance == "ogm-ge" and store.multi_label:
         raise ConfigError(f"--balance ogm-ge is made for one label a clip, {config.store} has several")
+    pipeline = store.input_spec(config.image_size, config.num_frames)
+    pipeline = fit_pipeline(pipeline, {config.audio: audio.spec, config.visual: visual.spec})
     splits = training_splits(store, MODALITIES, config.val_fraction)
     clips = splits["train"].ids
 
     if config.mask == "none" and config.confidence is not None:
-        log.warning("--mask none does not look at --confidence %s", config.confidence)
+        log.warning("--mask none ignores --confidence %s", config.confidence)
     masking = None
     ratios = formulas.no_ratios(len(clips))
     if config.mask != "none" and config.confidence is not None:
@@ -79,14 +81,14 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
         files.check_scored_from(config.confidence, {"audio": config.audio, "visual": config.visual})
         ratios = formulas.mask_ratios(certain, **config.ratio_options)
         ratios = formulas.spread(ratios, known, len(clips))
-        masking = plan_masking(ratios, store.input_spec(config.image_size, config.num_frames), config.patch)
+        masking = plan_masking(ratios, pipeline, config.patch)
 
-    spec = {"audio": asdict(audio.spec), "visual": asdict(visual.spec), "fusion": config.fusion}
-    header = training_run.model_header("fused", config, store, settings, spec, device, world)
+    spec = {"audio": audio.spec.record(), "visual": visual.spec.record(), "fusion": config.fusion}
+    header = training_run.model_header("fused", config, store, settings, spec, pipeline, device, world)
 
     def begin() -> None:
         folder.begin_run(config.out, settings, config.overwrite)
         files.save_ratios(config.out / "mask.safetensors", header, ratios, clips)
 
     model = FusedModel(audio.encoder, visual.encoder, config.fusion, len(store.classes)).to(device)
-    return training_run.train(config, model, store, splits, MODALITIES, header, begin, world, masking)
+    return training_run.train(config, model, store, splits, MODALITIES, pipeline, header, begin, world, masking)

@@ -44,7 +44,7 @@ def describe_artifact(path: Path) -> Report:
     if path.suffix == ".json":
         record = read_record(path, "info knows the records of `avpt evaluate --out`", EvaluationRecord)
         if record["kind"] != "evaluation":
-            raise ArtifactError(f"{path} is no record of avpt's; info takes what its commands write")
+            raise ArtifactError(f"{path} is not a record of avpt's; info takes what its commands write")
         return Report(
             {"path": str(path), **record}, tables=_header_tables(str(path), {"metrics": _measured(record), **record})
         )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from avpt.errors import ArtifactError, listed
+from avpt.errors import ArtifactError, ConfigError, listed
 from avpt.files import artifacts
 from avpt.files.artifacts import Header
 from avpt.files.locks import claim
@@ -14,21 +15,26 @@ from avpt.files.outputs import check_not_input
 from avpt.options import InitConfig
 from avpt.types import Report, Table
 
+if TYPE_CHECKING:
+    from avpt.models.encoder import Norm
+
 log = logging.getLogger(__name__)
+
+WORDS = ("imagenet", "pretrained", "random")  # what --weights takes beside paths
+TORCHVISION = ("resnet18", "resnet34", "resnet50")
 
 
 def run(config: InitConfig) -> Report:
     """Do nothing where the encoder is already there; torch is loaded only when there is work."""
-    norm = f"abri-{config.abri}" if config.bn == "abri" else "batchnorm"
     header = Header(
         kind="encoder",
-        spec={"encoder": {"arch": config.arch, "modality": config.modality, "norm": norm}, "input": None},
+        spec={"encoder": describe(config), "input": None},
         config=config.record(),
     )
-    if config.weights not in ("imagenet", "random"):  # a file is recorded by its hash, not by its name
+    if config.weights not in WORDS:  # a file is recorded by its hash, not by its name
         if not Path(config.weights).exists():
             raise ArtifactError(
-                f"{config.weights} does not exist; --weights takes imagenet, random, a file or a run folder"
+                f"{config.weights} does not exist; --weights takes {', '.join(WORDS)}, a file or a run folder"
             )
         inputs = {"weights": artifacts.model_hash(Path(config.weights))}
         header = replace(header, config=header.config | {"weights": "file"}, inputs=inputs)
@@ -38,6 +44,18 @@ def run(config: InitConfig) -> Report:
         if made is None:
             made = initialise(config, header)
     return report(made, config)
+
+
+def describe(config: InitConfig) -> dict[str, Any]:
+    """The encoder's spec as the header holds it; only other architectures than torchvision's need torch for that."""
+    norm: Norm = "batchnorm"
+    if config.bn == "abri":
+        norm = "abri-channel" if config.abri == "channel" else "abri-layer"
+    if config.arch in TORCHVISION and config.size is None:
+        return {"arch": config.arch, "modality": config.modality, "norm": norm}
+    from avpt.models.encoder import describe_encoder
+
+    return describe_encoder(config.arch, config.modality, norm, config.size).record()
 
 
 def initialise(config: InitConfig, header: Header) -> Header:
@@ -51,10 +69,14 @@ def initialise(config: InitConfig, header: Header) -> Header:
     spec = encoder_spec(header.spec["encoder"])
     plain = replace(spec, norm="batchnorm")
     metrics = {}
+    with torch.device("meta"):
+        has_norm = bool(abnormal_channels.norm_layers(build_encoder(plain).state_dict()))
+    if config.bn != "keep" and not has_norm:
+        raise ConfigError(f"{config.arch} has no BatchNorm, which --bn {config.bn} is about; take it with --bn keep")
     if config.weights == "random":
         state = build_encoder(plain).state_dict()
     else:
-        pretrained, outside = weights.find_weights(config.weights, config.arch, config.modality)
+        pretrained, outside = weights.find_weights(config.weights, config.arch, config.modality, spec.size)
         state, loaded = weights.fit_weights(pretrained, plain, config.conv1, config.weights)
         loaded.dropped += outside
         if loaded.folded:
@@ -83,6 +105,8 @@ def report(header: Header, config: InitConfig) -> Report:
         rows += [(f"  {key}", "", how) for key, how in weights["adapted"].items()]
         tables.append(Table(f"weights from {config.weights}", ("", "keys", "which"), rows))
     layers = [(layer["name"], layer["channels"], layer["abnormal"]) for layer in metrics["layers"]]
+    if not layers:
+        return Report({"encoder": str(config.out), **metrics}, (config.out,), tables)
     layers.append(("all", sum(layer[1] for layer in layers), sum(layer[2] for layer in layers)))
     cells = [(name, str(count), str(abnormal), f"{abnormal / count:.1%}") for name, count, abnormal in layers]
     title = f"abnormal BatchNorm channels, max(|gamma|, |beta|) < {config.abnormal_threshold:g}, as loaded"

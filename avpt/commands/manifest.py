@@ -10,25 +10,23 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from avpt.commands._segments import cut, format_seconds, seconds_of
+from avpt.commands._gather_clips import UNFIT, GatheredClips, gather, shown_of
 from avpt.datasets import DATASETS, audioset
-from avpt.datasets.dividing import split_by_hash, stratify
-from avpt.datasets.rows import SUFFIXES, Dataset, Media, Row, Source, find_media
-from avpt.errors import ConfigError, ManifestError, listed
+from avpt.datasets.media_files import SUFFIXES, Media, find_media
+from avpt.datasets.rows import Dataset, Source
+from avpt.errors import ManifestError, listed
 from avpt.files.checking import RecordError, read
 from avpt.files.locks import claim
 from avpt.files.outputs import sha256, write_json, write_text
 from avpt.files.records import ManifestRecord
 from avpt.files.reuse import check_same, foreign, is_there
-from avpt.machine.progress import track
 from avpt.options import ManifestConfig
-from avpt.store.manifest import CONTROL, warn_of_lookalikes
+from avpt.store.spelling import warn_of_lookalikes
 from avpt.text import for_sheet
-from avpt.types import SPLITS, Report, Split, Table
+from avpt.types import SPLITS, Report, Table
 
 log = logging.getLogger(__name__)
 
@@ -36,20 +34,6 @@ COLUMNS = ("id", "label", "split", *SUFFIXES, "start", "end", "recording")
 MISSING = ".missing.csv"  # ends the name of the list of clips whose media are missing
 MISSING_COLUMNS = ("id", "split", "label", "list", "line")
 MOST_CLASSES = 50  # that the table of classes shows
-SURROGATES = re.compile(r"[\ud800-\udfff]")  # what Python has in place of bytes that are not UTF-8
-UNFIT = "white space at an end, control characters or bytes that are not UTF-8"
-
-
-@dataclass
-class GatheredClips:
-    """What became of the rows of a data set."""
-
-    clips: list[tuple[str, ...]] = field(default_factory=list)  # cells of the manifest
-    unfit: list[str] = field(default_factory=list)  # names of clips that exist but that no manifest can hold
-    missing: list[tuple[str, ...]] = field(default_factory=list)  # cells of the list of missing clips
-    sought: tuple[str, ...] = ()  # keys of the first missing clip
-    used: set[str] = field(default_factory=set)  # keys of the media that clips took
-    official: set[Split] = field(default_factory=set)  # splits that the data set itself assigns
 
 
 def run(config: ManifestConfig) -> Report:
@@ -111,126 +95,6 @@ def relative_path(start: Path, folder: Path) -> str:
     short = os.path.relpath(folder, start)
     right = (start / short).exists() and (start / short).samefile(folder)
     return short if right else os.path.relpath(folder.absolute(), start.resolve())
-
-
-def gather(config: ManifestConfig, dataset: Dataset, source: Source, base: str) -> GatheredClips:
-    """Every clip once, in the order of the lists, with its split and its media."""
-    gathered, shares = GatheredClips(), (config.test_share, config.val_fraction)
-    rows = list(dataset.rows(source))
-    if config.group_by is not None:
-        rows = group(rows, config.group_by)
-    chosen = stratify(rows, *shares) if dataset.stratified else {}
-    prefix = "" if base == "." else f"{base}/"
-    first: dict[str, tuple[str, Split | None, tuple[str, int]]] = {}
-    for row in rows:
-        label, split, (path, line) = first.get(row.id, (None, None, row.place))
-        if label is None:
-            first[row.id] = row.label, row.split, row.place
-            add(gathered, source.media, row, prefix, chosen.get(row.id) or split_by_hash(row, *shares))
-        elif (label, split) != (row.label, row.split):
-            here = f"{row.id} is {row.label} of {row.split}"
-            source.bad(*row.place, f"{here}, but {label} of {split} in line {line} of {path}; take one out")
-    source.check()
-    check(config, gathered)
-    if config.segment is not None:
-        gathered.clips = cut_all(config, gathered.clips)
-    clips_of = Counter(clip[-1] for clip in gathered.clips)  # by recording; one that has a single clip is not written
-    gathered.clips = [(*clip[:-1], clip[-1] if clips_of[clip[-1]] > 1 else "") for clip in gathered.clips]
-    return gathered
-
-
-def group(rows: list[Row], expression: str) -> list[Row]:
-    """Rows grouped by what an expression matches in their ids: its first group, or else the whole match."""
-    matches = [re.search(expression, row.id) for row in rows]
-    if alone := [row.id for row, match in zip(rows, matches, strict=True) if match is None]:
-        if len(alone) == len(rows):
-            raise ConfigError(f"--group-by {expression} is found in no clip's path, such as {alone[0]}; mend it")
-        log.warning("--group-by is not found in %d of %d paths (%s)", len(alone), len(rows), listed(alone, 3))
-    names = [match and "".join(match.groups()[:1] or [match[0]]) for match in matches]
-    return [replace(row, group=name or row.group) for row, name in zip(rows, names, strict=True)]
-
-
-def cut_all(config: ManifestConfig, clips: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Put each clip's pieces in its place; a clip that is no longer than a piece, or can't be cut, stays whole."""
-    segment, hop = config.segment, config.hop or config.segment
-    assert segment is not None
-    assert hop is not None
-    pieces: list[tuple[str, ...]] = []
-    whole: list[str] = []
-    with track(len(clips), "cut") as show:
-        for number, clip in enumerate(clips):
-            show(number, len(whole))
-            clip_id, label, split, video, audio, frames, *_, recording = clip
-            paths = [config.out.absolute().parent / path for path in dict.fromkeys((audio or video, video)) if path]
-            seconds = seconds_of(paths) if paths and not frames else None
-            times = cut(seconds, segment, hop, config.last_piece) if seconds else []
-            if seconds is None:
-                whole.append(clip_id)
-            if not times:
-                pieces.append(clip)
-            for start, end in times:
-                begin, stop = format_seconds(start), format_seconds(end)
-                name = f"{clip_id}_{begin}_{stop}"
-                pieces.append((name, label, split, video, audio, frames, begin, stop, recording))
-    if whole:
-        message = "%d of %d clips stay whole: they are pictures, or their files do not say how long they are (%s)"
-        log.warning(message, len(whole), len(clips), listed(whole, 3))
-    return pieces
-
-
-def add(gathered: GatheredClips, media: Media, row: Row, prefix: str, split: Split) -> None:
-    """Find a clip's media, and add the clip with its split."""
-    times = ("", "")
-    if row.split:
-        gathered.official.add(row.split)
-    files = media.find(row.names)
-    if not files and row.whole:
-        files, times = media.find((row.whole,)), row.times
-        files.pop("frames", None)  # which of them the clip is made of is unknown
-    if files:
-        gathered.used.update(key for key, _ in files.values())
-        paths = (prefix + files[kind][1] if kind in files else "" for kind in SUFFIXES)
-        clip = (row.id, row.label, split, *paths, *times, row.group)
-        if unfit := next((cell for cell in clip if not fits(cell)), None):
-            gathered.unfit.append(unfit)
-        else:
-            gathered.clips.append(clip)
-    else:
-        gathered.sought = gathered.sought or tuple(filter(None, (*row.names, row.whole)))
-        gathered.missing.append((row.id, split, row.label, Path(row.place[0]).name, str(row.place[1])))
-
-
-def check(config: ManifestConfig, gathered: GatheredClips) -> None:
-    """Refuse what shows only when all rows are known.
-
-    Raises:
-        ManifestError: no clip has its media, or a name that a manifest can hold.
-        ConfigError: a split is to be carved that the data set already has.
-    """
-    if not gathered.clips:
-        what = "no media that are named like those of " + config.name
-        if DATASETS[config.name].key != "name":
-            what = "no folder for each class with clips in it"
-        if gathered.unfit:
-            what = f"only names that can't be in a manifest ({UNFIT}; {shown_of(gathered.unfit)})"
-        elif gathered.missing:
-            what = f"none of {len(gathered.missing)} clips; the first would be {', '.join(gathered.sought)}"
-        endings = "; ".join(f"{kind} .{', .'.join(suffixes)}" for kind, suffixes in SUFFIXES.items())
-        raise ManifestError(f"{config.folder} and the folders below hold {what} (looked for {endings})")
-    if config.test_share and gathered.official:
-        raise ConfigError("--test-fraction does not go with folders that are splits already; leave it out")
-    if config.val_fraction and "val" in gathered.official:
-        raise ConfigError("--val-fraction does not go with a val split that is there already; leave it out")
-
-
-def fits(cell: str) -> bool:
-    """Whether a cell is the same when it is read back from a manifest."""
-    return cell == cell.strip() and (cell.isprintable() or not (CONTROL.search(cell) or SURROGATES.search(cell)))
-
-
-def shown_of(unfit: Sequence[str]) -> str:
-    """The first few names, with odd characters escaped."""
-    return listed(list(map(repr, unfit)), 3)
 
 
 def names_of(label: str, multi_label: bool) -> list[str]:
@@ -323,7 +187,7 @@ def warn(config: ManifestConfig, media: Media, gathered: GatheredClips) -> None:
         share = f"{len(unfit)} of {len(unfit) + len(gathered.clips)} clips"
         log.warning("%s are left out for their names (%s): %s; rename them", share, UNFIT, shown_of(unfit))
     if twice := [(taken, other) for key, taken, other in media.twice if key in gathered.used]:
-        log.warning("%d clips lie there more than once; of %s and %s the first is taken", len(twice), *twice[0])
+        log.warning("%d clips are there more than once; of %s and %s the first is taken", len(twice), *twice[0])
 
 
 def warn_of_gaps(config: ManifestConfig, summary: dict[str, Any]) -> None:

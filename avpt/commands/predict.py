@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import os
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from avpt.commands._segments import cut, format_seconds, seconds_of
-from avpt.datasets.rows import KINDS
+from avpt.commands._answers import Answer, csv_of, part_of, record_of, table_of
+from avpt.commands._segments import cut, seconds_of
+from avpt.datasets.media_files import COLUMN_OF
 from avpt.errors import ConfigError, listed
 from avpt.files import artifacts
 from avpt.files.locks import claim
@@ -25,8 +24,8 @@ from avpt.machine.progress import track
 from avpt.machine.workers import pool_workers
 from avpt.options import PredictConfig
 from avpt.store.manifest import MEDIA_COLUMNS, Clip, read_manifest
-from avpt.text import as_json, for_sheet
-from avpt.types import MODALITIES, Modality, Report, Table
+from avpt.text import as_json
+from avpt.types import MODALITIES, Report
 
 if TYPE_CHECKING:
     import torch
@@ -38,30 +37,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GIB = 2**30
-Ranking = list[tuple[str, float]]  # classes with their probabilities, best first
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the model answers for a clip, or why it can't."""
-
-    clip: str  # the file as it was given, or the manifest's id
-    modalities: tuple[Modality, ...] = ()  # that the answer is based on
-    rankings: dict[str, Ranking] = field(default_factory=dict)  # `joint`; of a fused model also one per modality
-    partial: tuple[str, ...] = ()  # what users should know of how the clip was decoded
-    looked_at: dict[Modality, tuple[float, float]] = field(default_factory=dict)  # start and end in its file, seconds
-    seconds: float | None = None  # the clip's length, None where its file does not say
-    longer: bool = False  # far longer than what was looked at
-    error: str | None = None
-    piece: tuple[float, float] | None = None  # where a piece of a file starts and ends, in seconds
-    pieces: int | None = None  # number of pieces that this is the mean of
-
-    @property
-    def name(self) -> str:
-        """What tables and messages call the clip."""
-        if self.piece is not None:
-            return f"{self.clip} {format_seconds(self.piece[0])}-{format_seconds(self.piece[1])} s"
-        return self.clip if self.pieces is None else f"{self.clip} mean of {self.pieces}"
 
 
 def run(config: PredictConfig) -> Report:
@@ -94,8 +69,8 @@ def find_clips(config: PredictConfig) -> list[Clip]:
             clips.append(clip_of(path))
             continue
         inside = sorted(file for file in path.rglob("*") if not (file.is_dir() or file.name.startswith(".")))
-        media = [file for file in inside if file.suffix[1:].lower() in KINDS]
-        if others := [str(file) for file in inside if file.suffix[1:].lower() not in KINDS]:
+        media = [file for file in inside if file.suffix[1:].lower() in COLUMN_OF]
+        if others := [str(file) for file in inside if file.suffix[1:].lower() not in COLUMN_OF]:
             log.info("%d files in %s are no media by their names (%s)", len(others), path, listed(others, 3))
         if not media:
             raise ConfigError(f"{path} holds no media file; give clips, or --manifest for folders of frames")
@@ -105,7 +80,7 @@ def find_clips(config: PredictConfig) -> list[Clip]:
 
 def clip_of(path: Path) -> Clip:
     """A file as a manifest's row: its suffix tells an image; of other files all sound and pictures are used."""
-    column = "frames" if KINDS.get(path.suffix[1:].lower()) == "frames" else "video"
+    column = "frames" if COLUMN_OF.get(path.suffix[1:].lower()) == "frames" else "video"
     written = tuple(str(path) if column == name else "" for name in MEDIA_COLUMNS)
     shown = os.fsencode(path).decode(errors="replace")
     return Clip(shown, (), "test", Path.cwd(), written, None, None)
@@ -210,17 +185,6 @@ def label(config: PredictConfig, clips: Sequence[Clip]) -> list[Answer]:
     return [answers[row] for row in range(len(clips))]
 
 
-def part_of(answer: Answer) -> str:
-    """Which part of its file a clip's answer is from, in words."""
-    parts = {modality: f"{start:g} to {end:.2f} s" for modality, (start, end) in answer.looked_at.items()}
-    if len(set(parts.values())) <= 1:
-        shown = next(iter(parts.values()), "")
-    else:
-        shown = ", ".join(f"{modality} {part}" for modality, part in parts.items())
-    begins_first = all(start == 0 for start, _ in answer.looked_at.values())
-    return shown + (f" of {answer.seconds:.2f} s" if shown and answer.seconds is not None and begins_first else "")
-
-
 def without_unused_pictures(clip: Clip, trained: TrainedModel) -> Clip:
     """The clip without the pictures of a whole video, where the model takes audio alone and won't look at them."""
     if trained.modalities != ("audio",) or clip.start is not None or clip.end is not None or clip.video is None:
@@ -277,7 +241,7 @@ def report(config: PredictConfig, answers: Sequence[Answer]) -> Report:
     summary = {"model": str(config.model), "clips": len(single), "failed": len(bad), "predictions": records}
     tables, text = [], ""
     if config.output_format == "table":
-        tables = [table_of(config, answers)]
+        tables = [table_of(config.model, answers)]
     elif config.output_format == "csv":
         text = csv_of(answers, config.top)
     else:
@@ -286,71 +250,3 @@ def report(config: PredictConfig, answers: Sequence[Answer]) -> Report:
     if bad:
         problem = f"{len(bad)} of {len(single)} clips have no answer, first {bad[0].name}: {bad[0].error}"
     return Report(summary, tables=tables, problem=problem, text=text)
-
-
-def record_of(answer: Answer) -> dict[str, Any]:
-    """The record of a JSON line: `top` ranks by the logits, `audio` and `visual` by each modality's share of them."""
-    record: dict[str, Any] = {"clip": answer.clip, "error": answer.error, "modalities": list(answer.modalities)}
-    record |= {
-        "partial": list(answer.partial),
-        "looked_at": {name: list(part) for name, part in answer.looked_at.items()},
-    }
-    record |= {"seconds": None if answer.seconds is None else round(answer.seconds, 2)}
-    if answer.piece is not None or answer.pieces is not None:
-        record |= {"piece": answer.piece and list(answer.piece), "pieces": answer.pieces}
-    for name, ranking in answer.rankings.items():
-        ranked = [{"label": label, "probability": probability} for label, probability in ranking]
-        record["top" if name == "joint" else name] = ranked
-    return record
-
-
-def columns_of(answers: Sequence[Answer]) -> list[str]:
-    """The names of the rankings that any answer has."""
-    return [name for name in ("joint", *MODALITIES) if any(name in answer.rankings for answer in answers)]
-
-
-def csv_of(answers: Sequence[Answer], top: int) -> str:
-    """One row per clip; label_1, probability_1, audio_label_1, ... down to the longest ranking."""
-    names = columns_of(answers)
-    longest = max((len(ranking) for answer in answers for ranking in answer.rankings.values()), default=top)
-    prefixes = {name: "" if name == "joint" else f"{name}_" for name in names}
-    ranked = [
-        f"{prefixes[name]}{what}_{i + 1}" for name in names for i in range(longest) for what in ("label", "probability")
-    ]
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["clip", "modalities", "error", "partial", "looked_at", *ranked])
-    for answer in answers:
-        cells = [
-            answer.name,
-            " ".join(answer.modalities),
-            answer.error or "",
-            "; ".join(answer.partial),
-            part_of(answer),
-        ]
-        for name in names:
-            ranking = answer.rankings.get(name, [])
-            cells += [cell for label, probability in ranking for cell in (label, f"{probability:.6g}")]
-            cells += ["", ""] * (longest - len(ranking))
-        writer.writerow(map(for_sheet, cells))
-    return text.getvalue()
-
-
-def table_of(config: PredictConfig, answers: Sequence[Answer]) -> Table:
-    """One line per class, with the clip's name on the first of its lines."""
-    names = columns_of(answers) or ["joint"]
-    rows: list[tuple[str, ...]] = []
-    for answer in answers:
-        if answer.error is not None:
-            rows.append((answer.name, *["no answer", ""] * len(names)))
-        for i in range(max((len(ranking) for ranking in answer.rankings.values()), default=0)):
-            cells = [answer.name if i == 0 else ""]
-            for name in names:
-                ranking = answer.rankings.get(name, [])
-                cells += [ranking[i][0], f"{ranking[i][1]:.3f}"] if i < len(ranking) else ["", ""]
-            rows.append(tuple(cells))
-    heads = [head for name in names for head in (name if len(names) > 1 else "label", "")]
-    longer = [answer for answer in answers if answer.longer]
-    part = f", of {len(longer)} only a part: {part_of(longer[0])}" if longer else ""
-    count = sum(answer.pieces is None for answer in answers)
-    return Table(f"{config.model} on {count} clips{part}", ("clip", *heads), rows)

@@ -21,14 +21,14 @@ from avpt.files.outputs import read_record, write_json, write_text
 from avpt.files.reuse import begin, check_same, look_into
 from avpt.machine.progress import track
 from avpt.machine.workers import pool_workers
-from avpt.media.clip import KINDS, LOSSES, SHIFT, ClipSettings, kind_of
+from avpt.media.clip import FRAME_SHIFT, LOSSES, TROUBLES, ClipSettings, kind_of
 from avpt.media.pointers import is_pointer
 from avpt.options import PreprocessConfig
 from avpt.store.json_files import StoreRecord
 from avpt.store.manifest import LABEL_SEPARATOR, Clip, Manifest, read_manifest
 from avpt.store.store import Failure, read_shard_record, store_record
 from avpt.text import for_sheet
-from avpt.types import SPLITS, Report, Table
+from avpt.types import HELD_OUT, SPLITS, Report, Table
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def run(config: PreprocessConfig) -> Report:
 def warn_of_untrained(manifest: Manifest) -> None:
     """Warn of classes that training would refuse: those of val and test of which train has no clip."""
     labels = {split: {label for clip in manifest.split(split) for label in clip.labels} for split in SPLITS}
-    for split in ("val", "test"):
+    for split in HELD_OUT:
         if labels["train"] and (lacking := sorted(labels[split] - labels["train"])):
             message = "%s has clips of classes that train lacks (%s); training will refuse them: are they misspelt?"
             log.warning(message, split, listed(lacking))
@@ -240,14 +240,14 @@ def summarise_kept(records: Records) -> tuple[dict[str, int], dict[str, float]]:
     known = [record.get("lengths", {}) for record in records.values()]  # an older avpt does not write them
     lengths = {name: sum(each.get(name, 0) for each in known) for name in ("longer", "shorter")}
     lengths["longest"] = max((each.get("longest", 0.0) for each in known), default=0.0)
-    return {kind: counts[kind] for kind in KINDS if counts[kind]}, lengths
+    return {kind: counts[kind] for kind in TROUBLES if counts[kind]}, lengths
 
 
 def tables_of(kinds: Mapping[str, int], lengths: Mapping[str, float], config: Mapping[str, Any]) -> list[Table]:
     """What partial.csv says of clips, by kind, and which have other lengths than are stored, with the options."""
     tables = [
-        Table("clips in partial.csv, by what is told of them", ("", "meaning", "clips"), rows, left=2)
-        for rows in [[(kind, KINDS[kind], str(count)) for kind, count in kinds.items()]]
+        Table("clips in partial.csv, by what is noted of them", ("", "meaning", "clips"), rows, left=2)
+        for rows in [[(kind, TROUBLES[kind], str(count)) for kind, count in kinds.items()]]
         if rows
     ]
     rows = []
@@ -256,7 +256,7 @@ def tables_of(kinds: Mapping[str, int], lengths: Mapping[str, float], config: Ma
         rows.append((until, "--spectrogram-frames, --max-frames", f"{lengths['longer']:g}"))
     if lengths["shorter"]:
         rows.append(("far shorter", "--spectrogram-frames, --pad repeat", f"{lengths['shorter']:g}"))
-    seconds = config["spectrogram_frames"] * SHIFT
+    seconds = config["spectrogram_frames"] * FRAME_SHIFT
     title = f"kept are {seconds:g} s of sound and {config['max_frames']} pictures, {config['fps']:g} a second"
     return [*tables, Table(title, ("clips that are", "to change it", "clips"), rows, left=2)] if rows else tables
 
@@ -269,7 +269,7 @@ def report(out: Path, config: Mapping[str, Any], records: Records) -> Report:
     splits = [(name, record["splits"][name]) for name in SPLITS if name in record["splits"]]
     rows = [(name, str(split["clips"]), str(len(split["shards"]))) for name, split in splits]
     kinds, lengths = summarise_kept(records)
-    title = f"{clips} clips, {record['failures']} failed, {record['partial']} told of in partial.csv"
+    title = f"{clips} clips, {record['failures']} failed, {record['partial']} noted in partial.csv"
     summary = {"store": str(out), "clips": clips, "failures": record["failures"], "partial": record["partial"]}
     return Report(
         summary=summary | {"partial_kinds": kinds} | lengths,
@@ -288,7 +288,7 @@ def report_part(config: PreprocessConfig, num_shards: int, made: Records, lackin
         "failures": sum(len(record["failures"]) for record in made.values()),
         "partial": sum(len({row["id"] for row in record["partial"]}) for record in made.values()),
     }
-    title = "shards {} of 0:{}: {clips} clips, {failures} failed, {partial} told of in partial.csv"
+    title = "shards {} of 0:{}: {clips} clips, {failures} failed, {partial} noted in partial.csv"
     rows = [("to be made by other ranges", str(len(lacking))), ("these are", listed(lacking, 3))]
     return Report(
         summary | {"missing_shards": len(lacking)},

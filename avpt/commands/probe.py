@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from avpt.diagnosis.probing import Probe
+    from avpt.diagnosis.linear_probes import Probe
     from avpt.loading.dataset import InputSpec
     from avpt.models.encoder import Encoder
     from avpt.store.store import SplitIndex
 
 log = logging.getLogger(__name__)
 
-KINDS: tuple[artifacts.Kind, ...] = ("encoder", "classifier", "fused")
+PROBED_KINDS: tuple[artifacts.Kind, ...] = ("encoder", "classifier", "fused")
 SURE = 0.05  # a p below it counts as a difference
 WIDTH = 80  # characters of a line of text
 
@@ -59,8 +59,8 @@ def modality_of(config: ProbeConfig, model: Header) -> Modality:
         ArtifactError: the file holds no encoder.
         ConfigError: --modality is missing, or names one that the model lacks, or --stage1 is given for no fused model.
     """
-    if model.kind not in KINDS:
-        raise ArtifactError(f"{config.model} is of kind {model.kind}; {' or '.join(KINDS)} is needed here")
+    if model.kind not in PROBED_KINDS:
+        raise ArtifactError(f"{config.model} is of kind {model.kind}; {' or '.join(PROBED_KINDS)} is needed here")
     if model.kind == "fused":
         if config.modality is None:
             raise ConfigError(f"{config.model} holds two encoders; add --modality audio or --modality visual")
@@ -95,8 +95,8 @@ def find_stage1(config: ProbeConfig, model: Header, modality: Modality) -> Path 
     node = Lineage([config.model], config.search).find(recorded)
     if node is None:
         log.warning(
-            "what the %s encoder of %s started from (checksum %s...) is not around it, so there is nothing to compare "
-            "with; name it with --stage1, or folders to look in with --search",
+            "what the %s encoder of %s started from (checksum %s...) was not found around it, so there is nothing to "
+            "compare with; name it with --stage1, or folders to look in with --search",
             *(modality, config.model, recorded[:12]),
         )
     return None if node is None else node.path
@@ -106,7 +106,7 @@ def probe(
     config: ProbeConfig, store: Store, model: Header, modality: Modality, before: Path | None, header: Header
 ) -> Header:
     """Compute the features of each split once, fit a probe on them, and the same for the stage-1 encoder."""
-    from avpt.diagnosis.probing import mcnemar
+    from avpt.diagnosis.linear_probes import mcnemar
     from avpt.runs.trained_model import check_clips, training_option
     from avpt.store.splits import training_splits
     from avpt.training import runtime
@@ -171,8 +171,9 @@ def load(
         ArtifactError: the file holds none, or its BatchNorm has no statistics yet.
     """
     from avpt.models.checkpoint import check_frozen, load_network, read_input
+    from avpt.models.encoder import fit_pipeline
 
-    loaded = load_network(path, *KINDS)
+    loaded = load_network(path, *PROBED_KINDS)
     encoder, trained = loaded.encoder(modality), loaded.header.spec.get("input")
     check_frozen(encoder, path)
     if trained is not None:
@@ -181,7 +182,8 @@ def load(
         usual = TrainConfig.defaults()
         pipeline = like or store.input_spec(usual["image_size"], usual["num_frames"])
     image_size, num_frames = config.image_size or pipeline.image_size, config.num_frames or pipeline.num_frames
-    return ProbedEncoder(path, encoder, modality, replace(pipeline, image_size=image_size, num_frames=num_frames))
+    pipeline = replace(pipeline, image_size=image_size, num_frames=num_frames)
+    return ProbedEncoder(path, encoder, modality, fit_pipeline(pipeline, {path: loaded.encoders[modality]}))
 
 
 def number_classes(splits: dict[Split, SplitIndex], classes: list[str]) -> tuple[dict[Split, Tensor], list[str]]:
@@ -214,7 +216,7 @@ def encode_splits(
     device: torch.device,
 ) -> dict[Split, Tensor]:
     """Features (clips, width) float32 of each split, as evaluation sees its clips."""
-    from avpt.loading.evaluation import EvaluationDataset
+    from avpt.loading.evaluation_clips import EvaluationDataset
     from avpt.loading.loader import Loader, explain_worker_deaths
     from avpt.models.encoder import Features
     from avpt.training.passes import evaluate
@@ -234,7 +236,7 @@ def probe_features(
     features: dict[Split, Tensor], labels: dict[Split, Tensor]
 ) -> tuple[Probe, dict[str, float | None], dict[Split, Tensor]]:
     """Fit a probe; return it, the deciding metric on val and test, and which of their clips it gets right, (clips,)."""
-    from avpt.diagnosis.probing import fit_probe
+    from avpt.diagnosis.linear_probes import fit_probe
     from avpt.training import metrics
 
     def score(logits: Any, labels: Any) -> float:

@@ -19,6 +19,7 @@ from avpt.store.verification.store_files import (
     find_duplicates,
     read_contents,
 )
+from avpt.text import format_count
 from avpt.types import Report, Table
 
 ROWS, ROWS_PER_SHARD = 20, 3  # of the table of problems
@@ -110,10 +111,9 @@ def report(config: VerifyConfig, checks: list[ShardCheck], findings: Findings) -
     summary["num_problems"] = num_problems
     if not num_problems:
         row = (*(str(value) for value in checked.values()), "yes" if config.deep else "no")
-        return Report(summary, tables=[Table(f"{config.store} is sound", (*checked, "deep"), [row])])
+        return Report(summary, tables=[Table(f"{config.store} is intact", (*checked, "deep"), [row])])
     shards = sum(name in findings.order for name in findings.counts)
-    total = f"{num_problems} problem{'s' * (num_problems > 1)}"
-    total += f" in {shards} shard{'s' * (shards > 1)}" if shards else ""
+    total = format_count(num_problems, "problem") + (f" in {format_count(shards, 'shard')}" if shards else "")
     first = findings.problems[0]
     where = f"{first.shard}, clip {first.clip}" if first.clip else first.shard
     return Report(

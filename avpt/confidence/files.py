@@ -130,9 +130,8 @@ def check_scored_from(path: Path, runs: dict[Modality, Path]) -> None:
         dynamics = (run if run.is_dir() else run.parent) / "dynamics.safetensors"
         belongs = run.is_dir() or run.name in ("model.safetensors", "last.safetensors")
         if not belongs or not dynamics.is_file():
-            log.warning(
-                "whether %s was scored from --%s %s can't be told: no dynamics lie beside it", path, modality, run
-            )
+            message = "whether %s was scored from --%s %s can't be checked: there are no dynamics beside it"
+            log.warning(message, path, modality, run)
         elif header.inputs.get(modality) != sha256(dynamics):
             raise ArtifactError(
                 f"{path} was not scored from --{modality} {run} as it is now; "
@@ -156,7 +155,7 @@ def join_ids(dynamics: dict[Modality, Dynamics], skip: bool) -> list[str]:
     if lacking and not skip:
         raise ArtifactError(f"clips are missing: {', '.join(lacking)}; --missing skip leaves them out")
     if lacking:
-        log.warning("left out, being missing: %s", ", ".join(lacking))
+        log.warning("left out because they are missing: %s", ", ".join(lacking))
     return both
 
 

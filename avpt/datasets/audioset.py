@@ -43,7 +43,7 @@ def _row(source: Source, names: dict[str, str], split: Split, line: Line) -> Row
     video, start, end, codes = exactly(line, 4)
     labels = dict.fromkeys(one_of(code.strip(), names, "label code") for code in codes.split(","))
     if unfit := [label for label in labels if SEPARATOR in label]:
-        raise BadLineError(f"label {unfit[0]!r} holds {SEPARATOR!r}, which parts labels in a manifest")
+        raise BadLineError(f"label {unfit[0]!r} holds {SEPARATOR!r}, which separates labels in a manifest")
     return youtube_row(source, line, SEPARATOR.join(labels), split, video, (start, end), PREFIXES)
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
-from avpt.datasets.rows import KINDS, BadLineError, Dataset, Line, Row, Source, one_of, split_of_name, youtube_row
+from avpt.datasets.media_files import COLUMN_OF
+from avpt.datasets.rows import BadLineError, Dataset, Line, Row, Source, one_of, split_of_name, youtube_row
 from avpt.types import Split
 
 CLASSES = """blowing_nose blowing_out_candles bowling chopping_wood dribbling_basketball laughing mowing_lawn
@@ -18,7 +19,7 @@ CLASSES = """blowing_nose blowing_out_candles bowling chopping_wood dribbling_ba
 INDICES = {str(index): name for index, name in enumerate(CLASSES)}
 COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
 TIMED = re.compile(r"(?P<video>[\w-]+)_(?P<start>\d{1,6}),(?P<length>\d{1,6}),(?P<index>\d+)", re.ASCII)
-NAMED = re.compile(rf"(?:.*/)?(?P<name>[^/]+?)(?:\.(?:{'|'.join(KINDS)}))?/?\s+(?P<index>\d+)", re.ASCII | re.I)
+NAMED = re.compile(rf"(?:.*/)?(?P<name>[^/]+?)(?:\.(?:{'|'.join(COLUMN_OF)}))?/?\s+(?P<index>\d+)", re.ASCII | re.I)
 CLIP = re.compile(r"(?P<video>[\w-]{11})_(?P<start>\d{1,6})(?:_(?P<end>\d{1,6}))?", re.ASCII)
 
 

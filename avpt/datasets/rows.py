@@ -1,49 +1,24 @@
-"""What all data sets share: media by name, lists with their bad lines, splits by hash."""
+"""What all data sets share: the rows of their lists, with the bad lines among them."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import math
-import os
 import re
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
+from avpt.datasets.media_files import Key, Media
 from avpt.errors import ManifestError, listed
-from avpt.types import IMAGE_SUFFIXES, Split
+from avpt.types import Split
 
 MAX_LISTED = 20  # bad lines that are listed one by one; the rest are counted
 CLIP_SECONDS = 10  # if a list says only when a clip starts
 MAX_SECONDS = 1e6  # no video is longer: a later time is a mistake
 
-SUFFIXES = {  # of media, by manifest column; of two files with one name, the suffix that comes first is taken
-    "video": (
-        "mp4",
-        "mkv",
-        "webm",
-        "mov",
-        "avi",
-        "m4v",
-        "mpg",
-        "mpeg",
-        "wmv",
-        "3gp",
-        "ogv",
-        "flv",
-        "ts",
-        "mts",
-        "m2ts",
-    ),
-    "audio": ("wav", "flac", "aif", "aiff", "ogg", "oga", "opus", "m4a", "mp3", "aac", "wma", "ac3", "amr"),
-    "frames": tuple(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES),
-}
-KINDS = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
-RANKS = {suffix: rank for rank, suffix in enumerate(KINDS)}
 SPLIT_WORDS: dict[str, Split] = {
     "train": "train",
     **dict.fromkeys(("val", "valid", "validate", "validation"), "val"),
@@ -51,7 +26,6 @@ SPLIT_WORDS: dict[str, Split] = {
 }
 YOUTUBE_ID = re.compile(r"[\w-]+", re.ASCII)
 
-Key = Literal["name", "path", "image"]
 T = TypeVar("T")
 
 
@@ -79,31 +53,6 @@ class Row:
     whole: str = ""  # key of media that contain more than the clip
     times: tuple[str, str] = ("", "")  # when the clip starts and ends in them
     place: tuple[str, int] = ("", 0)  # list and line
-
-
-@dataclass(frozen=True)
-class Media:
-    """The media in a folder and below; every path is relative to it."""
-
-    files: dict[str, dict[str, str]]  # video, audio, frames -> key -> path
-    tables: list[str]  # .csv and .txt files in the folder and its subfolders: some may be lists
-    twice: list[tuple[str, str, str]]  # key, and two files with it and the same suffix: the one in use, the other
-    sha256: str  # of all their paths
-
-    @property
-    def names(self) -> set[str]:
-        """All keys."""
-        return set().union(*self.files.values())
-
-    def find(self, names: Sequence[str]) -> dict[str, tuple[str, str]]:
-        """(key, path) by kind. A video takes precedence over extracted frames, whose rate is unknown."""
-        matches: dict[str, tuple[str, str]] = {}
-        for kind, paths in self.files.items():
-            for name in names if paths and not (kind == "frames" and "video" in matches) else ():
-                if key := next((spelling for spelling in _spellings(name) if spelling in paths), None):
-                    matches[kind] = key, paths[key]
-                    break
-        return matches
 
 
 @dataclass
@@ -189,72 +138,6 @@ class Dataset:
     stratified: bool = False  # whether the hash divides each class separately
 
 
-def find_media(folder: Path, key: Key) -> Media:
-    """List the media below a folder; a folder with images and no other media holds the frames of a clip.
-
-    The key is a file's name or path without the suffix, or each image's path.
-    """
-    media = Media({kind: {} for kind in SUFFIXES}, [], [], "")
-    listing = hashlib.sha256()
-
-    def add(kind: str, name: str, path: str) -> None:
-        listing.update(os.fsencode(path) + b"\0")
-        taken = media.files[kind].setdefault(name, path)
-        if taken is not path:
-            rank, other = (RANKS.get(_suffix(file), 0) for file in (path, taken))
-            if rank < other:
-                media.files[kind][name] = path
-            elif rank == other:
-                media.twice.append((name, taken, path))
-
-    for inside, names in _walk(str(folder)):
-        kinds = set()
-        for name in names:
-            suffix, path = _suffix(name), inside + name
-            kind = KINDS.get(suffix)
-            kinds.add(kind)
-            if kind == "frames" and key == "image":
-                add(kind, path, path)
-            elif kind in ("video", "audio") and key != "image":
-                add(kind, (name if key == "name" else path).rpartition(".")[0], path)
-            elif suffix in ("csv", "txt") and inside.count("/") < 2:
-                media.tables.append(path)
-        if inside and key != "image" and kinds - {None} == {"frames"}:
-            path = inside[:-1]
-            add("frames", path.rpartition("/")[2] if key == "name" else path, path)
-    return Media(media.files, media.tables, media.twice, listing.hexdigest())
-
-
-def _spellings(name: str) -> tuple[str, ...]:
-    """A name, and the name in both of Unicode's encodings of accents: a copy of a folder may use the other."""
-    return (name,) if name.isascii() else (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))
-
-
-def _suffix(name: str) -> str:
-    return name.rpartition(".")[2].lower()
-
-
-def _walk(folder: str) -> Iterator[tuple[str, list[str]]]:
-    """("", "a/", "a/b/", ...) with the file names there, in order; links are followed, hidden names skipped."""
-    waiting: list[tuple[str, tuple[str, ...]]] = [("", (os.path.realpath(folder),))]
-    while waiting:
-        inside, above = waiting.pop()  # and the real paths of the folder and of those above it
-        files, folders = [], []
-        with os.scandir(f"{folder}/{inside}") as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                path = Path(entry.path)  # which raises no error for links that are broken or circular
-                if path.is_file():
-                    files.append(entry.name)
-                elif path.is_dir():
-                    real = os.path.realpath(path) if entry.is_symlink() else f"{above[-1]}/{entry.name}"
-                    if not any(Path(one).is_relative_to(real) for one in above):  # it would be followed endlessly
-                        folders.append((entry.name, real))
-        yield inside, sorted(files)
-        waiting += [(f"{inside}{name}/", (*above, real)) for name, real in sorted(folders, reverse=True)]
-
-
 def exactly(line: Line, count: int) -> list[str]:
     """The cells of a line, which must have `count`."""
     if len(line.cells) != count:
@@ -278,12 +161,6 @@ def split_of_name(path: Path, words: dict[str, Split] = SPLIT_WORDS) -> Split:
             "as in my_train.txt"
         )
     return splits.pop()
-
-
-def hash_split(group: str, test_fraction: float, val_fraction: float) -> Split:
-    """A split that depends only on the group's name: it stays the same when clips are added."""
-    share = int.from_bytes(hashlib.sha256(os.fsencode(group)).digest()) / 2**256
-    return "test" if share < test_fraction else "val" if share < test_fraction + val_fraction else "train"
 
 
 def youtube_row(

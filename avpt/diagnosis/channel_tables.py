@@ -60,7 +60,7 @@ def dead_table(record: dict[str, Any]) -> Table:
     """Numbers of dead channels with bars, beside the abnormal ones or the changes."""
     zero = f"at most {record['zero']:g}" if record["zero"] else "zero"
     title = f"dead channels: {zero} at {record['dead_at']:.1%} or more of the positions of {record['clips']} clips, "
-    title += f"{record['modality']} input; downsample layers, which no ReLU follows, are not measured nor in the sums"
+    title += f"{record['modality']} input; layers that no ReLU follows are not measured nor in the sums"
     columns = ("layer", "of", *(("dead", "after", "awoken", "died") if record["after"] else ("abnormal", "dead")))
     rows = []
     for layer, later in _pair_layers(record, "dead"):
@@ -83,7 +83,7 @@ def describe_prediction(record: dict[str, Any]) -> str:
                 for what in ("precision", "recall")
             )
             below = f"abnormal (below {record['abnormal_threshold']:g})"
-            lines.append(f"{side['encoder']}: {below} foretells dead with {scores}\n")
+            lines.append(f"{side['encoder']}: {below} predicts dead with {scores}\n")
     return "".join(lines)
 
 

@@ -14,7 +14,7 @@ from avpt.files.checking import RecordError, check, convert, parse
 from avpt.files.outputs import atomic, sha256
 from avpt.files.records import METRICS, Metrics, Provenance
 from avpt.files.reuse import check_existing, foreign, is_reused, is_there
-from avpt.files.tensors import misfits, wrong_values
+from avpt.files.tensors import find_wrong_shape, find_wrong_value
 from avpt.files.tensors import pack_ids as pack_ids
 from avpt.files.tensors import unpack_ids as unpack_ids
 
@@ -124,10 +124,10 @@ def load(path: Path, *kinds: Kind) -> Artifact:
     header, shapes = read_header(path)
     if header.kind not in kinds:
         raise ArtifactError(f"{path} is of kind {header.kind}; {' or '.join(kinds)} is needed here")
-    if wrong := misfits(header.kind, shapes):  # before any tensor is read
+    if wrong := find_wrong_shape(header.kind, shapes):  # before any tensor is read
         raise ArtifactError(f"{path} is damaged: {wrong}; make it again")
     tensors = read_tensors(path)
-    if wrong := wrong_values(header.kind, tensors):
+    if wrong := find_wrong_value(header.kind, tensors):
         raise ArtifactError(f"{path} is damaged: {wrong}; make it again")
     return Artifact(header, tensors)
 
@@ -142,7 +142,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     if not path.is_file():  # a pipe would never end
-        raise ArtifactError(f"{path} {'is no file' if path.exists() else 'does not exist'}; name a file with weights")
+        what = "is not a file" if path.exists() else "does not exist"
+        raise ArtifactError(f"{path} {what}; name a file with weights")
     try:
         return load_file(path)
     except SafetensorError as error:

@@ -34,7 +34,8 @@ def parse(text: str | bytes) -> Any:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RecordError("it is nested too deeply" if isinstance(error, RecursionError) else "it is no JSON") from None
+        what = "it is nested too deeply" if isinstance(error, RecursionError) else "it is not JSON"
+        raise RecordError(what) from None
     level = [value]
     for _ in range(DEEPEST):
         if not level:
@@ -91,7 +92,7 @@ def read_text(path: Path) -> str:
         RecordError: it is not a plain file, far too large, or not UTF-8.
     """
     if path.exists() and not path.is_file():  # a pipe would never end, nor would a device
-        raise RecordError("it is no file")
+        raise RecordError("it is not a file")
     if (size := path.stat().st_size) > LARGEST:
         raise RecordError(f"it has {size >> 20} MiB, more than any record")
     try:

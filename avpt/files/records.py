@@ -17,6 +17,10 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Finite = Annotated[float, msgspec.Meta(ge=-1e38, le=1e38)]
 AboveZero = Annotated[float, msgspec.Meta(gt=0, le=1e38)]
+Colour = tuple[Finite, Finite, Finite]  # red, green and blue, where 1 is the brightest
+Deviation = tuple[AboveZero, AboveZero, AboveZero]
+# mean and standard deviation of ImageNet's training pictures (torchvision's documentation of its weights)
+IMAGENET: tuple[Colour, Deviation] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 Scores = dict[str, float | None]  # metrics of a split; None where one is not defined
 
 
@@ -159,7 +163,7 @@ class Metrics(TypedDict, total=False):
     """The metrics in an artifact's header, as far as they are read back."""
 
     layers: list[Layer]
-    abnormal_share: float
+    abnormal_share: float | None
     weights: LoadedWeights
 
 
@@ -227,6 +231,8 @@ class InputSpec:
     frame_codec: FrameCodec = "jpeg"
     frame_accuracy: Literal["exact", "keyframe"] = "exact"
     audio_stream: Annotated[int, msgspec.Meta(ge=0, le=1000)] | None = None  # None: FFmpeg's choice
+    picture_mean: Colour | None = None  # that pictures are normalised with; None: ImageNet's
+    picture_std: Deviation | None = None
 
     def __post_init__(self) -> None:
         """Check that a clip fits into memory.
@@ -241,8 +247,14 @@ class InputSpec:
             )
 
     def record(self) -> dict[str, Any]:
-        """The spec as a header holds it; an audio stream that nobody chose is left out, as older versions did."""
-        return {name: value for name, value in asdict(self).items() if name != "audio_stream" or value is not None}
+        """The spec as a header holds it; what nobody chose is left out, as older versions did."""
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @property
+    def colours(self) -> tuple[Colour, Deviation]:
+        """Mean and standard deviation that pictures are normalised with."""
+        return self.picture_mean or IMAGENET[0], self.picture_std or IMAGENET[1]
 
     @property
     def num_values(self) -> int:
@@ -256,6 +268,9 @@ class EncoderRecord(TypedDict):
     arch: str
     modality: Modality
     norm: str
+    size: NotRequired[list[Count]]
+    mean: NotRequired[list[Finite]]
+    std: NotRequired[list[Finite]]
 
 
 class ExportSpec(TypedDict):

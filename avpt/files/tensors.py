@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from avpt.types import MODALITIES
+from avpt.types import HELD_OUT, MODALITIES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,10 +44,10 @@ def unpack_ids(tensors: Mapping[str, Tensor], prefix: str = "") -> list[str]:
     return [flat[start:stop].decode() for start, stop in pairwise(offsets)]
 
 
-def misfits(kind: Kind, shapes: Shapes) -> str:
+def find_wrong_shape(kind: Kind, shapes: Shapes) -> str:
     """What is wrong with the types and shapes of an artifact's tensors; empty where nothing is."""
     if kind == "predictions":
-        return next(filter(None, (_split_misfits(split, shapes) for split in ("val", "test"))), "")
+        return next(filter(None, (_split_misfits(split, shapes) for split in HELD_OUT)), "")
     sizes: dict[str, int] = {}
     for name, (dtype, dimensions) in NEEDED.get(kind, {}).items():
         if wrong := _misfit(name, shapes, (dtype,), dimensions, sizes):
@@ -93,10 +93,10 @@ def _edges(sizes: Mapping[str, int]) -> str:
     return "" if edges == clips + 1 else f"id_offsets is {edges}, not {clips + 1}"
 
 
-def wrong_values(kind: Kind, tensors: Mapping[str, Tensor]) -> str:
-    """What is wrong with the values of tensors in which `misfits` found nothing; empty where nothing is."""
+def find_wrong_value(kind: Kind, tensors: Mapping[str, Tensor]) -> str:
+    """What is wrong with the values of tensors in which `find_wrong_shape` found nothing; empty where nothing is."""
     if kind == "predictions":
-        for split in (split for split in ("val", "test") if f"{split}_logits" in tensors):
+        for split in (split for split in HELD_OUT if f"{split}_logits" in tensors):
             labels, classes = tensors[f"{split}_labels"], tensors[f"{split}_logits"].shape[1]
             if labels.ndim == 1 and not bool(((labels >= 0) & (labels < classes)).all()):
                 return f"{split}_labels names classes beyond the {classes} of the logits"

@@ -34,5 +34,5 @@ def clip_inputs(clip: DecodedClip, spec: InputSpec) -> dict[Modality, Tensor]:
             height, width = (int(side) for side in clip.sizes[number])
             encoded = np.frombuffer(clip.frames[number], dtype=np.uint8).copy()
             pictures.append(scaled(decode_frame(encoded, spec.frame_codec, height, width)))
-        inputs["visual"] = transforms.normalise_visual(torch.stack(pictures)[None])
+        inputs["visual"] = transforms.normalise_visual(torch.stack(pictures)[None], spec.colours)
     return inputs

@@ -87,7 +87,7 @@ class Loader:
         if "audio" in item:
             inputs["audio"] = transforms.normalise_audio(self._floats("audio", item["audio"]), spec.mean, spec.std)
         if "visual" in item:
-            inputs["visual"] = transforms.normalise_visual(self._floats("visual", item["visual"]))
+            inputs["visual"] = transforms.normalise_visual(self._floats("visual", item["visual"]), spec.colours)
         if masking is not None:
             for modality, values in inputs.items():
                 count = masking.num_masked[modality][item["position"]].to(self.device)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from avpt.loading.transforms import IMAGENET_MEAN, IMAGENET_STD
+from avpt.files.records import IMAGENET, Colour
 from avpt.types import Modality
 
 MASKED = (255, 0, 255)  # magenta: rare in frames, and not a grey as in spectrograms
@@ -15,13 +15,14 @@ MARGIN = 4  # pixels between the parts of a picture
 RANGE = 1.5  # a normalised spectrogram is shown from -1.5, black, to 1.5, white: three standard deviations
 
 
-def picture(inputs: Mapping[Modality, Tensor]) -> Tensor:
+def picture(inputs: Mapping[Modality, Tensor], mean_std: tuple[Colour, Colour] = IMAGENET) -> Tensor:
     """Paint the spectrogram, with time to the right and low frequencies at the bottom, and the frames, side by side.
 
     Masked parts are magenta.
 
     Args:
         inputs: one clip, normalised and masked: audio (1, frame, mel) and / or visual (frames, 3, height, width).
+        mean_std: what the frames were normalised with.
 
     Returns:
         (3, height, width) uint8, on the CPU.
@@ -31,7 +32,7 @@ def picture(inputs: Mapping[Modality, Tensor]) -> Tensor:
         grey = inputs["audio"].cpu()[0].T.flip(0)
         parts.append(_painted((grey[None] / RANGE + 1) / 2, grey == 0))
     if "visual" in inputs:
-        mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
+        mean, std = (torch.tensor(colour).view(3, 1, 1) for colour in mean_std)
         parts += [_painted(frame * std + mean, (frame == 0).all(dim=0)) for frame in inputs["visual"].cpu()]
     height = max(part.shape[1] for part in parts)
     sheet = torch.full((3, height, sum(part.shape[2] + MARGIN for part in parts) - MARGIN), 255, dtype=torch.uint8)

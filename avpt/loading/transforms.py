@@ -12,11 +12,8 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2.functional import resize
 
+from avpt.files.records import IMAGENET, Colour
 from avpt.machine.seeds import seed_for
-
-# of ImageNet's training pictures, on a scale of 0 to 1, in RGB (torchvision's documentation of its weights)
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def clip_seed(seed: int, epoch: int, clip_id: str, use: str) -> int:
@@ -95,13 +92,12 @@ def normalise_audio(fbank: Tensor, mean: float, std: float) -> Tensor:
     return fbank.float().sub_(mean).div_(2 * std)
 
 
-def normalise_visual(frames: Tensor) -> Tensor:
-    """Pixels of 0 to 255 (..., 3, height, width) to float32 with ImageNet's mean and standard deviation.
+def normalise_visual(frames: Tensor, mean_std: tuple[Colour, Colour] = IMAGENET) -> Tensor:
+    """Pixels of 0 to 255 (..., 3, height, width) to float32 with a mean and standard deviation, where 1 is white.
 
     In place if they are float32 already.
     """
-    mean = torch.tensor(IMAGENET_MEAN, device=frames.device).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=frames.device).view(3, 1, 1)
+    mean, std = (torch.tensor(colour, device=frames.device).view(3, 1, 1) for colour in mean_std)
     return frames.float().sub_(255 * mean).div_(255 * std)
 
 

@@ -15,13 +15,13 @@ from av import AudioFrame, AudioResampler
 from torchaudio.compliance import kaldi
 
 from avpt.errors import MediaError
-from avpt.media.clip import Notes
+from avpt.media.clip import FRAME_SHIFT, Notes
 from avpt.media.demuxing import ShortCutError
 from avpt.media.resampling import FULL_SCALE, Levels, resample
 from avpt.media.streams import PREROLL, SEEK_BEYOND, Opened, Track, decode, read_best
 
 WINDOW = 25.0  # milliseconds that one frame of the log-mel looks at
-SHIFT = 10.0  # milliseconds from one frame to the next
+SHIFT = 1000 * FRAME_SHIFT  # milliseconds from one frame to the next
 PADDING = 0.0  # log-mel value of frames beyond the end of the audio, as in the authors' released code
 FORMATS = frozenset({"u8", "s16", "s32", "flt", "dbl"})  # FFmpeg's, packed
 SHORTEST_HOLE = 0.05  # seconds; shorter gaps are stamps that are rounded, or a little off

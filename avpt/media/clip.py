@@ -33,12 +33,12 @@ class ClipSettings:
     audio_stream: int | None = None  # of the audio streams, from 0; None leaves the choice to FFmpeg
 
 
-SHIFT = 0.01  # seconds from one frame of a spectrogram to the next
+FRAME_SHIFT = 0.01  # seconds from one frame of a spectrogram to the next
 LONGER = 1.1  # times what is stored of a clip; a clip that is longer is reported
 SHORTER = 0.25  # of the spectrogram; audio that fills less of it is reported
 
 # what may be reported of a clip that is kept, by the first word of its `error` in partial.csv
-KINDS = {
+TROUBLES = {
     "missing": "sound or picture is broken and left out",
     "truncated": "ends before its file says",
     "short": "ends before the clip, or holds more than its header says",
@@ -66,7 +66,7 @@ def kind_of(what: str) -> str:
 class Notes:
     """What was noticed while the audio or the pictures of a clip were read."""
 
-    troubles: list[str] = field(default_factory=list)  # each begins with a word of KINDS
+    troubles: list[str] = field(default_factory=list)  # each begins with a word of TROUBLES
     seconds: float | None = None  # the clip's length by its file, however much of it is read
 
 
@@ -75,7 +75,7 @@ class Trouble:
     """Something that users should know about a clip that is kept."""
 
     modality: Modality
-    what: str  # begins with a word of KINDS
+    what: str  # begins with a word of TROUBLES
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ class DecodedClip:
 
     def spans(self, settings: ClipSettings) -> dict[Modality, float]:
         """The most seconds that are stored of each modality."""
-        spans: dict[Modality, float] = {"audio": settings.spectrogram_frames * SHIFT} if self.num_audio_frames else {}
+        spectrogram = settings.spectrogram_frames * FRAME_SHIFT
+        spans: dict[Modality, float] = {"audio": spectrogram} if self.num_audio_frames else {}
         return spans | ({"visual": settings.max_frames / settings.fps} if self.frames else {})
 
     def is_longer(self, settings: ClipSettings, modalities: Collection[Modality] = MODALITIES) -> bool:

@@ -25,6 +25,7 @@ from avpt.errors import MediaError
 from avpt.media.demuxing import Demuxer, ShortCutError
 from avpt.media.lengths import GUESSED, Length, length_of, start_of
 from avpt.media.opening import open_media
+from avpt.text import format_count
 from avpt.types import MAX_PIXELS
 
 MOST_READ_ON = 200_000_000  # the most bytes that are read only to see how long a stream is
@@ -138,13 +139,9 @@ class Track:
             troubles.append(f"truncated: it ends at {float(self.end):.2f} s of {float(self.stated):.2f} s")
         elif self.end is not None and self.demuxer.broken:
             troubles.append(f"damaged: the file can't be read beyond {float(self.end):.2f} s: {self.demuxer.broken}")
-        wrong = [f"{_counted(self.damaged, 'packet')} can't be decoded"] * (self.damaged > 0)
-        wrong += [f"{_counted(self.corrupt, 'frame')} decoded with errors"] * (self.corrupt > 0)
+        wrong = [f"{format_count(self.damaged, 'packet')} can't be decoded"] * (self.damaged > 0)
+        wrong += [f"{format_count(self.corrupt, 'frame')} decoded with errors"] * (self.corrupt > 0)
         return troubles + [f"damaged: {', '.join(wrong)}"] * bool(wrong)
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number > 1)}"
 
 
 Opened = Mapping[Kind, Track | None]  # the tracks of one file; None if it has no such stream
@@ -224,7 +221,7 @@ def streams_of(container: InputContainer, kind: Kind, wanted: int | None = None)
     streams = [stream for stream in container.streams if stream.type == kind and not stream.disposition & cover]
     if wanted is not None and streams:
         if wanted >= len(streams):
-            has = _counted(len(streams), "sound stream")
+            has = format_count(len(streams), "sound stream")
             raise MediaError("audio", f"it has {has}, and no number {wanted} (they count from 0)")
         return [streams[wanted]]
     best = container.streams.best(kind)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 
 def norm_layers(state: Mapping[str, Tensor]) -> list[str]:
-    """Names of the BatchNorm layers of a state dict, in its order: those with running statistics."""
-    return [key.removesuffix(".running_var") for key in state if key.endswith(".running_var")]
+    """Names of the BatchNorm layers of a state dict, in its order: those with running statistics, gamma and beta."""
+    layers = [key.removesuffix(".running_var") for key in state if key.endswith(".running_var")]
+    return [layer for layer in layers if f"{layer}.weight" in state and f"{layer}.bias" in state]
 
 
 def has_unmoved_statistics(state: Mapping[str, Tensor]) -> bool:
@@ -46,12 +47,13 @@ def blended_pair(state: Mapping[str, Tensor], layer: str) -> NormPair:
 
 
 def abnormal_report(state: Mapping[str, Tensor], threshold: float) -> dict[str, Any]:
-    """Per layer `name`, `channels`, `abnormal`; and `abnormal_share` over all channels."""
+    """Per layer `name`, `channels`, `abnormal`; and `abnormal_share` over all channels, None without BatchNorm."""
     layers: list[dict[str, Any]] = []
     for layer in norm_layers(state):
         abnormal = own_pair(state, layer).below(threshold)
         layers.append({"name": layer, "channels": len(abnormal), "abnormal": int(abnormal.sum())})
-    share = sum(layer["abnormal"] for layer in layers) / sum(layer["channels"] for layer in layers)
+    channels = sum(layer["channels"] for layer in layers)
+    share = sum(layer["abnormal"] for layer in layers) / channels if channels else None
     return {"layers": layers, "abnormal_share": share}
 
 

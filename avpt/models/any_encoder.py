@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,13 +10,17 @@ from torch import Tensor
 
 from avpt.errors import ArtifactError, ConfigError
 from avpt.files import artifacts
-from avpt.files.artifacts import Header
+from avpt.files.artifacts import Header, Kind
 from avpt.models.abnormal_channels import norm_layers
 from avpt.models.abri import NEW
-from avpt.models.encoder import CHANNELS, Encoder, EncoderSpec, Norm, build_encoder
+from avpt.models.architectures import CHANNELS
+from avpt.models.checkpoint import load_network
+from avpt.models.encoder import Encoder, EncoderSpec, Norm, build_encoder, first_convolutions
 from avpt.models.fitting import check_values, misfits
-from avpt.models.weights import find_weights, fit_weights, guess_arch
+from avpt.models.weights import adapt_conv1, find_weights, fit_weights, guess_arch
 from avpt.types import MODALITIES, Modality
+
+OWN: tuple[Kind, ...] = ("encoder", "classifier", "fused")  # artifacts that hold encoders
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,14 @@ def load_any_encoder(name: Path, modality: Modality | None, arch: str | None) ->
         ArtifactError: missing, unfinished, not a ResNet, without BatchNorm, or with values that are not numbers.
         ConfigError: it holds two encoders and `modality` does not say which.
     """
-    imagenet = str(name) == "imagenet"
-    if not imagenet and not (name.is_file() or name.is_dir()):
+    published = str(name) in ("imagenet", "pretrained")
+    if not published and not (name.is_file() or name.is_dir()):
         raise ArtifactError(f"{name} does not exist; inspect takes imagenet, a file with weights or a run folder")
-    header = None if imagenet else _own_header(artifacts.model_file(name))
+    header = None if published else _own_header(artifacts.model_file(name))
+    if header is not None and header.kind in OWN:
+        return _load_own(name, modality, arch, header)
     state, _ = find_weights(str(name), arch or "resnet18", modality or "audio")
-    if modality is None and not imagenet:
+    if modality is None and not published:
         other, _ = find_weights(str(name), arch or "resnet18", "visual")
         if not torch.equal(state["conv1.weight"], other["conv1.weight"]):
             raise ConfigError(f"{name} holds two encoders; say which with --modality audio or --modality visual")
@@ -68,6 +74,35 @@ def load_any_encoder(name: Path, modality: Modality | None, arch: str | None) ->
     encoder.load_state_dict(fitted | abri)
     check_values(name, encoder)
     return AnyEncoder(encoder, spec, made_for, header)
+
+
+def _load_own(name: Path, modality: Modality | None, arch: str | None, header: Header) -> AnyEncoder:
+    """An encoder of an artifact or run folder of avpt's own."""
+    loaded = load_network(name, *OWN)
+    if modality is None and len(loaded.encoders) > 1:
+        raise ConfigError(f"{name} holds two encoders; say which with --modality audio or --modality visual")
+    made_for = modality if modality in loaded.encoders else next(iter(loaded.encoders))
+    encoder, spec = loaded.encoder(made_for), loaded.encoders[made_for]
+    if arch not in (None, spec.arch):
+        raise ArtifactError(f"{name} is a {spec.arch}, not a {arch}; leave --arch out")
+    if not norm_layers(encoder.state_dict()):
+        raise ArtifactError(f"{name} has no BatchNorm layer, so there are no abnormal or dead channels to look for")
+    if modality not in (None, made_for):
+        encoder, spec = _carry_across(encoder, spec, modality)
+    return AnyEncoder(encoder, spec, made_for, header)
+
+
+def _carry_across(encoder: Encoder, spec: EncoderSpec, modality: Modality) -> tuple[Encoder, EncoderSpec]:
+    """The encoder with its first convolutions adapted to another modality's channels by a sum."""
+    spec = replace(spec, modality=modality, mean=None, std=None)
+    state = dict(encoder.state_dict())
+    for layer in first_convolutions(spec):
+        weight, _ = adapt_conv1(state[f"{layer}.weight"], CHANNELS[modality], "sum")
+        assert weight is not None
+        state[f"{layer}.weight"] = weight
+    carried = build_encoder(spec)
+    carried.load_state_dict(state)
+    return carried, spec
 
 
 def _own_header(file: Path) -> Header | None:

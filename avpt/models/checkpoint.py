@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from avpt.errors import ArtifactError, listed
+from avpt.errors import ArtifactError, ConfigError, listed
 from avpt.files import artifacts
 from avpt.files.artifacts import Header, Kind
 from avpt.files.checking import RecordError, convert
@@ -157,12 +157,15 @@ def load_network(path: Path, *kinds: Kind) -> LoadedNetwork:
         problems += misfits(network.state_dict(), state).values()
     except KeyError as error:
         problems = [f"it has no {error.args[0]}"]
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (ConfigError, TypeError, ValueError, RuntimeError) as error:
         problems = [str(error)[:200]]
     if problems:
         raise ArtifactError(f"{path} does not fit its own spec ({listed(problems)}); make it again")
     tensors = artifacts.load(file, header.kind).tensors
     wanted = {name: value.dtype for name, value in network.state_dict().items()}
+    if any(name not in wanted for name, _ in network.named_buffers()):  # what is not saved has to be computed
+        with torch.random.fork_rng(devices=[]):
+            network, encoders = _build(header)
     network.load_state_dict({name: tensors[name].to(dtype, copy=True) for name, dtype in wanted.items()}, assign=True)
     check_values(path, network)
     return LoadedNetwork(network.eval(), encoders, header)

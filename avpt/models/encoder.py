@@ -1,57 +1,88 @@
-"""Encoders: torchvision's ResNets with the norm layer passed in, and one with a linear head.
+"""Encoders: networks without their classifier, for the channels of one modality, and one with a linear head.
 
 Shapes: audio (batch, 1, frame, mel), visual (batch, frames, 3, height, width), features (batch, width).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Self
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, Self, cast
 
+import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from avpt.errors import ConfigError
 from avpt.files.checking import RecordError, convert
-from avpt.models.abri import AbriBatchNorm2d
-from avpt.types import Modality
-
-if TYPE_CHECKING:  # torchvision has no types
-
-    class ResNet(nn.Module):
-        """The part of torchvision's ResNet that is used here."""
-
-        conv1: nn.Conv2d
-        bn1: nn.Module
-        fc: nn.Module
-
-        def __init__(self, block: Any, layers: list[int], *, norm_layer: Any) -> None: ...
-else:
-    from torchvision.models import ResNet
-
-ARCHS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {  # blocks of each of the four layers
-    "resnet18": (BasicBlock, [2, 2, 2, 2]),
-    "resnet34": (BasicBlock, [3, 4, 6, 3]),
-    "resnet50": (Bottleneck, [3, 4, 6, 3]),
-}
-CHANNELS: dict[Modality, int] = {"audio": 1, "visual": 3}
+from avpt.files.records import IMAGENET, Colour, Deviation, InputSpec, Positive
+from avpt.models import abri
+from avpt.models.abnormal_channels import norm_layers
+from avpt.models.architectures import (
+    CHANNELS,
+    RESNETS,
+    Size,
+    create_network,
+    find_architecture,
+)
+from avpt.types import LARGEST_INPUT, Modality
 
 Norm = Literal["batchnorm", "abri-channel", "abri-layer"]
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """Rebuilds an encoder with nothing else."""
+    """Rebuilds an encoder with nothing else; what is None is left out of records."""
 
-    arch: str  # resnet18, resnet34, resnet50
+    arch: str  # torchvision's resnet18, resnet34, resnet50, or a name of timm's
     modality: Modality
     norm: Norm
+    size: tuple[Positive, Positive] | None = None  # of its inputs, where it takes one size alone
+    mean: Colour | None = None  # of the pictures that its weights were made with; None: ImageNet's
+    std: Deviation | None = None
+
+    def record(self) -> dict[str, Any]:
+        """The spec as a header holds it."""
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-class Freezable(nn.Module):
-    """A module that stays in evaluation mode once it is frozen, whatever the model around it is set to."""
+def describe_encoder(arch: str, modality: Modality, norm: Norm, size: Size | None = None) -> EncoderSpec:
+    """The spec of a new encoder.
 
+    Args:
+        arch: as `find_architecture` takes it.
+        modality: what it is fed.
+        norm: what its BatchNorm layers are.
+        size: of its inputs, for an architecture that takes one size alone; None is that of its weights for pictures,
+            and 1024 frames x 128 mel bins for audio.
+
+    Raises:
+        ConfigError: the architecture is unknown, does not take that size, or takes any.
+    """
+    facts = find_architecture(arch)
+    if size is not None and not facts.fixed_size:
+        raise ConfigError(f"{arch} takes inputs of any size; leave --input-size out")
+    if facts.fixed_size and size is None:
+        size = (1024, 128) if modality == "audio" else facts.picture_size
+    colours: dict[str, Any] = {}
+    if modality == "visual" and facts.colours != IMAGENET:
+        colours = dict(zip(("mean", "std"), facts.colours, strict=True))
+    spec = EncoderSpec(arch, modality, norm, size, **colours)
+    if size is not None:
+        try:
+            features_shape(spec, size)
+        except ConfigError as error:
+            raise ConfigError(f"{error}{_nearest(spec, size)}") from None
+    return spec
+
+
+class Encoder(nn.Module):
+    """What every encoder is beside a network: of a known width, and in evaluation mode for good once it is frozen."""
+
+    width: int  # of its features
     frozen = False
 
     def train(self, mode: bool = True) -> Self:
@@ -59,29 +90,133 @@ class Freezable(nn.Module):
         return super().train(mode and not self.frozen)
 
 
-class Encoder(Freezable, ResNet):
-    """torchvision's ResNet with random weights, without its classifier, for the channels of one modality."""
-
-    width: int  # of its features
-
-    def __init__(self, spec: EncoderSpec, norm_layer: Callable[..., nn.Module]) -> None:
-        block, layers = ARCHS[spec.arch]
-        super().__init__(block, layers, norm_layer=norm_layer)
-        if CHANNELS[spec.modality] != self.conv1.in_channels:
-            self.conv1 = nn.Conv2d(CHANNELS[spec.modality], 64, kernel_size=7, stride=2, padding=3, bias=False)
-            nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's own
-        self.width = 512 * block.expansion
-        self.fc = nn.Identity()
-
-
 def build_encoder(spec: EncoderSpec, alpha: float = 0.5) -> Encoder:
-    """An encoder with random weights, from torch's global generator; `alpha` is where ABRi layers start."""
-    norm_layers: dict[Norm, Callable[..., nn.Module]] = {
-        "batchnorm": nn.BatchNorm2d,
-        "abri-channel": partial(AbriBatchNorm2d, alpha=alpha, per="channel"),
-        "abri-layer": partial(AbriBatchNorm2d, alpha=alpha, per="layer"),
-    }
-    return Encoder(spec, norm_layers[spec.norm])
+    """An encoder with random weights, from torch's global generator; `alpha` is where ABRi layers start.
+
+    Its tensors have the names that the architecture's library gives them.
+
+    Raises:
+        ConfigError: the architecture is unknown, or can't be what the spec says.
+    """
+    network = create_network(spec.arch, CHANNELS[spec.modality], spec.size)
+    if spec.norm != "batchnorm":
+        network = abri.convert(network, alpha, "channel" if spec.norm == "abri-channel" else "layer")
+    width = 512 * RESNETS[spec.arch][0].expansion if spec.arch in RESNETS else _measure_width(spec)
+    # the class is put below the network's own, so that no tensor's name gets a prefix
+    network.__class__ = type(type(network).__name__, (Encoder, type(network)), {})
+    encoder = cast(Encoder, network)
+    encoder.width = width
+    return encoder
+
+
+@cache
+def _measure_width(spec: EncoderSpec) -> int:
+    """The width of an architecture's features; what its library states is not always that of its output."""
+    size = spec.size or find_architecture(spec.arch).picture_size
+    shape = features_shape(replace(spec, norm="batchnorm"), size)
+    if len(shape) != 2:
+        how = " x ".join(map(str, shape[1:]))
+        raise ConfigError(f"the features of {spec.arch} are not a vector but {how}, so it can't be an encoder")
+    return shape[1]
+
+
+def features_shape(spec: EncoderSpec, size: Size) -> tuple[int, ...]:
+    """The shape of the features of two inputs of a size; nothing is computed.
+
+    Raises:
+        ConfigError: the architecture can't take inputs of that size.
+    """
+    with torch.device("meta"), torch.no_grad():
+        network = create_network(spec.arch, CHANNELS[spec.modality], spec.size).eval()
+        try:
+            features = network(torch.empty(2, CHANNELS[spec.modality], *size))
+        except (AssertionError, RuntimeError, ValueError, TypeError, IndexError, ZeroDivisionError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ConfigError(f"{spec.arch} can't take inputs of {size[0]}x{size[1]} ({reason:.150})") from None
+    return tuple(features.shape)
+
+
+def count_encoder(arch: str) -> dict[str, int]:
+    """The number of parameters and of BatchNorm layers of an encoder for pictures, and the width of its features.
+
+    Raises:
+        ConfigError: the architecture can't be an encoder.
+    """
+    spec = describe_encoder(arch, "visual", "batchnorm")
+    with torch.device("meta"):
+        encoder = build_encoder(spec)
+    parameters = sum(parameter.numel() for parameter in encoder.parameters())
+    return {"parameters": parameters, "width": encoder.width, "batchnorm": len(norm_layers(encoder.state_dict()))}
+
+
+def check_size(spec: EncoderSpec, size: Size, name: str) -> None:
+    """Check that an encoder takes inputs of a size.
+
+    Args:
+        spec: of the encoder.
+        size: (height, width) of pictures, (frames, mel bins) of spectrograms.
+        name: what to call the encoder.
+
+    Raises:
+        ConfigError: it does not; the message names what to change, and the nearest size that it takes.
+    """
+    if spec.arch in RESNETS:
+        return  # they take any
+    option = "preprocess with other --spectrogram-frames and --mel-bins"
+    option = option if spec.modality == "audio" else f"--image-size {size[0]}"
+    asked = f"{size[0]}x{size[1]}"
+    if spec.size is not None:
+        if tuple(spec.size) != size:
+            has = "x".join(map(str, spec.size))
+            mend = option if spec.modality == "audio" else f"give --image-size {spec.size[0]}"
+            raise ConfigError(
+                f"{name} is a {spec.arch} for inputs of {has} and no others, and these are {asked}; {mend}, or make "
+                f"the encoder again with `avpt init --input-size {asked}`"
+            )
+        return
+    try:
+        features_shape(spec, size)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}{_nearest(spec, size)}") from None
+
+
+def _nearest(spec: EncoderSpec, size: Size) -> str:
+    """The end of a message on a size that an architecture can't take: the nearest multiple of 8 to 32 that it can."""
+    heights, widths = (
+        {max(step, side // step * step + more) for step in (8, 14, 16, 32) for more in (0, step)} for side in size
+    )
+    for tried in sorted(product(heights, widths), key=lambda one: abs(one[0] - size[0]) + abs(one[1] - size[1])):
+        try:
+            features_shape(replace(spec, size=None if spec.size is None else tried), tried)
+        except ConfigError:
+            continue
+        return f"; the nearest that it takes is {tried[0]}x{tried[1]}"
+    return ""
+
+
+def fit_pipeline(pipeline: InputSpec, encoders: Mapping[Path, EncoderSpec]) -> InputSpec:
+    """The input pipeline with pictures normalised as for the visual encoder's weights, by the encoders' files.
+
+    Raises:
+        ConfigError: an encoder does not take inputs of the pipeline's size; the message names the nearest that it does.
+    """
+    for path, spec in encoders.items():
+        if spec.modality == "visual":
+            pipeline = replace(pipeline, picture_mean=spec.mean, picture_std=spec.std)
+            check_size(spec, (pipeline.image_size, pipeline.image_size), str(path))
+        else:
+            check_size(spec, (pipeline.spectrogram_frames, pipeline.mel_bins), str(path))
+    return pipeline
+
+
+def first_convolutions(spec: EncoderSpec) -> tuple[str, ...]:
+    """The layers that take the input's channels."""
+    return find_architecture(spec.arch).first_convolutions
+
+
+def classifiers(spec: EncoderSpec) -> tuple[str, ...]:
+    """The layers of the architecture that an encoder lacks."""
+    return find_architecture(spec.arch).classifiers
 
 
 def encode(encoder: nn.Module, inputs: Tensor) -> Tensor:
@@ -94,7 +229,7 @@ def encode(encoder: nn.Module, inputs: Tensor) -> Tensor:
     return pooled.view(batch, frames, -1).mean(dim=1)
 
 
-def freeze(encoder: Freezable) -> None:
+def freeze(encoder: Encoder) -> None:
     """Keep an encoder as it is: no gradient reaches it, and its BatchNorm stays with its running statistics."""
     encoder.requires_grad_(False).eval()
     encoder.frozen = True
@@ -145,8 +280,15 @@ def encoder_spec(values: dict[str, Any]) -> EncoderSpec:
 
     Raises:
         RecordError: it is not a spec, or names something that avpt does not build.
+        AvptError: it names an architecture of a package that is not installed.
     """
     spec = convert(values, EncoderSpec)
-    if spec.arch not in ARCHS:
-        raise RecordError(f"unknown encoder {spec.arch!r:.50}")
+    try:
+        facts = find_architecture(spec.arch)
+    except ConfigError:
+        raise RecordError(f"unknown encoder {spec.arch!r:.50}") from None
+    if facts.fixed_size != (spec.size is not None):
+        raise RecordError(f"size: {spec.arch} takes inputs of {'one size' if facts.fixed_size else 'any size'}")
+    if spec.size is not None and not 0 < max(spec.size) ** 2 <= LARGEST_INPUT:
+        raise RecordError("size: out of range")
     return spec

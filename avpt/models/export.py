@@ -8,14 +8,17 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from avpt.errors import ConfigError
 from avpt.files.export_headers import KEY, PT2_MEMBER, require_onnx
-from avpt.models.abri import fold_state_dict
-from avpt.models.encoder import Classifier, Encoder, EncoderSpec, Features, build_encoder
+from avpt.models.abri import fold_state_dict, norm_eps
+from avpt.models.architectures import CHANNELS, create_network, find_architecture
+from avpt.models.encoder import Classifier, Encoder, EncoderSpec, Features, build_encoder, classifiers
+from avpt.models.fitting import misfits
 from avpt.models.fusion import FusedModel
 from avpt.types import Modality
 
@@ -24,16 +27,41 @@ BATCH = 2  # clips in the example that an export traces; 1 would be taken for a 
 
 def plain_encoder(encoder: Encoder, spec: EncoderSpec) -> Encoder:
     """The encoder with every ABRi layer folded into a plain BatchNorm; its output in evaluation is the same."""
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):
         plain = build_encoder(replace(spec, norm="batchnorm"))
-    plain.load_state_dict(fold_state_dict(encoder.state_dict()), assign=True)
+    plain.load_state_dict(fold_state_dict(encoder.state_dict(), norm_eps(encoder)), assign=True)
     return plain.eval()
 
 
-def torchvision_state(encoder: Encoder, head: nn.Linear | None) -> dict[str, Tensor]:
-    """A plain encoder's state dict with torchvision's names, and a head as its `fc`."""
+def check_library(spec: EncoderSpec, library: Literal["torchvision", "timm"]) -> None:
+    """Check that an encoder's architecture is a library's.
+
+    Raises:
+        ConfigError: it is the other's.
+    """
+    if (owner := find_architecture(spec.arch).library) != library:
+        raise ConfigError(f"{spec.arch} is {owner}'s; export it with --format {owner}")
+
+
+def library_state(encoder: Encoder, spec: EncoderSpec, head: nn.Linear | None) -> dict[str, Tensor]:
+    """A plain encoder's state dict as its library's network with a classifier has it, the head as its classifier.
+
+    Raises:
+        ConfigError: that network is not the encoder and one linear layer.
+    """
     state: dict[str, Tensor] = encoder.state_dict()
-    return state | ({} if head is None else {"fc.weight": head.weight, "fc.bias": head.bias})
+    if head is None:
+        return state
+    classifier, *others = classifiers(spec) or ("",)
+    state |= {f"{classifier}.weight": head.weight, f"{classifier}.bias": head.bias}
+    with torch.device("meta"):
+        network = create_network(spec.arch, CHANNELS[spec.modality], spec.size, head.out_features)
+    if others or misfits(network.state_dict(), state):
+        raise ConfigError(
+            f"{spec.arch} with a classifier is more than an encoder and a linear layer, so its state dict can't hold "
+            "this model; --format onnx or torch-export can"
+        )
+    return state
 
 
 def plain_network(

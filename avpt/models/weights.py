@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-from urllib.error import URLError
 
 import torch
-import torchvision
 from torch import Tensor
 
 from avpt.errors import ArtifactError, listed
 from avpt.files.artifacts import model_file, read_tensors
 from avpt.files.torch_files import load_torch
 from avpt.models.abri import NEW, PRETRAINED, fold_state_dict
-from avpt.models.encoder import CHANNELS, EncoderSpec, build_encoder
+from avpt.models.architectures import CHANNELS, Size
+from avpt.models.encoder import EncoderSpec, build_encoder
 from avpt.models.fitting import misfits, wrong_values
+from avpt.models.published import imagenet_weights, published_weights
 from avpt.types import Modality
 
 log = logging.getLogger(__name__)
@@ -52,30 +50,15 @@ class LoadReport:
         return {**parts, "folded": self.folded}
 
 
-def imagenet_weights(arch: str) -> dict[str, Tensor]:
-    """torchvision's ImageNet weights (IMAGENET1K_V1), from its cache or its download.
-
-    Raises:
-        ArtifactError: neither is available.
-    """
-    weights = torchvision.models.get_model_weights(arch).IMAGENET1K_V1
-    cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-    if not cache.exists():
-        log.info("downloading %s to %s", weights.url, cache)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # torch.hub prints there, where only results belong
-            state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except (URLError, OSError, RuntimeError) as error:
-        raise ArtifactError(
-            f"ImageNet weights of {arch} are neither in torchvision's cache nor to be downloaded ({error}); "
-            f"fetch {weights.url} elsewhere and put it at {cache}, or name that file instead"
-        ) from None
-    return state
-
-
-def find_weights(name: str, arch: str, modality: Modality) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights that `--weights` names: imagenet, a file, or a run folder. Returns what `read_weights` does."""
-    return (imagenet_weights(arch), []) if name == "imagenet" else read_weights(model_file(Path(name)), modality)
+def find_weights(
+    name: str, arch: str, modality: Modality, size: Size | None = None
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights that `--weights` names: published ones, a file, or a run folder. Returns what `read_weights` does."""
+    if name == "imagenet":
+        return imagenet_weights(arch), []
+    return (
+        (published_weights(arch, size), []) if name == "pretrained" else read_weights(model_file(Path(name)), modality)
+    )
 
 
 def read_weights(path: Path, modality: Modality) -> tuple[dict[str, Tensor], list[str]]:

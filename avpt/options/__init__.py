@@ -3,14 +3,24 @@
 from avpt.options.base import Config, OutputConfig, Transient, allows, bounds, flag, parameter, type_hints
 from avpt.options.diagnose import CompareConfig, InspectConfig, ProbeConfig, ReportConfig
 from avpt.options.init import InitConfig
-from avpt.options.recorded import complete, recorded_option, restore_config
+from avpt.options.older_records import complete, recorded_option, restore_config
 from avpt.options.stores import ManifestConfig, PreprocessConfig, VerifyConfig
 from avpt.options.train import FinetuneConfig, FuseConfig, MaskConfig, ScoreConfig, TrainConfig
-from avpt.options.use import EvaluateConfig, ExportConfig, GuideConfig, InfoConfig, PredictConfig
+from avpt.options.use import (
+    STATES,
+    EncodersConfig,
+    EvaluateConfig,
+    ExportConfig,
+    GuideConfig,
+    InfoConfig,
+    PredictConfig,
+)
 
 __all__ = [
+    "STATES",
     "CompareConfig",
     "Config",
+    "EncodersConfig",
     "EvaluateConfig",
     "ExportConfig",
     "FinetuneConfig",

@@ -45,8 +45,8 @@ class InspectConfig(Config):
         ),
     ] = None
     arch: Annotated[
-        Literal["resnet18", "resnet34", "resnet50"] | None,
-        Option(help="Of a file that does not say.", show_default="what fits"),
+        str | None,
+        Option(help="Of a file that does not say.", show_default="what fits", metavar="NAME"),
     ] = None
     after: Annotated[Path | None, Option(help="The same encoder later on, to show beside it.", show_default="none")] = (
         None

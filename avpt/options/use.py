@@ -36,6 +36,16 @@ class GuideConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class EncodersConfig(Config):
+    """The options of `avpt encoders`."""
+
+    pattern: Annotated[
+        str | None,
+        Argument(help="A part of the name, or a pattern with * and ?, such as 'resnet*d'.", show_default="all"),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class EvaluateConfig(OutputConfig):
     """The options of `avpt evaluate`."""
 
@@ -154,7 +164,8 @@ class PredictConfig(OutputConfig):
         return self.format or (suffix if suffix in ("csv", "jsonl") else "table")
 
 
-SUFFIXES = {"torchvision": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}
+STATES = ("torchvision", "timm")  # the formats that are a state dict
+SUFFIXES = {"torchvision": ".safetensors", "timm": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -165,8 +176,10 @@ class ExportConfig(OutputConfig):
 
     model: Annotated[Path, Argument(help="Run folder, whose best model counts, or an artifact.")]
     format: Annotated[
-        Literal["torchvision", "onnx", "torch-export"],
-        Option(help="A ResNet's state dict (.safetensors), ONNX (.onnx), or torch.export (.pt2)."),
+        Literal["torchvision", "timm", "onnx", "torch-export"],
+        Option(
+            help="A state dict for torchvision's or timm's network (.safetensors), ONNX (.onnx), torch.export (.pt2)."
+        ),
     ]
     out: Annotated[Path, Option(help="File to write.")]
     modality: Annotated[

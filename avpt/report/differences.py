@@ -9,6 +9,7 @@ from scipy.stats import binomtest
 
 from avpt.diagnosis.group_tests import FEWEST_PAIRS, NO_SPREAD, paired_test
 from avpt.report.drawing import points
+from avpt.text import format_count
 
 CHANCE = 0.05  # a difference counts as one if chance alone would produce it with a lower probability
 MARGIN = 0.02  # a smaller loss of accuracy is negligible
@@ -156,8 +157,3 @@ def format_p(p: float) -> str:
 def format_range(low: float, high: float) -> str:
     """Format an interval: -0.01, 0.02 -> −1.0 to +2.0 points."""
     return f"{points(low).removesuffix(' points')} to {points(high)}"
-
-
-def format_count(count: int, what: str) -> str:
-    """Format a count: 1 seed, 2 seeds."""
-    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -9,6 +9,7 @@ import numpy as np
 
 from avpt.figures.pictures import colour_spectrogram, encode_picture
 from avpt.figures.style import render
+from avpt.files.records import InputSpec
 from avpt.loading.dataset import read_fbank, read_frames
 from avpt.loading.pictures import picture
 from avpt.report.page.blocks import Figure, Picture
@@ -44,9 +45,9 @@ def show_stored_clip(store: Store, index: SplitIndex, position: int, label: str)
     return pictures
 
 
-def show_inputs(inputs: dict[Modality, Tensor], alt: str, caption: str) -> Picture:
+def show_inputs(inputs: dict[Modality, Tensor], spec: InputSpec, alt: str, caption: str) -> Picture:
     """Show a clip's inputs as the network sees them."""
-    return make_picture(picture(inputs).permute(1, 2, 0).numpy(), alt, caption)
+    return make_picture(picture(inputs, spec.colours).permute(1, 2, 0).numpy(), alt, caption)
 
 
 def make_picture(pixels: np.ndarray[Any, Any], alt: str, caption: str = "") -> Picture:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from avpt.options import Config, flag, parameter
-from avpt.options.recorded import CONFIGS
+from avpt.options.older_records import CONFIGS
 from avpt.runs.lineage import Node
 
 LINE = 76  # the longest line of a command, characters

@@ -16,7 +16,7 @@ from avpt.files.records import Epoch, Provenance, RunSummary
 from avpt.files.reuse import begin, check_same, differences, look_into
 from avpt.text import decimals
 from avpt.training.schedules import SCHEDULES
-from avpt.types import Report, Table
+from avpt.types import HELD_OUT, Report, Table
 
 OWNED = re.compile(
     r"((model|last|dynamics|predictions|mask)\.safetensors|(metrics|timing)\.jsonl|summary\.json"
@@ -136,7 +136,7 @@ def _is_continued(existing: dict[str, Any], wanted: dict[str, Any], defaults: di
 
 def report(path: Path, summary: dict[str, Any], title: str) -> Report:
     """What a training command reports of a finished run: its record and table."""
-    names = [name for name in ("val", "test") if summary[name] is not None]
+    names = [name for name in HELD_OUT if summary[name] is not None]
     rows = [
         (metric, *(decimals(summary[split].get(metric)) for split in names)) for metric in sorted(summary[names[0]])
     ]

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 CHECKSUM = re.compile("[0-9a-f]{64}")
 MOST_NAMED = 3  # options in the name of a group
 POOLED = (
-    "what %d of the runs were made from is not to be found: runs with equal options and other seeds count as "
+    "what %d of the runs were made from was not found: runs with equal options and other seeds count as "
     "repeats, whatever their inputs; name folders to look in with --search"
 )
 
@@ -182,7 +182,7 @@ def group(runs: Sequence[Run], search: Sequence[Path] | None) -> list[NamedGroup
     unknown = [name for name in differing_options(options) if any(is_lost(name, some.get(name)) for some in options)]
     if unknown:
         log.warning(
-            "groups differ by inputs that are not to be found, known by their checksums alone (%s); name folders to "
+            "groups differ by inputs that were not found, known by their checksums alone (%s); name folders to "
             "look in with --search",
             listed(unknown),
         )

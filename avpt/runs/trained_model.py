@@ -10,7 +10,7 @@ from typing import Any
 
 from avpt.files.artifacts import Header
 from avpt.loading.dataset import InputSpec
-from avpt.loading.evaluation import check_spectrograms, different_frames
+from avpt.loading.evaluation_clips import check_spectrograms, different_frames
 from avpt.models.checkpoint import load_network, read_input
 from avpt.models.encoder import Classifier
 from avpt.models.fusion import FusedModel

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -14,33 +13,31 @@ import torch
 from torch import Tensor, nn
 
 from avpt.files.artifacts import Header, Kind
+from avpt.files.records import InputSpec
 from avpt.loading.dataset import Augmentation, ClipDataset, Masking, grid
 from avpt.loading.loader import Loader, explain_worker_deaths
-from avpt.loading.masking import most_masked
-from avpt.loading.pictures import picture
 from avpt.machine.workers import loading_workers, why_threads_wait
 from avpt.models.encoder import Encoder, freeze, norm_parameters
 from avpt.models.fusion import shares
 from avpt.options import FinetuneConfig, FuseConfig, TrainConfig
+from avpt.runs.following import follow
 from avpt.store.splits import balancing_weights
 from avpt.store.store import SplitIndex, Store
 from avpt.training import metrics, optim, run_writer, runtime, schedules
 from avpt.training.balancing.method import Balancing
 from avpt.training.balancing.ogm_ge import OgmGe
-from avpt.training.curves import draw_curves, need_tensorboard
-from avpt.training.display import display
+from avpt.training.curves import need_tensorboard
 from avpt.training.loop import Clips, Plan, fit
 from avpt.training.mixing import average_weights, mix_clips
 from avpt.training.passes import Stepping, evaluate
 from avpt.training.repeatable import check_repeatable
 from avpt.training.state import Progress
-from avpt.training.watch import Watcher, Watchers, announce_batches
+from avpt.training.watch import announce_batches
 from avpt.training.world import World
 from avpt.types import HELD_OUT, MODALITIES, Batch, Modality, Split
 
 log = logging.getLogger(__name__)
 
-NUM_PICTURES = 4  # clips whose inputs TensorBoard shows
 MOST_TRIED = 4  # clips that the run is tried on before it begins
 POINTS_TRIED = 2**17  # of spectrograms and frames, that these have at most in all; but two clips, as BatchNorm needs
 
@@ -65,6 +62,7 @@ def train(
     store: Store,
     splits: Mapping[Split, SplitIndex],
     modalities: Sequence[Modality],
+    pipeline: InputSpec,
     header: Header,
     begin: Callable[[], None],
     world: World,
@@ -74,7 +72,7 @@ def train(
 
     All processes train, and the first one writes: it makes the folder with `begin` once all checks have passed.
     """
-    loader = partial(load_split, config, store, splits, modalities, next(model.parameters()).device, world)
+    loader = partial(load_split, config, store, splits, modalities, pipeline, next(model.parameters()).device, world)
     warn_of_few_frames(config, splits["train"], modalities)
     prepare(config, model)
     train_loader = loader("train", augmented=augmentation(config), masking=masking)
@@ -83,7 +81,7 @@ def train(
     plan = plan_training(config, model, store, world)
     check_repeatable(model, first_clips(train_loader), plan.stepping, world)
     world.first(begin)
-    with watching(config, train_loader, store.multi_label, list(plan.watched), world) as watcher:
+    with follow(config, train_loader, store.multi_label, list(plan.watched), world) as watcher:
         clips = Clips(
             train=train_loader,
             val=loader("val"),
@@ -129,6 +127,7 @@ def load_split(
     store: Store,
     splits: Mapping[Split, SplitIndex],
     modalities: Sequence[Modality],
+    pipeline: InputSpec,
     device: torch.device,
     world: World,
     split: Split,
@@ -140,7 +139,7 @@ def load_split(
     dataset = ClipDataset(
         splits[split],
         modalities,
-        store.input_spec(config.image_size, config.num_frames),
+        pipeline,
         store.settings["frame_codec"],
         seed=config.seed,
         augmentation=augmented,
@@ -268,51 +267,6 @@ def balance(config: TrainConfig, model: nn.Module, world: World) -> Balancing | 
     return OgmGe(model, shares, config.ogm_alpha, config.ogm_window, config.seed, world)
 
 
-@contextmanager
-def watching(
-    config: TrainConfig, train: Loader, multi_label: bool, encoders: Sequence[str], world: World
-) -> Iterator[Watcher]:
-    """What follows the training in the first process: files, curves where asked for, and the terminal."""
-    if not world.is_first:
-        yield Watcher()
-        return
-    shown = ["loss", metrics.key_name(multi_label)]
-    shown += [f"{name}_accuracy" for name in encoders if len(encoders) > 1]
-    timings = run_writer.read_timings(config.out)
-    watchers: list[Watcher] = [run_writer.RunFiles(config.out)]
-    with ExitStack() as held:
-        if config.tensorboard:
-            positions = _clips_to_show(train)
-            watchers.append(
-                held.enter_context(
-                    draw_curves(
-                        config.out / "tensorboard", timings, lambda epoch: pictures(train, epoch - 1, positions)
-                    )
-                )
-            )
-        watchers.append(held.enter_context(display(config.epochs, len(train), timings, shown, encoders)))
-        yield Watchers(watchers)
-
-
-def _clips_to_show(train: Loader) -> list[int]:
-    """Positions of a few clips, the same in every epoch: those of which most is masked, else the first."""
-    if train.dataset.masking is not None:
-        return most_masked(train.dataset.masking, NUM_PICTURES)
-    return list(range(min(NUM_PICTURES, len(train.dataset))))
-
-
-def pictures(train: Loader, epoch: int, positions: Sequence[int]) -> dict[str, Tensor]:
-    """Some clips' inputs as the network sees them in an epoch (from 0): (3, height, width) uint8 by a name for each."""
-    dataset = train.dataset
-    batch = train.clips(epoch, positions)
-    return {
-        f"inputs/{dataset.index.ids[position]}": picture(
-            {modality: values[i] for modality, values in zip(dataset.modalities, batch.inputs, strict=False)}
-        )
-        for i, position in enumerate(positions)
-    }
-
-
 def encoders_of(model: nn.Module) -> dict[str, Encoder]:
     """A model's encoders, by the names that a run's records have for them."""
     return {name: getattr(model, name) for name in ("encoder", *MODALITIES) if hasattr(model, name)}
@@ -321,7 +275,7 @@ def encoders_of(model: nn.Module) -> dict[str, Encoder]:
 def measure(outputs: dict[str, Tensor]) -> dict[str, float | None]:
     """Metrics of one split; for a fused model also the accuracy of each modality's share of the logits."""
     values = metrics.measure(outputs["logits"], outputs["labels"])
-    for modality in ("audio", "visual"):
+    for modality in MODALITIES:
         if f"{modality}_logits" in outputs:
             values[f"{modality}_accuracy"] = metrics.accuracy(outputs[f"{modality}_logits"], outputs["labels"])
     return values
@@ -343,6 +297,7 @@ def model_header(
     store: Store,
     settings: Mapping[str, Any],
     spec: dict[str, Any],
+    pipeline: InputSpec,
     device: torch.device,
     world: World,
 ) -> Header:
@@ -351,7 +306,7 @@ def model_header(
         kind=kind,
         spec=spec
         | {
-            "input": store.input_spec(config.image_size, config.num_frames).record(),
+            "input": pipeline.record(),
             "num_classes": len(store.classes),
             "multi_label": store.multi_label,
         },

@@ -5,22 +5,19 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import logging
 import math
 import os
 import re
 import stat
 import sys
-import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from avpt.errors import ManifestError, listed
+from avpt.errors import ManifestError
+from avpt.store.spelling import find_spelling, warn_of_lookalikes
 from avpt.types import SPLITS, Split
-
-log = logging.getLogger(__name__)
 
 MEDIA_COLUMNS = ("video", "audio", "frames")  # a default id comes from the first that is filled in
 COLUMNS = ("id", "label", "split", *MEDIA_COLUMNS, "start", "end", "recording")
@@ -142,42 +139,6 @@ def _set_recordings(clips: list[Clip]) -> Iterator[Clip]:
     for clip in clips:
         alone = clip.recording or clip.start is not None or clip.end is not None or hash(clip.file) not in again
         yield clip if alone else replace(clip, recording=clip.file)
-
-
-def lookalikes(names: Iterable[str]) -> list[list[str]]:
-    """Groups of names that differ only in case, white space, invisible characters or the encoding of accents."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        bare = "".join(character for character in name if unicodedata.category(character) not in ("Cf", "Zs"))
-        key = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", bare).casefold())
-        groups.setdefault(key, []).append(name)
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def warn_of_lookalikes(classes: Iterable[str]) -> None:
-    """Warn of classes that may be meant to be one, spelled so that each difference is visible."""
-    if groups := lookalikes(classes):
-        pairs = [" and ".join(ascii(name[:MAX_SHOWN]) for name in group) for group in groups]
-        log.warning("%s look alike and are classes of their own; spell them alike if they are one", listed(pairs, 3))
-
-
-def find_spelling(base: Path, cell: str) -> Path:
-    """The path of a cell; if it does not exist, the one with its accents in the other of Unicode's two encodings.
-
-    macOS writes them decomposed (NFD), most other systems composed (NFC), and copies of files keep their names.
-    """
-    path = base / cell
-    if cell.isascii() or _is_there(path):
-        return path
-    actual = base
-    for part in Path(cell).parts:
-        spellings = [actual / part, *(actual / unicodedata.normalize(form, part) for form in ("NFC", "NFD"))]
-        actual = next((spelling for spelling in spellings if _is_there(spelling)), spellings[0])
-    return actual if _is_there(actual) else path
-
-
-def _is_there(path: Path) -> bool:
-    return os.path.exists(path)  # noqa: PTH110 - Path.exists raises if a name is too long
 
 
 def _read(path: Path) -> tuple[bytes, str]:

@@ -290,7 +290,7 @@ class Store:
             columns["row"].append(np.arange(len(rows)))
             ids += rows
         if len(ids) != self.splits[split]["clips"] or len(set(ids)) < len(ids):
-            problem = f"store.json tells of {self.splits[split]['clips']} {split} clips, the shards of {len(set(ids))}"
+            problem = f"store.json lists {self.splits[split]['clips']} {split} clips, the shards hold {len(set(ids))}"
             raise StoreError(f"{self.path}: {problem}; look at it with `avpt verify`")
         joined = {name: np.concatenate(parts) for name, parts in columns.items()}
         return SplitIndex(

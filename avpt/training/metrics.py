@@ -63,7 +63,7 @@ def measure(logits: Tensor, labels: Tensor) -> dict[str, float | None]:
     if not logits.isfinite().all():
         raise AvptError(
             "the model's logits are no longer numbers: it was trained with too high an --lr, or the store is damaged, "
-            "which `avpt verify` tells"
+            "which `avpt verify` shows"
         )
     values: dict[str, float | None] = {
         "loss": float(objective.loss(logits.double(), labels.double() if labels.ndim > 1 else labels))

@@ -145,7 +145,7 @@ def _check_resumed(run: RunState) -> None:
     was, now = begun_by["processes"], job["processes"]
     if run.epoch.step and begun_by["steps"] != job["steps"]:
         raise AvptError(
-            f"{checkpoint} is of {was} process(es) that took {begun_by['steps']} steps an epoch, "
+            f"{checkpoint} was made by {was} process(es) that took {begun_by['steps']} steps an epoch, "
             f"{now} take {job['steps']}; start {was}, or --overwrite"
         )
-    log.warning("%s is of %d process(es), going on with %d changes the result", checkpoint, was, now)
+    log.warning("%s was made by %d process(es); going on with %d changes the result", checkpoint, was, now)

@@ -78,7 +78,7 @@ def describe_failures(store: Store, total: int) -> str:
     words = f"{store.failures} of {total + store.failures} clips failed ({share})"
     why = count_reasons(store.path / "failures.csv")
     words += f": {why}" if why else ""
-    return f"{words}; {store.partial} are told of in partial.csv." if store.partial else f"{words}."
+    return f"{words}; {store.partial} are noted in partial.csv." if store.partial else f"{words}."
 
 
 def count_reasons(path: Path) -> str:

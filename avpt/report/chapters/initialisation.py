@@ -14,7 +14,9 @@ from avpt.figures.bars import draw_bars, draw_ranges
 from avpt.figures.style import AFTER, BEFORE
 from avpt.files import artifacts
 from avpt.models.abnormal_channels import abnormal_report, norm_layers
-from avpt.models.abri import fold_state_dict
+from avpt.models.abri import fold_state_dict, norm_eps
+from avpt.models.checkpoint import load_network
+from avpt.models.encoder import Encoder
 from avpt.report.drawing import make_figure, percent
 from avpt.report.experiment import Experiment, list_missing
 from avpt.report.page.blocks import Block, Grid, Heading, Section, Text
@@ -77,25 +79,27 @@ def find_starts(experiment: Experiment) -> list[Start]:
             whole = experiment.runs[run.path].summary is not None
             if experiment.origin(run, "init") is node and whole:
                 try:
-                    state = encoder_state(run)
+                    encoder = encoder_of(run)
                 except AvptError as error:
                     log.warning("%s; its channels are not shown", error)
                     continue
+                state = encoder.state_dict()
                 alpha = {
                     name[: -len(".alpha")]: value.tolist() for name, value in state.items() if name.endswith(".alpha")
                 }
                 if alpha:
                     alphas[experiment.name(run)] = alpha
-                if after := count_abnormal(fold_state_dict(state), threshold):
+                if after := count_abnormal(fold_state_dict(state, norm_eps(encoder)), threshold):
                     trained[experiment.name(run)] = after
         starts.append(Start(node, from_report(header.metrics), trained, alphas))
     return starts
 
 
-def encoder_state(run: Node) -> dict[str, Tensor]:
+def encoder_of(run: Node) -> Encoder:
     """Read the encoder of a stage-1 run's best model."""
-    tensors = artifacts.load(run.path / "model.safetensors", "classifier").tensors
-    return {name.removeprefix("encoder."): value for name, value in tensors.items() if name.startswith("encoder.")}
+    loaded = load_network(run.path, "classifier")
+    (modality,) = loaded.encoders
+    return loaded.encoder(modality)
 
 
 def count_abnormal(state: dict[str, Tensor], threshold: float) -> Channels | None:

@@ -11,9 +11,11 @@ from avpt.errors import AvptError
 from avpt.figures.bars import escape_maths
 from avpt.figures.curves import draw_curves
 from avpt.figures.style import CYCLE
+from avpt.files import artifacts
 from avpt.loading.dataset import ClipDataset, Masking
 from avpt.loading.loader import Loader
 from avpt.loading.masking import most_masked, plan_masking
+from avpt.models.checkpoint import read_input
 from avpt.options import FuseConfig, restore_config
 from avpt.report.chapters.dominance import read_ratios
 from avpt.report.drawing import make_figure, percent, show_inputs
@@ -232,7 +234,7 @@ def show_run_inputs(experiment: Experiment, node: Node, store: Store, clips: int
     index = training_splits(store, MODALITIES, config.val_fraction)["train"]
     ratios = read_ratios(node)
     there = {m: torch.stack([ratios[m][clip_id] for clip_id in index.ids]) for m in MODALITIES}
-    spec = store.input_spec(config.image_size, config.num_frames)
+    spec = read_input(node.path, artifacts.read_header(artifacts.model_file(node.path))[0])
     masking = plan_masking(there, spec, config.patch, warn=False)
     most = most_masked(masking, 2 * clips)
     positions = [position for position in most if any(masking.num_masked[m][position] for m in MODALITIES)][:clips]
@@ -261,7 +263,8 @@ def show_run_inputs(experiment: Experiment, node: Node, store: Store, clips: int
                 versions = [(plain_inputs[m], "as it is"), (masked[m], "masked")]
             what = "spectrogram" if modality == "audio" else "frames"
             pictures += [
-                show_inputs({modality: seen[i]}, f"{what} {how}, ratio {ratio:.2f}", how) for seen, how in versions
+                show_inputs({modality: seen[i]}, spec, f"{what} {how}, ratio {ratio:.2f}", how)
+                for seen, how in versions
             ]
         cards.append(Card(index.ids[position], pictures, [f"mask ratio: {', '.join(shares)}"]))
     return Cards(f"{experiment.name(node)}, epoch 1; what is masked is magenta", cards)

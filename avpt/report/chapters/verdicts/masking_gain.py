@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 from avpt.options import MaskConfig, complete
 from avpt.report.chapters.verdicts.answers import Answer, Results, compare_runs, explain_correction
-from avpt.report.differences import CHANCE, Difference, describe_outcome, format_count
+from avpt.report.differences import CHANCE, Difference, describe_outcome
 from avpt.report.drawing import percent
 from avpt.report.experiment import Experiment
 from avpt.report.page.blocks import Verdict
 from avpt.runs.lineage import Node
+from avpt.text import format_count
 from avpt.types import MODALITIES, Modality
 
 

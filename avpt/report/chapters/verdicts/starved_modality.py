@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from avpt.errors import listed
 from avpt.report.chapters.results import Probe, read_probe
 from avpt.report.chapters.verdicts.answers import Answer, Results, explain_correction
-from avpt.report.differences import CHANCE, MARGIN, Spread, compare, compare_seeds, format_count, format_p
+from avpt.report.differences import CHANCE, MARGIN, Spread, compare, compare_seeds, format_p
 from avpt.report.drawing import percent, points
 from avpt.report.experiment import Experiment, mean_of
 from avpt.report.page.blocks import Verdict
 from avpt.runs.groups import seed_of
 from avpt.runs.lineage import Node
+from avpt.text import format_count
 from avpt.types import MODALITIES, Modality
 
 
@@ -51,7 +52,7 @@ def judge_starvation(experiment: Experiment, results: Results) -> Verdict:
         details += [*words, *describe_gradients(experiment, name, group)]
     if not evidence:
         lost = "no linear probe, and no predictions of the stage-1 runs on clips with one label, were found"
-        return Verdict(claim, "not measured", f"Not to be told: {lost}.", details)
+        return Verdict(claim, "not measured", f"This can't be judged: {lost}.", details)
     least = CHANCE / len(evidence)
     details += explain_correction(len(evidence))
     if not all(one.probed for one in evidence):

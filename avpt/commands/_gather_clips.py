@@ -1,0 +1,132 @@
+"""The clips that a data set lists, matched with the media that are there, each in its split."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from avpt.commands._segments import cut_clips
+from avpt.datasets import DATASETS
+from avpt.datasets.dividing import split_by_hash, stratify
+from avpt.datasets.media_files import SUFFIXES, Media
+from avpt.datasets.rows import Dataset, Row, Source
+from avpt.errors import ConfigError, ManifestError, listed
+from avpt.options import ManifestConfig
+from avpt.store.manifest import CONTROL
+from avpt.types import Split
+
+log = logging.getLogger(__name__)
+
+SURROGATES = re.compile(r"[\ud800-\udfff]")  # what Python has in place of bytes that are not UTF-8
+UNFIT = "white space at an end, control characters or bytes that are not UTF-8"
+
+
+@dataclass
+class GatheredClips:
+    """What became of the rows of a data set."""
+
+    clips: list[tuple[str, ...]] = field(default_factory=list)  # cells of the manifest
+    unfit: list[str] = field(default_factory=list)  # names of clips that exist but that no manifest can hold
+    missing: list[tuple[str, ...]] = field(default_factory=list)  # cells of the list of missing clips
+    sought: tuple[str, ...] = ()  # keys of the first missing clip
+    used: set[str] = field(default_factory=set)  # keys of the media that clips took
+    official: set[Split] = field(default_factory=set)  # splits that the data set itself assigns
+
+
+def gather(config: ManifestConfig, dataset: Dataset, source: Source, base: str) -> GatheredClips:
+    """Every clip once, in the order of the lists, with its split and its media."""
+    gathered, shares = GatheredClips(), (config.test_share, config.val_fraction)
+    rows = list(dataset.rows(source))
+    if config.group_by is not None:
+        rows = group_rows(rows, config.group_by)
+    chosen = stratify(rows, *shares) if dataset.stratified else {}
+    prefix = "" if base == "." else f"{base}/"
+    first: dict[str, tuple[str, Split | None, tuple[str, int]]] = {}
+    for row in rows:
+        label, split, (path, line) = first.get(row.id, (None, None, row.place))
+        if label is None:
+            first[row.id] = row.label, row.split, row.place
+            add_clip(gathered, source.media, row, prefix, chosen.get(row.id) or split_by_hash(row, *shares))
+        elif (label, split) != (row.label, row.split):
+            here = f"{row.id} is {row.label} of {row.split}"
+            source.bad(*row.place, f"{here}, but {label} of {split} in line {line} of {path}; take one out")
+    source.check()
+    check_gathered(config, gathered)
+    if config.segment is not None:
+        folder = config.out.absolute().parent
+        gathered.clips = cut_clips(
+            gathered.clips, folder, config.segment, config.hop or config.segment, config.last_piece
+        )
+    clips_of = Counter(clip[-1] for clip in gathered.clips)  # by recording; one that has a single clip is not written
+    gathered.clips = [(*clip[:-1], clip[-1] if clips_of[clip[-1]] > 1 else "") for clip in gathered.clips]
+    return gathered
+
+
+def group_rows(rows: list[Row], expression: str) -> list[Row]:
+    """Rows grouped by what an expression matches in their ids: its first group, or else the whole match."""
+    matches = [re.search(expression, row.id) for row in rows]
+    if alone := [row.id for row, match in zip(rows, matches, strict=True) if match is None]:
+        if len(alone) == len(rows):
+            raise ConfigError(f"--group-by {expression} matches no clip's path, such as {alone[0]}; mend it")
+        log.warning("--group-by matches nothing in %d of %d paths (%s)", len(alone), len(rows), listed(alone, 3))
+    names = [match and "".join(match.groups()[:1] or [match[0]]) for match in matches]
+    return [replace(row, group=name or row.group) for row, name in zip(rows, names, strict=True)]
+
+
+def add_clip(gathered: GatheredClips, media: Media, row: Row, prefix: str, split: Split) -> None:
+    """Find a clip's media, and add the clip with its split."""
+    times = ("", "")
+    if row.split:
+        gathered.official.add(row.split)
+    files = media.find(row.names)
+    if not files and row.whole:
+        files, times = media.find((row.whole,)), row.times
+        files.pop("frames", None)  # which of them the clip is made of is unknown
+    if files:
+        gathered.used.update(key for key, _ in files.values())
+        paths = (prefix + files[kind][1] if kind in files else "" for kind in SUFFIXES)
+        clip = (row.id, row.label, split, *paths, *times, row.group)
+        if unfit := next((cell for cell in clip if not fits(cell)), None):
+            gathered.unfit.append(unfit)
+        else:
+            gathered.clips.append(clip)
+    else:
+        gathered.sought = gathered.sought or tuple(filter(None, (*row.names, row.whole)))
+        gathered.missing.append((row.id, split, row.label, Path(row.place[0]).name, str(row.place[1])))
+
+
+def check_gathered(config: ManifestConfig, gathered: GatheredClips) -> None:
+    """Refuse what shows only when all rows are known.
+
+    Raises:
+        ManifestError: no clip has its media, or a name that a manifest can hold.
+        ConfigError: a split is to be carved that the data set already has.
+    """
+    if not gathered.clips:
+        what = "no media that are named like those of " + config.name
+        if DATASETS[config.name].key != "name":
+            what = "no folder for each class with clips in it"
+        if gathered.unfit:
+            what = f"only names that can't be in a manifest ({UNFIT}; {shown_of(gathered.unfit)})"
+        elif gathered.missing:
+            what = f"none of {len(gathered.missing)} clips; the first would be {', '.join(gathered.sought)}"
+        endings = "; ".join(f"{kind} .{', .'.join(suffixes)}" for kind, suffixes in SUFFIXES.items())
+        raise ManifestError(f"{config.folder} and the folders below hold {what} (looked for {endings})")
+    if config.test_share and gathered.official:
+        raise ConfigError("--test-fraction does not go with folders that are splits already; leave it out")
+    if config.val_fraction and "val" in gathered.official:
+        raise ConfigError("--val-fraction does not go with a val split that is there already; leave it out")
+
+
+def fits(cell: str) -> bool:
+    """Whether a cell is the same when it is read back from a manifest."""
+    return cell == cell.strip() and (cell.isprintable() or not (CONTROL.search(cell) or SURROGATES.search(cell)))
+
+
+def shown_of(unfit: Sequence[str]) -> str:
+    """The first few names, with odd characters escaped."""
+    return listed(list(map(repr, unfit)), 3)

@@ -1,0 +1,131 @@
+"""`import avpt`: light, and what a notebook needs; the page of the manual is run as it stands."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import Experiment, near
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import DataLoader
+
+import avpt
+from avpt.confidence.formulas import mask_ratios
+from avpt.errors import ArtifactError, ConfigError, StoreError
+
+PAGE = Path(__file__).parent.parent / "avpt" / "guide" / "library.md"
+
+
+def test_the_page_runs_as_it_stands(experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "store").symlink_to(experiment.store)
+    (tmp_path / "runs" / "fused").symlink_to(experiment.fused)
+    monkeypatch.chdir(tmp_path)
+    code = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    names: dict[str, object] = {}
+    for block in code:
+        exec(block, names)
+    loop = code[0].partition("import avpt\n")[2]
+    assert len([line for line in loop.splitlines() if line]) < 15
+
+
+def test_importing_loads_nothing_else() -> None:
+    code = "import sys; before = set(sys.modules); import avpt; print(sorted(set(sys.modules) - before))"
+    environment = os.environ | {"PYTHONPATH": str(PAGE.parent.parent.parent)}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert result.stdout == "['avpt']\n"
+    assert set(avpt.__all__) <= set(dir(avpt))
+    with pytest.raises(AttributeError, match="no attribute 'train'"):
+        getattr(avpt, "train")  # noqa: B009 - which a type checker would refuse
+
+
+@pytest.mark.parametrize("run", ["fused", "audio", "visual"])
+def test_a_model_fed_from_a_store_has_the_logits_on_record(experiment: Experiment, run: str) -> None:
+    folder = getattr(experiment, run)
+    model = avpt.load_model(folder)
+    size, frames = model.pipeline.image_size, model.pipeline.num_frames
+    clips = avpt.open_store(experiment.store, "test", modalities=model.modalities, image_size=size, num_frames=frames)
+    recorded = load_file(folder / "predictions.safetensors")["test_logits"]
+    inputs = next(iter(DataLoader(clips, batch_size=len(clips))))
+    with torch.no_grad():
+        near(model(**{modality: inputs[modality] for modality in model.modalities}), recorded, 1e-4)
+
+
+def test_a_model_fed_arrays_has_what_a_store_gives(experiment: Experiment) -> None:
+    model = avpt.load_model(experiment.fused)
+    size, frames = model.pipeline.image_size, model.pipeline.num_frames
+    clips = avpt.open_store(experiment.store, "val", image_size=size, num_frames=frames)
+    stored = clips.arrays(1)
+    assert torch.equal(model.visual_input(stored["frames"])[0], clips[1]["visual"])
+    samples = np.random.default_rng(0).normal(0, 0.1, model.pipeline.sample_rate).astype(np.float32)
+    inputs = model.audio_input(samples, model.pipeline.sample_rate)
+    assert inputs.shape == (1, 1, model.pipeline.spectrogram_frames, model.pipeline.mel_bins)
+    assert clips.classes == model.classes
+    real = clips[1]["audio"][0, : len(stored["fbank"])]
+    near(real, (torch.from_numpy(stored["fbank"]).float() - model.pipeline.mean) / (2 * model.pipeline.std))
+
+
+def test_what_does_not_fit_is_refused(experiment: Experiment, tmp_path: Path) -> None:
+    model = avpt.load_model(experiment.fused)
+    rate = model.pipeline.sample_rate
+    for call, says in (
+        (lambda: model(), "the model takes audio and visual"),
+        (lambda: model.audio_input(np.zeros((2, rate), np.float32), rate), "take the mean of its channels"),
+        (lambda: model.audio_input(np.zeros(rate, np.float32), rate + 1), "resample it with"),
+        (lambda: model.visual_input([]), "one or more"),
+        (lambda: model.visual_input([np.zeros((2, 2, 3))]), "uint8"),
+        (lambda: avpt.abri(nn.BatchNorm2d(2), alpha=2), "alpha is 2"),
+        (lambda: avpt.inspect({}, [torch.zeros(1)]), "can't be fed"),
+        (lambda: avpt.masking.ratios(torch.zeros(2), torch.zeros(3)), "of the same clips"),
+        (lambda: avpt.masking.mask(torch.zeros(2, 1, 8, 8), torch.zeros(3), (2, 2)), "one for each clip"),
+        (lambda: avpt.masking.mask(torch.zeros(2, 1, 8, 8), torch.zeros(2), (9, 9)), "larger than the 8x8 input"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            call()
+    with pytest.raises(ArtifactError, match="does not exist"):
+        avpt.load_model(tmp_path / "nothing")
+    with pytest.raises(StoreError, match="a store is a folder"):
+        avpt.open_store(tmp_path / "nothing")
+    with pytest.raises(IndexError):
+        avpt.open_store(experiment.store, "val")[1000]
+
+
+def test_masking_is_that_of_the_program() -> None:
+    audio, visual = torch.rand(50), torch.rand(50)
+    expected = mask_ratios(
+        {"audio": audio, "visual": visual},
+        mask="adaptive",
+        rule="dominant",
+        ratio={"audio": 0.5, "visual": 0.5},
+        eta=1.0,
+        threshold=0.5,
+    )
+    found = avpt.masking.ratios(audio, visual)
+    assert torch.equal(found[0], expected["audio"])
+    assert torch.equal(found[1], expected["visual"])
+
+    inputs = torch.rand(4, 3, 3, 32, 32) + 1
+    masked = avpt.masking.mask(inputs, torch.tensor([0.0, 0.25, 0.5, 1.0]), (8, 8))
+    shares = (masked == 0).float().mean(dim=(2, 3, 4))
+    assert torch.equal(shares, torch.tensor([0.0, 0.25, 0.5, 1.0])[:, None].expand(4, 3))
+    assert torch.equal(masked[masked != 0], inputs[masked != 0])
+    assert not torch.equal(masked[1, 0] == 0, masked[1, 1] == 0)  # each frame is masked separately
+
+
+def test_inspect_counts_what_is_there() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    with torch.no_grad():
+        network.get_parameter("1.weight").copy_(torch.tensor([1.0, 1e-8, 0.0, 1.0]))
+        network.get_parameter("1.bias").copy_(torch.tensor([0.0, 1e-8, -1.0, 0.0]))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    (layer,) = avpt.inspect(network, [torch.randn(2, 1, 8, 8)])["layers"]
+    assert layer == {"name": "1", "channels": 4, "abnormal": 1, "dead": 1}  # the second is small, the third is dead
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert avpt.inspect(network.state_dict())["dead_share"] is None
