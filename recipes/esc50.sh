@@ -23,7 +23,7 @@ train=(--seed "$seed" --epochs 80 --milestones 60 --batch-size 64 --lr 1e-3 --sp
 
 mkdir -p "$out"
 manifest=$(avpt manifest esc50 "$clips" --test-fold "$fold" --val-fraction 0.1 --out "$out/manifest.csv")
-store=$(avpt preprocess "$manifest" --out "$out/store" --root "$clips" --pad repeat)
+store=$(avpt preprocess "$manifest" --out "$out/store" --pad repeat)
 
 rows=()
 for bn in keep reset reset-abnormal abri; do

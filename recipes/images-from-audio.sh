@@ -24,7 +24,7 @@ train=(--seed "$seed" --epochs 80 --milestones 60 --batch-size 64 --lr 1e-2 --nu
 
 mkdir -p "$out"
 manifest=$(avpt manifest image-folder "$images" --val-fraction 0.05 --out "$out/manifest.csv")
-store=$(avpt preprocess "$manifest" --out "$out/store" --root "$images" --max-frames 1)
+store=$(avpt preprocess "$manifest" --out "$out/store" --max-frames 1)
 
 rows=()
 for bn in keep reset reset-abnormal abri; do

@@ -24,7 +24,7 @@ train=(--seed "$seed" --epochs 80 --milestones 60 --batch-size 64 --lr 1e-3)
 
 mkdir -p "$out"
 manifest=$(avpt manifest kinetics-sounds "$clips" --out "$out/manifest.csv")
-store=$(avpt preprocess "$manifest" --out "$out/store" --root "$clips")
+store=$(avpt preprocess "$manifest" --out "$out/store")
 
 for modality in audio visual; do
   avpt init --modality "$modality" --weights imagenet --bn keep --out "$run/$modality-keep.safetensors"

@@ -31,7 +31,7 @@ avpt() { # training on all GPUs, all else as it is
 
 mkdir -p "$out"
 manifest=$(avpt manifest vggsound "$clips" --val-fraction 0.05 --out "$out/manifest.csv")
-store=$(avpt preprocess "$manifest" --out "$out/store" --root "$clips" --max-failures 0.1)
+store=$(avpt preprocess "$manifest" --out "$out/store" --max-failures 0.1)
 
 for modality in audio visual; do
   init=$(avpt init --modality "$modality" --weights imagenet --bn abri --out "$run/$modality-init.safetensors")

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import onnx
 import onnxruntime
@@ -17,6 +18,7 @@ import pytest
 import torch
 import torchvision
 from helpers import ROOT, TRAIN_OPTIONS, Experiment, avpt, digit_rows, done
+from media import Sound, ordinary, tones, write
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -25,7 +27,7 @@ from avpt.files import artifacts
 from avpt.loading.clip_inputs import clip_inputs, clip_settings
 from avpt.loading.dataset import ClipDataset, InputSpec
 from avpt.loading.loader import Loader
-from avpt.media.audio import read_waveform
+from avpt.media.audio import log_mel, read_waveform
 from avpt.media.decode import decode_clip
 from avpt.models.checkpoint import read_input
 from avpt.models.encoder import EncoderSpec, build_encoder
@@ -338,3 +340,27 @@ def test_the_readmes_code_makes_the_inputs_of_the_training(experiment: Experimen
     frames = pixels.view(1, *(int(side) for side in decoded.sizes[0]), 3).permute(0, 3, 1, 2)
     assert (code["audio"](torch.from_numpy(waveform)) - inputs["audio"]).abs().max() < 0.01  # float16 in a store
     assert (code["visual"](frames) - inputs["visual"]).abs().max() < 0.05  # where a pixel is rounded
+
+
+def test_the_guides_code_mixes_and_resamples_as_avpt_does(tmp_path: Path) -> None:
+    text = (ROOT / "avpt/guide/export.md").read_text(encoding="utf-8")
+    code: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        if "def waveform(" in block or "def resampled(" in block:
+            exec(block, code)
+    files = [ordinary(tmp_path / "clip.mp4", size=(48, 64))]
+    for rate in (8000, 15000, 22050, 48000):
+        sound = Sound(samples=tones(2.0, rate, 2), codec="pcm_s16le", rate=rate, layout="stereo")
+        files.append(write(tmp_path / f"{rate}.wav", None, sound))
+    for path in files:
+        expected = read_waveform(path, 16000)
+        assert expected is not None
+        assert np.array_equal(code["waveform"](str(path), 16000).numpy(), expected), path
+        with av.open(str(path)) as file:
+            samples = np.concatenate([frame.to_ndarray() for frame in file.decode(audio=0)], axis=1).astype(np.float32)
+            rate = file.streams.audio[0].rate
+        planes = samples.reshape(-1, 2).T / 2**15 if path.suffix == ".wav" else samples
+        found = code["resampled"](torch.from_numpy(planes), rate, 16000).numpy()
+        far = log_mel(found, sample_rate=16000, mel_bins=128) - log_mel(expected, sample_rate=16000, mel_bins=128)
+        assert far.abs().mean() < 0.0005, path
+        assert far.abs().max() < 0.2, path

@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import done
 from kills import alive, descendants, wait_for
 from loading import loader, sums
 
 from avpt.errors import AvptError
 from avpt.files.outputs import write_json
 from avpt.loading.loader import explain_worker_deaths
-from avpt.machine.workers import _granted_cores, loading_workers, num_cores
+from avpt.machine.workers import _granted_cores, loading_workers, num_cores, why_threads_wait
 from avpt.media.clip import ClipSettings, DecodedClip
 from avpt.store.store import read_shard_record, store_record, write_shard
 
@@ -225,3 +226,44 @@ def test_workers_are_by_what_is_granted(monkeypatch: pytest.MonkeyPatch) -> None
         assert loading_workers(None, clips=10) == 0  # which are read before a process has begun
         assert loading_workers(2, clips=10) == 2
         assert loading_workers(None, clips=1000) == cores - 1
+
+
+# --- threads that wait for one another --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four cores, and nine processes that want them."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("os.getloadavg", lambda: (9.2, 1.0, 1.0))
+    monkeypatch.setattr("avpt.machine.workers.num_cores", lambda: 4)
+
+
+@pytest.mark.usefixtures("busy")
+def test_why_threads_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert why_threads_wait(2) == "9 processes share the 4 cores of this machine"
+    assert why_threads_wait(8) == "4 core(s) are all that this process may use"
+    assert why_threads_wait(1) == ""
+    monkeypatch.setattr("os.getloadavg", lambda: (7.9, 9.0, 9.0))  # as the command before may leave it
+    assert why_threads_wait(4) == ""
+    monkeypatch.setattr("os.getloadavg", lambda: (9.2, 1.0, 1.0))
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert why_threads_wait(4) == ""
+
+
+@pytest.mark.usefixtures("busy")
+def test_training_says_once_why_threads_wait(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done("init", "--modality", "audio", "--weights", "random", "--out", tmp_path / "init.safetensors")
+    few = ("--epochs", "1", "--batch-size", "8", "--workers", "0", "--device", "cpu")
+    train = ("finetune-unimodal", store, "--modality", "audio", "--init", tmp_path / "init.safetensors", *few)
+    hint = "OMP_NUM_THREADS=1"
+    assert hint not in done(*train, "--out", tmp_path / "one").stderr
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    command = (*train, "--out", tmp_path / "two")
+    (line,) = (line for line in done(*command).stderr.splitlines() if hint in line)
+    assert line == (
+        "warning: torch computes with 2 threads, but 9 processes share the 4 cores of this machine: "
+        "training may be many times faster with OMP_NUM_THREADS=1 before the command"
+    )
+    assert hint not in done(*command).stderr  # it is finished

@@ -21,8 +21,9 @@ import h5py
 import pytest
 import torch
 import typer
-from helpers import ROOT, Result, avpt, digit_rows, done, write_manifest
+from helpers import ROOT, Experiment, Result, avpt, digit_rows, done, write_manifest
 from rich.console import Console
+from safetensors.torch import load_file
 
 from avpt import options
 from avpt.cli import CONFIGS, app
@@ -48,7 +49,11 @@ def blocks(page: str, *languages: str) -> list[str]:
 
 
 def lines_of(script: str) -> list[str]:
-    """Command lines of a block of shell, continued ones as one; no comments."""
+    """Command lines of a block of shell, continued ones as one; no comments. Of a loop, those that it comes to."""
+    if re.search("^for ", script, flags=re.MULTILINE):
+        shown = "avpt() { printf '%q ' avpt \"$@\"; echo; }\n" + script
+        told = subprocess.run(["bash", "-c", shown], cwd=ROOT, capture_output=True, text=True, check=True)
+        return told.stdout.splitlines()
     lines = script.replace("\\\n", " ").splitlines()
     return [line for line in lines if line.strip() and not line.startswith("#")]
 
@@ -94,7 +99,7 @@ def test_there_are_pages_and_command_lines() -> None:
 
 @pytest.mark.parametrize(("page", "line"), COMMAND_LINES)
 def test_a_command_line_parses(page: str, line: str) -> None:
-    words = [word for word in words_of(line) if not re.match("[A-Z]+=", word)]
+    words = [word for word in words_of(line) if not re.match("[A-Z_]+=", word)]
     if words[0] == "torchrun":
         assert words[words.index("-m") + 1] == "avpt"
         words = words[words.index("-m") + 1 :]
@@ -413,6 +418,68 @@ def test_the_lines_of_several_processes_are_those_that_are_shown() -> None:
     source = (ROOT / "avpt" / "runs" / "training_run.py").read_text(encoding="utf-8")
     (said,) = re.findall(r'"(%d processes: [^"]*)"', source)
     assert tokens(re.sub("%[ds]", "0", said)) == tokens(shown)
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+def tables_of_files() -> dict[str, dict[str, tuple[str, str]]]:
+    """What the manual says of a file's contents: type and shape of each thing in it, by the file's name."""
+    tables: dict[str, dict[str, tuple[str, str]]] = {}
+    for table in re.findall(r"(?:^\|.*\n)+", PAGES["avpt/guide/files.md"], flags=re.MULTILINE):
+        head, _, *rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()]
+        if head[1:3] == ["type", "shape"]:
+            (file,) = re.findall("`(.*)`", head[0])
+            tables[file] = {name: (row[1], row[2]) for row in rows for name in re.findall("`(.*?)`", row[0])}
+    return tables
+
+
+def contents_of(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The type and the shape of each thing in a file."""
+    if path.suffix == ".h5":
+        with h5py.File(path) as shard:
+            members: list[h5py.Dataset] = []
+            shard.visititems(lambda _, member: members.append(member) if isinstance(member, h5py.Dataset) else None)
+            types = {one.name: "text" if h5py.check_string_dtype(one.dtype) else str(one.dtype) for one in members}
+            return {one.name.removeprefix("/"): (types[one.name], one.shape) for one in members}
+    tensors = load_file(path)
+    return {name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
+def test_files_hold_what_the_manual_says(experiment: Experiment) -> None:
+    paths = {
+        "train-00000.h5": [experiment.store / "train-00000.h5"],
+        "dynamics.safetensors": [run / "dynamics.safetensors" for run in (experiment.audio, experiment.fused)],
+        "predictions.safetensors": [run / "predictions.safetensors" for run in (experiment.audio, experiment.fused)],
+        "confidence.safetensors": [experiment.confidence],
+        "mask.safetensors": [experiment.fused / "mask.safetensors"],
+    }
+    tables = tables_of_files()
+    assert tables.keys() == paths.keys()
+    fixed = {"C": 3, "E": 2, "time": 48, "mel": 32, "2": 2}
+    for file, found in paths.items():
+        for path in found:
+            contents, sizes = contents_of(path), dict(fixed)
+            shared = len(tables[file]) if path.parent != experiment.audio else len(contents)  # a fused run has more
+            assert len(contents) == shared
+            for name, (kind, shape) in contents.items():
+                says, letters = tables[file][name]
+                assert kind == says, f"{path}: {name}"
+                words = letters.split(" x ")
+                assert len(words) == len(shape), f"{path}: {name}"
+                for word, size in zip(words, shape, strict=True):
+                    letter, _, more = word.partition(" + ")
+                    assert letter == "B" or sizes.setdefault(letter, size - int(more or 0)) == size - int(more or 0)
+            assert sizes["N"] == {"train-00000.h5": 8, "predictions.safetensors": 9}.get(file, 18)
+
+
+def test_the_manuals_python_reads_the_ids_of_clips(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = blocks("avpt/guide/files.md", "python")
+    monkeypatch.chdir(experiment.folder)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    rows = [row["id"] for row in digit_rows() if row["split"] == "train"]
+    assert names["ids"] == rows
 
 
 # --- avpt guide --------------------------------------------------------------------------------------------------

@@ -6,15 +6,20 @@ import contextlib
 import json
 import os
 import re
+import shlex
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import typer
-from helpers import Result, digit_rows, forked, said, write_manifest
+from helpers import ROOT, TRAIN_OPTIONS, Experiment, Result, digit_rows, done, files_of, forked, said, write_manifest
+from media import ordinary
 
 from avpt.cli import CONFIGS, app
 from avpt.report.shell_commands import write_option
@@ -47,7 +52,7 @@ def calls_of(recipe: Path, folder: Path) -> list[list[str]]:
     for program in ("avpt", "torchrun", "python"):
         (folder / "bin" / program).write_text(STUB, encoding="utf-8")
         (folder / "bin" / program).chmod(0o755)
-    data = {name: str(folder) for name in ("KINETICS", "VGGSOUND", "ESC50", "IMAGES", "WEIGHTS")}
+    data = {name: str(folder) for name in ("KINETICS", "VGGSOUND", "ESC50", "IMAGES", "WEIGHTS", "CLIPS")}
     paths = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "VIRTUAL_ENV": str(folder), "OUT": str(folder / "out")}
     environment = os.environ | data | paths | {"CALLS": str(folder / "calls"), "SEEDS": "0 1"}
     subprocess.run(["bash", recipe], env=environment, check=True, capture_output=True)
@@ -77,7 +82,7 @@ def check_calls(calls: list[list[str]]) -> None:
 
 def test_there_are_recipes() -> None:
     names = {path.stem for path in RECIPES}
-    assert names >= {"quickstart", "kinetics-sounds", "vggsound", "esc50", "images-from-audio", *SMALL}
+    assert names >= {"quickstart", "kinetics-sounds", "vggsound", "esc50", "images-from-audio", "own-clips", *SMALL}
     assert CONFIGS.keys() == COMMANDS.keys()
 
 
@@ -89,6 +94,8 @@ def test_recipe(path: Path, tmp_path: Path) -> None:
     calls = calls_of(path, tmp_path)
     assert len(calls) >= 3
     check_calls(calls)
+    if calls[0][0] == "manifest":  # whose paths start from the folder that it lies in
+        assert not any("--root" in words for words in calls)
 
 
 @pytest.mark.parametrize(
@@ -128,8 +135,16 @@ sys.exit(answer["code"])
 
 
 def run_recipe(recipe: Path, folder: Path, environment: dict[str, str]) -> str:
-    """Run a recipe for real, its commands in copies of this process, which has loaded everything; what it printed."""
-    (folder / "bin").mkdir()
+    """Run a recipe for real; what it printed."""
+    assert run_script(recipe, folder, environment) == 0, (folder / "stderr").read_text(encoding="utf-8")[-2000:]
+    return (folder / "stdout").read_text(encoding="utf-8")
+
+
+def run_script(
+    script: Path, folder: Path, environment: dict[str, str], killed: Callable[[], bool] = lambda: False
+) -> int:
+    """Run a script, its commands in copies of this process, which has loaded everything, until one is to be killed."""
+    (folder / "bin").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as short, socket.socket(socket.AF_UNIX) as listener:
         address = f"{short}/s"  # the path of a socket has 108 characters at most
         listener.bind(address)
@@ -140,21 +155,20 @@ def run_recipe(recipe: Path, folder: Path, environment: dict[str, str]) -> str:
         path = f"{folder / 'bin'}:{sys.prefix}/bin:{os.environ['PATH']}"
         environment = os.environ | {"VIRTUAL_ENV": str(folder), "PATH": path} | environment
         with (folder / "stdout").open("w") as out, (folder / "stderr").open("w") as error:
-            process = subprocess.Popen([recipe], env=environment, stdout=out, stderr=error)
+            process = subprocess.Popen(["bash", script], env=environment, stdout=out, stderr=error)
         try:
             while process.poll() is None:
                 with contextlib.suppress(TimeoutError):
                     client, _ = listener.accept()
                     with client:
-                        answer(client, folder / "log")
+                        answer(client, folder / "log", killed)
         finally:
             process.kill()
-    assert process.returncode == 0, (folder / "stderr").read_text(encoding="utf-8")[-2000:]
-    return (folder / "stdout").read_text(encoding="utf-8")
+    return process.returncode
 
 
-def answer(client: socket.socket, log: Path) -> None:
-    """Run the command of one client."""
+def answer(client: socket.socket, log: Path, killed: Callable[[], bool]) -> None:
+    """Run the command of one client, or kill it on the way."""
     client.settimeout(None)
     arguments = json.loads(b"".join(iter(lambda: client.recv(65536), b"")))
     if (
@@ -164,8 +178,15 @@ def answer(client: socket.socket, log: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         result = Result(done.returncode, done.stdout, done.stderr)
     else:
-        _, status = os.waitpid(forked(log, *arguments), 0)
-        result = said(log, os.waitstatus_to_exitcode(status))
+        pid, ended, status = forked(log, *arguments), 0, 0
+        while not ended:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if not ended and killed():
+                os.kill(pid, signal.SIGKILL)
+                ended, status = os.waitpid(pid, 0)
+            time.sleep(0.005)
+        code = os.waitstatus_to_exitcode(status)
+        result = said(log, code) if code >= 0 else Result(128 - code, "", "")
     told = {"stdout": result.stdout, "stderr": result.stderr, "code": result.code}
     client.sendall(json.dumps(told).encode())
 
@@ -185,3 +206,63 @@ def test_small_recipes_run(name: str, tmp_path: Path) -> None:
         figures = {path.name for path in (tmp_path / "out" / "figures" / "abri").iterdir()}
         assert figures >= {"abnormal.png", "abnormal.pdf", "feature-maps.png", "alpha-after.png"}
         assert (tmp_path / "out" / "figures" / "val-accuracy.pdf").exists()
+
+
+def test_own_clips_become_a_fused_model_and_a_report(tmp_path: Path) -> None:
+    """Eight films of 2 s in two folders, cut into pieces of 1 s; a folder whose name has a space."""
+    clips = tmp_path / "my clips"
+    for number in range(8):
+        folder = clips / ("cat", "dog")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        ordinary(folder / f"{number}.mp4", 2.0, (48, 64), rate=10)
+    few = {"SEEDS": "0", "EPOCHS": "1", "FUSED_EPOCHS": "1", "BATCH_SIZE": "4", "WEIGHTS": "random"}
+    small = {"SEGMENT": "1", "SPECTROGRAM": "64", "MEL_BINS": "32", "NUM_FRAMES": "1", "IMAGE_SIZE": "32"}
+    places = {"CLIPS": str(clips), "OUT": str(tmp_path / "out"), "AUDIO_PATCH": "8x8", "VISUAL_PATCH": "4"}
+    environment = few | small | places | {"SPLIT": "--test-fraction 0.25 --val-fraction 0.25"}
+    told = run_recipe(RECIPES[0].parent / "own-clips.sh", tmp_path, environment)
+    for way in ("audio", "visual", "unmasked", "masked"):
+        assert re.search(rf"^{way} +[01]\.\d{{3}}", told, flags=re.MULTILINE), way
+    fused, report = (line.strip() for line in told.splitlines() if line.startswith("  ") and "/" in line)
+    assert fused == str(tmp_path / "out" / "seed-0" / "masked" / "model.safetensors")
+    assert Path(fused).is_file()
+    assert "<title>my clips</title>" in Path(report).read_text(encoding="utf-8")
+    store = json.loads((tmp_path / "out" / "store" / "store.json").read_text(encoding="utf-8"))
+    assert {split: part["clips"] for split, part in store["splits"].items()} == {"train": 8, "val": 4, "test": 4}
+
+
+# --- the guide's loop over seeds ---------------------------------------------------------------------------------
+
+
+def written(folder: Path) -> dict[str, int]:
+    """When each file below a folder was written."""
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*.*") if path.is_file()}
+
+
+def test_a_loop_over_seeds_goes_on_after_a_kill(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "avpt" / "guide" / "training.md").read_text(encoding="utf-8")
+    (loop,) = (block for block in re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL) if "for seed in" in block)
+    short = re.sub(r"train=\(.*\)", f"train=({shlex.join(TRAIN_OPTIONS)})", loop).replace("0 1 2;", "0 1;")
+    assert short.count(shlex.join(TRAIN_OPTIONS)) == short.count("0 1;") == 1
+    (tmp_path / "seeds.sh").write_text(short, encoding="utf-8")
+    for name, path in (
+        ("store", experiment.store),
+        ("audio-init.safetensors", experiment.audio_init),
+        ("visual-init.safetensors", experiment.visual_init),
+    ):
+        (tmp_path / name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+
+    begun = tmp_path / "seed-1" / "audio" / "metrics.jsonl"  # its first epoch is on disk
+    assert run_script(tmp_path / "seeds.sh", tmp_path, {}, begun.exists) == 128 + signal.SIGKILL
+    assert not (tmp_path / "seed-1" / "visual").exists()
+    before = written(tmp_path / "seed-0")
+
+    assert run_script(tmp_path / "seeds.sh", tmp_path, {}) == 0, (tmp_path / "stderr").read_text(encoding="utf-8")
+    assert written(tmp_path / "seed-0") == before
+    train = ("finetune-unimodal", "store", "--modality", "audio", "--init", "audio-init.safetensors", "--seed", "1")
+    done(*train, *TRAIN_OPTIONS, "--out", "undisturbed")
+    assert files_of(tmp_path / "seed-1" / "audio") == files_of(tmp_path / "undisturbed")
+    assert (tmp_path / "seed-1" / "fused" / "summary.json").is_file()
+    assert (tmp_path / "report.html").is_file()

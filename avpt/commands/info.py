@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from avpt.datasets.rows import COLUMN_OF
+from avpt.datasets.media_files import COLUMN_OF
 from avpt.errors import ArtifactError, listed
 from avpt.files import artifacts
 from avpt.files.export_headers import read_exported

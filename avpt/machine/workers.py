@@ -1,4 +1,4 @@
-"""How many worker processes a command has: `--workers`, or else by the cores and the processes that share them."""
+"""How many worker processes a command has, by `--workers` or by the cores, and whether threads find cores at all."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 FEW_CLIPS = 200  # which are loaded in less time than it takes to start a process that loads them
+BUSY = 2  # processes that want each core, over the last minute; avpt's own command before this one leaves fewer
 
 
 def loading_workers(asked: int | None, processes: int = 1, clips: int | None = None) -> int:
@@ -30,6 +31,19 @@ def num_cores() -> int:
     """How many cores this process may use: those that it may run on, and no more than its container is granted."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(cores, *_granted_cores())))
+
+
+def why_threads_wait(threads: int) -> str:
+    """What keeps some of so many threads from running, which the others then wait for; empty if nothing does.
+
+    Whoever has set OMP_NUM_THREADS has decided already.
+    """
+    if threads < 2 or "OMP_NUM_THREADS" in os.environ:
+        return ""
+    if threads > (granted := num_cores()):
+        return f"{granted} core(s) are all that this process may use"
+    cores, load = os.cpu_count() or 1, os.getloadavg()[0]  # both of the machine, also in a container
+    return f"{load:.0f} processes share the {cores} cores of this machine" if load > BUSY * cores else ""
 
 
 def _granted_cores(cgroups: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> list[float]:

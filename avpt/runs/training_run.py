@@ -16,7 +16,7 @@ from avpt.files.artifacts import Header, Kind
 from avpt.files.records import InputSpec
 from avpt.loading.dataset import Augmentation, ClipDataset, Masking, grid
 from avpt.loading.loader import Loader, explain_worker_deaths
-from avpt.machine.workers import loading_workers
+from avpt.machine.workers import loading_workers, why_threads_wait
 from avpt.models.encoder import Encoder, freeze, norm_parameters
 from avpt.models.fusion import shares
 from avpt.options import FinetuneConfig, FuseConfig, TrainConfig
@@ -77,6 +77,7 @@ def train(
     prepare(config, model)
     train_loader = loader("train", augmented=augmentation(config), masking=masking)
     log_batches(train_loader, world)
+    warn_of_waiting_threads(train_loader.device)
     plan = plan_training(config, model, store, world)
     check_repeatable(model, first_clips(train_loader), plan.stepping, world)
     world.first(begin)
@@ -185,6 +186,17 @@ def log_batches(train: Loader, world: World) -> None:
         fewest, more = divmod(largest, world.size)
         each = f"{fewest} or {fewest + 1}" if more else str(fewest)
         log.info("%d processes: batches of %d clips in all, %s on each", world.size, largest, each)
+
+
+def warn_of_waiting_threads(device: torch.device) -> None:
+    """Warn where torch's threads would share cores with others: each step waits for the slowest of them."""
+    if device.type == "cpu" and (why := why_threads_wait(torch.get_num_threads())):
+        log.warning(
+            "torch computes with %d threads, but %s: training may be many times faster with OMP_NUM_THREADS=1 "
+            "before the command",
+            torch.get_num_threads(),
+            why,
+        )
 
 
 def plan_training(config: TrainConfig, model: nn.Module, store: Store, world: World) -> Plan:
