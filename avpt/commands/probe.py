@@ -13,7 +13,7 @@ from avpt.files import artifacts
 from avpt.files.artifacts import Header
 from avpt.files.locks import claim
 from avpt.machine.workers import loading_workers
-from avpt.options import ProbeConfig, TrainConfig
+from avpt.options import FinetuneConfig, ProbeConfig
 from avpt.runs.lineage import Lineage
 from avpt.store.store import Store
 from avpt.training.metrics import key_name, key_name_of
@@ -178,7 +178,7 @@ def load(
     if trained is not None:
         pipeline = read_input(path, loaded.header)
     else:
-        usual = TrainConfig.defaults()
+        usual = FinetuneConfig.defaults()
         pipeline = like or store.input_spec(usual["image_size"], usual["num_frames"])
     image_size, num_frames = config.image_size or pipeline.image_size, config.num_frames or pipeline.num_frames
     return ProbedEncoder(path, encoder, modality, replace(pipeline, image_size=image_size, num_frames=num_frames))

@@ -33,8 +33,9 @@ def run(config: ScoreConfig) -> Report:
     header = Header(kind="confidence", config=config.record(), inputs=inputs)
     if config.out is None:
         return score(config, header)
+    older = config.defaults() | config.patches  # a file that an older avpt wrote names none, and fits any
     with claim(config.out):
-        reused = artifacts.reuse(config.out, header, config.defaults(), config.overwrite)
+        reused = artifacts.reuse(config.out, header, older, config.overwrite)
         if reused is None or config.csv is not None:
             return score(config, header, reused)
     return Report(reused.metrics, (config.out,))

@@ -10,6 +10,20 @@ from typing import Any
 from avpt.errors import ArtifactError
 
 ZIP = b"PK\x03\x04"
+PICKLE = b"\x80"
+
+
+def is_saved_by_torch(path: Path) -> bool:
+    """Whether a file looks like one that `torch.save` wrote, by how it begins and, of a zip file, by what is in it."""
+    with path.open("rb") as file:
+        beginning = file.read(len(ZIP))
+    if beginning != ZIP:
+        return beginning.startswith(PICKLE)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("data.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
 
 
 def load_torch(path: Path) -> Any:

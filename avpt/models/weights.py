@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import pickle
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from avpt.files.torch_files import load_torch
 from avpt.models.abri import NEW, PRETRAINED, fold_state_dict
 from avpt.models.encoder import CHANNELS, EncoderSpec, build_encoder
 from avpt.models.fitting import misfits, wrong_values
-from avpt.types import Modality
+from avpt.types import MODALITIES, Modality
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,19 @@ def read_weights(path: Path, modality: Modality) -> tuple[dict[str, Tensor], lis
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     _check_plain(path, state)
     return state, dropped
+
+
+def init_command(path: Path, modality: Modality | None = None) -> str:
+    """The command that makes an encoder of weights that avpt did not write, for their own modality if none is named."""
+    arch: list[str] = []
+    with contextlib.suppress(ArtifactError):  # `init` says what is wrong with them
+        state, _ = read_weights(path, modality or "audio")
+        guess, (_, channels, *_) = guess_arch(state), (*state["conv1.weight"].shape, 0, 0)
+        arch = [] if guess == "resnet18" else ["--arch", guess]
+        modality = modality or next((known for known in MODALITIES if CHANNELS[known] == channels), None)
+    modality = modality or "visual"
+    words = ["avpt", "init", "--modality", modality, *arch, "--weights", str(path), "--out"]
+    return shlex.join([*words, f"{modality}-init.safetensors"])
 
 
 def _check_plain(path: Path, state: Mapping[str, Tensor]) -> None:

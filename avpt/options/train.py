@@ -19,6 +19,8 @@ from avpt.options.base import (
 from avpt.types import LARGEST_IMAGE, MOST_FRAMES, Modality, ScheduleName
 
 MOST_VALUES = 1 << 33  # in the pictures of a step: no device has the memory for what is computed from more
+IMAGE_SIZE, NUM_FRAMES = 224, 3  # the paper's
+AUDIO_PATCH, VISUAL_PATCH = "32x8", "10"  # the paper's
 AUGMENTATION = "Augmentation"  # a heading in help; also so that --no-flip takes no room beside the other options
 
 
@@ -30,6 +32,19 @@ class RatioOptions(TypedDict):
     ratio: dict[Modality, float]
     eta: float
     threshold: float
+
+
+def _sides_of(patch: str | int, option: str, form: str) -> tuple[int, int]:
+    """`32x8` -> (32, 8); `8` -> (8, 8), which records have as a number.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    height, cross, width = str(patch).partition("x")
+    sides = whole_number(height), whole_number(width if cross else height)
+    if min(sides) < 1:
+        raise ConfigError(f"{option} is {patch!r}; it must be {form}")
+    return sides
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,10 +72,20 @@ class MaskConfig(OutputConfig):
     mask_threshold: Annotated[
         float, Option(min=0, max=1, help="tau, the confidence from which a modality may be masked.")
     ] = 0.5
-    audio_patch: Annotated[str, Option(help="Masked patch of the spectrogram, frames x mel bins.")] = "32x8"
+    audio_patch: Annotated[
+        str | None,
+        Option(
+            help="Masked patch of the spectrogram: FRAMESxBINS, or one number for both.",
+            show_default=f"{AUDIO_PATCH}; in fuse-train that of --confidence",
+        ),
+    ] = None
     visual_patch: Annotated[
-        int, Option(min=1, max=LARGEST_IMAGE, help="Side of a masked patch of a frame, pixels.")
-    ] = 10
+        str | None,
+        Option(
+            help="Masked patch of a frame: HEIGHTxWIDTH in pixels, or one number for both.",
+            show_default=f"{VISUAL_PATCH}; in fuse-train that of --confidence",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,14 +100,28 @@ class MaskConfig(OutputConfig):
         """The options that shape a mask change nothing without masking."""
         return super().idle() | (self.mask_options() - {"mask"} if self.mask == "none" else set())
 
+    def record(self) -> dict[str, Any]:
+        """With patches filled in, and written alike: `8` and `8x8` are the same."""
+        return super().record() | {name: value for name, value in self.patches.items() if name not in self.idle()}
+
+    @property
+    def patches(self) -> dict[str, str | int]:
+        """The patches as records have them."""
+        (frames, bins), (height, width) = self.patch["audio"], self.patch["visual"]
+        return {
+            "audio_patch": f"{frames}x{bins}",
+            "visual_patch": height if height == width else f"{height}x{width}",
+        }
+
     @property
     def patch(self) -> dict[Modality, tuple[int, int]]:
         """(height, width) of a masked patch: (frames, mel bins) and (pixels, pixels)."""
-        height, _, width = self.audio_patch.partition("x")
-        frames, bins = whole_number(height), whole_number(width)
-        if min(frames, bins) < 1:
-            raise ConfigError(f"--audio-patch is {self.audio_patch!r}; it must be FRAMESxBINS, such as 32x8")
-        return {"audio": (frames, bins), "visual": (self.visual_patch, self.visual_patch)}
+        audio = AUDIO_PATCH if self.audio_patch is None else self.audio_patch
+        visual = VISUAL_PATCH if self.visual_patch is None else self.visual_patch
+        return {
+            "audio": _sides_of(audio, "--audio-patch", "FRAMESxBINS, such as 32x8, or one number for both"),
+            "visual": _sides_of(visual, "--visual-patch", "HEIGHTxWIDTH, such as 10x10, or one number for both"),
+        }
 
     @property
     def ratio(self) -> dict[Modality, float]:
@@ -139,9 +178,23 @@ class TrainConfig(OutputConfig):
     lr_factor: Annotated[float, Option(min=0, max=1, help="What a step schedule multiplies by.")] = 0.1
     warmup_epochs: Annotated[int, Option(min=0, max=MOST_EPOCHS, help="Epochs of linear warm-up, step by step.")] = 0
     image_size: Annotated[
-        int, Option(min=8, max=LARGEST_IMAGE, help="Side of the frames fed to the encoder, pixels.")
-    ] = 224
-    num_frames: Annotated[int, Option(min=1, max=MOST_FRAMES, help="Frames per clip, one from each equal segment.")] = 3
+        int | None,
+        Option(
+            min=8,
+            max=LARGEST_IMAGE,
+            help="Side of the frames fed to the encoder, pixels.",
+            show_default=f"as --visual was trained, or {IMAGE_SIZE}",
+        ),
+    ] = None
+    num_frames: Annotated[
+        int | None,
+        Option(
+            min=1,
+            max=MOST_FRAMES,
+            help="Frames per clip, one from each equal segment.",
+            show_default=f"as --visual was trained, or {NUM_FRAMES}",
+        ),
+    ] = None
     crop_scale: Annotated[
         tuple[float, float],
         Option(min=0.01, max=1, help="Area of random crops; `1 1` is the whole frame.", rich_help_panel=AUGMENTATION),
@@ -207,10 +260,11 @@ class TrainConfig(OutputConfig):
                 f"--accumulate {self.accumulate} leaves parts of less than two clips at --batch-size "
                 f"{self.batch_size}, and BatchNorm needs two"
             )
-        values = self.batch_size // self.accumulate * self.num_frames * 3 * self.image_size**2
+        side, count = self.pictures
+        values = self.batch_size // self.accumulate * count * 3 * side**2
         if values > MOST_VALUES:
             raise ConfigError(
-                f"--batch-size {self.batch_size}, --num-frames {self.num_frames}, --image-size {self.image_size} "
+                f"--batch-size {self.batch_size}, --num-frames {count}, --image-size {side} "
                 f"make up {values >> 28} GiB of pictures a step, over {MOST_VALUES >> 28}; make one of them smaller"
             )
         if self.warmup_epochs > self.epochs:
@@ -231,6 +285,14 @@ class TrainConfig(OutputConfig):
         return super().idle() | idle | (set() if self.optimizer == "sgd" else {"momentum"})
 
     @property
+    def pictures(self) -> tuple[int, int]:
+        """The side of the frames that the encoder is fed, and how many of a clip."""
+        return (
+            IMAGE_SIZE if self.image_size is None else self.image_size,
+            NUM_FRAMES if self.num_frames is None else self.num_frames,
+        )
+
+    @property
     def milestone_epochs(self) -> tuple[int, ...]:
         """`60,70` -> (60, 70)."""
         epochs = [whole_number(part.strip()) for part in self.milestones.split(",")]
@@ -245,6 +307,12 @@ class FinetuneConfig(TrainConfig):
 
     modality: Annotated[Modality, Option(help="Stream to train on.")]
     init: Annotated[Path, Option(help="Encoder artifact, or the run folder of an earlier fine-tuning.")]
+    image_size: Annotated[
+        int, Option(min=8, max=LARGEST_IMAGE, help="Side of the frames fed to the encoder, pixels.")
+    ] = IMAGE_SIZE
+    num_frames: Annotated[int, Option(min=1, max=MOST_FRAMES, help="Frames per clip, one from each equal segment.")] = (
+        NUM_FRAMES
+    )
     mixup: Annotated[
         float | None,
         Option(
@@ -273,7 +341,7 @@ class FinetuneConfig(TrainConfig):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoreConfig(MaskConfig):
-    """The options of `avpt score-confidence`; the mask options only shape the preview."""
+    """The options of `avpt score-confidence`; the mask options only shape the preview, which patches are kept from."""
 
     audio: Annotated[Path, Option(help="Run folder of the audio fine-tuning.")]
     visual: Annotated[Path, Option(help="Run folder of the visual fine-tuning.")]
@@ -285,8 +353,8 @@ class ScoreConfig(MaskConfig):
     csv: Annotated[Path | None, Option(help="Also write the statistics as CSV.", show_default="none")] = None
 
     def record(self) -> dict[str, Any]:
-        """Only what shapes the statistics."""
-        return {"skip_epochs": self.skip_epochs, "missing": self.missing}
+        """What shapes the statistics, and the patches, which `fuse-train` takes from here."""
+        return {"skip_epochs": self.skip_epochs, "missing": self.missing, **self.patches}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -139,7 +139,7 @@ def load_split(
     dataset = ClipDataset(
         splits[split],
         modalities,
-        store.input_spec(config.image_size, config.num_frames),
+        store.input_spec(*config.pictures),
         store.settings["frame_codec"],
         seed=config.seed,
         augmentation=augmented,
@@ -162,11 +162,12 @@ def load_split(
 
 def warn_of_few_frames(config: TrainConfig, clips: SplitIndex, modalities: Sequence[Modality]) -> None:
     """Warn where no clip has as many frames as are asked for."""
-    if "visual" in modalities and (most := int(clips.num_visual_frames.max())) < config.num_frames:
+    _, wanted = config.pictures
+    if "visual" in modalities and (most := int(clips.num_visual_frames.max())) < wanted:
         log.warning(
             "no clip has more than %d frame(s): --num-frames %d feeds them repeatedly; --num-frames %d does not",
             most,
-            config.num_frames,
+            wanted,
             most,
         )
 
@@ -339,7 +340,7 @@ def model_header(
         kind=kind,
         spec=spec
         | {
-            "input": store.input_spec(config.image_size, config.num_frames).record(),
+            "input": store.input_spec(*config.pictures).record(),
             "num_classes": len(store.classes),
             "multi_label": store.multi_label,
         },

@@ -232,7 +232,7 @@ def show_run_inputs(experiment: Experiment, node: Node, store: Store, clips: int
     index = training_splits(store, MODALITIES, config.val_fraction)["train"]
     ratios = read_ratios(node)
     there = {m: torch.stack([ratios[m][clip_id] for clip_id in index.ids]) for m in MODALITIES}
-    spec = store.input_spec(config.image_size, config.num_frames)
+    spec = store.input_spec(*config.pictures)
     masking = plan_masking(there, spec, config.patch, warn=False)
     most = most_masked(masking, 2 * clips)
     positions = [position for position in most if any(masking.num_masked[m][position] for m in MODALITIES)][:clips]
