@@ -28,7 +28,7 @@ def run(config: FinetuneConfig) -> Report:
         summary = world.first(lambda: folder.find_summary(config.out, settings, config.defaults(), config.overwrite))
         if summary is None:
             summary = train(config, store, settings, world)
-    return folder.report(config.out, summary, f"{config.modality} alone")
+    return folder.report(config.out, summary, f"{config.modality} alone", len(store.classes))
 
 
 def train(config: FinetuneConfig, store: Store, settings: dict[str, Any], world: World) -> dict[str, Any]:

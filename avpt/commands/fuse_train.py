@@ -48,7 +48,7 @@ def run(config: FuseConfig) -> Report:
             summary = train(config, store, settings, world)
     how = [config.fusion, f"mask {config.mask}", *([config.balance] if config.balance != "none" else [])]
     how += ["modality dropout"] if config.modality_dropout else []
-    return folder.report(config.out, summary, ", ".join(["joint", *how]))
+    return folder.report(config.out, summary, ", ".join(["joint", *how]), len(store.classes))
 
 
 def options_of_inputs(config: FuseConfig) -> dict[Path, dict[str, Any]]:
@@ -89,7 +89,8 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
         check_frozen(visual.encoder, config.visual)
     side, count = config.pictures
     if visual.input is not None and visual.input.image_size != side:
-        log.warning("%s was trained at --image-size %d, this run is at %d", config.visual, visual.input.image_size, side)
+        trained_at = visual.input.image_size
+        log.warning("%s was trained at --image-size %d, this run is at %d", config.visual, trained_at, side)
     if strangers := [
         m for m, loaded in (("audio", audio), ("visual", visual)) if loaded.store not in (None, store.fingerprint)
     ]:
@@ -110,6 +111,13 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
         files.check_scored_from(config.confidence, {"audio": config.audio, "visual": config.visual})
         ratios = formulas.mask_ratios(certain, **config.ratio_options)
         ratios = formulas.spread(ratios, known, len(clips))
+        if not any(bool(ratios[modality].any()) for modality in MODALITIES):
+            surest = max(float(certain[modality].max()) for modality in MODALITIES)
+            log.warning(
+                "nothing is masked, as all ratios are 0: the surest confidence is %.3f, --mask-threshold %g; set a "
+                "lower one, or --mask none",
+                *(surest, config.mask_threshold),
+            )
         masking = plan_masking(ratios, store.input_spec(side, count), config.patch)
 
     spec = {"audio": asdict(audio.spec), "visual": asdict(visual.spec), "fusion": config.fusion}

@@ -9,6 +9,7 @@ from avpt.files.locks import claim
 from avpt.files.outputs import write_text
 from avpt.files.reuse import foreign, is_reused, is_there
 from avpt.options import ReportConfig
+from avpt.runs.folder import expand_folders
 from avpt.types import Report
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def run(config: ReportConfig) -> Report:
     from avpt.report.experiment import gather
 
     read_page(config.out)  # refuse another's file now, not at the end
-    experiment = gather(config.runs, config.search)
+    experiment = gather(expand_folders(config.runs), config.search)
     title = config.title or f"Experiment {Path(experiment.base).name}".strip()
     provenance: dict[str, Any] = {
         "kind": "report",

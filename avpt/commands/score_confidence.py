@@ -107,17 +107,17 @@ def preview_table(columns: dict[str, Tensor], dynamics: dict[Modality, Dynamics]
     """What `fuse-train` would mask with the same mask options."""
     from avpt.confidence.formulas import mask_ratios
     from avpt.loading.dataset import grid
-    from avpt.loading.masking import count_patches, patches_to_mask
+    from avpt.loading.masking import count_masked, count_patches
 
     confidence: dict[Modality, Tensor] = {modality: columns[f"{modality}_confidence"] for modality in MODALITIES}
     ratios = mask_ratios(confidence, **config.ratio_options)
     rows = []
     for modality in MODALITIES:
         plane = grid(dynamics[modality].input, modality)
-        patches = count_patches(modality, plane, config.patch[modality])
         ratio = ratios[modality]
         some = ratio > 0
-        floored = some & (patches_to_mask(ratio, patches) == 0)
+        floored = some & (count_masked(modality, ratio, plane, config.patch[modality]) == 0)
+        patches = count_patches(modality, plane, config.patch[modality], warn=False)
         rows.append(
             (
                 modality,

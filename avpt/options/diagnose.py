@@ -139,7 +139,9 @@ class ProbeConfig(OutputConfig):
 class CompareConfig(Config):
     """The options of `avpt compare`."""
 
-    runs: Annotated[list[Path], Argument(help="Run folders; those that differ in the seed alone make a group.")]
+    runs: Annotated[
+        list[Path], Argument(help="Run folders, or folders of runs; runs that differ in the seed alone make a group.")
+    ]
     metric: Annotated[
         list[str] | None,
         Option(help="Metric to show and test; repeatable.", show_default="all, of which accuracy or map is tested"),
@@ -161,7 +163,10 @@ class CompareConfig(Config):
 class ReportConfig(Config):
     """The options of `avpt report`."""
 
-    runs: Annotated[list[Path], Argument(help="Run folders of one experiment; what they were made from is found.")]
+    runs: Annotated[
+        list[Path],
+        Argument(help="Run folders of one experiment, or folders of runs; what they were made from is found."),
+    ]
     out: Annotated[Path, Option(help="Page to write (.html).")]
     title: Annotated[str | None, Option(help="Of the page.", show_default="the name of the runs' folder")] = None
     clips: Annotated[int, Option(min=0, max=64, help="Clips shown of each kind.")] = 4
