@@ -28,8 +28,8 @@ def run(config: CompareConfig) -> Report:
     check_clips(runs)
     groups = group(runs, config.search)
     metrics = metrics_of(runs, config.metric)
-    num_classes = max((len(run.header.classes) for run in runs if run.header is not None), default=0)
-    shown = metrics if config.metric else informative(metrics, num_classes)
+    counts = [len(run.header.classes) for run in runs if run.header is not None]
+    shown = metrics if config.metric or not counts else informative(metrics, max(counts))
     tested = config.metric or metrics[:1]
     record = compare(groups, metrics, tested)
     outputs = []
