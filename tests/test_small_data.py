@@ -32,8 +32,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     ],
 )
 def test_few_steps(warnings: pytest.LogCaptureFixture, clips: int, batch_size: int, says: str) -> None:
-    paths = {"store": Path("s"), "out": Path("o"), "init": Path("i")}
-    config = FinetuneConfig(**paths, modality="audio", batch_size=batch_size)
+    config = FinetuneConfig(store=Path("s"), out=Path("o"), init=Path("i"), modality="audio", batch_size=batch_size)
     warn_of_few_steps(config, -(-clips // batch_size), clips)
     assert len(warnings.messages) == bool(says)
     assert says in warnings.text
