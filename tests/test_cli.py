@@ -181,8 +181,8 @@ MASK: dict[str, Any] = {
     "--mask-ratio-visual": None,
     "--mask-eta": 1.0,
     "--mask-threshold": 0.5,
-    "--audio-patch": "32x8",
-    "--visual-patch": 10,
+    "--audio-patch": None,
+    "--visual-patch": None,
 }
 TRAIN: dict[str, Any] = {
     "--seed": 0,
@@ -305,6 +305,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--modality-dropout": 0.0,
         **MASK,
         **TRAIN,
+        "--image-size": None,
+        "--num-frames": None,
         **COMMON,
     },
     "evaluate": {

@@ -193,6 +193,7 @@ def test_matching_keeps_every_known_name(data: st.DataObject) -> None:
     matched = match_classes(index, there, known)
     assert [(i, known[n]) for i, n in zip(matched.index.ids, matched.index.labels, strict=True)] == kept
     assert matched.left_out == len(clips) - len(kept)
+    assert matched.unknown == [name for name in there if name in set(clips) - set(known)]
     several = np.zeros((len(clips), len(there)), np.uint8)
     several[np.arange(len(clips)), labels] = 1
     several[:, data.draw(st.integers(0, len(there) - 1))] = 1
@@ -203,6 +204,7 @@ def test_matching_keeps_every_known_name(data: st.DataObject) -> None:
     rows = several[[int(clip) for clip in matched.index.ids]]
     unknown = [i for i, name in enumerate(there) if name not in known]
     assert matched.labels_left_out == rows[:, unknown].sum()
+    assert matched.unknown_labels == [there[i] for i in unknown if rows[:, i].any()]
 
 
 def test_longer_spectrograms_are_cut(experiment: Experiment, tmp_path: Path) -> None:

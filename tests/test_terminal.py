@@ -341,17 +341,20 @@ def test_numbers_beyond_reason_are_refused(given: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("patch", "sides"),
-    [("32x8", (32, 8)), ("6x4", (6, 4)), *((text, None) for text in ("6", "6x", "x4", "6x4x", "0x4"))],
+    [("32x8", (32, 8)), ("6x4", (6, 4)), ("6", (6, 6)), *((text, None) for text in ("6x", "x4", "6x4x", "0x4", "0"))],
 )
-def test_a_patch_is_two_numbers(patch: str, sides: tuple[int, int] | None) -> None:
+def test_a_patch_is_two_numbers_or_one_for_both(patch: str, sides: tuple[int, int] | None) -> None:
     def made() -> ScoreConfig:
         return ScoreConfig(audio=Path("a"), visual=Path("v"), audio_patch=patch)
 
     if sides is not None:
         assert made().patch["audio"] == sides
+        assert ScoreConfig(audio=Path("a"), visual=Path("v"), visual_patch=patch).patch["visual"] == sides
     else:
         with pytest.raises(ConfigError, match="it must be FRAMESxBINS"):
             made()
+        with pytest.raises(ConfigError, match="it must be HEIGHTxWIDTH"):
+            ScoreConfig(audio=Path("a"), visual=Path("v"), visual_patch=patch)
 
 
 @pytest.mark.parametrize("given", [{"shard_range": "0:" + "9" * 5000}, {"clip_timeout": 1e300}, {"max_frames": 10**9}])

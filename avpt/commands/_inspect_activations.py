@@ -12,7 +12,7 @@ from avpt.commands._inspect_parameters import Side
 from avpt.errors import StoreError, listed
 from avpt.machine.progress import track_batches
 from avpt.machine.workers import loading_workers
-from avpt.options import InspectConfig, TrainConfig
+from avpt.options import FinetuneConfig, InspectConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,5 +127,5 @@ def input_of(config: InspectConfig, store: Store, index: SplitIndex, sides: list
             elif differ := different_frames(store.settings, spec):
                 log.warning("%s holds other frames than %s was trained on (%s)", store.path, side.path, listed(differ))
             return spec
-    usual = {name: TrainConfig.defaults()[name] for name in sizes}
+    usual = {name: FinetuneConfig.defaults()[name] for name in sizes}
     return store.input_spec(**usual | asked)

@@ -15,18 +15,21 @@ from avpt.files.locks import claim
 from avpt.files.outputs import write_text
 from avpt.files.reuse import check_ours, must_write
 from avpt.options import CompareConfig
-from avpt.runs.folder import read_run
+from avpt.runs.folder import expand_folders, read_run
 from avpt.runs.groups import NamedGroup, differing_options, group, seed_of
 from avpt.runs.scores import TEST_FIRST, check_clips, metric_of, metrics_of
+from avpt.training.metrics import informative
 from avpt.types import Report, Split
 
 
 def run(config: CompareConfig) -> Report:
     """Read the runs' own records, group the runs, compare the groups, and write the outputs asked for."""
-    runs = [read_run(path) for path in {os.path.realpath(path): path for path in config.runs}.values()]
+    runs = [read_run(path) for path in {os.path.realpath(path): path for path in expand_folders(config.runs)}.values()]
     check_clips(runs)
     groups = group(runs, config.search)
     metrics = metrics_of(runs, config.metric)
+    counts = [len(run.header.classes) for run in runs if run.header is not None]
+    shown = metrics if config.metric or not counts else informative(metrics, max(counts))
     tested = config.metric or metrics[:1]
     record = compare(groups, metrics, tested)
     outputs = []
@@ -34,10 +37,10 @@ def run(config: CompareConfig) -> Report:
         first = ",".join(BESIDE)
         outputs += write(config.csv, as_csv(groups, record["differing"], metrics), first, "--csv", config.overwrite)
     if config.markdown is not None:
-        outputs += write(config.markdown, as_markdown(groups, record, metrics), MARK, "--markdown", config.overwrite)
+        outputs += write(config.markdown, as_markdown(groups, record, shown), MARK, "--markdown", config.overwrite)
     if config.plot is not None:
         outputs += plot(groups, [*tested, "loss"], config.plot, config.overwrite)
-    return Report(record, tuple(outputs), tables(groups, record, metrics), text=in_words(record))
+    return Report(record, tuple(outputs), tables(groups, record, shown), text=in_words(record))
 
 
 def compare(groups: Sequence[NamedGroup], metrics: Sequence[str], tested: Sequence[str]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from avpt.machine.workers import loading_workers
 from avpt.options import EvaluateConfig
 from avpt.store.store import Store
 from avpt.text import decimals
+from avpt.training.metrics import informative
 from avpt.types import HELD_OUT, MODALITIES, SPLITS, Modality, Report, Split, Table
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def run(config: EvaluateConfig) -> Report:
             record = evaluate(config, store, header)
             if config.out is not None:
                 write_json(config.out, provenance | record)
-    return report(config, {name: value for name, value in record.items() if name not in PROVENANCE})
+    classes = artifacts.read_header(artifacts.model_file(config.model))[0].classes
+    return report(config, {name: value for name, value in record.items() if name not in PROVENANCE}, len(classes))
 
 
 def evaluate(config: EvaluateConfig, store: Store, header: Header) -> dict[str, Any]:
@@ -164,34 +166,33 @@ def clips_of(
     check_clips(store, wanted, fed, trained.input)
 
     splits, left_out = {}, {}
-    unknown = [name for name in store.classes if name not in trained.classes]
     for split, index in wanted.items():
         matched = match_classes(index, store.classes, trained.classes)
         if not len(matched.index):
             raise StoreError(
                 f"{store.path}: no clip of {split} has a class that {config.model} knows "
-                f"({listed(store.classes)} there, {listed(trained.classes)} in the model)"
+                f"({listed(matched.unknown)} there, {listed(trained.classes)} in the model)"
             )
         splits[split], left_out[split] = matched.index, matched.left_out
         if matched.left_out:
             log.warning(
                 "%d of %d clips of %s are left out: the model does not know their classes (%s)",
-                *(matched.left_out, len(index), split, listed(unknown)),
+                *(matched.left_out, len(index), split, listed(matched.unknown)),
             )
         if matched.labels_left_out:
             log.warning(
                 "%d labels of clips of %s are left out: the model does not know them (%s)",
-                *(matched.labels_left_out, split, listed(unknown)),
+                *(matched.labels_left_out, split, listed(matched.unknown_labels)),
             )
     if store.multi_label and (absent := [name for name in trained.classes if name not in store.classes]):
         log.warning("%s has no class %s: its clips count as clips without", store.path, listed(absent))
     return splits, left_out
 
 
-def report(config: EvaluateConfig, record: dict[str, Any]) -> Report:
+def report(config: EvaluateConfig, record: dict[str, Any], num_classes: int) -> Report:
     """One row per split and, where asked for, one per class."""
     splits = [split for split in SPLITS if record.get(split)]
-    metrics = sorted(record[splits[0]])
+    metrics = informative(sorted(record[splits[0]]), num_classes)
     rows = [
         (split, str(record["clips"][split]), *(decimals(record[split][name]) for name in metrics)) for split in splits
     ]

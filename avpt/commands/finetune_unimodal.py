@@ -27,7 +27,7 @@ def run(config: FinetuneConfig) -> Report:
         summary = world.first(lambda: folder.find_summary(config.out, settings, config.defaults(), config.overwrite))
         if summary is None:
             summary = train(config, store, settings, world)
-    return folder.report(config.out, summary, f"{config.modality} alone")
+    return folder.report(config.out, summary, f"{config.modality} alone", len(store.classes))
 
 
 def train(config: FinetuneConfig, store: Store, settings: dict[str, Any], world: World) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def train(config: FinetuneConfig, store: Store, settings: dict[str, Any], world:
     if config.freeze_encoders:
         check_frozen(loaded.encoder, config.init)
     splits = training_splits(store, [config.modality], config.val_fraction)
-    pipeline = fit_pipeline(store.input_spec(config.image_size, config.num_frames), {config.init: loaded.spec})
+    pipeline = fit_pipeline(store.input_spec(*config.pictures), {config.init: loaded.spec})
     spec = {"encoder": loaded.spec.record()}
     header = training_run.model_header("classifier", config, store, settings, spec, pipeline, device, world)
     paths = {"store": config.store, "init": config.init}

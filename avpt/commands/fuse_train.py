@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+import shlex
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from avpt.errors import ConfigError
 from avpt.files import artifacts
+from avpt.files.checking import RecordError, convert
 from avpt.files.locks import claim
 from avpt.files.outputs import check_not_input
-from avpt.options import FuseConfig
+from avpt.files.records import InputSpec
+from avpt.options import FuseConfig, flag
 from avpt.runs import folder
 from avpt.store.store import Store
 from avpt.training.world import World, join_world
@@ -28,14 +33,43 @@ def run(config: FuseConfig) -> Report:
         if config.mask != "none" and config.confidence is not None:
             inputs["confidence"] = artifacts.model_hash(config.confidence)
         check_not_input(config.out, config.audio, config.visual)
+        known = options_of_inputs(config)
+        for options in known.values():
+            config = replace(config, **options)
+        side, count = config.pictures
+        config = replace(config, image_size=side, num_frames=count)
         settings = {"config": config.record(), "inputs": inputs}
         world.first(lambda: held.enter_context(claim(config.out)))
         summary = world.first(lambda: folder.find_summary(config.out, settings, config.defaults(), config.overwrite))
         if summary is None:
+            for path, options in known.items():
+                words = [word for name, value in options.items() for word in (flag(name), str(value))]
+                log.info("taken from %s: %s", path, shlex.join(words))
             summary = train(config, store, settings, world)
     how = [config.fusion, f"mask {config.mask}", *([config.balance] if config.balance != "none" else [])]
     how += ["modality dropout"] if config.modality_dropout else []
-    return folder.report(config.out, summary, ", ".join(["joint", *how]))
+    return folder.report(config.out, summary, ", ".join(["joint", *how]), len(store.classes))
+
+
+def options_of_inputs(config: FuseConfig) -> dict[Path, dict[str, Any]]:
+    """Options that are not typed and that an input was made with, by its path: what was said once is not asked again.
+
+    The front end of sound needs none: it is the store's, which is refused if the audio encoder was trained on another.
+    """
+    options: dict[Path, dict[str, Any]] = {}
+    with suppress(artifacts.ForeignWeightsError, RecordError):  # who loads it says what is wrong
+        header, _ = artifacts.read_header(artifacts.model_file(config.visual))
+        if header.spec.get("input") is not None:  # of an encoder fresh from `init` it is None
+            pipeline = convert(header.spec["input"], InputSpec)
+            options[config.visual] = {"image_size": pipeline.image_size, "num_frames": pipeline.num_frames}
+    if config.mask != "none" and config.confidence is not None:
+        header, _ = artifacts.read_header(config.confidence)
+        options[config.confidence] = {name: header.config.get(name) for name in ("audio_patch", "visual_patch")}
+    return {
+        path: some
+        for path, values in options.items()
+        if (some := {n: value for n, value in values.items() if value is not None and getattr(config, n) is None})
+    }
 
 
 def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: World) -> dict[str, Any]:
@@ -54,11 +88,10 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
     if config.freeze_encoders:
         check_frozen(audio.encoder, config.audio)
         check_frozen(visual.encoder, config.visual)
-    if visual.input is not None and visual.input.image_size != config.image_size:
+    side, count = config.pictures
+    if visual.input is not None and visual.input.image_size != side:
         trained_at = visual.input.image_size
-        log.warning(
-            "%s was trained at --image-size %d, this run is at %d", config.visual, trained_at, config.image_size
-        )
+        log.warning("%s was trained at --image-size %d, this run is at %d", config.visual, trained_at, side)
     if strangers := [
         m for m, loaded in (("audio", audio), ("visual", visual)) if loaded.store not in (None, store.fingerprint)
     ]:
@@ -67,8 +100,7 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
         log.warning("--ogm-window starts behind the last epoch: nothing is balanced")
     if config.balance == "ogm-ge" and store.multi_label:
         raise ConfigError(f"--balance ogm-ge is made for one label a clip, {config.store} has several")
-    pipeline = store.input_spec(config.image_size, config.num_frames)
-    pipeline = fit_pipeline(pipeline, {config.audio: audio.spec, config.visual: visual.spec})
+    pipeline = fit_pipeline(store.input_spec(side, count), {config.audio: audio.spec, config.visual: visual.spec})
     splits = training_splits(store, MODALITIES, config.val_fraction)
     clips = splits["train"].ids
 
@@ -81,6 +113,13 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
         files.check_scored_from(config.confidence, {"audio": config.audio, "visual": config.visual})
         ratios = formulas.mask_ratios(certain, **config.ratio_options)
         ratios = formulas.spread(ratios, known, len(clips))
+        if not any(bool(ratios[modality].any()) for modality in MODALITIES):
+            surest = max(float(certain[modality].max()) for modality in MODALITIES)
+            log.warning(
+                "nothing is masked, as all ratios are 0: the surest confidence is %.3f, --mask-threshold %g; set a "
+                "lower one, or --mask none",
+                *(surest, config.mask_threshold),
+            )
         masking = plan_masking(ratios, pipeline, config.patch)
 
     spec = {"audio": audio.spec.record(), "visual": visual.spec.record(), "fusion": config.fusion}

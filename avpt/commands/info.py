@@ -75,7 +75,12 @@ def describe_artifact(path: Path, whole: bool = False) -> Report:
         return Report(
             {"path": str(path), **record}, tables=_header_tables(str(path), {"metrics": _measured(record), **record})
         )
-    header, tensors = artifacts.read_header(path)
+    try:
+        header, tensors = artifacts.read_header(path)
+    except artifacts.ForeignWeightsError as error:
+        from avpt.models.weights import init_command
+
+        raise ArtifactError(f"{error.what}; make an encoder of it with `{init_command(path)}`") from None
     shapes: dict[str, dict[str, Any]] = {
         name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in sorted(tensors.items())
     }

@@ -88,6 +88,12 @@ def initialise(config: InitConfig, header: Header) -> Header:
 
     metrics |= abnormal_channels.abnormal_report(state, config.abnormal_threshold)
     header = replace(header, metrics=metrics)
+    if config.bn == "abri" and abnormal_channels.is_as_new(state):
+        log.warning(
+            "the BatchNorm of %s is as new, and so is ABRi's other branch: they are equal, and there is no share of "
+            "either to learn; set --bn keep, or start from trained --weights",
+            "random weights" if config.weights == "random" else config.weights,
+        )
     if config.bn == "reset":
         state = abnormal_channels.reset(state)
     elif config.bn == "reset-abnormal":

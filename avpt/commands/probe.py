@@ -14,7 +14,7 @@ from avpt.files.artifacts import Header
 from avpt.files.locks import claim
 from avpt.machine.progress import track_batches
 from avpt.machine.workers import loading_workers
-from avpt.options import ProbeConfig, TrainConfig
+from avpt.options import FinetuneConfig, ProbeConfig
 from avpt.runs.lineage import Lineage
 from avpt.store.store import Store
 from avpt.training.metrics import key_name, key_name_of
@@ -184,7 +184,7 @@ def load(
     if trained is not None:
         pipeline = read_input(path, loaded.header)
     else:
-        usual = TrainConfig.defaults()
+        usual = FinetuneConfig.defaults()
         pipeline = like or store.input_spec(usual["image_size"], usual["num_frames"])
     image_size, num_frames = config.image_size or pipeline.image_size, config.num_frames or pipeline.num_frames
     pipeline = replace(pipeline, image_size=image_size, num_frames=num_frames)

@@ -13,6 +13,7 @@ from avpt.files.locks import claim
 from avpt.files.outputs import write_text
 from avpt.files.reuse import foreign, is_reused, is_there
 from avpt.options import ReportConfig
+from avpt.runs.folder import expand_folders
 from avpt.types import Report
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def run(config: ReportConfig) -> Report:
 
     read_page(config.out)  # refuse another's file now, not at the end
     log.info("looking for what the runs were made from, and what was made from them")
-    experiment = gather(config.runs, config.search)
+    experiment = gather(expand_folders(config.runs), config.search)
     say_neighbours(experiment)
     title = config.title or f"Experiment {Path(experiment.base).name}".strip()
     provenance: dict[str, Any] = {

@@ -33,8 +33,9 @@ def run(config: ScoreConfig) -> Report:
     header = Header(kind="confidence", config=config.record(), inputs=inputs)
     if config.out is None:
         return score(config, header)
+    older = config.defaults() | config.patches  # a file that an older avpt wrote names none, and fits any
     with claim(config.out):
-        reused = artifacts.reuse(config.out, header, config.defaults(), config.overwrite)
+        reused = artifacts.reuse(config.out, header, older, config.overwrite)
         if reused is None or config.csv is not None:
             return score(config, header, reused)
     return Report(reused.metrics, (config.out,))
@@ -108,17 +109,17 @@ def preview_table(columns: dict[str, Tensor], dynamics: dict[Modality, Dynamics]
     """What `fuse-train` would mask with the same mask options."""
     from avpt.confidence.formulas import mask_ratios
     from avpt.loading.dataset import grid
-    from avpt.loading.masking import count_patches, patches_to_mask
+    from avpt.loading.masking import count_masked, count_patches
 
     confidence: dict[Modality, Tensor] = {modality: columns[f"{modality}_confidence"] for modality in MODALITIES}
     ratios = mask_ratios(confidence, **config.ratio_options)
     rows = []
     for modality in MODALITIES:
         plane = grid(dynamics[modality].input, modality)
-        patches = count_patches(modality, plane, config.patch[modality])
         ratio = ratios[modality]
         some = ratio > 0
-        floored = some & (patches_to_mask(ratio, patches) == 0)
+        floored = some & (count_masked(modality, ratio, plane, config.patch[modality]) == 0)
+        patches = count_patches(modality, plane, config.patch[modality], warn=False)
         rows.append(
             (
                 modality,

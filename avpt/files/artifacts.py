@@ -17,6 +17,7 @@ from avpt.files.reuse import check_existing, foreign, is_reused, is_there
 from avpt.files.tensors import find_wrong_shape, find_wrong_value
 from avpt.files.tensors import pack_ids as pack_ids
 from avpt.files.tensors import unpack_ids as unpack_ids
+from avpt.files.torch_files import is_saved_by_torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +27,14 @@ SCHEMA = 1
 Kind = Literal["encoder", "classifier", "fused", "dynamics", "confidence", "mask", "predictions", "probe", "export"]
 
 OTHER_SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".bin", ".onnx", ".pt2", ".h5", ".npz", ".csv", ".json"})
+
+
+class ForeignWeightsError(ArtifactError):
+    """Weights that avpt did not write lie where an artifact is needed; `what` names the file and its kind."""
+
+    def __init__(self, what: str, step: str) -> None:
+        super().__init__(f"{what}; {step}")
+        self.what = what
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +82,7 @@ def read_header(path: Path) -> tuple[Header, dict[str, tuple[str, list[int]]]]:
     """Read the header, and each tensor's type and shape, without the tensors.
 
     Raises:
-        ArtifactError: missing, cut short, or not written by avpt.
+        ArtifactError: missing, cut short, or not written by avpt (ForeignWeightsError).
     """
     from safetensors import SafetensorError, safe_open
 
@@ -85,13 +94,16 @@ def read_header(path: Path) -> tuple[Header, dict[str, tuple[str, list[int]]]]:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             tensors = {name: (part.get_dtype(), list(part.get_shape())) for name, part in slices.items()}
     except SafetensorError as error:
+        if is_saved_by_torch(path):
+            step = f"`avpt info {path}` names the command that makes an encoder of it"
+            raise ForeignWeightsError(f"{path} is a PyTorch checkpoint", step) from None
         raise ArtifactError(f"{path} is cut short, damaged, or not a safetensors file ({error})") from None
     except OSError as error:  # safetensors reports every file that it can't open as missing
         raise ArtifactError(f"{path} can't be read; look at its permissions ({error})") from None
     if "avpt" not in metadata:
-        raise ArtifactError(
-            f"{path} is a safetensors file that avpt did not write; "
-            "make an encoder of it with `avpt init --weights` first"
+        raise ForeignWeightsError(
+            f"{path} is a safetensors file that avpt did not write",
+            "make an encoder of it with `avpt init --weights` first",
         )
     return parse_header(path, metadata["avpt"]), tensors
 

@@ -73,6 +73,22 @@ class Checkpoint:
     networks: dict[str, str] = field(default_factory=dict)  # classes of whole networks among them, by their keys
 
 
+PICKLE = b"\x80"
+
+
+def is_saved_by_torch(path: Path) -> bool:
+    """Whether a file looks like one that `torch.save` wrote, by how it begins and, of a zip file, by what is in it."""
+    with path.open("rb") as file:
+        beginning = file.read(len(ZIP))
+    if beginning != ZIP:
+        return beginning.startswith(PICKLE)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("data.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
 def load_torch(path: Path) -> Any:
     """The value in a file of torch's own types.
 

@@ -49,6 +49,8 @@ class Matched:
     index: SplitIndex
     left_out: int  # clips of other classes
     labels_left_out: int  # unknown labels of clips that also have known ones
+    unknown: list[str]  # classes of the clips that are left out
+    unknown_labels: list[str]  # classes of the labels that are left out
 
 
 def match_classes(index: SplitIndex, there: Sequence[str], known: Sequence[str]) -> Matched:
@@ -58,13 +60,22 @@ def match_classes(index: SplitIndex, there: Sequence[str], known: Sequence[str])
     if index.labels.ndim == 1:
         labels = to_known[index.labels]
         keep = np.flatnonzero(labels >= 0)
-        lost = 0
+        lost, strangers = 0, np.unique(index.labels[labels < 0])
+        lost_strangers = strangers[:0]
     else:
         labels = np.zeros((len(index), len(known)), index.labels.dtype)
         labels[:, to_known[to_known >= 0]] = index.labels[:, to_known >= 0]
         keep = np.flatnonzero(labels.any(axis=1))
         lost = int(index.labels[keep].sum() - labels[keep].sum())
-    return Matched(replace(index, labels=labels).take(keep), len(index) - len(keep), lost)
+        strangers = np.flatnonzero(np.delete(index.labels, keep, axis=0).any(axis=0))
+        lost_strangers = np.flatnonzero(index.labels[keep].any(axis=0) & (to_known < 0))
+    return Matched(
+        index=replace(index, labels=labels).take(keep),
+        left_out=len(index) - len(keep),
+        labels_left_out=lost,
+        unknown=[there[i] for i in strangers],
+        unknown_labels=[there[i] for i in lost_strangers],
+    )
 
 
 def check_spectrograms(store: Store, spec: InputSpec, indices: Sequence[SplitIndex]) -> None:

@@ -41,12 +41,37 @@ def count_patches(modality: Modality, plane: tuple[int, int], patch: tuple[int, 
     return patches
 
 
+def count_masked(
+    modality: Modality, ratios: Tensor, plane: tuple[int, int], patch: tuple[int, int], *, warn: bool = True
+) -> Tensor:
+    """How many patches of each clip are masked, (clips,) int64; warns, once, of patches that ratios can do little with.
+
+    Raises:
+        ConfigError: a patch is larger than the input.
+    """
+    patches = count_patches(modality, plane, patch, warn=False)
+    masked = patches_to_mask(ratios, patches)
+    if not warn:
+        return masked
+    cut = f"--{modality}-patch {patch[0]}x{patch[1]} cuts the {plane[0]}x{plane[1]} input into {patches} patches"
+    if (ratios > 0).any() and not masked.any():
+        height, width = (min(side, 4 * edge) for side, edge in zip(plane, patch, strict=True))  # to halve small ones
+        log.warning(
+            "%s: every ratio is less than one of them, so that nothing is masked; set --%s-patch %s",
+            *(cut, modality, _smaller(modality, height, width)),
+        )
+    elif whole := int((masked == patches).sum()):
+        log.warning("%s: %d clip(s) lose all of them; set a lower --mask-ratio or --mask-eta", cut, whole)
+    else:
+        count_patches(modality, plane, patch)
+    return masked
+
+
 def plan_masking(
     ratios: dict[Modality, Tensor], inputs: InputSpec, patch: dict[Modality, tuple[int, int]], *, warn: bool = True
 ) -> Masking:
     """Compute how many patches of each training clip are masked."""
-    counts = {m: count_patches(m, grid(inputs, m), patch[m], warn=warn) for m in MODALITIES}
-    return Masking(patch, {m: patches_to_mask(ratios[m], counts[m]) for m in MODALITIES})
+    return Masking(patch, {m: count_masked(m, ratios[m], grid(inputs, m), patch[m], warn=warn) for m in MODALITIES})
 
 
 def most_masked(masking: Masking, count: int) -> list[int]:

@@ -22,6 +22,12 @@ def has_unmoved_statistics(state: Mapping[str, Tensor]) -> bool:
     return any(bool((state[name] == 0).all() and (state[name.replace("mean", "var")] == 1).all()) for name in means)
 
 
+def is_as_new(state: Mapping[str, Tensor]) -> bool:
+    """Whether every BatchNorm still multiplies by 1 and adds 0."""
+    pairs = [own_pair(state, layer) for layer in norm_layers(state)]
+    return all(bool((pair.gamma == 1).all() and (pair.beta == 0).all()) for pair in pairs)
+
+
 @dataclass(frozen=True)
 class NormPair:
     """What one BatchNorm layer multiplies by and adds; each (channels,)."""

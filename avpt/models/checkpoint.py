@@ -12,13 +12,14 @@ from torch import nn
 
 from avpt.errors import ArtifactError, ConfigError, listed
 from avpt.files import artifacts
-from avpt.files.artifacts import Header, Kind
+from avpt.files.artifacts import ForeignWeightsError, Header, Kind
 from avpt.files.checking import RecordError, convert
 from avpt.files.records import InputSpec
 from avpt.models.abnormal_channels import has_unmoved_statistics
 from avpt.models.encoder import Classifier, Encoder, EncoderSpec, build_encoder, encoder_spec
 from avpt.models.fitting import check_values, describe_tensors, misfits
 from avpt.models.fusion import FUSIONS, FusedModel
+from avpt.models.weights import init_command
 from avpt.types import MODALITIES, Modality
 
 log = logging.getLogger(__name__)
@@ -38,9 +39,14 @@ def load_encoder(path: Path, modality: Modality) -> LoadedEncoder:
     """Read an encoder artifact, or the best model of a stage-1 run folder, ABRi kept.
 
     Raises:
-        ArtifactError: missing, unfinished, of another kind or modality, or tensors that do not fit its spec.
+        ArtifactError: missing, unfinished, of another kind or modality, not written by avpt (the message has the
+            command that makes an encoder of it), or tensors that do not fit its spec.
     """
-    loaded = load_network(path, "encoder", "classifier")
+    try:
+        loaded = load_network(path, "encoder", "classifier")
+    except ForeignWeightsError as error:
+        step = f"make an encoder of it with `{init_command(path, modality)}`, and name that here"
+        raise ArtifactError(f"{error.what}; {step}") from None
     ((made_for, spec),) = loaded.encoders.items()
     if made_for != modality:
         article = "an" if made_for == "audio" else "a"

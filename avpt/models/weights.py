@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import pickle
+import shlex
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +25,7 @@ from avpt.models.fitting import misfits, wrong_values
 from avpt.models.known_architectures import recognise
 from avpt.models.layouts import CLASSIFIERS, Layout, choose_place, find_places, largest_state, take
 from avpt.models.published import imagenet_weights, published_weights
+from avpt.types import MODALITIES, Modality
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +146,20 @@ def _no_encoder(path: Path, held: Checkpoint, spec: EncoderSpec, first: list[str
         contents += f"; it holds {listed(kinds)}"
     kind = "a ResNet in torchvision's layout" if spec.arch in RESNETS else spec.arch
     return f"{path} is not {kind}: no {first[0]} ({contents})"
+
+
+def init_command(path: Path, modality: Modality | None = None) -> str:
+    """The command that makes an encoder of weights that avpt did not write, for their own modality if none is named."""
+    arch: list[str] = []
+    with suppress(ArtifactError):  # `init` says what is wrong with them
+        state = read_largest(path)
+        known = recognise(state)
+        arch = ["--arch", known.name] if known and known.built and known.name != "resnet18" else []
+        channels = next((value.shape[1] for value in state.values() if value.ndim == 4), 0)
+        modality = modality or next((known for known in MODALITIES if CHANNELS[known] == channels), None)
+    modality = modality or "visual"
+    words = ["avpt", "init", "--modality", modality, *arch, "--weights", str(path), "--out"]
+    return shlex.join([*words, f"{modality}-init.safetensors"])
 
 
 def _check_plain(path: Path, state: Mapping[str, Tensor]) -> None:

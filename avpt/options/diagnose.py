@@ -243,7 +243,9 @@ class ProbeConfig(OutputConfig):
 class CompareConfig(Config):
     """The options of `avpt compare`."""
 
-    runs: Annotated[list[Path], Argument(help="Run folders; those that differ in the seed alone make a group.")]
+    runs: Annotated[
+        list[Path], Argument(help="Run folders, or folders of runs; runs that differ in the seed alone make a group.")
+    ]
     metric: Annotated[
         list[str] | None,
         Option(
@@ -281,7 +283,10 @@ class CompareConfig(Config):
 class ReportConfig(Config):
     """The options of `avpt report`."""
 
-    runs: Annotated[list[Path], Argument(help="Run folders of one experiment; what they were made from is found.")]
+    runs: Annotated[
+        list[Path],
+        Argument(help="Run folders of one experiment, or folders of runs; what they were made from is found."),
+    ]
     out: Annotated[Path, Option(help="Page to write (.html).", rich_help_panel=OUTPUT)]
     title: Annotated[
         str | None,

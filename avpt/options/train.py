@@ -29,6 +29,8 @@ from avpt.options.base import (
 from avpt.types import LARGEST_IMAGE, MOST_FRAMES, Modality, ScheduleName
 
 MOST_VALUES = 1 << 33  # in the pictures of a step: no device has the memory for what is computed from more
+IMAGE_SIZE, NUM_FRAMES = 224, 3  # the paper's
+AUDIO_PATCH, VISUAL_PATCH = "32x8", "10"  # the paper's
 
 
 class RatioOptions(TypedDict):
@@ -39,6 +41,19 @@ class RatioOptions(TypedDict):
     ratio: dict[Modality, float]
     eta: float
     threshold: float
+
+
+def _sides_of(patch: str | int, option: str, form: str) -> tuple[int, int]:
+    """`32x8` -> (32, 8); `8` -> (8, 8), which records have as a number.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    height, cross, width = str(patch).partition("x")
+    sides = whole_number(height), whole_number(width if cross else height)
+    if min(sides) < 1:
+        raise ConfigError(f"{option} is {patch!r}; it must be {form}")
+    return sides
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,21 +115,23 @@ class MaskConfig(OutputConfig):
         ),
     ] = 0.5
     audio_patch: Annotated[
-        str,
+        str | None,
         Option(
-            help="Size of a masked patch of a spectrogram: frames x mel bins.",
+            help="Size of a masked patch of a spectrogram: frames x mel bins, or one number for both.",
+            metavar="FRAMESxBINS",
+            show_default=f"{AUDIO_PATCH}; in fuse-train that of --confidence",
             rich_help_panel=MASKING,
         ),
-    ] = "32x8"
+    ] = None
     visual_patch: Annotated[
-        int,
+        str | None,
         Option(
-            min=1,
-            max=LARGEST_IMAGE,
-            help="Side of a masked patch of a picture, in pixels.",
+            help="Size of a masked patch of a picture: height x width in pixels, or one number for both.",
+            metavar="HEIGHTxWIDTH",
+            show_default=f"{VISUAL_PATCH}; in fuse-train that of --confidence",
             rich_help_panel=MASKING,
         ),
-    ] = 10
+    ] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,14 +146,28 @@ class MaskConfig(OutputConfig):
         """The options that shape a mask change nothing without masking."""
         return super().idle() | (self.mask_options() - {"mask"} if self.mask == "none" else set())
 
+    def record(self) -> dict[str, Any]:
+        """With patches filled in, and written alike: `8` and `8x8` are the same."""
+        return super().record() | {name: value for name, value in self.patches.items() if name not in self.idle()}
+
+    @property
+    def patches(self) -> dict[str, str | int]:
+        """The patches as records have them."""
+        (frames, bins), (height, width) = self.patch["audio"], self.patch["visual"]
+        return {
+            "audio_patch": f"{frames}x{bins}",
+            "visual_patch": height if height == width else f"{height}x{width}",
+        }
+
     @property
     def patch(self) -> dict[Modality, tuple[int, int]]:
         """(height, width) of a masked patch: (frames, mel bins) and (pixels, pixels)."""
-        height, _, width = self.audio_patch.partition("x")
-        frames, bins = whole_number(height), whole_number(width)
-        if min(frames, bins) < 1:
-            raise ConfigError(f"--audio-patch is {self.audio_patch!r}; it must be FRAMESxBINS, such as 32x8")
-        return {"audio": (frames, bins), "visual": (self.visual_patch, self.visual_patch)}
+        audio = AUDIO_PATCH if self.audio_patch is None else self.audio_patch
+        visual = VISUAL_PATCH if self.visual_patch is None else self.visual_patch
+        return {
+            "audio": _sides_of(audio, "--audio-patch", "FRAMESxBINS, such as 32x8, or one number for both"),
+            "visual": _sides_of(visual, "--visual-patch", "HEIGHTxWIDTH, such as 10x10, or one number for both"),
+        }
 
     @property
     def ratio(self) -> dict[Modality, float]:
@@ -266,23 +297,25 @@ class TrainConfig(OutputConfig):
         ),
     ] = 0
     image_size: Annotated[
-        int,
+        int | None,
         Option(
             min=8,
             max=LARGEST_IMAGE,
             help="Side of the frames fed to the encoder, in pixels.",
+            show_default=f"as --visual was trained, or {IMAGE_SIZE}",
             rich_help_panel=INPUTS,
         ),
-    ] = 224
+    ] = None
     num_frames: Annotated[
-        int,
+        int | None,
         Option(
             min=1,
             max=MOST_FRAMES,
             help="Frames fed per clip, from parts of equal length.",
+            show_default=f"as --visual was trained, or {NUM_FRAMES}",
             rich_help_panel=INPUTS,
         ),
-    ] = 3
+    ] = None
     crop_scale: Annotated[
         tuple[float, float],
         Option(
@@ -394,10 +427,11 @@ class TrainConfig(OutputConfig):
                 f"--accumulate {self.accumulate} leaves parts of less than two clips at --batch-size "
                 f"{self.batch_size}, and BatchNorm needs two"
             )
-        values = self.batch_size // self.accumulate * self.num_frames * 3 * self.image_size**2
+        side, count = self.pictures
+        values = self.batch_size // self.accumulate * count * 3 * side**2
         if values > MOST_VALUES:
             raise ConfigError(
-                f"--batch-size {self.batch_size}, --num-frames {self.num_frames}, --image-size {self.image_size} "
+                f"--batch-size {self.batch_size}, --num-frames {count}, --image-size {side} "
                 f"make up {values >> 28} GiB of pictures a step, over {MOST_VALUES >> 28}; make one of them smaller"
             )
         if self.warmup_epochs > self.epochs:
@@ -416,6 +450,14 @@ class TrainConfig(OutputConfig):
         idle = set() if self.schedule == "step" else {"milestones", "lr_factor"}
         idle |= {"encoder_lr_scale"} if self.freeze_encoders else set()
         return super().idle() | idle | (set() if self.optimizer == "sgd" else {"momentum"})
+
+    @property
+    def pictures(self) -> tuple[int, int]:
+        """The side of the frames that the encoder is fed, and how many of a clip."""
+        return (
+            IMAGE_SIZE if self.image_size is None else self.image_size,
+            NUM_FRAMES if self.num_frames is None else self.num_frames,
+        )
 
     @property
     def milestone_epochs(self) -> tuple[int, ...]:
@@ -437,6 +479,24 @@ class FinetuneConfig(TrainConfig):
         Path,
         Option(help="Encoder from `avpt init`, or the run folder of an earlier fine-tuning.", rich_help_panel=INPUTS),
     ]
+    image_size: Annotated[
+        int,
+        Option(
+            min=8,
+            max=LARGEST_IMAGE,
+            help="Side of the frames fed to the encoder, in pixels.",
+            rich_help_panel=INPUTS,
+        ),
+    ] = IMAGE_SIZE
+    num_frames: Annotated[
+        int,
+        Option(
+            min=1,
+            max=MOST_FRAMES,
+            help="Frames fed per clip, from parts of equal length.",
+            rich_help_panel=INPUTS,
+        ),
+    ] = NUM_FRAMES
     mixup: Annotated[
         float | None,
         Option(
@@ -466,7 +526,7 @@ class FinetuneConfig(TrainConfig):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoreConfig(MaskConfig):
-    """The options of `avpt score-confidence`; the mask options only shape the preview."""
+    """The options of `avpt score-confidence`; the mask options only shape the preview, which patches are kept from."""
 
     audio: Annotated[Path, Option(help="Run folder of the audio fine-tuning.", rich_help_panel=INPUTS)]
     visual: Annotated[Path, Option(help="Run folder of the visual fine-tuning.", rich_help_panel=INPUTS)]
@@ -495,8 +555,8 @@ class ScoreConfig(MaskConfig):
     ] = None
 
     def record(self) -> dict[str, Any]:
-        """Only what shapes the statistics."""
-        return {"skip_epochs": self.skip_epochs, "missing": self.missing}
+        """What shapes the statistics, and the patches, which `fuse-train` takes from here."""
+        return {"skip_epochs": self.skip_epochs, "missing": self.missing, **self.patches}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from avpt.errors import ArtifactError, OutputError
+from avpt.errors import ArtifactError, OutputError, listed
 from avpt.files.artifacts import Header, read_header
 from avpt.files.checking import RecordError, read_lines
 from avpt.files.locks import sweep
@@ -17,8 +18,11 @@ from avpt.files.records import Epoch, Provenance, RunSummary
 from avpt.files.reuse import begin, check_same, differences, look_into, say_there
 from avpt.files.typed_paths import write_paths
 from avpt.text import decimals
+from avpt.training.metrics import informative
 from avpt.training.schedules import SCHEDULES
 from avpt.types import HELD_OUT, Report, Table
+
+log = logging.getLogger(__name__)
 
 OWNED = re.compile(
     r"((model|last|dynamics|predictions|mask)\.safetensors|(metrics|timing)\.jsonl|(summary|paths)\.json"
@@ -26,6 +30,7 @@ OWNED = re.compile(
 )
 SETTINGS = "checkpoint/settings.json"
 AGAIN = "run the command that made it again with --overwrite"
+LEVELS_OF_RUNS = 4  # below a folder, where recipes put runs: seed-0/masked, masked/seed-0
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,33 @@ class Run:
 def is_run(path: Path) -> bool:
     """Whether a folder looks like one that a training command filled."""
     return (path / "checkpoint").is_dir() or ((path / "summary.json").exists() and (path / "metrics.jsonl").exists())
+
+
+def expand_folders(paths: Sequence[Path]) -> list[Path]:
+    """The run folders that are named, and of any other folder those in it; what else is there is passed over and named.
+
+    A path below which there is no run stays as it is: who reads it says what is wrong with it.
+    """
+    runs: list[Path] = []
+    for path in paths:
+        within, others = ([], []) if is_run(path) else _runs_below(path, LEVELS_OF_RUNS)
+        runs += within or [path]
+        if within and others:
+            names = listed([str(other.relative_to(path)) for other in others])
+            log.info("%d run(s) in %s; passed over, being none: %s", len(within), path, names)
+    return runs
+
+
+def _runs_below(folder: Path, levels: int) -> tuple[list[Path], list[Path]]:
+    """The runs in a folder, and what is there besides; of folders without a run the uppermost."""
+    runs: list[Path] = []
+    others: list[Path] = []
+    entries = sorted(folder.iterdir()) if levels and folder.is_dir() else []
+    for entry in (entry for entry in entries if not entry.name.startswith(".")):
+        within, besides = ([entry], []) if is_run(entry) else _runs_below(entry, levels - 1)
+        runs += within
+        others += besides if within else [entry]
+    return runs, others
 
 
 def read_run(path: Path) -> Run:
@@ -138,11 +170,10 @@ def _is_continued(existing: dict[str, Any], wanted: dict[str, Any], defaults: di
     return longer and same and SCHEDULES[wanted["config"]["schedule"]].continues
 
 
-def report(path: Path, summary: dict[str, Any], title: str) -> Report:
-    """What a training command reports of a finished run: its record and table."""
+def report(path: Path, summary: dict[str, Any], title: str, num_classes: int) -> Report:
+    """What a training command reports of a finished run: its record, and a table of the metrics that say something."""
     names = [name for name in HELD_OUT if summary[name] is not None]
-    rows = [
-        (metric, *(decimals(summary[split].get(metric)) for split in names)) for metric in sorted(summary[names[0]])
-    ]
+    metrics = informative(sorted(summary[names[0]]), num_classes)
+    rows = [(metric, *(decimals(summary[split].get(metric)) for split in names)) for metric in metrics]
     table = Table(f"{title}, best epoch {summary['best_epoch']} of {summary['epochs']}", ("", *names), rows)
     return Report({"run": str(path), **summary}, (path,), [table])

@@ -23,6 +23,7 @@ from avpt.types import Split
 log = logging.getLogger(__name__)
 
 CHECKSUM = re.compile("[0-9a-f]{64}")
+SUGGESTED = ("confidence.audio_patch", "confidence.visual_patch")  # to the run, which records what it took
 MOST_NAMED = 3  # options in the name of a group
 POOLED = (
     "what %d of the runs were made from was not found: runs with equal options and other seeds count as "
@@ -49,6 +50,7 @@ def options_of(made: Run | Node, lineage: Lineage) -> dict[str, Any]:
     lineage.follow(made.path)
     whole = lineage.whole_config(complete(made.kind, made.config), made.inputs, complete)
     whole = {name: value for name, value in whole.items() if name.split(".")[-1] != "modality"}  # the prefix says it
+    whole = {name: value for name, value in whole.items() if not name.endswith(SUGGESTED)}
     return {"model": made.config.get("modality", "joint"), **whole}
 
 

@@ -38,6 +38,8 @@ from avpt.types import HELD_OUT, MODALITIES, Batch, Modality, Split
 
 log = logging.getLogger(__name__)
 
+FEW_STEPS = 10  # in an epoch, with fewer of which a run of the usual length learns little
+SMALL_BATCHES = (32, 16, 8)  # to propose instead; BatchNorm needs some clips for its statistics
 MOST_TRIED = 4  # clips that the run is tried on before it begins
 POINTS_TRIED = 2**17  # of spectrograms and frames, that these have at most in all; but two clips, as BatchNorm needs
 
@@ -76,6 +78,7 @@ def train(
     warn_of_few_frames(config, splits["train"], modalities)
     prepare(config, model)
     train_loader = loader("train", augmented=augmentation(config), masking=masking)
+    warn_of_few_steps(config, len(train_loader), len(splits["train"]))
     log_batches(train_loader, world)
     warn_of_waiting_threads(train_loader.device)
     plan = plan_training(config, model, store, world)
@@ -162,13 +165,26 @@ def load_split(
 
 def warn_of_few_frames(config: TrainConfig, clips: SplitIndex, modalities: Sequence[Modality]) -> None:
     """Warn where no clip has as many frames as are asked for."""
-    if "visual" in modalities and (most := int(clips.num_visual_frames.max())) < config.num_frames:
+    _, wanted = config.pictures
+    if "visual" in modalities and (most := int(clips.num_visual_frames.max())) < wanted:
         log.warning(
             "no clip has more than %d frame(s): --num-frames %d feeds them repeatedly; --num-frames %d does not",
             most,
-            config.num_frames,
+            wanted,
             most,
         )
+
+
+def warn_of_few_steps(config: TrainConfig, steps: int, clips: int) -> None:
+    """Warn where an epoch has hardly any steps, and say which batches would give it enough."""
+    if steps >= FEW_STEPS:
+        return
+    smaller = next((size for size in SMALL_BATCHES if size * FEW_STEPS <= clips), SMALL_BATCHES[-1])
+    what = f"--batch-size {smaller}, which makes {clips // smaller}, and more --epochs"
+    log.warning(
+        "an epoch of %d clips has only %d step(s) at --batch-size %d; set %s (`avpt guide small-data`)",
+        *(clips, steps, config.batch_size, what if smaller < config.batch_size else "more --epochs"),
+    )
 
 
 def prepare(config: TrainConfig, model: nn.Module) -> None:

@@ -5,7 +5,7 @@ Asking which metric decides needs no torch.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from avpt.errors import AvptError
@@ -13,6 +13,7 @@ from avpt.errors import AvptError
 if TYPE_CHECKING:
     from torch import Tensor
 
+TOP = 5  # answers of which one must be right, in top5
 WORDS = {"map": "mAP", "accuracy": "accuracy"}  # what the metrics that decide are called in tables
 
 
@@ -31,6 +32,11 @@ def key_metric(values: Mapping[str, float | None]) -> float:
     value = values[key_name_of(values)]
     assert value is not None, "every clip has a label"
     return value
+
+
+def informative(metrics: Sequence[str], num_classes: int) -> list[str]:
+    """The metrics that people are shown: the top five of five classes or fewer are right by definition."""
+    return [name for name in metrics if name != "top5" or num_classes > TOP]
 
 
 def is_correct(logits: Tensor, labels: Tensor) -> Tensor:
@@ -70,7 +76,7 @@ def measure(logits: Tensor, labels: Tensor) -> dict[str, float | None]:
     }
     values["accuracy"] = accuracy(logits, labels)
     if labels.ndim == 1:
-        top = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        top = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
         values["top5"] = float((top == labels[:, None]).any(dim=1).double().mean())
         values["macro_f1"] = float(f1_score(labels, logits.argmax(dim=1), average="macro", zero_division=0))
         return values
