@@ -76,7 +76,11 @@ def load_any_encoder(name: Path, modality: Modality | None, arch: str | None, ke
 def _load_fitting(name: Path, modality: Modality | None, arch: str | None, key: str | None) -> AnyEncoder:
     """An encoder that others wrote, of an architecture that is named or one of torchvision's three."""
     wanted = describe_encoder(arch or "resnet18", modality or "audio", "batchnorm")
-    state, _ = find_weights(str(name), wanted, key)
+    state, layout = find_weights(str(name), wanted, key)
+    if layout.dtype:
+        kinds = (getattr(torch, kind) for kind in layout.dtype.split(" and "))
+        least = max(torch.finfo(kind).smallest_normal * torch.finfo(kind).eps for kind in kinds)
+        log.warning("%s holds %s weights: nothing below %.0e can be told from 0", name, layout.dtype, least)
     first = f"{first_convolutions(wanted)[0]}.weight"
     if modality is None and str(name) not in ("imagenet", "pretrained"):
         other, _ = find_weights(str(name), replace(wanted, modality="visual"), key)
