@@ -65,7 +65,10 @@ def test_wrappers_and_prefixes(tmp_path: Path, plain: State, wrapper: str, prefi
 
 
 def test_wrappers_in_wrappers(tmp_path: Path, plain: State) -> None:
-    value = {"checkpoint": {"state": defaultdict(int, {"model": OrderedDict(plain)})}, "meta": {"mmcv_version": "1.7"}}
+    value = {
+        "checkpoint": {"state": defaultdict(OrderedDict, {"model": OrderedDict(plain)})},
+        "meta": {"mmcv_version": "1.7"},
+    }
     state, layout = read(tmp_path, value)
     assert_same(state, plain)
     assert layout.wrapper == "checkpoint.state.model"
