@@ -7,6 +7,7 @@ the width of columns must be the same.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -300,6 +301,14 @@ def abnormal_encoder(folder: Path) -> None:
     done("finetune-unimodal", "store", "--modality", "audio", "--init", "keep.safetensors", *run)
 
 
+def other_checkpoint(folder: Path) -> None:
+    """The visual encoder as another program would keep it."""
+    state = artifacts.load(folder / "visual-init.safetensors", "encoder").tensors
+    nested = {f"model.{key}": value for key, value in state.items()}
+    value = {"state_dict": nested, "epoch": 3, "optimizer": {}, "args": argparse.Namespace(lr=0.1)}
+    torch.save(value, folder / "last.ckpt")
+
+
 def five_ways(folder: Path) -> None:
     """The runs of recipes/masking.sh: records of the two that are there, with other words in them."""
     ways: dict[str, tuple[str, dict[str, Any]]] = {
@@ -365,6 +374,7 @@ def test_outputs_are_what_the_program_prints(tmp_path: Path, monkeypatch: pytest
     for name in ("report.html", "visual.safetensors", "fused/model.safetensors"):
         assert (tmp_path / name).exists()
 
+    other_checkpoint(tmp_path)
     wrong, checked = [], 0
     for page in sorted(PAGES, key=lambda page: "preprocess" in page):  # which damages the store
         for line, shown in (turn for block in blocks(page, "console") for turn in dialogue(block)):

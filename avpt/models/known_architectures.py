@@ -92,7 +92,7 @@ def _candidates(state: Mapping[str, Tensor], everywhere: bool) -> Iterator[tuple
     """Architectures to try, the likeliest first."""
     for name in RESNETS:
         yield Known(name, built=True), _of_torchvision(name)
-    if not everywhere:
+    if not everywhere or not any("." in key for key in state):  # those of a network have names within names
         return
     words = {part.rstrip("0123456789") for key in state for part in key.split(".")} - NO_WORDS - {""}
     log.info("looking up which architecture these weights are of")

@@ -119,7 +119,7 @@ def _is_own(path: Path) -> bool:
 def _with_class(name: str, foreign: Mapping[tuple[str, ...], str]) -> str:
     """A name that was left lying, and of what classes that are not torch's own it or something in it is."""
     keys = tuple(name.split("."))
-    inside = dict.fromkeys(kind for at, kind in foreign.items() if ".".join(at).startswith(name))
+    inside = dict.fromkeys(kind for at, kind in foreign.items() if ".".join(at).startswith(f"{name}."))
     own = foreign.get(keys)
     if own or not inside:
         return f"{name} ({own})" if own else name
