@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from avpt.errors import AvptError
 from avpt.loading.dataset import Masking
+from avpt.models.encoder import EncoderSpec, build_encoder
 from avpt.models.weights import init_command
 from avpt.runs.folder import expand_folders, read_run
 from avpt.runs.groups import options_of
@@ -139,6 +140,9 @@ def test_a_confidence_without_patches_is_still_good(
 
 def test_patches_that_a_confidence_suggests_make_no_group(experiment: Experiment) -> None:
     class Known:
+        def follow(self, *_: Any) -> None:
+            """Look for nothing."""
+
         def whole_config(self, *_: Any) -> dict[str, Any]:
             suggested = {"confidence.audio_patch": "8x8", "model.confidence.visual_patch": 4}
             return {"audio_patch": "6x4", "confidence.missing": "error", **suggested}
@@ -179,7 +183,7 @@ def test_a_checkpoint_is_met_with_the_command_that_makes_an_encoder_of_it(
 
 
 def test_the_command_names_the_architecture_and_the_modality_of_the_weights(tmp_path: Path) -> None:
-    plain = {"conv1.weight": torch.zeros(64, 1, 7, 7), "layer1.0.conv3.weight": torch.zeros(1)}
+    plain = build_encoder(EncoderSpec("resnet50", "audio", "batchnorm")).state_dict()
     torch.save({f"module.{name}": value for name, value in plain.items()}, tmp_path / "a b.pt")
     options = f"--arch resnet50 --weights '{tmp_path / 'a b.pt'}'"
     assert init_command(tmp_path / "a b.pt") == f"avpt init --modality audio {options} --out audio-init.safetensors"

@@ -511,7 +511,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(
     if option == "--init":
         refused(
             *tuned(experiment, tmp_path, tmp_path / name),
-            says=f"{name} is cut short, damaged, or not",
+            says=f"{name} is a PyTorch checkpoint",
             unchanged=tmp_path,
         )
     else:

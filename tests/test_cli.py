@@ -275,6 +275,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--arch": "resnet18",
         "--weights": "imagenet",
         "--weights-key": None,
+        "--input-size": None,
         "--bn": "keep",
         "--abri": "channel",
         "--alpha": 0.5,
@@ -362,7 +363,6 @@ CHOICES = {
     ("preprocess", "--on-truncated"): ["keep", "fail"],
     ("preprocess", "--engine"): ["local", "ray"],
     ("init", "--modality"): ["audio", "visual"],
-    ("init", "--arch"): ["resnet18", "resnet34", "resnet50"],
     ("init", "--bn"): ["keep", "reset", "reset-abnormal", "abri"],
     ("init", "--abri"): ["channel", "layer"],
     ("init", "--conv1"): ["sum", "mean", "random"],
@@ -375,7 +375,7 @@ CHOICES = {
     ("fuse-train", "--mask-rule"): ["dominant", "released"],
     ("fuse-train", "--fusion"): ["concat", "sum", "film", "gated"],
     ("fuse-train", "--balance"): ["none", "ogm-ge"],
-    ("export", "--format"): ["torchvision", "onnx", "torch-export"],
+    ("export", "--format"): ["torchvision", "timm", "onnx", "torch-export"],
 }
 
 
