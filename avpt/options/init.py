@@ -35,7 +35,7 @@ class InitConfig(OutputConfig):
         Option(
             help="Of a network that takes inputs of one size alone, as ViT does: height x width of pictures, or frames "
             "x mel bins of spectrograms.",
-            metavar="HEIGHTxWIDTH",
+            metavar="SIZE",
             show_default="that of its weights, or 1024x128",
             rich_help_panel=MODEL,
         ),

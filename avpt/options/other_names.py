@@ -52,7 +52,6 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "--smoothing": ("--label-smoothing",),
     "--resolution": ("--image-size", "--frame-size"),
     "--img-size": ("--image-size", "--frame-size"),
-    "--input-size": ("--image-size", "--frame-size"),
     "--frames": ("--num-frames", "--max-frames"),
     "--frame-rate": ("--fps",),
     "--n-mels": ("--mel-bins",),

@@ -118,7 +118,7 @@ class MaskConfig(OutputConfig):
         str | None,
         Option(
             help="Size of a masked patch of a spectrogram: frames x mel bins, or one number for both.",
-            metavar="FRAMESxBINS",
+            metavar="SIZE",
             show_default=f"{AUDIO_PATCH}; in fuse-train that of --confidence",
             rich_help_panel=MASKING,
         ),
@@ -127,7 +127,7 @@ class MaskConfig(OutputConfig):
         str | None,
         Option(
             help="Size of a masked patch of a picture: height x width in pixels, or one number for both.",
-            metavar="HEIGHTxWIDTH",
+            metavar="SIZE",
             show_default=f"{VISUAL_PATCH}; in fuse-train that of --confidence",
             rich_help_panel=MASKING,
         ),
