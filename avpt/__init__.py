@@ -4,16 +4,15 @@ The program is `avpt`; for notebooks and other people's training loops there are
 guide library` shows in use. Everything else in this package is private and may change with any version.
 """
 
-from importlib import import_module
-from typing import Any
-
 __version__ = "0.1.0"
 
 __all__ = ["__version__", "abri", "fold", "inspect", "load_model", "masking", "open_store"]  # typed in __init__.pyi
 
 
-def __getattr__(name: str) -> Any:
-    """A public name, loaded on its first use: torch is not needed before."""
+def __getattr__(name: str) -> object:
+    """A public name, loaded on its first use: neither torch nor anything else is needed before."""
+    from importlib import import_module
+
     if name == "masking":
         return import_module("avpt.masking")
     if name in __all__:

@@ -386,7 +386,7 @@ def test_outputs_are_what_the_program_prints(tmp_path: Path, monkeypatch: pytest
             words = words_of(line, tmp_path)
             actual = printed.get(tuple(words)) or run(words)
             checked += 1
-            orders = actual.stderr + actual.stdout, actual.stdout + actual.stderr
+            orders = actual.stderr + actual.stdout, actual.stdout + actual.stderr, actual.stdout
             lacking = [missing_from(shown, both) for both in orders]
             if all(lacking):
                 wrong.append(f"{page}: {line}\n{orders[0]}\nis not what the page shows: {' / '.join(lacking)}")

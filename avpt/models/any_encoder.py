@@ -112,7 +112,8 @@ def _parameters_alone(name: Path, modality: Modality | None) -> AnyEncoder | Non
     with torch.device("meta"):
         shapes = build_encoder(EncoderSpec(guess_arch(state), "visual", "batchnorm")).state_dict()
     unfit = misfits(shapes, state)
-    if not layers or len(unfit) < LITTLE * len(shapes):  # one of torchvision's three, and damaged
+    abri = any(".new_" in key for key in state)
+    if not layers or abri or len(unfit) < LITTLE * len(shapes):  # one of torchvision's three, and damaged
         return None
     known = {key: value for key, value in state.items() if key.rpartition(".")[0] in layers}
     if wrong_values(known):
