@@ -138,7 +138,7 @@ def test_a_method_of_joint_training_changes_the_result_and_is_recorded(
     options, config = FUSED[name]
     run = tmp_path / "run"
     command = (*masked(experiment, *options), "--out", run)
-    told = done(*command)
+    done(*command)
     found = load_file(run / "last.safetensors")
     assert not equal(found, plain["fused"])
     assert recorded(run).items() >= config.items()
@@ -156,7 +156,6 @@ def test_a_method_of_joint_training_changes_the_result_and_is_recorded(
             assert equal(kept, wanted)
     if name == "ogm":
         factors = lines(run)[0]["gradient_factor"]
-        assert f"factor audio {factors['audio']:.3g} visual {factors['visual']:.3g}  gradient" in told.stderr
         assert factors.keys() == {"audio", "visual"}
         assert 0 <= min(factors.values()) < 1  # 0 where the other is far behind
         assert max(factors.values()) <= 1
