@@ -184,7 +184,7 @@ def test_which_part_was_looked_at(experiment: Experiment, films: tuple[Path, ...
     assert "warning: of 1 of 2 clips only the beginning was looked at" in result.stderr
     assert "first whole: audio 0 to 0.48 s, visual 0 to 8." in result.stderr
     shown = done("predict", experiment.audio, films[0], *HERE, "--quiet").stdout
-    assert "on 1 clips, of 1 only a part: 0 to 0.48 s of 8." in " ".join(shown.split())
+    assert "on 1 clip, of 1 only a part: 0 to 0.48 s of 8." in " ".join(shown.split())
     text = done("predict", experiment.fused, "--manifest", manifest, *HERE, "--format", "csv").stdout
     assert [row["looked_at"] for row in csv.DictReader(io.StringIO(text))][1] == "2 to 2.40 s"
 
