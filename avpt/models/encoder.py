@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, Self, cast
@@ -126,14 +126,21 @@ def features_shape(spec: EncoderSpec, size: Size) -> tuple[int, ...]:
     Raises:
         ConfigError: the architecture can't take inputs of that size.
     """
+    channels = CHANNELS[spec.modality]
+    network = _without_memory(spec.arch, channels, spec.size)
     with torch.device("meta"), torch.no_grad():
-        network = create_network(spec.arch, CHANNELS[spec.modality], spec.size).eval()
         try:
-            features = network(torch.empty(2, CHANNELS[spec.modality], *size))
+            features = network(torch.empty(2, channels, *size))
         except (AssertionError, RuntimeError, ValueError, TypeError, IndexError, ZeroDivisionError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ConfigError(f"{spec.arch} can't take inputs of {size[0]}x{size[1]} ({reason:.150})") from None
     return tuple(features.shape)
+
+
+@lru_cache(maxsize=4)  # the nearest size is looked for with one network
+def _without_memory(arch: str, channels: int, size: Size | None) -> nn.Module:
+    with torch.device("meta"):
+        return create_network(arch, channels, size).eval()
 
 
 def count_encoder(arch: str) -> dict[str, int]:
