@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache
-from itertools import product
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -188,11 +187,13 @@ def check_size(spec: EncoderSpec, size: Size, name: str) -> None:
 
 
 def _nearest(spec: EncoderSpec, size: Size) -> str:
-    """The end of a message on a size that an architecture can't take: the nearest multiple of 8 to 32 that it can."""
-    heights, widths = (
-        {max(step, side // step * step + more) for step in (8, 14, 16, 32) for more in (0, step)} for side in size
-    )
-    for tried in sorted(product(heights, widths), key=lambda one: abs(one[0] - size[0]) + abs(one[1] - size[1])):
+    """The end of a message on a size that an architecture can't take: the nearest pair of multiples that it can."""
+    pairs = {
+        (max(step, size[0] // step * step + more), max(step, size[1] // step * step + more))
+        for step in (8, 14, 16, 32)  # of patches and strides
+        for more in (0, step)
+    }
+    for tried in sorted(pairs, key=lambda one: abs(one[0] - size[0]) + abs(one[1] - size[1])):
         try:
             features_shape(replace(spec, size=None if spec.size is None else tried), tried)
         except ConfigError:
