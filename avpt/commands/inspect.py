@@ -25,7 +25,7 @@ def run(config: InspectConfig) -> Report:
     """Read the parameters, feed clips where a store is given, and draw the figures asked for."""
     if config.plot is not None and config.plot.exists() and not config.plot.is_dir():
         raise OutputError(f"{config.plot} is a file; --plot takes a folder")
-    if config.encoder.exists():
+    if config.encoder.is_file() or config.encoder.is_dir():
         log.info("reading the parameters of %s", config.encoder)
     before = read(config.encoder, config, config.modality)
     after = None if config.after is None else read(config.after, config, before.modality)
