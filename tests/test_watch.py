@@ -159,7 +159,7 @@ def test_an_interrupted_table_stays_above_the_message(experiment: Experiment, tm
     # and the same command shows what was done before
     code, _, sent, again = on_terminal(*command, stop=lambda sent: "epoch 3 of 50" in sent)
     assert code == 130
-    assert re.fullmatch(r"going on after \d+ epoch\(s\) and \d of 3 steps", again[0])
+    assert re.fullmatch(r"going on after \d+ epochs? and \d of 3 steps", again[0])
     assert [again[i + 1].split() for i in (0, 1, 3)] == [lines[i].split() for i in (0, 1, 3)]
     assert "epoch 1 of 50" not in sent
 
@@ -222,7 +222,7 @@ def test_without_a_terminal_there_are_lines(
     assert re.search(r"epoch 2 of 2, validating, batch 2 of 2, 0:0\d:\d\d", result.stderr)
     (line,) = [line for line in lines if line.startswith("epoch 2 of 2, step 3 of 3")]
     assert re.fullmatch(rf"epoch 2 of 2, step 3 of 3, 0:0\d:\d\d left  {learnt}  {rate}", line)
-    assert max(map(len, lines)) < 100
+    assert max(len(line) for line in lines if not line.startswith("warning")) < 100
     loss, accuracy = (float(re.search(rf" {name} ({number})", line)[1]) for name in ("loss", "acc."))  # type: ignore[index]
     train = rows_of(tmp_path / "many" / "metrics.jsonl")[1]["train"]
     assert (loss, accuracy) == pytest.approx((train["loss"], train["accuracy"]), abs=1e-3)
