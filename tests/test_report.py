@@ -39,7 +39,7 @@ from avpt.report.chapters import initialisation, learning, overview
 from avpt.report.chapters.results import Scores
 from avpt.report.chapters.verdicts import three_questions
 from avpt.report.chapters.verdicts.starved_modality import Evidence, explain_shares, weigh
-from avpt.report.differences import CHANCE, compare, compare_seeds, describe_outcome
+from avpt.report.differences import CHANCE, compare, compare_seeds, describe_outcome, format_p
 from avpt.report.drawing import colour_input, pick_telling
 from avpt.report.experiment import gather
 from avpt.report.page.blocks import (
@@ -176,6 +176,9 @@ def test_the_first_screen_says_what_was_found(page: Path, experiment: Experiment
     words = " ".join(re.sub("<[^>]*>", " ", first).split())
     assert words.startswith("What was found 36 clips of 3 classes (0, 1, 2), one label each: ")
     assert first.count('<li class="card">') == 3
+    links = re.findall(r'<a href="#(verdict-\d)">', first)
+    assert list(dict.fromkeys(links)) == ["verdict-1", "verdict-2", "verdict-3"]
+    assert first.index('<ul class="badges">') < first.index("<img")
     assert first.index("<img") < first.index('<ul class="bars">') < first.index("<article")
     assert re.findall(r'<li class="bar (\w+)">', first) == ["audio", "visual", "joint", "joint", "chance"]
     shown = [experiment.audio, experiment.visual, joint, experiment.fused]
@@ -705,6 +708,14 @@ def test_one_seed_is_compared_by_mcnemar(pairs: list[tuple[bool, bool]]) -> None
     assert found.mean == pytest.approx((sum(after.values()) - sum(before.values())) / len(pairs))
 
 
+def test_a_p_near_what_it_is_held_against_has_the_digits_that_tell() -> None:
+    assert format_p(0.012) == "p = 0.012"
+    assert format_p(0.0246, 0.025) == "p = 0.0246 (below 0.025)"
+    assert format_p(0.02503, 0.025) == "p = 0.02503 (not below 0.025)"
+    assert format_p(0.00001, 0.025) == "p < 0.001 (below 0.025)"
+    assert format_p(0.05, 0.05) == "p = 0.050 (not below 0.05)"
+
+
 def test_seeds_that_disagree_show_no_difference() -> None:
     ids = [str(i) for i in range(100)]
     wrong, right = dict.fromkeys(ids, False), dict.fromkeys(ids, True)
@@ -862,9 +873,13 @@ def test_a_verdict_says_why_shares_that_fell_do_not_decide() -> None:
     assert said.endswith("whether an encoder got worse is for linear probes (`avpt probe`).")
     probes = [replace(one, spread=level, probed=True) for one in shares]
     said = explain_shares(probes, CHANCE)
-    assert "Shares of the joint answer fell (audio −98.9 points; visual −98.9 points), but a share is not" in said
+    assert "less accurate than each encoder alone (audio −98.9 points; visual −98.9 points), but a share is not" in said
     assert not explain_shares([replace(one, share=None) for one in probes], CHANCE)
-    assert weigh(probes, CHANCE)[0] == "unclear"
+    doubtful = replace(fall, seeds=replace(fall.seeds, p=0.051))
+    assert not explain_shares([replace(one, share=doubtful) for one in probes], CHANCE)
+    answer, headline = weigh([replace(one, trained=3) for one in probes], CHANCE)
+    assert answer == "unclear"
+    assert headline.startswith("Only 2 of 3 seeds were probed, and 2 seeds can't tell")
 
 
 def test_a_gain_that_is_the_same_in_all_seeds_is_no_lack_of_one(
@@ -936,6 +951,11 @@ def test_abri_is_compared_with_kept_and_with_random(experiment: Experiment, tmp_
     assert kept.endswith("; a gain.")
     assert "against random weights (88.9 %): +0.0 points" in random
     assert random.endswith("no difference that this data could show.")
+    (beside,) = (line for line in verdict.details if line.startswith("Beside the question"))
+    assert "audio with BatchNorm kept (0.0 %) against random weights (88.9 %): −88.9 points" in beside
+    (helps,) = verdict.further
+    assert helps.answer == "yes"
+    assert "against BatchNorm kept +88.9 points" in helps.headline
     assert re.search(r"`avpt inspect keep-file-0\.safetensors --store STORE`", " ".join(verdict.details))
 
 
