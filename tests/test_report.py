@@ -38,6 +38,7 @@ from avpt.options import FuseConfig, InitConfig
 from avpt.report.chapters import initialisation, learning, overview
 from avpt.report.chapters.results import Scores
 from avpt.report.chapters.verdicts import three_questions
+from avpt.report.chapters.verdicts.answers import list_unsettled
 from avpt.report.chapters.verdicts.starved_modality import Evidence, explain_shares, weigh
 from avpt.report.differences import CHANCE, compare, compare_seeds, describe_outcome, format_p
 from avpt.report.drawing import colour_input, pick_telling
@@ -237,6 +238,22 @@ def test_figures_that_are_compared_share_an_axis() -> None:
     learning.share_axis([])
 
 
+def test_a_loss_that_starts_far_too_high_is_cut_off() -> None:
+    one, other = (learning.draw_curve({"a": [[first, *[0.5, 0.4] * 6]]}, "val loss") for first in (7000.0, 0.9))
+    assert one is not None
+    assert other is not None
+    learning.share_axes([one, other])
+    low, high = one.figure.axes[0].get_ylim()
+    assert low < 0.4
+    assert 0.5 < high < 1
+    assert other.figure.axes[0].get_ylim() == (low, high)
+    assert learning.say_cut(one) == f" Values above {high:.3g} (up to 7e+03) are cut off."
+    few = learning.draw_curve({"a": [[7000.0, 0.5, 0.4]]}, "val loss")
+    assert few is not None
+    learning.share_axes([few])
+    assert not learning.say_cut(few)
+
+
 def test_of_alphas_that_did_not_move_nothing_is_said(experiment: Experiment) -> None:
     found = gather([experiment.audio], [experiment.folder])
     start = replace(initialisation.find_starts(found)[0], loaded=None, trained={})
@@ -247,6 +264,7 @@ def test_of_alphas_that_did_not_move_nothing_is_said(experiment: Experiment) -> 
     _, figure = initialisation.show_start(found, replace(start, alphas={"run": still, "other": moved}))
     assert isinstance(figure, Figure)
     assert "in the 1 of 2 layers where one moved by 0.01" in figure.caption
+    assert "training left the mix of old and new almost as it was" in figure.caption
     assert b"bn2" in figure.svg
     assert b"bn1" not in figure.svg
 
@@ -891,6 +909,17 @@ def test_a_gain_that_is_the_same_in_all_seeds_is_no_lack_of_one(
     assert verdict.headline == (
         "Not to be judged: `by` +100.0 points in all 3 seeds alike, so that no test over seeds is possible."
     )
+
+
+def test_runs_that_were_best_at_their_last_epoch_are_not_done_learning(experiment: Experiment) -> None:
+    found = gather([experiment.audio], [experiment.folder])
+    (node,) = found.stage1("audio")
+    run = found.runs[node.path]
+    assert run.summary is not None
+    for best, says in ((len(run.epochs), "The best epoch of `audio` (1 of 1 runs) is the last one"), (1, "")):
+        found.runs[node.path] = replace(run, summary=run.summary | {"best_epoch": best})
+        assert list_unsettled(found, [node, node]).startswith(says)
+    assert not list_unsettled(found, [node])
 
 
 def test_every_group_is_asked_and_unfinished_ones_do_not_hide_others(

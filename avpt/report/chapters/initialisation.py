@@ -25,17 +25,20 @@ from avpt.types import Table
 
 log = logging.getLogger(__name__)
 
-SOURCE, AFTERWARDS = "in the source weights", "after training"
+SOURCE, RANDOM, AFTERWARDS = "in the source weights", "in the random weights", "after training"  # counted when
 MOVED = 0.01  # a layer of which no alpha moved by as much is not shown
 LITTLE = 0.1  # a move of alpha that changes next to nothing
+NONE_LEFT = "a reset and ABRi leave none to start with"
+AT_THE_SOURCE = (
+    f"What is counted at the source are the weights before BatchNorm was changed; {NONE_LEFT}, so that 0 % after "
+    "training is by construction."
+)
 BN = {
     "keep": "kept as it was",
     "reset": "reset everywhere",
     "reset-abnormal": "reset where |gamma| was below the threshold",
     "abri": "blended with a new one (ABRi)",
 }
-
-NONE_LEFT = "a reset and ABRi leave none to start with"
 TREATED = {  # the same in a word or two
     "keep": "BatchNorm kept",
     "reset": "BatchNorm reset",
@@ -151,18 +154,10 @@ def section(experiment: Experiment, starts: Sequence[Start]) -> Section:
                 )
             )
     if rows:
-        columns = (
-            "encoder",
-            "fed with",
-            "weights",
-            "BatchNorm was",
-            "in the source weights",
-            "trained in",
-            "after training",
-        )
+        columns = ("encoder", "fed with", "weights", "BatchNorm was", "at the source", "trained in", AFTERWARDS)
         blocks.append(Grid(Table("encoders, with their share of abnormal channels", columns, rows, left=4)))
     if any(start.pretrained and start.node.option("bn") != "keep" for start in starts):
-        blocks.append(Text(f"Source weights are those before BatchNorm was changed: {NONE_LEFT}, by construction."))
+        blocks.append(Text(AT_THE_SOURCE))
     for start in merge_seeds(experiment, starts):
         blocks += show_start(experiment, start)
     lost = list_missing(experiment, "init", "weights")
@@ -215,9 +210,10 @@ def show_start(experiment: Experiment, start: Start) -> list[Block]:
     name, blocks = experiment.name(start.node), list[Block]()
     loaded, after = start.loaded, next(iter(start.trained.values()), None)
     if loaded is not None and (any(loaded.abnormal) or (after is not None and any(after.abnormal))):
-        values = {SOURCE: loaded.shares} | ({AFTERWARDS: after.shares} if after else {})
+        before = SOURCE if start.pretrained else RANDOM
+        values = {before: loaded.shares} | ({AFTERWARDS: after.shares} if after else {})
         figure = draw_bars(loaded.names, values, label="abnormal share", colours=(BEFORE, AFTER))
-        alt = describe(loaded, SOURCE)
+        alt = describe(loaded, before)
         alt += f"; {describe(after, AFTERWARDS)}" if after else ""
         changed = start.node.option("bn") != "keep"
         caption = f"Layer by layer: {alt}{f' ({NONE_LEFT})' if changed else ''}."
