@@ -70,7 +70,7 @@ def list_unsettled(experiment: Experiment, runs: Sequence[Node]) -> str:
     ]
     if not names:
         return ""
-    return f"The best epoch of {', '.join(names)} is the last one: a longer training may change this."
+    return f"The best epoch of {' and '.join(names)} is the last one: a longer training may change this."
 
 
 def explain_correction(count: int) -> list[str]:
