@@ -38,8 +38,9 @@ from avpt.options import FuseConfig, InitConfig
 from avpt.report.chapters import initialisation, learning, overview
 from avpt.report.chapters.results import Scores
 from avpt.report.chapters.verdicts import three_questions
+from avpt.report.chapters.verdicts.answers import list_unsettled
 from avpt.report.chapters.verdicts.starved_modality import Evidence, explain_shares, weigh
-from avpt.report.differences import CHANCE, compare, compare_seeds, describe_outcome
+from avpt.report.differences import CHANCE, compare, compare_seeds, describe_outcome, format_p
 from avpt.report.drawing import colour_input, pick_telling
 from avpt.report.experiment import gather
 from avpt.report.page.blocks import (
@@ -176,6 +177,9 @@ def test_the_first_screen_says_what_was_found(page: Path, experiment: Experiment
     words = " ".join(re.sub("<[^>]*>", " ", first).split())
     assert words.startswith("What was found 36 clips of 3 classes (0, 1, 2), one label each: ")
     assert first.count('<li class="card">') == 3
+    links = re.findall(r'<a href="#(verdict-\d)">', first)
+    assert list(dict.fromkeys(links)) == ["verdict-1", "verdict-2", "verdict-3"]
+    assert first.index('<ul class="badges">') < first.index("<img")
     assert first.index("<img") < first.index('<ul class="bars">') < first.index("<article")
     assert re.findall(r'<li class="bar (\w+)">', first) == ["audio", "visual", "joint", "joint", "chance"]
     shown = [experiment.audio, experiment.visual, joint, experiment.fused]
@@ -234,6 +238,22 @@ def test_figures_that_are_compared_share_an_axis() -> None:
     learning.share_axis([])
 
 
+def test_a_loss_that_starts_far_too_high_is_cut_off() -> None:
+    one, other = (learning.draw_curve({"a": [[first, *[0.5, 0.4] * 6]]}, "val loss") for first in (7000.0, 0.9))
+    assert one is not None
+    assert other is not None
+    learning.share_axes([one, other])
+    low, high = one.figure.axes[0].get_ylim()
+    assert low < 0.4
+    assert 0.5 < high < 1
+    assert other.figure.axes[0].get_ylim() == (low, high)
+    assert learning.say_cut(one) == f" Values above {high:.3g} (up to 7e+03) are cut off."
+    few = learning.draw_curve({"a": [[7000.0, 0.5, 0.4]]}, "val loss")
+    assert few is not None
+    learning.share_axes([few])
+    assert not learning.say_cut(few)
+
+
 def test_of_alphas_that_did_not_move_nothing_is_said(experiment: Experiment) -> None:
     found = gather([experiment.audio], [experiment.folder])
     start = replace(initialisation.find_starts(found)[0], loaded=None, trained={})
@@ -244,6 +264,7 @@ def test_of_alphas_that_did_not_move_nothing_is_said(experiment: Experiment) -> 
     _, figure = initialisation.show_start(found, replace(start, alphas={"run": still, "other": moved}))
     assert isinstance(figure, Figure)
     assert "in the 1 of 2 layers where one moved by 0.01" in figure.caption
+    assert "training left the mix of old and new almost as it was" in figure.caption
     assert b"bn2" in figure.svg
     assert b"bn1" not in figure.svg
 
@@ -705,6 +726,14 @@ def test_one_seed_is_compared_by_mcnemar(pairs: list[tuple[bool, bool]]) -> None
     assert found.mean == pytest.approx((sum(after.values()) - sum(before.values())) / len(pairs))
 
 
+def test_a_p_near_what_it_is_held_against_has_the_digits_that_tell() -> None:
+    assert format_p(0.012) == "p = 0.012"
+    assert format_p(0.0246, 0.025) == "p = 0.0246 (below 0.025)"
+    assert format_p(0.02503, 0.025) == "p = 0.02503 (not below 0.025)"
+    assert format_p(0.00001, 0.025) == "p < 0.001 (below 0.025)"
+    assert format_p(0.05, 0.05) == "p = 0.050 (not below 0.05)"
+
+
 def test_seeds_that_disagree_show_no_difference() -> None:
     ids = [str(i) for i in range(100)]
     wrong, right = dict.fromkeys(ids, False), dict.fromkeys(ids, True)
@@ -862,9 +891,13 @@ def test_a_verdict_says_why_shares_that_fell_do_not_decide() -> None:
     assert said.endswith("whether an encoder got worse is for linear probes (`avpt probe`).")
     probes = [replace(one, spread=level, probed=True) for one in shares]
     said = explain_shares(probes, CHANCE)
-    assert "Shares of the joint answer fell (audio −98.9 points; visual −98.9 points), but a share is not" in said
+    assert "less accurate than each encoder alone (audio −98.9 points; visual −98.9 points), but a share is not" in said
     assert not explain_shares([replace(one, share=None) for one in probes], CHANCE)
-    assert weigh(probes, CHANCE)[0] == "unclear"
+    doubtful = replace(fall, seeds=replace(fall.seeds, p=0.051))
+    assert not explain_shares([replace(one, share=doubtful) for one in probes], CHANCE)
+    answer, headline = weigh([replace(one, trained=3) for one in probes], CHANCE)
+    assert answer == "unclear"
+    assert headline.startswith("Only 2 of 3 seeds were probed, and 2 seeds can't tell")
 
 
 def test_a_gain_that_is_the_same_in_all_seeds_is_no_lack_of_one(
@@ -876,6 +909,17 @@ def test_a_gain_that_is_the_same_in_all_seeds_is_no_lack_of_one(
     assert verdict.headline == (
         "Not to be judged: `by` +100.0 points in all 3 seeds alike, so that no test over seeds is possible."
     )
+
+
+def test_runs_that_were_best_at_their_last_epoch_are_not_done_learning(experiment: Experiment) -> None:
+    found = gather([experiment.audio], [experiment.folder])
+    (node,) = found.stage1("audio")
+    run = found.runs[node.path]
+    assert run.summary is not None
+    for best, says in ((len(run.epochs), "The best epoch of `audio` (1 of 1 runs) is the last one"), (1, "")):
+        found.runs[node.path] = replace(run, summary=run.summary | {"best_epoch": best})
+        assert list_unsettled(found, [node, node]).startswith(says)
+    assert not list_unsettled(found, [node])
 
 
 def test_every_group_is_asked_and_unfinished_ones_do_not_hide_others(
@@ -936,6 +980,11 @@ def test_abri_is_compared_with_kept_and_with_random(experiment: Experiment, tmp_
     assert kept.endswith("; a gain.")
     assert "against random weights (88.9 %): +0.0 points" in random
     assert random.endswith("no difference that this data could show.")
+    (beside,) = (line for line in verdict.details if line.startswith("Beside the question"))
+    assert "audio with BatchNorm kept (0.0 %) against random weights (88.9 %): −88.9 points" in beside
+    (helps,) = verdict.further
+    assert helps.answer == "yes"
+    assert "against BatchNorm kept +88.9 points" in helps.headline
     assert re.search(r"`avpt inspect keep-file-0\.safetensors --store STORE`", " ".join(verdict.details))
 
 

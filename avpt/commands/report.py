@@ -122,7 +122,7 @@ def write(config: ReportConfig, experiment: Experiment, record: dict[str, Any]) 
         log.info("chapter %d of %d: %s", number, len(chapters), name)
         sections.append(write_chapter())
     summary = summarise(experiment, answers)
-    first = overview.summarise(experiment, config.clips)
+    first = overview.summarise(experiment, config.clips, answers)
     page = Page(record["config"]["title"], (*LEAD, CAVEAT), answers, sections, record | {"summary": summary}, first)
     write_text(config.out, render(page, INK))
     return {"report": str(config.out)} | summary
@@ -134,5 +134,10 @@ def summarise(experiment: Experiment, answers: list[Verdict]) -> dict[str, Any]:
         "runs": sum(node.is_run for node in experiment.nodes),
         "unfinished": [experiment.name(node) for node in experiment.unfinished()],
         "missing": [f"{lost.name} of {lost.owner.name}" for lost in experiment.missing],
-        "verdicts": [{"claim": one.claim, "answer": one.answer, "headline": one.headline} for one in answers],
+        "verdicts": [record_verdict(one) | {"further": list(map(record_verdict, one.further))} for one in answers],
     }
+
+
+def record_verdict(verdict: Verdict) -> dict[str, Any]:
+    """Record a verdict for scripts."""
+    return {"claim": verdict.claim, "answer": verdict.answer, "headline": verdict.headline}

@@ -70,5 +70,5 @@ def draw_confidence(
         scale = figure.colorbar(points, ax=axes, shrink=0.8)
         scale.outline.set_visible(False)
         scale.ax.yaxis.set_major_formatter(lambda value, _: f"{abs(value):.2f}")
-        scale.set_label("mask ratio: pictures ■  |  sound ▲")
+        scale.set_label("mask ratio: visual ■  |  audio ▲")
     return figure

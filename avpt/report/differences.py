@@ -10,6 +10,7 @@ from avpt.report.drawing import points
 from avpt.text import format_count
 
 CHANCE = 0.05  # a difference counts as one if chance alone would produce it with a lower probability
+MOST_DIGITS = 6  # of a p-value
 MARGIN = 0.02  # a smaller loss of accuracy is negligible
 
 CAVEAT = (
@@ -45,15 +46,15 @@ class Spread:
         """Whether a loss of more than the margin is ruled out."""
         return self.interval is not None and self.interval[0] > -MARGIN
 
-    def words(self) -> str:
-        """The test in words, or why there is none."""
+    def words(self, chance: float | None = None) -> str:
+        """The test in words, or why there is none; `chance` is what its p is held against."""
         if not self.enough:
             return f"{format_count(len(self.each), 'seed')}: no test over seeds"
         low, high = min(self.each.values()), max(self.each.values())
         if self.p is None or self.interval is None:
             return f"the same in all {len(self.each)} seeds: no spread that a test over seeds could go by"
         return (
-            f"t-test over {len(self.each)} seeds {format_p(self.p)}, "
+            f"t-test over {len(self.each)} seeds {format_p(self.p, chance)}, "
             f"95 % interval {format_range(*self.interval)}, by seed {format_range(low, high)}"
         )
 
@@ -82,9 +83,9 @@ class Difference:
         """Whether the recipes differ: both tests, over clips and over seeds, say so."""
         return self.clips_tell(chance) and self.seeds.p is not None and self.seeds.p < chance
 
-    def words(self) -> str:
-        """The difference and its tests in words."""
-        tests = f"sign test over {self.clips} clips {format_p(self.p)}; {self.seeds.words()}"
+    def words(self, chance: float | None = None) -> str:
+        """The difference and its tests in words; `chance` is what their p are held against."""
+        tests = f"sign test over {self.clips} clips {format_p(self.p, chance)}; {self.seeds.words(chance)}"
         return f"{points(self.mean)} ({tests})"
 
 
@@ -162,9 +163,16 @@ def summarise_difference(difference: Difference) -> str:
     return f"{mean} (95 % interval {format_range(*spread.interval)})"
 
 
-def format_p(p: float) -> str:
-    """Format a p-value: 0.012 -> p = 0.012."""
-    return f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
+def format_p(p: float, chance: float | None = None) -> str:
+    """Format a p-value: 0.012 -> p = 0.012; held against 0.025: p = 0.012 (below 0.025).
+
+    It gets as many digits as it takes to tell it from what it is held against.
+    """
+    digits = 3
+    while chance is not None and p != chance and digits < MOST_DIGITS and round(p, digits) == round(chance, digits):
+        digits += 1
+    words = f"p = {p:.{digits}f}" if p >= 0.001 else "p < 0.001"
+    return words if chance is None else f"{words} ({'below' if p < chance else 'not below'} {chance:.2g})"
 
 
 def format_range(low: float, high: float) -> str:

@@ -22,8 +22,6 @@ from avpt.runs.lineage import Node
 from avpt.store.store import SplitIndex, Store
 from avpt.types import MODALITIES, Modality, Table
 
-WORDS: dict[Modality, str] = {"audio": "sound", "visual": "pictures"}
-
 
 @dataclass(frozen=True)
 class Confidence:
@@ -38,6 +36,11 @@ class Confidence:
 
 def section(experiment: Experiment, clips: int) -> Section:
     """Write the section: the scatter of the paper's Figure 4, the most extreme clips, and what each run masks."""
+    nodes = experiment.of_kind("confidence")
+    lost = list_missing(experiment, "confidence")
+    if not nodes:
+        none = Text("No confidence was made from these runs (`avpt score-confidence` does that).", missing=True)
+        return Section("confidence", "Confidence", [*tabulate_masks(experiment), *(lost or [none])])
     blocks: list[Block] = [
         Text(
             "While each encoder was trained alone it was noted, epoch by epoch, how probable it found the true class "
@@ -45,7 +48,6 @@ def section(experiment: Experiment, clips: int) -> Section:
             "is not, masking hides part of the input that is easy, so that the other encoder must learn too."
         )
     ]
-    nodes = experiment.of_kind("confidence")
     found: dict[Path, Confidence] = {}
     for node in nodes:
         try:
@@ -66,11 +68,7 @@ def section(experiment: Experiment, clips: int) -> Section:
         rest = [experiment.name(node) for node in nodes if node.path in found][1:]
         blocks.append(Fold(f"The same of {listed(rest)}", others))
     blocks += tabulate_masks(experiment)
-    lost = list_missing(experiment, "confidence")
-    blocks += lost
-    if not nodes and not lost:
-        blocks.append(Text("No confidence was made from these runs (`avpt score-confidence` does that).", missing=True))
-    return Section("confidence", "Confidence", blocks)
+    return Section("confidence", "Confidence", [*blocks, *lost])
 
 
 def show_artifact(experiment: Experiment, data: Confidence, most: float, clips: int) -> list[Block]:
@@ -84,19 +82,20 @@ def show_artifact(experiment: Experiment, data: Confidence, most: float, clips: 
         "visual": [i for i in order[::-1][:clips] if difference[i] < 0],
     }
     correlation = float(np.corrcoef(audio, visual)[0, 1]) if min(audio.std(), visual.std()) > 0 else float("nan")
+    correlated = f"{correlation:.2f}".replace("-", "−")
     seen = (
-        f"{len(audio)} clips; mean confidence {audio.mean():.2f} by sound and {visual.mean():.2f} by pictures, sound "
-        f"is the surer one in {percent((difference > 0).mean())}; correlation {correlation:.2f}; of "
-        f"{int((signed > 0).sum())} clips the sound is masked and of {int((signed < 0).sum())} the pictures"
+        f"{len(audio)} clips; mean confidence: audio {audio.mean():.2f}, visual {visual.mean():.2f}; audio is "
+        f"the surer one in {percent((difference > 0).mean())}; correlation {correlated}; of "
+        f"{int((signed > 0).sum())} clips audio is masked, of {int((signed < 0).sum())} visual"
     )
     marked = [i for end in ends.values() for i in end]
     figure = draw_confidence(
         *(audio, visual, signed), threshold=data.threshold, marked=marked, most=most, width=ONE_COLUMN
     )
     caption = (
-        f"{seen}. Each point is a training clip, coloured by its mask ratio ({data.of}); dotted lines are the "
-        f"threshold {data.threshold:g} from which a modality may be masked"
-        f"{', rings mark the clips shown below' if clips else ''}."
+        f"Each point is a training clip, coloured by its mask ratio ({data.of}); dotted lines are the threshold "
+        f"{data.threshold:g} from which a modality may be masked"
+        f"{', rings mark the clips shown below' if clips else ''}. {seen[0].upper()}{seen[1:]}."
     )
     blocks: list[Block] = [make_figure(figure, f"Scatter of audio against visual confidence: {seen}", caption)]
     if not clips:
@@ -106,8 +105,8 @@ def show_artifact(experiment: Experiment, data: Confidence, most: float, clips: 
         return [*blocks, Text("The clips can't be shown: their store was not found. See The data.", missing=True)]
     for modality, end in ends.items():
         if end:
-            sure, other = WORDS[modality], WORDS["visual" if modality == "audio" else "audio"]
-            blocks.append(Cards(f"Sure by {sure}, unsure by {other}", [make_card(place, data, i) for i in end]))
+            other = "visual" if modality == "audio" else "audio"
+            blocks.append(Cards(f"Sure by {modality}, unsure by {other}", [make_card(place, data, i) for i in end]))
     return blocks
 
 
@@ -116,10 +115,10 @@ def make_card(place: tuple[Store, SplitIndex, dict[str, int]], data: Confidence,
     store, index, positions = place
     position = positions[data.ids[i]]
     label = name_label(store, index, position)
-    shown = [f"{percent(float(data.ratio[m][i]))} of the {WORDS[m]}" for m in MODALITIES if data.ratio[m][i] > 0]
+    shown = [f"{percent(float(data.ratio[m][i]))} of {m}" for m in MODALITIES if data.ratio[m][i] > 0]
     lines = (
         data.ids[i],
-        f"confidence: sound {data.mean['audio'][i]:.2f}, pictures {data.mean['visual'][i]:.2f}",
+        f"confidence: audio {data.mean['audio'][i]:.2f}, visual {data.mean['visual'][i]:.2f}",
         f"masked: {' and '.join(shown) or 'nothing'}",
     )
     return Card(f"class {label}", show_stored_clip(store, index, position, label), lines)
@@ -180,7 +179,7 @@ def tabulate_masks(experiment: Experiment) -> list[Block]:
     columns = (
         "run",
         "mask",
-        *(f"{side}: {what}" for side in WORDS.values() for what in ("clips", "mean", "most")),
+        *(f"{side}: {what}" for side in MODALITIES for what in ("clips", "mean", "most")),
     )
     return [
         Heading("What each run masks"),

@@ -25,12 +25,25 @@ from avpt.types import Table
 
 log = logging.getLogger(__name__)
 
+SOURCE, RANDOM, AFTERWARDS = "in the source weights", "in the random weights", "after training"  # counted when
 MOVED = 0.01  # a layer of which no alpha moved by as much is not shown
+LITTLE = 0.1  # a move of alpha that changes next to nothing
+NONE_LEFT = "a reset and ABRi leave none to start with"
+AT_THE_SOURCE = (
+    f"What is counted at the source are the weights before BatchNorm was changed; {NONE_LEFT}, so that 0 % after "
+    "training is by construction."
+)
 BN = {
     "keep": "kept as it was",
     "reset": "reset everywhere",
     "reset-abnormal": "reset where |gamma| was below the threshold",
     "abri": "blended with a new one (ABRi)",
+}
+TREATED = {  # the same in a word or two
+    "keep": "BatchNorm kept",
+    "reset": "BatchNorm reset",
+    "reset-abnormal": "abnormal channels reset",
+    "abri": "ABRi",
 }
 
 
@@ -141,8 +154,10 @@ def section(experiment: Experiment, starts: Sequence[Start]) -> Section:
                 )
             )
     if rows:
-        columns = ("encoder", "fed with", "weights", "BatchNorm was", "abnormal at first", "trained in", "after")
+        columns = ("encoder", "fed with", "weights", "BatchNorm was", "at the source", "trained in", AFTERWARDS)
         blocks.append(Grid(Table("encoders, with their share of abnormal channels", columns, rows, left=4)))
+    if any(start.pretrained and start.node.option("bn") != "keep" for start in starts):
+        blocks.append(Text(AT_THE_SOURCE))
     for start in merge_seeds(experiment, starts):
         blocks += show_start(experiment, start)
     lost = list_missing(experiment, "init", "weights")
@@ -180,16 +195,29 @@ def describe(channels: Channels, when: str) -> str:
     return f"{percent(channels.share)} of all channels {when}, {most}"
 
 
+def conclude_alphas(alphas: Sequence[float], initial: float) -> str:
+    """Say what alphas (of the layers in which one moved) mean for the mix of old and new BatchNorm."""
+    mean, most = sum(alphas) / len(alphas), max(abs(value - initial) for value in alphas)
+    if most < LITTLE:
+        return f"None moved by {LITTLE:g}: training left the mix of old and new almost as it was."
+    if abs(mean - initial) < LITTLE:
+        return "Single channels moved, but on average the mix of old and new is almost as it was."
+    return f"On average training moved the mix towards the {'old' if mean > initial else 'new'} BatchNorm."
+
+
 def show_start(experiment: Experiment, start: Start) -> list[Block]:
     """Draw abnormal channels if there are any, and alphas if there is ABRi."""
     name, blocks = experiment.name(start.node), list[Block]()
     loaded, after = start.loaded, next(iter(start.trained.values()), None)
     if loaded is not None and (any(loaded.abnormal) or (after is not None and any(after.abnormal))):
-        values = {"as loaded": loaded.shares} | ({"after fine-tuning": after.shares} if after else {})
+        before = SOURCE if start.pretrained else RANDOM
+        values = {before: loaded.shares} | ({AFTERWARDS: after.shares} if after else {})
         figure = draw_bars(loaded.names, values, label="abnormal share", colours=(BEFORE, AFTER))
-        alt = describe(loaded, "as loaded")
-        alt += f"; {describe(after, 'after fine-tuning')}" if after else ""
-        blocks += [Heading(f"Abnormal channels of {name}"), make_figure(figure, alt, f"Layer by layer: {alt}.")]
+        alt = describe(loaded, before)
+        alt += f"; {describe(after, AFTERWARDS)}" if after else ""
+        changed = start.node.option("bn") != "keep"
+        caption = f"Layer by layer: {alt}{f' ({NONE_LEFT})' if changed else ''}."
+        blocks += [Heading(f"Abnormal channels of {name}"), make_figure(figure, alt, caption)]
     initial = float(start.node.option("alpha")) if start.alphas else 0.0
     layers = [
         layer
@@ -205,9 +233,9 @@ def show_start(experiment: Experiment, start: Start) -> list[Block]:
         which = "" if len(layers) == total else f", in the {len(layers)} of {total} layers where one moved by {MOVED:g}"
         alt = f"mean {mean:.3f}, from {min(every):.3f} to {max(every):.3f}; they started at {initial:g}"
         caption = (
-            f"What ABRi learnt from {name}: alpha is the share of the pre-trained BatchNorm in each layer's output, "
-            f"by channel{which} ({alt}; the one that moved most is at {moved:.3f}). Points are means of a layer, "
-            "lines run from its lowest to its highest."
+            f"What ABRi learnt in {listed(list(start.alphas))}: alpha is the share of the pre-trained BatchNorm in "
+            f"each layer's output, by channel{which} ({alt}; the one that moved most is at {moved:.3f}). Points are "
+            f"means of a layer, lines run from its lowest to its highest. {conclude_alphas(every, initial)}"
         )
         figure = draw_ranges(layers, learnt, label="alpha", start=initial)
         blocks += [Heading(f"ABRi's shares in {listed(list(start.alphas))}"), make_figure(figure, alt, caption)]

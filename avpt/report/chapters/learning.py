@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from avpt.errors import AvptError
@@ -27,12 +29,14 @@ from avpt.runs.lineage import Node
 from avpt.store.splits import training_splits
 from avpt.store.store import Store
 from avpt.training.metrics import WORDS, key_name_of
-from avpt.types import MODALITIES, Table
+from avpt.types import MODALITIES, Modality, Table
 
 if TYPE_CHECKING:
     from matplotlib import figure as matplotlib_figure
 
 Row = Mapping[str, Any]
+ENOUGH = 10  # values after the first epoch by which a loss is judged to start far too high
+FAR = 5  # times the loss that nearly all later epochs stay below: what is higher than that is cut off
 WIDELY = 100  # ratio of highest to lowest loss above which the axis is logarithmic
 COLOURS = CYCLE[2:] + CYCLE[:2]  # blue and orange come last: elsewhere they mean audio and visual
 
@@ -43,9 +47,10 @@ class Curves:
 
     figure: matplotlib_figure.Figure
     values: list[float]
-    loss: bool  # which may have a logarithmic axis
+    loss: bool  # which may have a logarithmic axis, and of which the first epochs may be cut off
     alt: str
     caption: str
+    later: list[float] = field(default_factory=list)  # finite values after the first epoch
 
 
 def stage1(experiment: Experiment) -> Section:
@@ -75,6 +80,10 @@ def stage1(experiment: Experiment) -> Section:
 
 def stage2(experiment: Experiment, clips: int) -> Section:
     """Write the section on stage 2: both encoders together."""
+    nodes = experiment.of_kind("fused")
+    if not nodes:
+        lost = Text("None of these runs trains both modalities together (`avpt fuse-train`).", missing=True)
+        return Section("stage-2", "Stage 2: both together", [lost])
     blocks: list[Block] = [
         Text(
             "Then both encoders and a fusion head are trained together. A modality's share is what it adds to the "
@@ -82,17 +91,16 @@ def stage2(experiment: Experiment, clips: int) -> Section:
             "gradient's norm tells how much there is for an encoder to learn from."
         )
     ]
-    nodes = experiment.of_kind("fused")
-    if not nodes:
-        blocks.append(Text("None of these runs trains both modalities together (`avpt fuse-train`).", missing=True))
-        return Section("stage-2", "Stage 2: both together", blocks)
     groups = group_epochs(experiment, nodes)
     key, word = find_key_metric(experiment, nodes)
     together = draw_metrics(experiment, groups, key, word)
     share_axes(together)
     blocks += [Heading("The joint model"), show_curves(together)]
     shares = [
-        draw_groups(experiment, groups, f"{m} share, val accuracy", make_picker("val", f"{m}_accuracy"))
+        draw_level(
+            draw_groups(experiment, groups, f"{m} share, val accuracy", make_picker("val", f"{m}_accuracy")),
+            find_level(experiment, nodes, m),
+        )
         for m in MODALITIES
     ]
     blocks += [Heading("What each modality contributes"), show_pair(shares)]
@@ -109,6 +117,25 @@ def stage2(experiment: Experiment, clips: int) -> Section:
         blocks.append(Heading("Masked inputs as the network saw them"))
         blocks += show_masked_inputs(experiment, nodes, clips)
     return Section("stage-2", "Stage 2: both together", blocks)
+
+
+def find_level(experiment: Experiment, nodes: list[Node], modality: Modality) -> float | None:
+    """The mean val accuracy of the encoders alone that some joint runs started from; None where it is not known."""
+    origins = [origin for node in nodes if (origin := experiment.origin(node, modality)) is not None]
+    summaries = [
+        experiment.runs[path].summary for path in dict.fromkeys(origin.path for origin in origins if origin.is_run)
+    ]
+    values = [summary["val"]["accuracy"] for summary in summaries if summary and "accuracy" in summary.get("val", {})]
+    return mean(values) if values else None
+
+
+def draw_level(curves: Curves | None, level: float | None) -> Curves | None:
+    """Draw what an encoder reaches alone as a dotted line, to compare its share with."""
+    if curves is None or level is None:
+        return curves
+    curves.figure.axes[0].axhline(level, color="#8C8C8C", lw=0.8, ls=":")
+    words = f" The dotted line is the encoder alone ({percent(level)})."
+    return replace(curves, alt=f"{curves.alt};{words.lower().rstrip('.')}", caption=curves.caption + words)
 
 
 def group_epochs(experiment: Experiment, nodes: list[Node]) -> dict[str, list[list[Row]]]:
@@ -151,7 +178,13 @@ def show_curves(curves: Sequence[Curves]) -> Block:
     """Show curves whose axes are settled."""
     if not curves:
         return Text("No epoch is done yet.", missing=True)
-    return Figures([make_figure(one.figure, one.alt, one.caption) for one in curves])
+    return Figures([make_figure(one.figure, one.alt, one.caption + say_cut(one)) for one in curves])
+
+
+def say_cut(curves: Curves) -> str:
+    """Say which values the axis leaves out, if any."""
+    top, highest = curves.figure.axes[0].get_ylim()[1], max(filter(math.isfinite, curves.values), default=0.0)
+    return f" Values above {top:.3g} (up to {highest:.3g}) are cut off." if highest > top else ""
 
 
 def show_pair(curves: Sequence[Curves | None]) -> Block:
@@ -172,7 +205,11 @@ def share_axis(curves: Sequence[Curves]) -> None:
     values = [value for one in curves for value in one.values]
     if not values:
         return
-    wide = all(one.loss for one in curves) and ranges_widely(values)
+    loss = all(one.loss for one in curves)
+    top = find_top(curves) if loss else None
+    if top is not None:
+        values = [value for value in values if value <= top]
+    wide = loss and ranges_widely(values)
     for one in curves:
         axes = one.figure.axes[0]
         if wide:
@@ -181,8 +218,19 @@ def share_axis(curves: Sequence[Curves]) -> None:
             axes.yaxis.set_minor_formatter(lambda value, place: "")
     limits = [one.figure.axes[0].get_ylim() for one in curves]
     low, high = min(low for low, _ in limits), max(high for _, high in limits)
+    if top is not None:
+        low, high = min(values) / 1.2 if wide else min(values) - 0.05 * (top - min(values)), top
     for one in curves:
         one.figure.axes[0].set_ylim(low, high)
+
+
+def find_top(curves: Sequence[Curves]) -> float | None:
+    """Find where to cut a loss off that is so high at first that nothing else could be read; None where it is not."""
+    later = [value for one in curves for value in one.later]
+    if len(later) < ENOUGH:
+        return None
+    top = 1.25 * float(np.percentile(later, 95))
+    return top if max(value for one in curves for value in one.values) > FAR * top > 0 else None
 
 
 def make_picker(part: str, name: str) -> Callable[[Row], float | None]:
@@ -224,6 +272,7 @@ def draw_curve(curves: Mapping[str, list[list[float]]], label: str) -> Curves | 
         label.endswith("loss"),
         f"{label} from the first epoch to the last: {', '.join(ends)}",
         f"{label[0].upper()}{label[1:]}, by epoch.{bands}",
+        [value for several in there.values() for run in several for value in run[1:] if math.isfinite(value)],
     )
 
 
@@ -321,5 +370,5 @@ def show_run_inputs(experiment: Experiment, node: Node, store: Store, clips: int
                 for hidden, how in versions
             ]
         cards.append(Card(index.ids[position], pictures, [f"mask ratio: {', '.join(shares)}"]))
-    title = f"{experiment.name(node)}, epoch 1; what is masked is blue in the sound and orange in the pictures"
+    title = f"{experiment.name(node)}, epoch 1; what is masked is blue in the audio and orange in the visual input"
     return Cards(title, cards)

@@ -6,34 +6,35 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from avpt.errors import AvptError
+from avpt.errors import AvptError, listed
 from avpt.report.chapters.clips import count_clips, show_examples
+from avpt.report.chapters.initialisation import TREATED
 from avpt.report.chapters.results import Scores, collect_scores, read_answers
 from avpt.report.drawing import percent
 from avpt.report.experiment import Experiment, explain_error
-from avpt.report.page.blocks import Bar, Bars, Block, Card, Strip, Text
+from avpt.report.page.blocks import Badges, Bar, Bars, Block, Card, Strip, Text, Verdict
 from avpt.runs.lineage import Node
 from avpt.store.store import Store
 from avpt.text import format_count
 from avpt.training.metrics import WORDS
+from avpt.types import MODALITIES
 
 CLIPS = 3  # that are shown
 CLASSES = 4  # that are named
+OR = " or "
 ORDER = ("audio", "visual", "joint")
-BN = {  # what is done to the BatchNorm of pre-trained weights, where there is any
-    "keep": "",
-    "reset": "BatchNorm reset",
-    "reset-abnormal": "abnormal channels reset",
-    "abri": "ABRi",
-}
+ABRI = "ABRi blends each BatchNorm layer of a pre-trained encoder with a fresh one, by a learnt share."
+FUST = "FusT hides, clip by clip, part of the modality that is easy (`--mask adaptive`)."
 
 
-def summarise(experiment: Experiment, clips: int) -> list[Block]:
-    """Say in a line what the data is, show some clips, and draw the accuracies."""
-    return [*introduce_data(experiment, min(clips, CLIPS)), *draw_scores(experiment)]
+def summarise(experiment: Experiment, clips: int, answers: Sequence[Verdict]) -> list[Block]:
+    """Say in a line each what the data and the models are, give the answers, show clips, and draw the accuracies."""
+    data, cards = introduce_data(experiment, min(clips, CLIPS))
+    strip = [Strip(cards)] if cards else []
+    return [*data, *introduce_models(experiment), Badges(answers), *strip, *draw_scores(experiment)]
 
 
-def introduce_data(experiment: Experiment, clips: int) -> list[Block]:
+def introduce_data(experiment: Experiment, clips: int) -> tuple[list[Block], list[Card]]:
     """Introduce each store in a line, and the first of them by some clips."""
     blocks: list[Block] = []
     cards: list[Card] = []
@@ -49,7 +50,35 @@ def introduce_data(experiment: Experiment, clips: int) -> list[Block]:
         classes = next((list(header.classes) for header in headers if header is not None), [])
         known = f"Clips of {len(classes)} classes: {name_some(classes)}. " if classes else ""
         blocks.append(Text(f"{known}The store that they are in was not found.", missing=True))
-    return [*blocks, Strip(cards)] if cards else blocks
+    return blocks, cards
+
+
+def introduce_models(experiment: Experiment) -> list[Block]:
+    """Say which models are compared, and what the methods among them do."""
+    phrases: list[str] = []
+    for modality in MODALITIES:
+        runs = experiment.stage1(modality)
+        inits = [init for run in runs if (init := experiment.origin(run, "init")) is not None]
+        archs = list(dict.fromkeys(str(init.option("arch")) for init in inits))
+        starts: dict[str, list[str]] = {}
+        for init in sorted(inits, key=lambda init: init.option("weights") != "random"):
+            treated = starts.setdefault(describe_weights(experiment, init), [])
+            treated += [how for how in (describe_treatment(experiment, init),) if how and how not in treated]
+        origins = [f"{origin} ({'; '.join(how)})" if how else origin for origin, how in starts.items()]
+        if runs:
+            words = f"{'an' if modality == 'audio' else 'a'} {modality} encoder"
+            words += f" ({listed(archs)})" if archs else ""
+            phrases.append(f"{words} alone{f', {OR.join(origins)}' if origins else ''}")
+    fused = experiment.of_kind("fused")
+    if fused:
+        plain_first = sorted(fused, key=lambda run: run.option("mask") != "none")
+        masks = list(dict.fromkeys(map(describe_method, plain_first)))
+        phrases.append(f"both together, {OR.join(masks)}")
+    if not phrases:
+        return []
+    methods = [ABRI] if any(node.option("bn") == "abri" for node in experiment.of_kind("encoder")) else []
+    methods += [FUST] if any(run.option("mask") == "adaptive" for run in fused) else []
+    return [Text(" ".join([f"Trained on these clips, to tell the classes apart: {'; '.join(phrases)}.", *methods]))]
 
 
 def name_some(names: Sequence[str]) -> str:
@@ -98,21 +127,40 @@ def describe_run(experiment: Experiment, node: Node) -> str:
     """Describe how a run was trained in a few words."""
     if node.kind == "classifier":
         start = experiment.origin(node, "init")
-        how = [] if start is None else [start_words(start)]
-        words = f"{kind_of(node)} alone"
-    else:
-        words = "both together"
-        mask, balance = node.option("mask"), node.option("balance")
-        how = ["nothing masked"] if mask == "none" else [f"masked: {mask}"]
-        how += [] if balance == "none" else [f"balanced: {balance}"]
-    return ", ".join([words, *filter(None, how)])
+        alone = f"{kind_of(node)} alone"
+        return alone if start is None else f"{alone}, {describe_start(experiment, start)}"
+    return f"both together, {describe_method(node)}"
 
 
-def start_words(start: Node) -> str:
-    """Say what an encoder started from."""
-    if start.option("weights") == "random":
-        return "random weights"
-    return BN.get(start.option("bn"), "") or "pre-trained"
+def describe_method(run: Node) -> str:
+    """Describe what a joint run masks and balances."""
+    mask, balance = run.option("mask"), run.option("balance")
+    words = "nothing masked" if mask == "none" else f"masked: {mask}"
+    return words if balance == "none" else f"{words}, balanced: {balance}"
+
+
+def describe_start(experiment: Experiment, start: Node) -> str:
+    """Say what an encoder started from, and what was done to its BatchNorm."""
+    return ", ".join(filter(None, [describe_weights(experiment, start), describe_treatment(experiment, start)]))
+
+
+def describe_weights(experiment: Experiment, start: Node) -> str:
+    """Say which weights an encoder started from."""
+    weights = str(start.option("weights"))
+    if weights == "random":
+        return "from random weights"
+    origin = experiment.origin(start, "weights")
+    if origin is not None and "modality" in origin.config:
+        return f"from the {origin.config['modality']} encoder"
+    return "from weights in a file" if weights == "file" else f"from {weights} weights"
+
+
+def describe_treatment(experiment: Experiment, start: Node) -> str:
+    """Say what was done to the BatchNorm of pre-trained weights, if anything was done to that of any encoder here."""
+    pretrained = [node for node in experiment.of_kind("encoder") if node.option("weights") != "random"]
+    if start not in pretrained or all(node.option("bn") == "keep" for node in pretrained):
+        return ""  # there need not be any BatchNorm
+    return TREATED[start.option("bn")]
 
 
 def guess_most_frequent(experiment: Experiment, scores: Sequence[Scores]) -> float | None:

@@ -121,7 +121,7 @@ def section(experiment: Experiment) -> Section:
 
 def tabulate_runs(experiment: Experiment) -> Block:
     """Tabulate the metrics of all runs."""
-    runs = [node for node in experiment.nodes if node.is_run]
+    runs = [node for group in experiment.groups.values() for node in group]
     summaries = [experiment.runs[node.path].summary or {} for node in runs]
     splits = [split for split in ("val", "test") if any(summary.get(split) for summary in summaries)]
     wanted = [("test", *metric) for metric in METRICS] + [("val", *metric) for metric in METRICS[:3]]
@@ -139,13 +139,15 @@ def tabulate_runs(experiment: Experiment) -> Block:
 
 def summarise_groups(experiment: Experiment) -> list[Block]:
     """Summarise runs that differ in the seed alone by mean and deviation."""
-    rows = []
+    rows, measured = [], dict[str, None]()
     for score in collect_scores(experiment):
         if score.deviation is not None:
-            rows.append((score.name, str(len(score.numbers)), percent(score.mean), percent(score.deviation)))
+            deviation = f"{100 * score.deviation:.1f} points"
+            rows.append((score.name, str(len(score.numbers)), percent(score.mean), deviation))
+            measured[f"{score.split} {WORDS[score.metric]}"] = None
     if not rows:
         return []
-    title = "test accuracy (mAP) over seeds; deviation of single runs"
+    title = f"{' or '.join(measured)} over seeds; deviation of single runs"
     blocks: list[Block] = [Grid(Table(title, ("runs", "seeds", "mean", "deviation"), rows))]
     if experiment.pooled:
         blocks.append(
@@ -210,12 +212,13 @@ def tabulate_precisions(name: str, answers: Answers) -> Block:
 
 def tabulate_probes(experiment: Experiment) -> list[Block]:
     """Tabulate linear probes, if `avpt probe` was run."""
-    rows = []
+    rows, metrics = [], dict[str, None]()
     for node in experiment.of_kind("probe"):
         probe = read_probe(node)
         if probe is not None:
             model = experiment.origin(node, "model")
             alone, difference = probe.alone, probe.difference
+            metrics[WORDS[probe.metric]] = None
             name = experiment.name(model) if model else experiment.name(node)
             gap = "–" if difference is None else points(difference)
             chance = "–" if difference is None or probe.p is None else format_p(probe.p)
@@ -223,7 +226,8 @@ def tabulate_probes(experiment: Experiment) -> list[Block]:
     if not rows:
         return []
     columns = ("encoder of", "modality", "probe", "before joint training", "difference", "over clips")
-    title = "test accuracy (mAP) of a linear probe of each encoder; McNemar's test over clips, of these models alone"
+    title = f"test {' or '.join(metrics)} of a linear probe of each encoder; "
+    title += "McNemar's test over clips, of these models alone"
     return [Heading("Linear probes"), Grid(Table(title, columns, rows, left=2))]
 
 
@@ -232,6 +236,7 @@ class Probe:
     """The result of a linear probe of an encoder."""
 
     modality: str
+    metric: str  # accuracy or map
     accuracy: float | None
     alone: float | None  # accuracy with the encoder before joint training
     difference: float | None
@@ -247,6 +252,7 @@ def read_probe(node: Node) -> Probe | None:
     before, mcnemar = metrics.get("stage1"), metrics.get("mcnemar")
     return Probe(
         modality=str(metrics.get("modality")),
+        metric=key_name_of(metrics),
         accuracy=pick_number(metrics.get(key_name_of(metrics))),
         alone=pick_number(before.get(key_name_of(before))) if isinstance(before, dict) else None,
         difference=pick_number(metrics.get("difference")),

@@ -117,6 +117,14 @@ class Bars:
 
 
 @dataclass(frozen=True)
+class Badges:
+    """The answers in a row of links to the verdicts."""
+
+    verdicts: Sequence[Verdict]
+    block: str = "badges"
+
+
+@dataclass(frozen=True)
 class Facts:
     """Facts about something, as pairs of name and value."""
 
@@ -164,7 +172,7 @@ class Graph:
     block: str = "graph"
 
 
-Block = Heading | Text | Grid | Figure | Figures | Cards | Strip | Bars | Facts | Fold | Command | Graph
+Block = Heading | Text | Grid | Figure | Figures | Cards | Strip | Bars | Badges | Facts | Fold | Command | Graph
 
 
 @dataclass(frozen=True)
@@ -184,6 +192,8 @@ class Verdict:
     answer: Literal["yes", "no", "unclear", "not measured"]
     headline: str
     details: Sequence[str] = ()
+    short: str = ""  # the claim in a few words, for the top of the page
+    further: Sequence[Verdict] = ()  # questions that follow from this one; their evidence is among its details
 
 
 @dataclass(frozen=True)

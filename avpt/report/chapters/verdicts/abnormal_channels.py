@@ -11,8 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avpt.options import complete
-from avpt.report.chapters.initialisation import Start
-from avpt.report.chapters.verdicts.answers import Answer, Results, compare_runs, explain_correction
+from avpt.report.chapters.initialisation import NONE_LEFT, TREATED, Start
+from avpt.report.chapters.verdicts.answers import (
+    Answer,
+    Results,
+    compare_runs,
+    explain_correction,
+    list_unsettled,
+)
 from avpt.report.differences import CHANCE, Difference, describe_outcome, summarise_difference
 from avpt.report.drawing import percent
 from avpt.report.experiment import Experiment
@@ -21,24 +27,28 @@ from avpt.runs.groups import seed_of
 from avpt.runs.lineage import Node
 
 RANDOM = "random"
+KEPT = TREATED["keep"]
 SOME = 0.01  # the least share of abnormal channels for a "yes"
 
 
 def judge_abnormal_channels(experiment: Experiment, starts: Sequence[Start], results: Results, folder: Path) -> Verdict:
     """Judge whether pre-trained channels have parameters near zero, and whether ABRi gained accuracy from them."""
-    claim = "Are there abnormal channels in the pre-trained encoders?"
+    claim, short = "Are there abnormal channels in the pre-trained encoders?", "Abnormal channels"
     pretrained = [start for start in starts if start.pretrained and start.loaded is not None]
     if not pretrained:
         why = "every encoder that was found starts from random weights, so nothing pre-trained could be abnormal"
-        return Verdict(claim, "not measured", f"Here {why}." if starts else "No encoder from `avpt init` was found.")
+        headline = f"Here {why}." if starts else "No encoder from `avpt init` was found."
+        return Verdict(claim, "not measured", headline, short=short)
     worst = max(pretrained, key=lambda start: start.loaded.share if start.loaded else 0.0)
     assert worst.loaded is not None
     share, threshold = worst.loaded.share, float(worst.node.option("abnormal_threshold"))
     answer: Answer = "yes" if share >= SOME else "no"
     count = f"{sum(worst.loaded.abnormal)} of {sum(worst.loaded.channels)} BatchNorm channels"
-    headline = f"{count} ({percent(share)}) of `{experiment.name(worst.node)}` were abnormal as loaded"
+    headline = (
+        f"{count} ({percent(share)}) of the weights that `{experiment.name(worst.node)}` started from were abnormal"
+    )
     headline += f" (both parameters below {threshold:g})."
-    details = []
+    details = describe_sources(experiment, pretrained)
     if answer == "no":
         details.append("There was next to nothing to revive, so these runs can't show what ABRi does about it.")
     details.append(
@@ -46,22 +56,56 @@ def judge_abnormal_channels(experiment: Experiment, starts: Sequence[Start], res
         f"channels are dead on this data is measured by `{write_inspect_command(experiment, pretrained, folder)}`."
     )
     details += describe_training(experiment, pretrained)
-    compared = compare_abri(experiment, results)
-    least = CHANCE / max(1, len(compared))
+    compared, beside = compare_starts(experiment, results)
+    least, few = (CHANCE / max(1, len(several)) for several in (compared, beside))
     details += [
-        f"Accuracy of {one.who}: {one.difference.words()}; {describe_outcome(one.difference, least)}."
+        f"Accuracy of {one.who}: {one.difference.words(least)}; {describe_outcome(one.difference, least)}."
         for one in compared
     ]
     details += explain_correction(len(compared))
-    if answer == "yes" and compared:
-        gains = [
-            f"against {one.others} {summarise_difference(one.difference)}, {describe_outcome(one.difference, least)}"
-            for one in compared
-        ]
-        headline += f" Accuracy with ABRi {'; '.join(gains)}."
-    elif answer == "yes":
+    details += [
+        f"Beside the question: {one.who}: {one.difference.words(few)}; {describe_outcome(one.difference, few)}."
+        for one in beside
+    ]
+    if answer == "yes" and not compared:
         details.append("Whether ABRi gained accuracy takes a run from the same weights with `--bn keep` beside it.")
-    return Verdict(claim, answer, headline, details)
+    further = [judge_abri(experiment, compared, beside)] if compared else []
+    return Verdict(claim, answer, headline, details, short, further)
+
+
+def judge_abri(experiment: Experiment, compared: Sequence[Comparison], beside: Sequence[Comparison]) -> Verdict:
+    """Judge whether ABRi gained accuracy over BatchNorm kept or, where no run kept it, over random weights."""
+    least, few = (CHANCE / max(1, len(several)) for several in (compared, beside))
+    asked = [one for one in compared if one.others == KEPT] or compared
+    better = {one.difference.mean > 0 for one in asked if one.difference.counts(least)}
+    answer: Answer = "unclear" if len(better) != 1 else "yes" if better.pop() else "no"
+    gains = [
+        f"against {one.others} {summarise_difference(one.difference)}, {describe_outcome(one.difference, least)}"
+        for one in compared
+    ]
+    sentences = [f"Accuracy with ABRi {'; '.join(gains)}."]
+    sentences += [
+        f"BatchNorm kept against random weights: {summarise_difference(one.difference)}, "
+        f"{describe_outcome(one.difference, few)}."
+        for one in beside
+        if one.bn == "keep"
+    ]
+    sentences.append(list_unsettled(experiment, [run for one in compared for run in one.runs]))
+    return Verdict("Does ABRi help?", answer, " ".join(filter(None, sentences)), short="ABRi helps")
+
+
+def describe_sources(experiment: Experiment, pretrained: Sequence[Start]) -> list[str]:
+    """Say whether the runs that the weights come from had weight decay on BatchNorm, where these runs are known."""
+    decayed: dict[str, str] = {}
+    for start in pretrained:
+        run = experiment.origin(start.node, "weights")
+        if run is not None and run.is_run:
+            norms = "BatchNorm included (`--decay-norm`)" if run.option("decay_norm") else "BatchNorm left out"
+            decayed[experiment.group_of(run)] = f"{run.option('weight_decay'):g}, {norms}"
+    return [
+        f"The pre-trained weights come from `{group}`, trained with weight decay {how}."
+        for group, how in decayed.items()
+    ]
 
 
 def describe_training(experiment: Experiment, pretrained: Sequence[Start]) -> list[str]:
@@ -69,13 +113,14 @@ def describe_training(experiment: Experiment, pretrained: Sequence[Start]) -> li
     names = {experiment.name(run): experiment.group_of(run) for run in experiment.of_kind("classifier")}
     shares: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     for start in pretrained:
-        how = "ABRi" if start.node.option("bn") == "abri" else f"BatchNorm {start.node.option('bn')}"
+        how = TREATED[start.node.option("bn")]
         for run, after in start.trained.items():
             before = start.loaded.share if start.loaded else 0.0
             if max(before, after.share) > 0:
                 shares[names[run], how].append((before, after.share))
     return [
-        f"`{group}` ({how}): {' before fine-tuning, '.join(map(format_shares, zip(*several, strict=True)))} after."
+        f"`{group}` ({how}): {' in the source weights, '.join(map(format_shares, zip(*several, strict=True)))} after "
+        f"training{'' if how == KEPT else f' ({NONE_LEFT})'}."
         for (group, how), several in shares.items()
     ]
 
@@ -88,11 +133,13 @@ def format_shares(shares: Sequence[float]) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Stage-1 runs with ABRi against others."""
+    """Stage-1 runs from pre-trained weights against others."""
 
+    bn: str  # what was done to their BatchNorm: abri, keep, ...
     who: str  # both, with their accuracies
     others: str
     difference: Difference
+    runs: list[Node]  # of both
 
 
 def write_inspect_command(experiment: Experiment, pretrained: Sequence[Start], folder: Path) -> str:
@@ -112,8 +159,12 @@ def write_inspect_command(experiment: Experiment, pretrained: Sequence[Start], f
     return shlex.join(["avpt", "inspect", path, *fed, "--store", place])
 
 
-def compare_abri(experiment: Experiment, results: Results) -> list[Comparison]:
-    """Compare stage-1 runs with ABRi with runs from the same weights unchanged, and with runs from random weights."""
+def compare_starts(experiment: Experiment, results: Results) -> tuple[list[Comparison], list[Comparison]]:
+    """Compare stage-1 runs from pre-trained weights with runs from the same weights unchanged, and from random ones.
+
+    Returns:
+        the comparisons of runs with ABRi, and those of all others.
+    """
     alike: dict[str, dict[tuple[str, str], list[Node]]] = defaultdict(lambda: defaultdict(list))  # by weights and bn
     for run in experiment.of_kind("classifier"):
         init = experiment.origin(run, "init")
@@ -123,21 +174,22 @@ def compare_abri(experiment: Experiment, results: Results) -> list[Comparison]:
         own = {name: init.option(name) for name in ("arch", "modality")}
         key = json.dumps([config, own, run.inputs.get("store")], sort_keys=True)
         alike[key][name_weights(experiment, init), init.option("bn")].append(run)
-    compared: list[Comparison] = []
+    compared, beside = list[Comparison](), list[Comparison]()
     for kinds in alike.values():
-        for (weights, bn), revived in kinds.items():
-            if bn != "abri" or weights == RANDOM:
+        for (weights, bn), runs in kinds.items():
+            if weights == RANDOM:
                 continue
             for words, others in (
-                ("BatchNorm kept", kinds.get((weights, "keep"), [])),
-                ("random weights", kinds.get((RANDOM, "keep"), [])),
+                (KEPT, kinds.get((weights, "keep"), []) if bn != "keep" else []),
+                ("random weights", kinds.get((RANDOM, "keep"), []) if bn in ("abri", "keep") else []),
             ):
-                pairs = [(other, abri) for other in others for abri in revived if seed_of(other) == seed_of(abri)]
+                pairs = [(other, run) for other in others for run in runs if seed_of(other) == seed_of(run)]
                 if difference := compare_runs(pairs, results):
                     before, after = percent(difference.before), percent(difference.after)
-                    who = f"{revived[0].config['modality']} with ABRi ({after}) against {words} ({before})"
-                    compared.append(Comparison(who, words, difference))
-    return compared
+                    who = f"{runs[0].config['modality']} with {TREATED[bn]} ({after}) against {words} ({before})"
+                    both = [run for pair in pairs for run in pair]
+                    (compared if bn == "abri" else beside).append(Comparison(bn, who, words, difference, both))
+    return compared, beside
 
 
 def name_weights(experiment: Experiment, init: Node) -> str:

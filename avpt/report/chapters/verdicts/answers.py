@@ -53,6 +53,26 @@ def compare_runs(pairs: Sequence[tuple[Node, Node]], results: Results, side: str
     return compare(*map(list, zip(*comparable, strict=True))) if comparable else None
 
 
+def list_unsettled(experiment: Experiment, runs: Sequence[Node]) -> str:
+    """List the groups of runs of which most were best at their last epoch, so that a longer training may change them.
+
+    Returns:
+        a sentence; an empty one where there is no such group.
+    """
+    groups: dict[str, list[bool]] = {}
+    for run in {run.path: run for run in runs}.values():
+        record = experiment.runs[run.path]
+        if record.summary is not None:
+            best_is_last = bool(record.epochs) and record.summary["best_epoch"] == len(record.epochs)
+            groups.setdefault(experiment.group_of(run), []).append(best_is_last)
+    names = [
+        f"`{name}` ({sum(last)} of {len(last)} runs)" for name, last in groups.items() if 2 * sum(last) > len(last)
+    ]
+    if not names:
+        return ""
+    return f"The best epoch of {' and '.join(names)} is the last one: a longer training may change this."
+
+
 def explain_correction(count: int) -> list[str]:
     """Explain Bonferroni's correction, if there are several comparisons."""
     rule = f"Of {count} comparisons one is soon a hit by chance: each p has to be below {CHANCE / max(1, count):.2g}."

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from avpt.errors import listed
 from avpt.report.chapters.results import Probe, read_probe
@@ -17,6 +20,7 @@ from avpt.runs.lineage import Node
 from avpt.text import format_count
 from avpt.types import MODALITIES, Modality
 
+MOST_COMMANDS = 4  # that are listed
 SHARES = (
     "A modality's share is what it adds to the joint answer. It is not trained to answer by itself, so a share that is "
     "worse than the encoder was alone does not prove that the encoder got worse; linear probes of several seeds do "
@@ -33,6 +37,7 @@ class Evidence:
     spread: Spread
     probed: bool
     share: Difference | None  # its share of the joint answers against the encoder alone
+    trained: int = 0  # seeds of the group, probed or not
 
     @property
     def name(self) -> str:
@@ -41,13 +46,13 @@ class Evidence:
         return f"{self.modality} in `{self.group}` ({'seeds' if len(self.spread.each) > 1 else 'seed'} {seeds})"
 
 
-def judge_starvation(experiment: Experiment, results: Results) -> Verdict:
+def judge_starvation(experiment: Experiment, results: Results, folder: Path) -> Verdict:
     """Judge whether an encoder is worse inside the joint model than alone, in each group of joint runs."""
-    claim = "Does one modality starve the other in joint training?"
+    claim, short = "Does one modality starve the other in joint training?", "One modality starves the other"
     done = [run for run in experiment.of_kind("fused") if experiment.runs[run.path].summary is not None]
     runs = [run for run in done if is_plain(run)] or done
     if not runs:
-        return Verdict(claim, "not measured", "There is no finished joint run among these.")
+        return Verdict(claim, "not measured", "There is no finished joint run among these.", short=short)
     details: list[str] = []
     if not is_plain(runs[0]):
         details.append("There is no finished run of plain joint training; these mask or balance.")
@@ -58,16 +63,18 @@ def judge_starvation(experiment: Experiment, results: Results) -> Verdict:
         of_group, words = gather_evidence(experiment, results, name, group)
         evidence += of_group
         measured += [*words, *describe_gradients(experiment, name, group)]
-    details += [SHARES, *measured] if any(one.share is not None for one in evidence) else measured
+    least = CHANCE / max(1, len(evidence))
+    shares = [describe_share(one, least) for one in evidence if one.share is not None]
+    details += [SHARES, *shares, *measured] if shares else measured
     if not evidence:
         lost = "no linear probe, and no predictions of the stage-1 runs on clips with one label, were found"
-        return Verdict(claim, "not measured", f"This can't be judged: {lost}.", details)
-    least = CHANCE / len(evidence)
+        return Verdict(claim, "not measured", f"This can't be judged: {lost}.", details, short)
     details += explain_correction(len(evidence))
     answer, headline = weigh(evidence, least)
     if answer != "yes":
         headline += explain_shares(evidence, least)
-    return Verdict(claim, answer, headline, details)
+    details += list_unprobed(experiment, runs, folder)
+    return Verdict(claim, answer, headline, details, short)
 
 
 def weigh(evidence: Sequence[Evidence], least: float) -> tuple[Answer, str]:
@@ -88,12 +95,17 @@ def weigh(evidence: Sequence[Evidence], least: float) -> tuple[Answer, str]:
     summary += f" Nothing is known of {listed(missing)}." if missing else ""
     few = min(len(one.spread.each) for one in evidence)
     if not all(one.spread.enough for one in evidence):
-        return "unclear", f"{format_count(few, 'seed').capitalize()} can't tell what joint training does. {summary}"
+        most = max(one.trained for one in evidence if len(one.spread.each) == few)
+        probed = f"Only {few} of {most} seeds {'was' if few == 1 else 'were'} probed, and " if most > few else ""
+        return "unclear", f"{probed}{format_count(few, 'seed')} can't tell what joint training does. {summary}"
     return "unclear", f"{summary} That neither proves a loss of the encoders nor rules one of {margin} out."
 
 
 def explain_shares(evidence: Sequence[Evidence], least: float) -> str:
-    """Explain why shares that are clearly worse than the encoders alone leave the answer as it is."""
+    """Explain why shares that are clearly worse than the encoders alone leave the answer as it is.
+
+    Of encoders that were probed a share is mentioned only where it is worse by both tests, over clips and over seeds.
+    """
     worse = [one for one in evidence if one.share is not None and one.share.mean < 0 and one.share.clips_tell(least)]
     if not worse:
         return ""
@@ -101,17 +113,22 @@ def explain_shares(evidence: Sequence[Evidence], least: float) -> str:
     if fallen := [
         f"{one.modality}{f' in `{one.group}`' if len(groups) > 1 else ''} {points(one.share.mean)}"
         for one in worse
-        if one.probed and one.share is not None
+        if one.probed and one.share is not None and one.share.counts(least)
     ]:
-        return f" Shares of the joint answer fell ({'; '.join(fallen)}), but a share is not trained to answer alone."
+        return (
+            f" Shares of the joint answer are less accurate than each encoder alone ({'; '.join(fallen)}), but a share "
+            "is not trained to answer alone."
+        )
+    if all(one.probed for one in worse):
+        return ""
     return " A share is not trained to answer alone: whether an encoder got worse is for linear probes (`avpt probe`)."
 
 
 def gather_evidence(
     experiment: Experiment, results: Results, name: str, runs: Sequence[Node]
 ) -> tuple[list[Evidence], list[str]]:
-    """Gather what shares and probes show about runs that differ in the seed alone, as records and in words."""
-    evidence, words = [], []
+    """Gather what shares and probes show about runs that differ in the seed alone; what probes show in words too."""
+    evidence, words, trained = [], [], len(set(map(seed_of, runs)))
     for modality in MODALITIES:
         pairs = []
         for run in runs:
@@ -120,21 +137,26 @@ def gather_evidence(
             if origin is not None and alone and share and results.classes(origin) == results.classes(run):
                 pairs.append((alone, share, seed_of(run)))
         fall = compare(*map(list, zip(*pairs, strict=True))) if pairs else None
-        if fall is not None:
-            words.append(
-                f"{modality.capitalize()}: {percent(fall.before)} alone, {percent(fall.after)} by its share in "
-                f"`{name}`: {fall.words()}."
-            )
         probed = find_probes(experiment, runs, modality)
         if probed:
             change = compare_seeds(
                 dict.fromkeys(probed, 0.0), {seed: average_difference(probes) for seed, probes in probed.items()}
             )
-            evidence.append(Evidence(name, modality, change, probed=True, share=fall))
+            evidence.append(Evidence(name, modality, change, probed=True, share=fall, trained=trained))
             words.append(describe_probes(name, modality, probed, change))
         elif fall is not None:
             evidence.append(Evidence(name, modality, fall.seeds, probed=False, share=fall))
     return evidence, words
+
+
+def describe_share(one: Evidence, least: float) -> str:
+    """Describe a modality's share of the joint answers against its encoder alone; its p are held against `least`."""
+    fall = one.share
+    assert fall is not None
+    return (
+        f"{one.modality.capitalize()}: {percent(fall.before)} alone, {percent(fall.after)} by its share in "
+        f"`{one.group}`: {fall.words(least)}."
+    )
 
 
 def find_probes(experiment: Experiment, runs: Sequence[Node], modality: Modality) -> dict[int, list[Probe]]:
@@ -147,6 +169,32 @@ def find_probes(experiment: Experiment, runs: Sequence[Node], modality: Modality
         if probe is not None and probe.modality == modality and probe.difference is not None:
             by_seed.setdefault(seed_of(model), []).append(probe)
     return dict(sorted(by_seed.items()))
+
+
+def list_unprobed(experiment: Experiment, runs: Sequence[Node], folder: Path) -> list[str]:
+    """List the encoders that were not probed, where others were, with the commands that probe them."""
+    lines = []
+    for name in dict.fromkeys(map(experiment.group_of, runs)):
+        group = [run for run in runs if experiment.group_of(run) == name]
+        probed = {modality: find_probes(experiment, group, modality) for modality in MODALITIES}
+        commands = [
+            write_probe_command(experiment, run, modality, folder)
+            for run in group
+            for modality in MODALITIES
+            if any(probed.values()) and seed_of(run) not in probed[modality]
+        ]
+        if commands:
+            rest = f"; and {len(commands) - MOST_COMMANDS} more" if len(commands) > MOST_COMMANDS else ""
+            lines.append(f"Still to probe in `{name}`: {'; '.join(commands[:MOST_COMMANDS])}{rest}.")
+    return lines
+
+
+def write_probe_command(experiment: Experiment, run: Node, modality: Modality, folder: Path) -> str:
+    """Write the command that probes one encoder of a joint run, in backticks; paths are relative to `folder`."""
+    store, out = experiment.origin(run, "store"), f"{os.path.relpath(run.path, folder)}-probe-{modality}.safetensors"
+    place = os.path.relpath(store.path, folder) if store is not None else "STORE"
+    words = ["avpt", "probe", os.path.relpath(run.path, folder), place, "--modality", modality, "--out", out]
+    return f"`{shlex.join(words)}`"
 
 
 def average_difference(probes: Sequence[Probe]) -> float:

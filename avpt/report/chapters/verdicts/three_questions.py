@@ -20,7 +20,7 @@ def answer_questions(experiment: Experiment, starts: Sequence[Start], folder: Pa
     results = Results(experiment)
     answers = [
         judge_abnormal_channels(experiment, starts, results, folder),
-        judge_starvation(experiment, results),
+        judge_starvation(experiment, results, folder),
         judge_masking(experiment, results),
     ]
     sets = {tuple(run.header.classes) for run in experiment.runs.values() if run.header is not None}
