@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from matplotlib.container import BarContainer
 from safetensors.torch import load_file, save_file
 from sklearn import metrics as sklearn_metrics
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avpt.diagnosis.channel_tables import percent
@@ -593,3 +594,46 @@ def test_a_store_that_lacks_what_is_needed(experiment: Experiment, before: Path,
     refused(
         "inspect", experiment.audio, "--store", tmp_path / "deaf", "--split", "test", *HERE, says=says, silent=False
     )
+
+
+# --- networks that avpt does not build ---------------------------------------------------------------------------
+
+
+def below(state: Mapping[str, Tensor], threshold: float) -> int:
+    """How many channels have both parameters below a threshold, by the formula."""
+    layers = [name.removesuffix(".running_var") for name in state if name.endswith(".running_var")]
+    largest = [torch.maximum(state[f"{one}.weight"].abs(), state[f"{one}.bias"].abs()) for one in layers]
+    return sum(int((values < threshold).sum()) for values in largest)
+
+
+def check_parameters(path: Path, state: Mapping[str, Tensor]) -> None:
+    thresholds = [1e-3, 1e-2, 0.05]
+    options = [word for threshold in thresholds for word in ("--threshold", str(threshold))]
+    result = done("inspect", path, *options, "--json")
+    assert f"{path}: only its BatchNorm parameters are looked at" in result.stderr
+    layers = result.json()["layers"]
+    counts = [sum(layer["below"][i] for layer in layers) for i in range(len(thresholds))]
+    assert counts == [below(state, threshold) for threshold in thresholds]
+
+
+def test_parameters_of_any_network_are_looked_at(experiment: Experiment, tmp_path: Path) -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 40, 3), nn.BatchNorm2d(40), nn.ReLU(), nn.Conv2d(40, 30, 1), nn.BatchNorm2d(30)
+    )
+    with torch.no_grad():
+        for layer in (network[1], network[4]):
+            for value in layer.parameters():
+                value.copy_(10 ** torch.empty_like(value).uniform_(-5, 0))
+    torch.save({"state_dict": network.state_dict(), "epoch": 3}, tmp_path / "strange.pt")
+    check_parameters(tmp_path / "strange.pt", network.state_dict())
+    refused("inspect", tmp_path / "strange.pt", "--store", experiment.store, says="--arch says which", silent=False)
+
+
+@pytest.mark.parametrize("name", ["resnet20-12fca82f", "resnet56-4bfd9763"])
+def test_parameters_of_real_weights(name: str) -> None:
+    """CIFAR-10 ResNets that others trained for 200 epochs."""
+    folder = Path(os.environ.get("AVPT_CLIPS") or Path(__file__).parents[2] / "shared" / "data" / "clips").parent
+    path = folder / "weights" / f"{name}.th"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    check_parameters(path, torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
