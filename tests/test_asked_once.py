@@ -147,7 +147,7 @@ def test_patches_that_a_confidence_suggests_make_no_group(experiment: Experiment
             suggested = {"confidence.audio_patch": "8x8", "model.confidence.visual_patch": 4}
             return {"audio_patch": "6x4", "confidence.missing": "error", **suggested}
 
-    made = SimpleNamespace(kind="fused", config={}, inputs={})
+    made = SimpleNamespace(kind="fused", config={}, inputs={}, path=Path())
     options = options_of(cast(Any, made), cast(Lineage, Known()))
     assert options == {"model": "joint", "audio_patch": "6x4", "confidence.missing": "error"}
 
