@@ -39,6 +39,8 @@ def abri(model: nn.Module, *, alpha: float = 0.5, per: Literal["channel", "layer
     Raises:
         ConfigError: it has no BatchNorm to convert, or one of a kind that ABRi does not know.
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"ABRi is for a torch.nn.Module, not for a {type(model).__name__}")
     if not 0 <= alpha <= 1:
         raise ConfigError(f"alpha is {alpha}; it must be 0 to 1")
     return abri_layers.convert(model, alpha, per)
@@ -74,6 +76,8 @@ def inspect(
     Raises:
         ConfigError: inputs are given with a state dict, which can't be fed.
     """
+    if not isinstance(model, nn.Module | Mapping):
+        raise ConfigError(f"a network or its state_dict() can be inspected, not a {type(model).__name__}")
     state = model.state_dict() if isinstance(model, nn.Module) else model
     report = abnormal_report(state, threshold)
     dead: dict[str, Tensor] = {}
@@ -155,6 +159,10 @@ def open_store(
         StoreError: the store is missing or damaged, or lacks the split or a modality.
     """
     store = Store(Path(path))
+    if image_size < 8 or num_frames < 1:
+        raise ConfigError(f"image_size {image_size} must be 8 or more, and num_frames {num_frames} 1 or more")
+    if strange := [modality for modality in modalities or () if modality not in MODALITIES]:
+        raise ConfigError(f"there is no modality {strange[0]!r:.40}; there are {' and '.join(MODALITIES)}")
     if split not in store.indices:
         raise StoreError(f"{path} has no {split} split; it has {', '.join(store.indices)}")
     index = store.indices[split]

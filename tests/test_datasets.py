@@ -705,3 +705,12 @@ def test_a_clip_that_lies_there_twice_is_told(tmp_path: Path) -> None:
     result = done("manifest", "vggsound", folder, "--out", tmp_path / "m.csv")
     assert "warning: more than once there: 1 clip; of a/aaaaaaaaaaa_000001.mp4 and b/" in result.stderr
     assert column(rows_of(tmp_path / "m.csv"), "video") == ["vgg/a/aaaaaaaaaaa_000001.mp4"]
+
+
+def test_of_two_formats_of_a_clip_of_ones_own_one_is_taken_and_it_is_said(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "own", "toy/rabbit.webm", "toy/rabbit.mp4", "toy/pig.mp4", "cat/a.mp4", "cat/b.mp4")
+    result = done("manifest", "folder", folder, "--out", tmp_path / "m.csv")
+    (taken,) = (path for path in column(rows_of(tmp_path / "m.csv"), "video") if "rabbit" in path)
+    (other,) = {"own/toy/rabbit.mp4", "own/toy/rabbit.webm"} - {taken}
+    says = f"more than once there: 1 clip; of {taken.removeprefix('own/')} and {other.removeprefix('own/')} the first"
+    assert says in " ".join(result.stderr.split())

@@ -82,6 +82,10 @@ def test_what_does_not_fit_is_refused(experiment: Experiment, tmp_path: Path) ->
         (lambda: model.visual_input([]), "one or more"),
         (lambda: model.visual_input([np.zeros((2, 2, 3))]), "uint8"),
         (lambda: avpt.abri(nn.BatchNorm2d(2), alpha=2), "alpha is 2"),
+        (lambda: avpt.abri("x"), "not for a str"),  # type: ignore[arg-type]
+        (lambda: avpt.inspect(5), "not a int"),  # type: ignore[arg-type]
+        (lambda: avpt.open_store(experiment.store, num_frames=0), "num_frames 0"),
+        (lambda: avpt.open_store(experiment.store, modalities=["smell"]), "no modality 'smell'"),  # type: ignore[list-item]
         (lambda: avpt.inspect({}, [torch.zeros(1)]), "can't be fed"),
         (lambda: avpt.masking.ratios(torch.zeros(2), torch.zeros(3)), "of the same clips"),
         (lambda: avpt.masking.mask(torch.zeros(2, 1, 8, 8), torch.zeros(3), (2, 2)), "one for each clip"),

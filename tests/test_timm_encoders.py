@@ -195,6 +195,17 @@ def test_activations_without_a_zero_half_are_not_measured(arch: str) -> None:
     assert activity.zeros == {}
 
 
+def test_encoders_are_listed_and_a_few_are_counted() -> None:
+    every = done("encoders", "--json").json()["encoders"]
+    assert [encoder["name"] for encoder in every] == list_architectures("")
+    assert "efficientnet_lite0" in done("encoders").stdout
+    (lite, other) = done("encoders", "lite0", "--json").json()["encoders"]
+    assert (lite["name"], lite["width"], lite["batchnorm"], lite["mean"][0]) == ("efficientnet_lite0", 1280, 49, 0.485)
+    network = timm.create_model("tf_efficientnet_lite0", num_classes=0)
+    assert other["parameters"] == sum(parameter.numel() for parameter in network.parameters())
+    refused("encoders", "nothing-like-it", says="no architecture fits")
+
+
 def test_patterns_of_names() -> None:
     assert list_architectures("resnet18")[0] == "resnet18"
     assert list_architectures("vit_tiny_patch16_2*4") == ["vit_tiny_patch16_224"]

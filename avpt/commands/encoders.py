@@ -65,11 +65,12 @@ def table_of(encoders: list[dict[str, Any]], *, counted: bool) -> Table:
     rows = []
     for encoder in encoders:
         size = "x".join(map(str, encoder["picture_size"])) + (" only" if encoder["fixed_size"] else "")
-        known = encoder["parameters"] is not None
-        counts = (f"{encoder['parameters'] / 1e6:.1f} M", str(encoder["width"]), str(encoder["batchnorm"]))
+        counts: tuple[str, ...] = ("-", "-", "-")
+        if encoder["parameters"] is not None:
+            counts = (f"{encoder['parameters'] / 1e6:.1f} M", str(encoder["width"]), str(encoder["batchnorm"]))
         colours = " / ".join(_numbers(encoder[part]) for part in ("mean", "std"))
         colours = "ImageNet's" if colours == IMAGENET_WORDS else colours
-        rows.append((encoder["name"], *((counts if known else ("-",) * 3) if counted else ()), size, colours))
+        rows.append((encoder["name"], *(counts if counted else ()), size, colours))
     columns = ("parameters", "width", "BatchNorm") if counted else ()
     title = f"{len(rows)} architecture{'s' if len(rows) > 1 else ''}; size, and mean / deviation, of the pictures"
     return Table(title, ("name", *columns, "size", "normalised by"), rows)

@@ -32,7 +32,7 @@ class Media:
 
     files: dict[str, dict[str, str]]  # video, audio, frames -> key -> path
     tables: list[str]  # .csv and .txt files in the folder and its subfolders: some may be lists
-    twice: list[tuple[str, str, str]]  # key, and two files with it and the same suffix: the one in use, the other
+    twice: list[tuple[str, str, str]]  # key, and two files with it: the one in use, the other
     sha256: str  # of all their paths
 
     @property
@@ -66,8 +66,8 @@ def find_media(folder: Path, key: Key) -> Media:
             rank, other = (RANKS.get(_suffix(file), 0) for file in (path, taken))
             if rank < other:
                 media.files[kind][name] = path
-            elif rank == other:
-                media.twice.append((name, taken, path))
+            if rank == other or key == "path":  # a known data set has a clip in several formats on purpose
+                media.twice.append((name, *((path, taken) if rank < other else (taken, path))))
 
     for inside, names in _walk(str(folder)):
         kinds = set()

@@ -154,7 +154,10 @@ def init_command(path: Path, modality: Modality | None = None) -> str:
     with suppress(ArtifactError):  # `init` says what is wrong with them
         state = read_largest(path)
         known = recognise(state)
-        arch = ["--arch", known.name] if known and known.built and known.name != "resnet18" else []
+        if known is None or not known.built:
+            arch = ["--arch", "NAME"] if state else []  # which of the others it is, if any, has to be known
+        elif known.name != "resnet18":
+            arch = ["--arch", known.name]
         channels = next((value.shape[1] for value in state.values() if value.ndim == 4), 0)
         modality = modality or next((known for known in MODALITIES if CHANNELS[known] == channels), None)
     modality = modality or "visual"
