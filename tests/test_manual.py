@@ -351,6 +351,12 @@ BEFORE: dict[str, Callable[[Path], None]] = {  # what is there that README.md do
 }
 
 
+# what is going on, which a terminal shows as a bar, and pages leave out
+PROGRESS = re.compile(
+    r"^(loading|starting|inspect:|reading|feeding|looking for|features of|fitting a|drawing|writing it|\w+ \w+: \d+ of).*\n", re.M
+)
+
+
 def test_outputs_are_what_the_program_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """README.md's commands from first to last, and in the folder that they leave every command of the other pages."""
     monkeypatch.chdir(tmp_path)
@@ -386,7 +392,8 @@ def test_outputs_are_what_the_program_prints(tmp_path: Path, monkeypatch: pytest
             words = words_of(line, tmp_path)
             actual = printed.get(tuple(words)) or run(words)
             checked += 1
-            orders = actual.stderr + actual.stdout, actual.stdout + actual.stderr, actual.stdout
+            said = PROGRESS.sub("", actual.stderr)
+            orders = said + actual.stdout, actual.stdout + said, actual.stdout
             lacking = [missing_from(shown, both) for both in orders]
             if all(lacking):
                 wrong.append(f"{page}: {line}\n{orders[0]}\nis not what the page shows: {' / '.join(lacking)}")

@@ -71,7 +71,7 @@ def table_of(encoders: list[dict[str, Any]], *, counted: bool) -> Table:
         colours = " / ".join(_numbers(encoder[part]) for part in ("mean", "std"))
         colours = "ImageNet's" if colours == IMAGENET_WORDS else colours
         rows.append((encoder["name"], *(counts if counted else ()), size, colours))
-    columns = ("parameters", "width", "BatchNorm") if counted else ()
+    columns = ("weights", "width", "BatchNorm") if counted else ()
     title = f"{len(rows)} architecture{'s' if len(rows) > 1 else ''}; size, and mean / deviation, of the pictures"
     return Table(title, ("name", *columns, "size", "normalised by"), rows)
 
