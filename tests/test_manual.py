@@ -353,7 +353,9 @@ BEFORE: dict[str, Callable[[Path], None]] = {  # what is there that README.md do
 
 # what is going on, which a terminal shows as a bar, and pages leave out
 PROGRESS = re.compile(
-    r"^(loading|starting|inspect:|reading|feeding|looking for|features of|fitting a|drawing|writing it|\w+ \w+: \d+ of).*\n", re.M
+    r"^(loading|starting|inspect:|reading|feeding|looking for|features of|fitting a|drawing|writing it|\w+ \w+: \d+ of)"
+    r".*\n",
+    re.MULTILINE,
 )
 
 
