@@ -16,6 +16,8 @@ ScheduleName = Literal["step", "cosine", "constant"]
 FrameCodec = Literal["jpeg", "raw"]  # avpt/media/codecs.py has an entry for each
 
 MODALITIES: tuple[Modality, ...] = ("audio", "visual")
+CHANNELS: dict[Modality, int] = {"audio": 1, "visual": 3}  # of an encoder's input
+TORCHVISION = ("resnet18", "resnet34", "resnet50")  # the architectures that are its; all others are timm's
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 HELD_OUT: tuple[Split, ...] = ("val", "test")
 # bounds that options and the records made from them share

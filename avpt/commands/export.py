@@ -14,7 +14,7 @@ from avpt.files.outputs import atomic, check_not_input
 from avpt.files.records import ExportSpec
 from avpt.files.reuse import check_existing
 from avpt.options import STATES, ExportConfig
-from avpt.types import Modality, Report, Table
+from avpt.types import CHANNELS, Modality, Report, Table
 
 if TYPE_CHECKING:
     from avpt.loading.dataset import InputSpec
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CHANNELS: dict[Modality, int] = {"audio": 1, "visual": 3}
 CONV1 = "model.conv1 = torch.nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)"
 
 

@@ -14,7 +14,7 @@ from avpt.files.locks import claim
 from avpt.files.outputs import check_not_input
 from avpt.files.typed_paths import record_of, write_paths
 from avpt.options import InitConfig
-from avpt.types import Report, Table
+from avpt.types import TORCHVISION, Report, Table
 
 if TYPE_CHECKING:
     from avpt.models.encoder import Norm
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WORDS = ("imagenet", "pretrained", "random")  # what --weights takes beside paths
-TORCHVISION = ("resnet18", "resnet34", "resnet50")
 
 
 def run(config: InitConfig) -> Report:

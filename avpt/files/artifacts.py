@@ -108,6 +108,14 @@ def read_header(path: Path) -> tuple[Header, dict[str, tuple[str, list[int]]]]:
     return parse_header(path, metadata["avpt"]), tensors
 
 
+def own_header(path: Path) -> Header | None:
+    """The header of an artifact of avpt's own; None of any other file: whoever reads its weights says what is wrong."""
+    try:
+        return read_header(path)[0]
+    except ArtifactError:
+        return None
+
+
 def parse_header(path: Path, text: str) -> Header:
     """The header that a file carries as JSON.
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from avpt.errors import ArtifactError, listed
 from avpt.files.pickles import ZIP, Outline, outline
 
+PICKLE = b"\x80"  # how one begins
 KNOWN_AS = {  # how to call what numpy writes
     "numpy.core.multiarray.scalar": "numpy scalar",
     "numpy._core.multiarray.scalar": "numpy scalar",
@@ -71,9 +72,6 @@ class Checkpoint:
     value: Any
     foreign: dict[tuple[str, ...], str] = field(default_factory=dict)  # classes that were not read, by their keys
     networks: dict[str, str] = field(default_factory=dict)  # classes of whole networks among them, by their keys
-
-
-PICKLE = b"\x80"
 
 
 def is_saved_by_torch(path: Path) -> bool:

@@ -15,13 +15,12 @@ from avpt.files import artifacts
 from avpt.files.artifacts import Header, Kind
 from avpt.models.abnormal_channels import norm_layers
 from avpt.models.abri import NEW
-from avpt.models.architectures import CHANNELS
 from avpt.models.checkpoint import load_network
 from avpt.models.encoder import Encoder, EncoderSpec, Norm, build_encoder, describe_encoder, first_convolutions
 from avpt.models.fitting import check_values, misfits, wrong_values
 from avpt.models.known_architectures import recognise
 from avpt.models.weights import adapt_conv1, find_weights, fit_weights, guess_arch, read_largest
-from avpt.types import MODALITIES, Modality
+from avpt.types import CHANNELS, MODALITIES, Modality
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +59,7 @@ def load_any_encoder(name: Path, modality: Modality | None, arch: str | None, ke
     published = str(name) in ("imagenet", "pretrained")
     if not published and not (name.is_file() or name.is_dir()):
         raise ArtifactError(f"{name} does not exist; inspect takes imagenet, a file with weights or a run folder")
-    header = None if published else _own_header(artifacts.model_file(name))
+    header = None if published else artifacts.own_header(artifacts.model_file(name))
     if header is not None and header.kind in OWN:
         return _load_own(name, modality, arch, header)
     try:
@@ -150,13 +149,6 @@ def _carry_across(encoder: Encoder, spec: EncoderSpec, modality: Modality) -> tu
     carried = build_encoder(spec)
     carried.load_state_dict(state)
     return carried, spec
-
-
-def _own_header(file: Path) -> Header | None:
-    try:
-        return artifacts.read_header(file)[0]
-    except ArtifactError:
-        return None  # not avpt's; what is wrong with it is reported where its weights are read
 
 
 def _norm(state: dict[str, Tensor]) -> Norm:

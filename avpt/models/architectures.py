@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from avpt.errors import AvptError, ConfigError
 from avpt.files.records import IMAGENET, Colour, Deviation
 from avpt.machine.light_imports import without_compiler
-from avpt.types import Modality
+from avpt.types import TORCHVISION
 
 with without_compiler():
     from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -25,7 +25,7 @@ RESNETS: dict[str, tuple[type[Any], list[int]]] = {  # blocks of each of the fou
     "resnet34": (BasicBlock, [3, 4, 6, 3]),
     "resnet50": (Bottleneck, [3, 4, 6, 3]),
 }
-CHANNELS: dict[Modality, int] = {"audio": 1, "visual": 3}
+assert tuple(RESNETS) == TORCHVISION
 
 Size = tuple[int, int]  # height and width of pictures, or frames and mel bins of spectrograms
 

@@ -20,13 +20,12 @@ from avpt.files.records import IMAGENET, Colour, Deviation, InputSpec, Positive
 from avpt.models import abri
 from avpt.models.abnormal_channels import norm_layers
 from avpt.models.architectures import (
-    CHANNELS,
     RESNETS,
     Size,
     create_network,
     find_architecture,
 )
-from avpt.types import LARGEST_INPUT, Modality
+from avpt.types import CHANNELS, LARGEST_INPUT, Modality
 
 Norm = Literal["batchnorm", "abri-channel", "abri-layer"]
 

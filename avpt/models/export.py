@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from avpt.errors import ConfigError
 from avpt.files.export_headers import KEY, PT2_MEMBER, require_onnx
 from avpt.models.abri import fold_state_dict, norm_eps
-from avpt.models.architectures import CHANNELS, create_network, find_architecture
+from avpt.models.architectures import create_network, find_architecture
 from avpt.models.encoder import Classifier, Encoder, EncoderSpec, Features, build_encoder, classifiers
 from avpt.models.fitting import misfits
 from avpt.models.fusion import FusedModel
-from avpt.types import Modality
+from avpt.types import CHANNELS, Modality
 
 BATCH = 2  # clips in the example that an export traces; 1 would be taken for a constant
 

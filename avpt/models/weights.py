@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 from avpt.errors import ArtifactError, listed
-from avpt.files.artifacts import model_file, read_header, read_tensors
+from avpt.files.artifacts import model_file, own_header, read_tensors
 from avpt.files.torch_files import Checkpoint, load_checkpoint
 from avpt.models.abnormal_channels import norm_layers
 from avpt.models.abri import NEW, PRETRAINED, fold_state_dict, norm_eps
-from avpt.models.architectures import CHANNELS, RESNETS, fit_size
+from avpt.models.architectures import RESNETS, fit_size
 from avpt.models.encoder import EncoderSpec, build_encoder, classifiers, first_convolutions
 from avpt.models.fitting import misfits, wrong_values
 from avpt.models.known_architectures import recognise
 from avpt.models.layouts import CLASSIFIERS, Layout, choose_place, find_places, largest_state, take
 from avpt.models.published import imagenet_weights, published_weights
-from avpt.types import MODALITIES, Modality
+from avpt.types import CHANNELS, MODALITIES, Modality
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def read_weights(path: Path, spec: EncoderSpec, key: str | None = None) -> tuple
         raise ArtifactError(f"{path}: {listed(lost)} is a {what}, not a tensor; save a state_dict() of tensors")
     layout.left = [_with_class(name, held.foreign) for name in layout.left]
     layout.dtype = _little_precision(state[name] for name in place.wanted if name in state)
-    if _is_own(path):  # its layout is ours, and nobody needs to be told
+    if own_header(path) is not None:  # its layout is ours, and nobody needs to be told
         layout.wrapper = layout.prefix = ""
     return state, layout
 
@@ -106,14 +106,6 @@ def read_largest(path: Path) -> dict[str, Tensor]:
     state = largest_state(_read(path).value)
     _check_plain(path, state)
     return state
-
-
-def _is_own(path: Path) -> bool:
-    try:
-        read_header(path)
-    except ArtifactError:
-        return False
-    return True
 
 
 def _with_class(name: str, foreign: Mapping[tuple[str, ...], str]) -> str:

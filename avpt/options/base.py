@@ -200,6 +200,14 @@ Seed = Annotated[
         rich_help_panel=COMMON,
     ),
 ]
+WeightsKey = Annotated[
+    str | None,
+    Option(
+        help="Which of several weights in a file: the key that they are under, or the prefix of their keys.",
+        show_default="the only ones that fit",
+        rich_help_panel=MODEL,
+    ),
+]
 LoadingWorkers = Annotated[
     int | None,
     Option(

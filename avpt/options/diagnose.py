@@ -20,6 +20,7 @@ from avpt.options.base import (
     LoadingWorkers,
     OutputConfig,
     Transient,
+    WeightsKey,
     flag,
 )
 from avpt.types import LARGEST_IMAGE, MOST_FRAMES, Modality
@@ -52,14 +53,7 @@ class InspectConfig(Config):
             rich_help_panel=INPUTS,
         ),
     ] = None
-    weights_key: Annotated[
-        str | None,
-        Option(
-            help="Which of several weights in a file: the key that they are under, or the prefix of their keys.",
-            show_default="the only ones that fit",
-            rich_help_panel=INPUTS,
-        ),
-    ] = None
+    weights_key: WeightsKey = None
     arch: Annotated[
         str | None,
         Option(

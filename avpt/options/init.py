@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from typer import Option
 
 from avpt.errors import ConfigError
-from avpt.options.base import CHANNELS, MODEL, OUTPUT, OutputConfig, Seed, expand_home, whole_number
+from avpt.options.base import CHANNELS, MODEL, OUTPUT, OutputConfig, Seed, WeightsKey, expand_home, whole_number
 from avpt.types import MOST_SPECTROGRAM_FRAMES, Modality
 
 
@@ -48,14 +48,7 @@ class InitConfig(OutputConfig):
             rich_help_panel=MODEL,
         ),
     ] = "imagenet"
-    weights_key: Annotated[
-        str | None,
-        Option(
-            help="Which of several weights in a file: the key that they are under, or the prefix of their keys.",
-            show_default="the only ones that fit",
-            rich_help_panel=MODEL,
-        ),
-    ] = None
+    weights_key: WeightsKey = None
     bn: Annotated[
         Literal["keep", "reset", "reset-abnormal", "abri"],
         Option(

@@ -101,7 +101,7 @@ class Lineage:
             if place.place.is_file() and self.checksum(place.place) == checksum:
                 return place.place
         for _ in self.nodes():
-            pass  # the search comes by the files too
+            pass  # walking all nodes fills `_files`
         for file in self._files:
             size = _size_of(file)
             is_likely = size in sizes if sizes else size <= MOST_BYTES
