@@ -16,7 +16,8 @@ from torch import Tensor
 
 from avpt.errors import ArtifactError, listed
 from avpt.files.artifacts import model_file, own_header, read_tensors
-from avpt.files.torch_files import Checkpoint, load_checkpoint
+from avpt.files.content_kinds import is_something_else
+from avpt.files.torch_files import Checkpoint, is_saved_by_torch, load_checkpoint
 from avpt.models.abnormal_channels import norm_layers
 from avpt.models.abri import NEW, PRETRAINED, fold_state_dict, norm_eps
 from avpt.models.architectures import RESNETS, fit_size
@@ -179,7 +180,7 @@ def _read(path: Path) -> Checkpoint:
     try:
         return Checkpoint(read_tensors(path))
     except ArtifactError:
-        if path.suffix == ".safetensors" or not path.is_file():
+        if path.suffix == ".safetensors" or not path.is_file() or is_something_else(path):
             raise
     try:
         return load_checkpoint(path)
@@ -189,6 +190,8 @@ def _read(path: Path) -> Checkpoint:
         raise ArtifactError(
             f"{path} holds more than tensors (a pickle with code in it, or not a checkpoint at all) and is refused; "
             "where you trust it, save its state_dict() alone"
+            if is_saved_by_torch(path)
+            else f"{path} is not a checkpoint; weights are a safetensors file, or what torch.save writes"
         ) from None
     except Exception as error:  # torch raises whatever its readers raise
         message = next(iter(str(error).splitlines()), "") if isinstance(error, OSError | RuntimeError) else ""
