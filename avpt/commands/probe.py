@@ -275,7 +275,7 @@ def report(config: ProbeConfig, header: Header) -> Report:
     title = f"linear probe of the {record['modality']} encoder of {config.model} on {config.store}, {metric}"
     summary = {"model": str(config.model), "store": str(config.store), **record}
     outputs = (config.out,) if config.out is not None else ()
-    return Report(summary, outputs, [Table(title, ("", "clips", *names), rows)], text=in_words(record))
+    return Report(summary, outputs, [Table(title, ("", "clips", *names), rows)], words=" ".join(in_words(record).split()))
 
 
 def in_words(record: dict[str, Any]) -> str:
