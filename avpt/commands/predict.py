@@ -71,6 +71,9 @@ def find_clips(config: PredictConfig) -> list[Clip]:
             continue
         inside = sorted(file for file in path.rglob("*") if not (file.is_dir() or file.name.startswith(".")))
         media = [file for file in inside if file.suffix[1:].lower() in COLUMN_OF]
+        if not media:
+            what = f"is {what} and " if (what := what_it_is(path)) else ""
+            raise ConfigError(f"{path} {what}holds no media file; give clips, or --manifest for folders of frames")
         if others := [str(file) for file in inside if file.suffix[1:].lower() not in COLUMN_OF]:
             log.info(
                 "%s left out of %s: no media by the name (%s)",
@@ -78,9 +81,6 @@ def find_clips(config: PredictConfig) -> list[Clip]:
                 path,
                 listed(others, 3),
             )
-        if not media:
-            what = f"is {what} and " if (what := what_it_is(path)) else ""
-            raise ConfigError(f"{path} {what}holds no media file; give clips, or --manifest for folders of frames")
         clips += map(clip_of, media)
     return clips
 

@@ -85,8 +85,8 @@ UNNEEDED = {  # what other tools take and a command here need not
 def meant_by(name: str, known: Sequence[str]) -> list[str]:
     """The options of a command that an unknown name may stand for: by meaning, else by spelling."""
     spelled = name.replace("_", "-")
-    if by_meaning := next((ours for ours in OTHER_NAMES.get(spelled, ()) if ours in known), None):
-        return [by_meaning]
+    if spelled in OTHER_NAMES:
+        return [ours for ours in OTHER_NAMES[spelled] if ours in known][:1]
     # without dashes, which all have in common
     return [f"--{word}" for word in get_close_matches(spelled.lstrip("-"), [name.lstrip("-") for name in known], n=2)]
 
