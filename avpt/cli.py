@@ -83,9 +83,9 @@ class _Command(TyperCommand):
                     for name, one in ctx.find_root().command.commands.items()
                 }
                 known = [*commands[str(self.name)], "--help"]
-                message = options.unknown_option(error.option_name, known, commands)
-                error.message = message  # type: ignore[attr-defined]
-                error.possibilities = None
+                unknown: Any = error
+                unknown.message = options.unknown_option(unknown.option_name, known, commands)
+                unknown.possibilities = None
             raise
 
 
