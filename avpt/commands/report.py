@@ -98,7 +98,16 @@ def write(config: ReportConfig, experiment: Experiment, record: dict[str, Any]) 
     """Write the page: what was found, then section by section how."""
     log.info("loading torch and matplotlib")
     from avpt.figures.style import INK
-    from avpt.report.chapters import clips, dominance, initialisation, learning, overview, provenance, results
+    from avpt.report.chapters import (
+        clips,
+        dominance,
+        initialisation,
+        overview,
+        provenance,
+        results,
+        stage1_alone,
+        stage2_together,
+    )
     from avpt.report.chapters.verdicts import three_questions
     from avpt.report.differences import CAVEAT
     from avpt.report.page.blocks import Page
@@ -112,9 +121,9 @@ def write(config: ReportConfig, experiment: Experiment, record: dict[str, Any]) 
         "results": lambda: results.section(experiment),
         "the data": lambda: clips.section(experiment, config.clips),
         "initialisation": lambda: initialisation.section(experiment, starts),
-        "stage 1": lambda: learning.stage1(experiment),
+        "stage 1": lambda: stage1_alone.section(experiment),
         "confidence": lambda: dominance.section(experiment, config.clips),
-        "stage 2": lambda: learning.stage2(experiment, config.clips),
+        "stage 2": lambda: stage2_together.section(experiment, config.clips),
         "provenance": lambda: provenance.section(experiment, folder),
     }
     sections = []

@@ -15,7 +15,7 @@ from avpt.figures.dominance import draw_confidence
 from avpt.figures.style import ONE_COLUMN
 from avpt.files import artifacts
 from avpt.options import MaskConfig
-from avpt.report.drawing import make_figure, name_label, percent, show_stored_clip
+from avpt.report.drawing import make_figure, name_clip, name_label, percent, show_stored_clip
 from avpt.report.experiment import Experiment, explain_error, list_missing
 from avpt.report.page.blocks import Block, Card, Cards, Fold, Grid, Heading, Section, Text
 from avpt.runs.lineage import Node
@@ -117,7 +117,7 @@ def make_card(place: tuple[Store, SplitIndex, dict[str, int]], data: Confidence,
     label = name_label(store, index, position)
     shown = [f"{percent(float(data.ratio[m][i]))} of {m}" for m in MODALITIES if data.ratio[m][i] > 0]
     lines = (
-        data.ids[i],
+        name_clip(data.ids[i]),
         f"confidence: audio {data.mean['audio'][i]:.2f}, visual {data.mean['visual'][i]:.2f}",
         f"masked: {' and '.join(shown) or 'nothing'}",
     )

@@ -42,7 +42,7 @@ def introduce_data(experiment: Experiment, clips: int) -> tuple[list[Block], lis
         try:
             store = Store(node.path)
             blocks.append(Text(count_clips(store, name_some(store.classes))))
-            cards = cards or [Card(card.title, card.pictures) for card in show_examples(store, clips)[0]]
+            cards = cards or show_examples(store, clips)[0]
         except (AvptError, OSError, KeyError) as error:
             blocks.append(Text(explain_error(error), missing=True))
     if not blocks:
