@@ -35,6 +35,7 @@ from avpt.files.outputs import sha256
 from avpt.files.typed_paths import write_paths
 from avpt.loading.transforms import clip_seed
 from avpt.options import FuseConfig, InitConfig
+from avpt.report.axis import Axis, choose_axes
 from avpt.report.chapters import initialisation, learning, overview
 from avpt.report.chapters.results import Scores
 from avpt.report.chapters.verdicts import three_questions
@@ -44,12 +45,12 @@ from avpt.report.differences import CHANCE, compare, compare_seeds, describe_out
 from avpt.report.drawing import colour_input, pick_telling
 from avpt.report.experiment import gather
 from avpt.report.page.blocks import (
-    Bar,
-    Bars,
     Block,
     Card,
     Cards,
     Command,
+    Dot,
+    Dots,
     Facts,
     Figure,
     Fold,
@@ -180,14 +181,18 @@ def test_the_first_screen_says_what_was_found(page: Path, experiment: Experiment
     links = re.findall(r'<a href="#(verdict-\d)">', first)
     assert list(dict.fromkeys(links)) == ["verdict-1", "verdict-2", "verdict-3"]
     assert first.index('<ul class="badges">') < first.index("<img")
-    assert first.index("<img") < first.index('<ul class="bars">') < first.index("<article")
-    assert re.findall(r'<li class="bar (\w+)">', first) == ["audio", "visual", "joint", "joint", "chance"]
+    assert first.index("<img") < first.index('<ul class="dots">') < first.index("<article")
+    assert re.findall(r'<li class="dot (\w+)">', first) == ["audio", "visual", "joint", "joint"]
     shown = [experiment.audio, experiment.visual, joint, experiment.fused]
     scores = [json.loads((run / "summary.json").read_text(encoding="utf-8"))["test"]["accuracy"] for run in shown]
     assert re.findall(r"<strong>([\d.]+ %)</strong>", first)[:4] == [f"{100 * score:.1f} %" for score in scores]
-    assert re.findall(r'"fill" style="width: ([\d.]+)%"', first)[:4] == [f"{100 * score:.2f}" for score in scores]
+    (axis,) = choose_axes([scores[:1], scores[1:2], scores[2:]])  # these runs are as good as one another
+    assert re.findall(r'"mean" style="left: ([\d.]+)%"', first) == [
+        f"{100 * axis.place(score):.2f}" for score in scores
+    ]
+    assert f"The axis goes from {axis.words}" in words
     assert "both together, nothing masked" in words
-    assert "always the most frequent class 33.3 %" in words
+    assert "one clip of 9 is 11 points, and always the most frequent class would reach 33.3 %" in words
     assert first.count("<details>") + first.count('<details class="fold">') == first.count("<details") >= 3
     assert "<details open" not in text
     sections = re.findall(r'<section id="([\w-]+)"', text)
@@ -195,15 +200,39 @@ def test_the_first_screen_says_what_was_found(page: Path, experiment: Experiment
     assert sections[-1] == "provenance"
 
 
-def test_bars_show_the_spread_over_seeds(experiment: Experiment) -> None:
+def test_dots_show_the_spread_over_seeds(experiment: Experiment) -> None:
     found = gather([experiment.audio], [experiment.folder])
     (node,) = found.stage1("audio")
-    bar = overview.draw_score(found, Scores("audio", [node, node], "test", "accuracy", [0.5, 0.75]))
-    assert (bar.number, bar.note, bar.spread) == ("62.5 % ± 17.7", "2 seeds: 50.0 to 75.0", (0.5, 0.75))
-    made = render(Page("x", [], [], [], {}, [Bars("title", [bar])]), "#1b1b1d")
-    assert 'class="spread" style="left: 50.00%; width: 25.00%"' in made
-    bar = overview.draw_score(found, Scores("audio", [node], "test", "accuracy", [0.5]))
-    assert (bar.number, bar.note, bar.spread) == ("50.0 %", "1 seed", None)
+    axis = Axis(0.5, 0.9, 0.1)
+    dot = overview.draw_score(found, Scores("audio", [node, node], "test", "accuracy", [0.5, 0.7]), axis)
+    assert (dot.number, dot.note) == ("60.0 % ± 14.1", "2 seeds: 50.0 to 70.0")
+    made = render(Page("x", [], [], [], {}, [Dots("title", [dot], [(0, "50 %"), (1, "90 %")])]), "#1b1b1d")
+    assert 'class="spread" style="left: 0.00%; width: 50.00%"' in made
+    assert re.findall(r'class="one" style="left: ([\d.]+)%"', made) == ["0.00", "50.00"]
+    assert 'class="mean" style="left: 25.00%"' in made
+    assert ">50 %</span>" in made
+    dot = overview.draw_score(found, Scores("audio", [node], "test", "accuracy", [0.5]), axis)
+    assert (dot.number, dot.note, dot.each) == ("50.0 %", "1 seed", [])
+
+
+def test_small_differences_are_seen_on_axes_that_say_where_they_begin() -> None:
+    """One axis for all runs, or where that would squeeze what is compared, one of the same length for each kind."""
+    assert [axis.words for axis in choose_axes([[0.90, 0.93], [0.96, 0.97]])] == ["88 % to 98 %"]
+    alone, together = choose_axes([[0.60, 0.61], [0.963, 0.966]])
+    assert (alone.words, together.words) == ("58 % to 63 %", "94 % to 99 %")
+    assert choose_axes([[1.0]])[0].words == "95 % to 100 %"
+
+
+@given(st.lists(st.lists(st.floats(0, 1), min_size=1, max_size=5), min_size=1, max_size=4))
+def test_every_number_lies_on_its_axis(groups: list[list[float]]) -> None:
+    axes = choose_axes(groups)
+    assert len(axes) in (1, len(groups))
+    for axis, values in zip(axes if len(axes) > 1 else axes * len(groups), groups, strict=True):
+        assert 0 <= axis.low < axis.high <= 1
+        assert all(-1e-9 <= axis.place(value) <= 1 + 1e-9 for value in values)
+        assert axis.ticks[-1] == pytest.approx(axis.high)
+        assert 3 <= len(axis.ticks) <= 7
+    assert len({round(axis.high - axis.low, 9) for axis in axes}) == 1
 
 
 def test_the_frame_of_a_clip_is_a_telling_one() -> None:
@@ -537,7 +566,7 @@ def test_words_from_outside_come_out_as_text(text: str) -> None:
         Grid(table),
         Cards(word, [Card(word, (), [word])]),
         Command(word, word, [(word, word)]),
-        Bars(word, [Bar("audio", word, word, 0.5, word, word)]),
+        Dots(word, [Dot("audio", word, word, word, word, 0.5, [0.1, 0.9])], [(0.0, word)]),
         Fold(word, [Facts(word, [(word, word)]), Strip([Card(word, ())])]),
         Graph([Vertex(0, 0, word, "store"), Vertex(1, 0, word, "fused")], [(0, 1)], word),
     ]

@@ -77,7 +77,9 @@ def show_examples(store: Store, clips: int) -> tuple[list[Card], str]:
     index, cards = store.indices[split], []
     for position in pick_examples(index, clips):
         label = name_label(store, index, position)
-        cards.append(Card(f"class {label}", show_stored_clip(store, index, position, label), [name_clip(index.ids[position])]))
+        cards.append(
+            Card(f"class {label}", show_stored_clip(store, index, position, label), [name_clip(index.ids[position])])
+        )
     return cards, split
 
 

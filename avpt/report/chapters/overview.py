@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
+from torch import Tensor
 
 from avpt.errors import AvptError, listed
+from avpt.report.axis import Axis, choose_axes, format_tick
 from avpt.report.chapters.clips import count_clips, show_examples
 from avpt.report.chapters.initialisation import TREATED
 from avpt.report.chapters.results import Scores, collect_scores, read_answers
 from avpt.report.drawing import percent
 from avpt.report.experiment import Experiment, explain_error
-from avpt.report.page.blocks import Badges, Bar, Bars, Block, Card, Strip, Text, Verdict
+from avpt.report.page.blocks import Badges, Block, Card, Dot, Dots, Strip, Text, Verdict
 from avpt.runs.lineage import Node
 from avpt.store.store import Store
 from avpt.text import format_count
@@ -23,6 +24,7 @@ CLIPS = 3  # that are shown
 CLASSES = 4  # that are named
 OR = " or "
 ORDER = ("audio", "visual", "joint")
+PANELS = {"audio": "Sound alone", "visual": "Pictures alone", "joint": "Both together"}
 ABRI = "ABRi blends each BatchNorm layer of a pre-trained encoder with a fresh one, by a learnt share."
 FUST = "FusT hides, clip by clip, part of the modality that is easy (`--mask adaptive`)."
 
@@ -87,7 +89,7 @@ def name_some(names: Sequence[str]) -> str:
 
 
 def draw_scores(experiment: Experiment) -> list[Block]:
-    """Draw the accuracy of each group of runs as a bar, with the spread over its seeds."""
+    """Draw the accuracy of each group of runs as a dot, with those of its seeds."""
     scores = collect_scores(experiment)
     if not scores:
         return [Text("None of these runs is finished, so there is no accuracy yet.", missing=True)]
@@ -95,27 +97,57 @@ def draw_scores(experiment: Experiment) -> list[Block]:
     blocks: list[Block] = []
     for split, metric in dict.fromkeys((one.split, one.metric) for one in scores):
         alike = [one for one in scores if (one.split, one.metric) == (split, metric)]
-        bars = [draw_score(experiment, one) for one in alike]
+        by_kind = group_kinds(alike)
+        axes = choose_axes([[number for one in group for number in one.numbers] for group in by_kind.values()])
         title = f"{split.capitalize()} {WORDS[metric]}"
-        if any(bar.spread for bar in bars):
-            title += ", mean over seeds (bracket: lowest to highest seed; ±: standard deviation)"
-        guess = guess_most_frequent(experiment, alike) if metric == "accuracy" else None
-        if guess is not None:
-            bars.append(Bar("chance", "for comparison: always the most frequent class", "", guess, percent(guess)))
-        blocks.append(Bars(title, bars))
+        if any(one.deviation is not None for one in alike):
+            title += ", mean over seeds (strokes: the single seeds; ±: their standard deviation)"
+        if len(axes) == 1:
+            blocks.append(draw_dots(experiment, f"{title}. The axis goes from {axes[0].words}", alike, axes[0]))
+        else:
+            blocks.append(Text(f"{title}. Each axis begins elsewhere, and all are equally long."))
+            panels = zip(by_kind.items(), axes, strict=True)
+            blocks += [
+                draw_dots(experiment, f"{PANELS[kind]}: {axis.words}", some, axis) for (kind, some), axis in panels
+            ]
+        blocks += give_yardsticks(alike) if metric == "accuracy" else []
     return blocks
 
 
-def draw_score(experiment: Experiment, scores: Scores) -> Bar:
-    """Draw the bar of one group."""
-    low, high = min(scores.numbers), max(scores.numbers)
-    number, note, spread = percent(scores.mean), "1 seed", None
+def group_kinds(scores: Sequence[Scores]) -> dict[str, list[Scores]]:
+    """Group scores by what their runs were trained on."""
+    groups: dict[str, list[Scores]] = {}
+    for one in scores:
+        groups.setdefault(kind_of(one.nodes[0]), []).append(one)
+    return groups
+
+
+def draw_dots(experiment: Experiment, title: str, scores: Sequence[Scores], axis: Axis) -> Dots:
+    """Draw some groups on one axis."""
+    ticks = [(axis.place(tick), format_tick(tick)) for tick in axis.ticks]
+    return Dots(title, [draw_score(experiment, one, axis) for one in scores], ticks)
+
+
+def draw_score(experiment: Experiment, scores: Scores, axis: Axis) -> Dot:
+    """Draw the dot of one group."""
+    number, note, each = percent(scores.mean), "1 seed", list[float]()
     if scores.deviation is not None:
         number += f" ± {100 * scores.deviation:.1f}"
+        low, high = min(scores.numbers), max(scores.numbers)
         note = f"{format_count(len(scores.numbers), 'seed')}: {100 * low:.1f} to {100 * high:.1f}"
-        spread = (low, high)
+        each = [axis.place(value) for value in scores.numbers]
     node = scores.nodes[0]
-    return Bar(kind_of(node), describe_run(experiment, node), scores.name, scores.mean, number, note, spread)
+    return Dot(kind_of(node), describe_run(experiment, node), scores.name, number, note, axis.place(scores.mean), each)
+
+
+def give_yardsticks(scores: Sequence[Scores]) -> list[Block]:
+    """Say how much one clip counts, and what the most frequent class alone would reach."""
+    labels = find_labels(scores)
+    if labels is None:
+        return []
+    clip, guess = 100 / len(labels), percent(float(labels.bincount().max()) / len(labels))
+    words = f"one clip of {len(labels)} is {clip:.2g} points, and always the most frequent class would reach {guess}"
+    return [Text(f"For comparison: {words}.")]
 
 
 def kind_of(node: Node) -> str:
@@ -163,8 +195,8 @@ def describe_treatment(experiment: Experiment, start: Node) -> str:
     return TREATED[start.option("bn")]
 
 
-def guess_most_frequent(experiment: Experiment, scores: Sequence[Scores]) -> float | None:
-    """The accuracy of always saying the most frequent class; None where the runs answer different clips."""
+def find_labels(scores: Sequence[Scores]) -> Tensor | None:
+    """Find the labels of the clips that runs answer; None where these differ, or have several labels each."""
     answers = {}
     for one in scores:
         try:
@@ -175,4 +207,4 @@ def guess_most_frequent(experiment: Experiment, scores: Sequence[Scores]) -> flo
     if len(answers) != 1:
         return None
     (only,) = answers.values()
-    return None if only.labels.ndim > 1 else float(np.bincount(only.labels.numpy()).max() / len(only.labels))
+    return None if only.labels.ndim > 1 else only.labels
