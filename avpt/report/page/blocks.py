@@ -155,12 +155,13 @@ class Command:
 
 @dataclass(frozen=True)
 class Vertex:
-    """An artifact in a graph: its column and row, its label and its kind."""
+    """An artifact in a graph: its column and row, its label, its kind, and the modality that it is for, if one."""
 
     column: int
     row: int
     label: str
     kind: str
+    modality: str = ""
 
 
 @dataclass(frozen=True)
