@@ -216,10 +216,10 @@ def test_dots_show_the_spread_over_seeds(experiment: Experiment) -> None:
 
 
 def test_small_differences_are_seen_on_axes_that_say_where_they_begin() -> None:
-    """One axis for all runs, or where that would squeeze what is compared, one of the same length for each kind."""
+    """One axis for all runs or, where that would squeeze what is compared, one for each kind."""
     assert [axis.words for axis in choose_axes([[0.90, 0.93], [0.96, 0.97]])] == ["88 % to 98 %"]
-    alone, together = choose_axes([[0.60, 0.61], [0.963, 0.966]])
-    assert (alone.words, together.words) == ("58 % to 63 %", "94 % to 99 %")
+    alone, together = choose_axes([[0.40, 0.61], [0.963, 0.966]])
+    assert (alone.words, together.words) == ("35 % to 65 %", "94 % to 99 %")
     assert choose_axes([[1.0]])[0].words == "95 % to 100 %"
 
 
@@ -231,8 +231,7 @@ def test_every_number_lies_on_its_axis(groups: list[list[float]]) -> None:
         assert 0 <= axis.low < axis.high <= 1
         assert all(-1e-9 <= axis.place(value) <= 1 + 1e-9 for value in values)
         assert axis.ticks[-1] == pytest.approx(axis.high)
-        assert 3 <= len(axis.ticks) <= 7
-    assert len({round(axis.high - axis.low, 9) for axis in axes}) == 1
+        assert 3 <= len(axis.ticks) <= 8
 
 
 def test_the_frame_of_a_clip_is_a_telling_one() -> None:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-LEAST = 0.04  # that an axis spans: differences of a clip or two must not fill the page
-MOST_STEPS = 5  # of an axis
-SQUEEZED = 3  # times as long as the longest of several axes: an axis of all data that is longer squeezes differences
+LEAST = 0.04  # that an axis spans, so that next to nothing does not look like much
+MOST_STEPS = 6  # of an axis
+SQUEEZED = 4  # an axis so many times as long as what some groups span squeezes the differences between them
 
 
 @dataclass(frozen=True)
@@ -34,23 +34,23 @@ class Axis:
         return f"{format_tick(self.low)} to {format_tick(self.high)}"
 
 
-def choose_axes(groups: Sequence[Sequence[float]]) -> list[Axis]:
-    """Choose one axis for several groups of shares or, where that would squeeze the differences in each, one for each.
-
-    Several axes are equally long, so that a difference has one length on all of them.
+def choose_axes(groups: Sequence[Sequence[float]], least: float = LEAST) -> list[Axis]:
+    """Choose one axis for all shares or, where that would squeeze the differences within a group, one for each group.
 
     Args:
-        groups: whose values are compared above all with others of their group; none is empty.
+        groups: whose shares are compared with others of their group; none is empty.
+        least: that an axis spans.
     """
     every = [value for values in groups for value in values]
-    longest = max(LEAST, *(max(values) - min(values) for values in groups))
-    if max(every) - min(every) <= SQUEEZED * longest:
-        return [zoom(every, max(LEAST, max(every) - min(every)))]
-    return [zoom(values, longest) for values in groups]
+    whole = max(every) - min(every)
+    if all(whole <= SQUEEZED * max(least, max(values) - min(values)) for values in groups if len(values) > 1):
+        return [zoom(every, least)]
+    return [zoom(values, least) for values in groups]
 
 
-def zoom(values: Sequence[float], span: float) -> Axis:
-    """Make an axis for some shares that is as long as any other of this span."""
+def zoom(values: Sequence[float], least: float) -> Axis:
+    """Make an axis for some shares."""
+    span = max(least, max(values) - min(values))
     step = round_up(span / (MOST_STEPS - 1))
     steps = math.ceil(span / step - 1e-9) + 1  # one more than needed, as the data begins at no round number
     middle = (min(values) + max(values)) / 2

@@ -43,9 +43,8 @@ def section(experiment: Experiment, clips: int) -> Section:
         return Section("confidence", "Confidence", [*tabulate_masks(experiment), *(lost or [none])])
     blocks: list[Block] = [
         Text(
-            "While each encoder was trained alone it was noted, epoch by epoch, how probable it found the true class "
-            "of each training clip. The mean over epochs is the confidence. Where one modality is sure and the other "
-            "is not, masking hides part of the input that is easy, so that the other encoder must learn too."
+            "How sure each encoder was of each training clip while it was trained alone. Where one modality is sure "
+            "and the other is not, masking hides part of the one that is easy."
         )
     ]
     found: dict[Path, Confidence] = {}

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from avpt.errors import AvptError, listed
-from avpt.report.axis import Axis, choose_axes, format_tick
+from avpt.report.axis import LEAST, Axis, choose_axes, format_tick
 from avpt.report.chapters.clips import count_clips, show_examples
 from avpt.report.chapters.initialisation import TREATED
 from avpt.report.chapters.results import Scores, collect_scores, read_answers
 from avpt.report.drawing import percent
 from avpt.report.experiment import Experiment, explain_error
-from avpt.report.page.blocks import Badges, Block, Card, Dot, Dots, Strip, Text, Verdict
+from avpt.report.methods import describe_method
+from avpt.report.page.blocks import Badges, Block, Card, Dot, Dots, Section, Strip, Text, Verdict
+from avpt.report.terms import explain_terms
 from avpt.runs.lineage import Node
 from avpt.store.store import Store
 from avpt.text import format_count
@@ -22,18 +24,24 @@ from avpt.types import MODALITIES
 
 CLIPS = 3  # that are shown
 CLASSES = 4  # that are named
+CLIPS_SPANNED = 5  # at least, by an axis: a clip or two must not look like much
 OR = " or "
 ORDER = ("audio", "visual", "joint")
 PANELS = {"audio": "Sound alone", "visual": "Pictures alone", "joint": "Both together"}
-ABRI = "ABRi blends each BatchNorm layer of a pre-trained encoder with a fresh one, by a learnt share."
-FUST = "FusT hides, clip by clip, part of the modality that is easy (`--mask adaptive`)."
 
 
-def summarise(experiment: Experiment, clips: int, answers: Sequence[Verdict]) -> list[Block]:
-    """Say in a line each what the data and the models are, give the answers, show clips, and draw the accuracies."""
+def summarise(
+    experiment: Experiment, clips: int, answers: Sequence[Verdict], sections: Sequence[Section]
+) -> list[Block]:
+    """Say in a line each what the data and the models are, give the answers, show clips, and draw the accuracies.
+
+    The terms that are used here or in the sections are explained, folded.
+    """
     data, cards = introduce_data(experiment, min(clips, CLIPS))
+    models, scores = introduce_models(experiment), draw_scores(experiment)
+    terms = explain_terms([*data, *models, *answers, *scores, *sections])
     strip = [Strip(cards)] if cards else []
-    return [*data, *introduce_models(experiment), Badges(answers), *strip, *draw_scores(experiment)]
+    return [*data, *models, Badges(answers), *terms, *strip, *scores]
 
 
 def introduce_data(experiment: Experiment, clips: int) -> tuple[list[Block], list[Card]]:
@@ -56,7 +64,7 @@ def introduce_data(experiment: Experiment, clips: int) -> tuple[list[Block], lis
 
 
 def introduce_models(experiment: Experiment) -> list[Block]:
-    """Say which models are compared, and what the methods among them do."""
+    """Say which models are compared."""
     phrases: list[str] = []
     for modality in MODALITIES:
         runs = experiment.stage1(modality)
@@ -74,13 +82,11 @@ def introduce_models(experiment: Experiment) -> list[Block]:
     fused = experiment.of_kind("fused")
     if fused:
         plain_first = sorted(fused, key=lambda run: run.option("mask") != "none")
-        masks = list(dict.fromkeys(map(describe_method, plain_first)))
-        phrases.append(f"both together, {OR.join(masks)}")
+        methods = dict.fromkeys(map(describe_method, plain_first))
+        phrases.append(f"both together ({'; '.join(methods)})")
     if not phrases:
         return []
-    methods = [ABRI] if any(node.option("bn") == "abri" for node in experiment.of_kind("encoder")) else []
-    methods += [FUST] if any(run.option("mask") == "adaptive" for run in fused) else []
-    return [Text(" ".join([f"Trained on these clips, to tell the classes apart: {'; '.join(phrases)}.", *methods]))]
+    return [Text(f"Trained on these clips, to tell the classes apart: {'; '.join(phrases)}.")]
 
 
 def name_some(names: Sequence[str]) -> str:
@@ -98,19 +104,21 @@ def draw_scores(experiment: Experiment) -> list[Block]:
     for split, metric in dict.fromkeys((one.split, one.metric) for one in scores):
         alike = [one for one in scores if (one.split, one.metric) == (split, metric)]
         by_kind = group_kinds(alike)
-        axes = choose_axes([[number for one in group for number in one.numbers] for group in by_kind.values()])
+        labels = find_labels(alike) if metric == "accuracy" else None
+        least = LEAST if labels is None else max(LEAST, min(1.0, CLIPS_SPANNED / len(labels)))
+        axes = choose_axes([[value for one in group for value in one.numbers] for group in by_kind.values()], least)
         title = f"{split.capitalize()} {WORDS[metric]}"
         if any(one.deviation is not None for one in alike):
             title += ", mean over seeds (strokes: the single seeds; ±: their standard deviation)"
         if len(axes) == 1:
             blocks.append(draw_dots(experiment, f"{title}. The axis goes from {axes[0].words}", alike, axes[0]))
         else:
-            blocks.append(Text(f"{title}. Each axis begins elsewhere, and all are equally long."))
+            blocks.append(Text(f"{title}. Each of the axes has a range of its own."))
             panels = zip(by_kind.items(), axes, strict=True)
             blocks += [
                 draw_dots(experiment, f"{PANELS[kind]}: {axis.words}", some, axis) for (kind, some), axis in panels
             ]
-        blocks += give_yardsticks(alike) if metric == "accuracy" else []
+        blocks += give_yardsticks(labels) if labels is not None else []
     return blocks
 
 
@@ -140,11 +148,8 @@ def draw_score(experiment: Experiment, scores: Scores, axis: Axis) -> Dot:
     return Dot(kind_of(node), describe_run(experiment, node), scores.name, number, note, axis.place(scores.mean), each)
 
 
-def give_yardsticks(scores: Sequence[Scores]) -> list[Block]:
+def give_yardsticks(labels: Tensor) -> list[Block]:
     """Say how much one clip counts, and what the most frequent class alone would reach."""
-    labels = find_labels(scores)
-    if labels is None:
-        return []
     clip, guess = 100 / len(labels), percent(float(labels.bincount().max()) / len(labels))
     words = f"one clip of {len(labels)} is {clip:.2g} points, and always the most frequent class would reach {guess}"
     return [Text(f"For comparison: {words}.")]
@@ -162,13 +167,6 @@ def describe_run(experiment: Experiment, node: Node) -> str:
         alone = f"{kind_of(node)} alone"
         return alone if start is None else f"{alone}, {describe_start(experiment, start)}"
     return f"both together, {describe_method(node)}"
-
-
-def describe_method(run: Node) -> str:
-    """Describe what a joint run masks and balances."""
-    mask, balance = run.option("mask"), run.option("balance")
-    words = "nothing masked" if mask == "none" else f"masked: {mask}"
-    return words if balance == "none" else f"{words}, balanced: {balance}"
 
 
 def describe_start(experiment: Experiment, start: Node) -> str:

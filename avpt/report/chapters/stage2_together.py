@@ -33,9 +33,8 @@ def section(experiment: Experiment, clips: int) -> Section:
         return Section("stage-2", "Stage 2: both together", [lost])
     blocks: list[Block] = [
         Text(
-            "Then both encoders and a fusion head are trained together. A modality's share is what it adds to the "
-            "joint model's answer (its Shapley value); its accuracy tells how much it would know by that alone. The "
-            "gradient's norm tells how much there is for an encoder to learn from."
+            "Then both encoders and a fusion head are trained together. The gradient's norm tells how much there is "
+            "for an encoder to learn from."
         )
     ]
     groups = group_epochs(experiment, nodes)

@@ -135,6 +135,14 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class Terms:
+    """Terms and what they mean."""
+
+    pairs: Sequence[tuple[str, str]]
+    block: str = "terms"
+
+
+@dataclass(frozen=True)
 class Fold:
     """Blocks that are shown when a reader unfolds them."""
 
@@ -174,7 +182,9 @@ class Graph:
     block: str = "graph"
 
 
-Block = Heading | Text | Grid | Figure | Figures | Cards | Strip | Dots | Badges | Facts | Fold | Command | Graph
+Block = (
+    Heading | Text | Grid | Figure | Figures | Cards | Strip | Dots | Badges | Facts | Terms | Fold | Command | Graph
+)
 
 
 @dataclass(frozen=True)
