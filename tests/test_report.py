@@ -42,7 +42,7 @@ from avpt.report.chapters.verdicts import three_questions
 from avpt.report.chapters.verdicts.answers import list_unsettled
 from avpt.report.chapters.verdicts.starved_modality import Evidence, explain_shares, weigh
 from avpt.report.differences import CHANCE, compare, compare_seeds, describe_outcome, format_p
-from avpt.report.drawing import colour_input, pick_telling
+from avpt.report.drawing import colour_input, name_clip, pick_telling
 from avpt.report.experiment import gather
 from avpt.report.page.blocks import (
     Block,
@@ -60,14 +60,17 @@ from avpt.report.page.blocks import (
     Page,
     Section,
     Strip,
+    Terms,
     Text,
     Verdict,
     Vertex,
 )
+from avpt.report.methods import describe_method, is_plain
 from avpt.report.page.html import BROAD, render
 from avpt.report.script import Step, write_script
 from avpt.report.shell_commands import break_lines, command_of
 from avpt.report.shell_commands import write_option as words_of
+from avpt.report.terms import explain_terms
 from avpt.runs.lineage import Node
 from avpt.text import printable
 from avpt.types import MODALITIES, Table
@@ -186,13 +189,14 @@ def test_the_first_screen_says_what_was_found(page: Path, experiment: Experiment
     shown = [experiment.audio, experiment.visual, joint, experiment.fused]
     scores = [json.loads((run / "summary.json").read_text(encoding="utf-8"))["test"]["accuracy"] for run in shown]
     assert re.findall(r"<strong>([\d.]+ %)</strong>", first)[:4] == [f"{100 * score:.1f} %" for score in scores]
-    (axis,) = choose_axes([scores[:1], scores[1:2], scores[2:]])  # these runs are as good as one another
+    (axis,) = choose_axes([scores[:1], scores[1:2], scores[2:]], 5 / 9)  # of nine clips
     assert re.findall(r'"mean" style="left: ([\d.]+)%"', first) == [
         f"{100 * axis.place(score):.2f}" for score in scores
     ]
     assert f"The axis goes from {axis.words}" in words
     assert "both together, nothing masked" in words
     assert "one clip of 9 is 11 points, and always the most frequent class would reach 33.3 %" in words
+    assert first.index('<ul class="badges">') < first.index("What is meant by BatchNorm, ") < first.index("<img")
     assert first.count("<details>") + first.count('<details class="fold">') == first.count("<details") >= 3
     assert "<details open" not in text
     sections = re.findall(r'<section id="([\w-]+)"', text)
@@ -221,6 +225,37 @@ def test_small_differences_are_seen_on_axes_that_say_where_they_begin() -> None:
     alone, together = choose_axes([[0.40, 0.61], [0.963, 0.966]])
     assert (alone.words, together.words) == ("35 % to 65 %", "94 % to 99 %")
     assert choose_axes([[1.0]])[0].words == "95 % to 100 %"
+    assert choose_axes([[1.0]], 0.5)[0].words == "40 % to 100 %"
+
+
+def test_methods_are_named_by_their_own_options() -> None:
+    """A balancing method that the report has never heard of stands there by its name."""
+
+    def run(**options: object) -> Node:
+        return Node(Path("run"), "fused", {"mask": "none"} | options, {}, ())
+
+    assert describe_method(run()) == "nothing masked"
+    assert describe_method(run(balance="my_package.methods:Mine")) == "balanced: my_package.methods:Mine"
+    assert describe_method(run(mask="adaptive", mask_rule="released")) == "masked: adaptive, released rule"
+    assert describe_method(run(fusion="film", modality_dropout=0.25)) == "fusion: film, modality dropout 0.25"
+    assert is_plain(run(fusion="film"))
+    assert not any(map(is_plain, (run(mask="uniform"), run(balance="new"), run(modality_dropout=0.25))))
+
+
+def test_terms_are_explained_where_they_stand_on_the_page_at_all() -> None:
+    (fold,) = explain_terms([Text("ABRi and FusT."), Verdict("claim", "no", "A linear probe.")])
+    assert isinstance(fold, Fold)
+    assert fold.title == "What is meant by ABRi, FusT, linear probe"
+    (terms,) = fold.blocks
+    assert isinstance(terms, Terms)
+    assert [term for term, _ in terms.pairs] == ["ABRi", "FusT", "linear probe"]
+    assert not explain_terms([Text("Nothing."), Command("One script", "avpt fuse-train --mask none")])
+
+
+def test_names_of_clips_are_the_last_parts_of_their_paths() -> None:
+    assert name_clip("kitchen/day-2/0007.mp4") == "…/day-2/0007.mp4"
+    assert name_clip("day-2/0007.mp4") == "day-2/0007.mp4"
+    assert name_clip("0007") == "0007"
 
 
 @given(st.lists(st.lists(st.floats(0, 1), min_size=1, max_size=5), min_size=1, max_size=4))
@@ -299,6 +334,7 @@ def test_of_alphas_that_did_not_move_nothing_is_said(experiment: Experiment) -> 
 
 def test_numbers_are_those_of_the_runs(page: Path, experiment: Experiment, joint: Path) -> None:
     words = " ".join(Parsed(page.read_text(encoding="utf-8")).words.split())
+    assert "last val loss last val accuracy fused" in words or "last val loss last val accuracy unmasked" in words
     for run in (experiment.fused, joint, experiment.audio, experiment.visual):
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         assert f"{100 * summary['test']['accuracy']:.1f} %" in words
@@ -566,7 +602,7 @@ def test_words_from_outside_come_out_as_text(text: str) -> None:
         Cards(word, [Card(word, (), [word])]),
         Command(word, word, [(word, word)]),
         Dots(word, [Dot("audio", word, word, word, word, 0.5, [0.1, 0.9])], [(0.0, word)]),
-        Fold(word, [Facts(word, [(word, word)]), Strip([Card(word, ())])]),
+        Fold(word, [Facts(word, [(word, word)]), Terms([(word, word)]), Strip([Card(word, ())])]),
         Graph([Vertex(0, 0, word, "store"), Vertex(1, 0, word, "fused")], [(0, 1)], word),
     ]
     page = Page(
@@ -1136,6 +1172,18 @@ def test_all_text_is_at_least_ten_pixels_high(page: Path, browser: list[str], tm
     sizes = [float(size) for size in measure(page, browser, tmp_path, script, width).split()]
     assert len(sizes) > 300
     assert min(sizes) >= 10
+
+
+def test_names_of_rows_stay_beside_the_numbers_on_a_phone(page: Path, browser: list[str], tmp_path: Path) -> None:
+    """Scrolled to its end a table still shows its first column, and at its start the first numbers are seen."""
+    script = """[...d.querySelectorAll('.scroll:has(table)')].map(e => { const box = e.getBoundingClientRect();
+        const number = e.querySelector('tbody .number').getBoundingClientRect().right - box.left;
+        e.scrollLeft = 9999; const name = e.querySelector('tbody th').getBoundingClientRect();
+        return [number, name.left - box.left, name.width].map(Math.round).join(' ') }).join('; ')"""
+    tables = [list(map(int, one.split())) for one in measure(page, browser, tmp_path, script, 390).split("; ")]
+    assert len(tables) >= 6
+    assert all((abs(left) <= 1, width <= 130) == (True, True) for _, left, width in tables)
+    assert sum(number <= 358 for number, _, _ in tables) >= len(tables) - 1  # one begins with four columns of words
 
 
 def test_a_phone_shows_that_a_table_scrolls(page: Path, browser: list[str], tmp_path: Path) -> None:
