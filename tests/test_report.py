@@ -44,6 +44,7 @@ from avpt.report.chapters.verdicts.starved_modality import Evidence, explain_sha
 from avpt.report.differences import CHANCE, compare, compare_seeds, describe_outcome, format_p
 from avpt.report.drawing import colour_input, name_clip, pick_telling
 from avpt.report.experiment import gather
+from avpt.report.methods import describe_method, is_plain
 from avpt.report.page.blocks import (
     Block,
     Card,
@@ -65,7 +66,6 @@ from avpt.report.page.blocks import (
     Verdict,
     Vertex,
 )
-from avpt.report.methods import describe_method, is_plain
 from avpt.report.page.html import BROAD, render
 from avpt.report.script import Step, write_script
 from avpt.report.shell_commands import break_lines, command_of
