@@ -105,7 +105,7 @@ def show_artifact(experiment: Experiment, data: Confidence, most: float, clips: 
     for modality, end in ends.items():
         if end:
             other = "visual" if modality == "audio" else "audio"
-            blocks.append(Cards(f"Sure by {modality}, unsure by {other}", [make_card(place, data, i) for i in end]))
+            blocks.append(Cards(f"Surer by {modality} than by {other}", [make_card(place, data, i) for i in end]))
     return blocks
 
 
