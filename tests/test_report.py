@@ -1049,6 +1049,7 @@ def test_abri_is_compared_with_kept_and_with_random(experiment: Experiment, tmp_
     (helps,) = verdict.further
     assert helps.answer == "yes"
     assert "against BatchNorm kept +88.9 points" in helps.headline
+    assert ("so the difference has another reason" in helps.headline) == (verdict.answer == "no")
     assert re.search(r"`avpt inspect keep-file-0\.safetensors --store STORE`", " ".join(verdict.details))
 
 
