@@ -196,6 +196,15 @@ def test_another_architecture_is_told_as_what_it_is(tmp_path: Path, arch: str) -
     assert result.stderr.count(".weight") + result.stderr.count(".bias") + result.stderr.count("running_") <= 5
 
 
+@pytest.mark.parametrize("arch", ["shvit_s1", "efficientvit_m4", "swiftformer_xs"])
+def test_networks_of_timm_are_found_in_time(arch: str) -> None:
+    with torch.device("meta"):
+        state = pytest.importorskip("timm").create_model(arch).state_dict()
+    known = recognise(under("net.", state))
+    assert known is not None
+    assert (known.name, known.built) == (arch, True)
+
+
 def test_the_nearest_of_our_own_architectures_is_found_without_a_search(plain: State) -> None:
     known = recognise(under("net.", plain), everywhere=False)
     assert known is not None
