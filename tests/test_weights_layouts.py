@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from avpt.errors import ArtifactError
-from avpt.models.encoder import EncoderSpec
+from avpt.models.encoder import EncoderSpec, describe_encoder
 from avpt.models.known_architectures import recognise
 from avpt.models.layouts import Layout
 from avpt.models.weights import fit_weights, read_weights
@@ -169,6 +169,13 @@ def test_a_batch_norm_without_parameters_or_statistics(plain: State) -> None:
     assert "bn1 has no gamma and beta (a BatchNorm with affine=False)" in problem(without)
     still = {key: value for key, value in plain.items() if "running" not in key and "num_batches" not in key}
     assert "have no running statistics (track_running_stats=False" in problem(still)
+
+
+def test_a_network_without_batch_norm_is_not_told_of_it() -> None:
+    state = pytest.importorskip("timm").create_model("test_vit").state_dict()
+    del state["norm.weight"]
+    with pytest.raises(ArtifactError, match="does not fit test_vit: .*norm.weight is missing"):
+        fit_weights(state, describe_encoder("test_vit", "visual", "batchnorm"), "sum", "x.pt")
 
 
 def test_a_fused_batch_norm(plain: State) -> None:

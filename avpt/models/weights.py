@@ -282,7 +282,8 @@ def _odd_norm(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
             f"{listed(plain)} {has} no gamma and beta (a BatchNorm with affine=False), and avpt's BatchNorm has both; "
             "save them as 1 and 0, which amounts to the same"
         )
-    if (still := [layer for layer in lack("running_mean", "running_var") if layer not in gone]) == layers:
+    still = [layer for layer in lack("running_mean", "running_var") if layer not in gone]
+    if still and still == layers:
         return (
             f"{listed(still)} have no running statistics (track_running_stats=False, or no BatchNorm at all); take "
             "weights that have them"
