@@ -174,7 +174,7 @@ def test_a_batch_norm_without_parameters_or_statistics(plain: State) -> None:
 def test_a_network_without_batch_norm_is_not_told_of_it() -> None:
     state = pytest.importorskip("timm").create_model("test_vit").state_dict()
     del state["norm.weight"]
-    with pytest.raises(ArtifactError, match="does not fit test_vit: .*norm.weight is missing"):
+    with pytest.raises(ArtifactError, match=r"does not fit test_vit: .*norm\.weight is missing"):
         fit_weights(state, describe_encoder("test_vit", "visual", "batchnorm"), "sum", "x.pt")
 
 
