@@ -3,10 +3,11 @@
 #
 # Data      made by recipes/make_digits.py: real handwriting, synthesised speech; 400 train, 100 val, 1,000 test clips
 # Hardware  two CPU cores
-# Minutes   about 40 for three seeds, of one core
-# Expect    no channel of these weights with both gamma and beta below 0.05; the accuracies were not measured yet
+# Minutes   about 30 for three seeds, of one core
+# Expect    no channel of these weights with both gamma and beta below 0.05; test accuracy 0.94 where BatchNorm is kept,
+#           0.60 from random; table in recipes/README.md
 #
-# SEEDS="0 1 2" EPOCHS=8 OUT=DIR recipes/imagenet-to-sound.sh; needs timm: pip install 'avpt[timm]'
+# SEEDS="0 1 2" EPOCHS=5 OUT=DIR recipes/imagenet-to-sound.sh; needs timm: pip install 'avpt[timm]'
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,7 +18,7 @@ python -c 'import timm' 2>/dev/null || python -m pip install --quiet --disable-p
 seeds=${SEEDS:-0 1 2}
 out=${OUT:-recipes/out/imagenet-to-sound}
 encoder=(--arch tf_efficientnet_lite0 --modality audio)
-train=(--epochs "${EPOCHS:-8}" --batch-size 32 --lr 0.05 --schedule cosine --workers 0)
+train=(--epochs "${EPOCHS:-5}" --batch-size 32 --lr 0.05 --schedule cosine --workers 0)
 
 manifest=${MANIFEST:-$(digits "$out/digits")}
 store=$(avpt preprocess "$manifest" --out "$out/store" \

@@ -217,7 +217,8 @@ def test_noise_is_the_same_with_and_without_processes(experiment: Experiment) ->
     spec = replace(store.input_spec(28, num_frames=1), spectrogram_frames=1024)
     index = store.indices["test"]
     index = replace(index, num_audio_frames=np.full_like(index.num_audio_frames, 1024))
-    clips = EvaluationDataset(index, ["audio"], spec, "jpeg", noise=Noise("audio", 0.0))
+    clips = EvaluationDataset(index, ["audio"], spec, "jpeg")
+    clips.noise = Noise("audio", 0.0)
     here, there = (list(Loader(clips, 5, device=CPU, workers=workers).epoch(0)) for workers in (0, 1))
     for mine, other in zip(here, there, strict=True):
         assert torch.equal(mine.inputs[0], other.inputs[0])

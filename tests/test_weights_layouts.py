@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from avpt.errors import ArtifactError
-from avpt.models.encoder import EncoderSpec
+from avpt.models.encoder import EncoderSpec, describe_encoder
 from avpt.models.known_architectures import recognise
 from avpt.models.layouts import Layout
 from avpt.models.weights import fit_weights, read_weights
@@ -172,6 +172,13 @@ def test_a_batch_norm_without_parameters_or_statistics(plain: State) -> None:
     assert "have no running statistics (track_running_stats=False" in problem(still)
 
 
+def test_a_network_without_batch_norm_is_not_told_of_it() -> None:
+    state = pytest.importorskip("timm").create_model("test_vit").state_dict()
+    del state["norm.weight"]
+    with pytest.raises(ArtifactError, match=r"does not fit test_vit: .*norm\.weight is missing"):
+        fit_weights(state, describe_encoder("test_vit", "visual", "batchnorm"), "sum", "x.pt")
+
+
 def test_a_fused_batch_norm(plain: State) -> None:
     model = torchvision.models.resnet18().eval()
     fused = nn.utils.fuse_conv_bn_eval(model.conv1, model.bn1).state_dict()
@@ -218,6 +225,15 @@ def test_a_key_that_is_not_there_gets_encoders_not_blocks(tmp_path: Path, plain:
     assert result.error.endswith(("state_dict.net, teacher", "teacher, state_dict.net"))
     torch.save(plain, path)
     refused(*INIT, path, *wrong, says="has no weights at --weights-key foo, but at its top; leave that option out")
+
+
+@pytest.mark.parametrize("arch", ["shvit_s1", "efficientvit_m4", "swiftformer_xs"])
+def test_networks_of_timm_are_found_in_time(arch: str) -> None:
+    with torch.device("meta"):
+        state = pytest.importorskip("timm").create_model(arch).state_dict()
+    known = recognise(under("net.", state))
+    assert known is not None
+    assert (known.name, known.built) == (arch, True)
 
 
 def test_the_nearest_of_our_own_architectures_is_found_without_a_search(plain: State) -> None:

@@ -80,13 +80,13 @@ def _load_fitting(name: Path, modality: Modality | None, arch: str | None, key: 
         kinds = (getattr(torch, kind) for kind in layout.dtype.split(" and "))
         least = max(torch.finfo(kind).smallest_normal * torch.finfo(kind).eps for kind in kinds)
         log.warning("%s holds %s weights: nothing below %.0e can be told from 0", name, layout.dtype, least)
+    if not norm_layers(state):
+        raise ArtifactError(f"{name} has no BatchNorm layer, so there are no abnormal or dead channels to look for")
     first = f"{first_convolutions(wanted)[0]}.weight"
     if modality is None and str(name) not in ("imagenet", "pretrained"):
         other, _ = find_weights(str(name), replace(wanted, modality="visual"), key)
         if not torch.equal(state[first], other[first]):
             raise ConfigError(f"{name} holds two encoders; say which with --modality audio or --modality visual")
-    if not norm_layers(state):
-        raise ArtifactError(f"{name} has no BatchNorm layer, so there are no abnormal or dead channels to look for")
 
     taken = state[first].shape[1] if state[first].ndim == 4 else 0
     made_for = next((known for known in MODALITIES if CHANNELS[known] == taken), None)

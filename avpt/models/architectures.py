@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -102,7 +103,8 @@ def create_network(name: str, channels: int, size: Size | None, num_classes: int
     sized = {} if size is None else {"img_size": size}
     create = timm_package(name).create_model
     try:
-        network = create(name, pretrained=False, num_classes=num_classes, in_chans=channels, **sized)
+        with warnings.catch_warnings(action="ignore"):  # that other channels may not work, which is tried here
+            network = create(name, pretrained=False, num_classes=num_classes, in_chans=channels, **sized)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # whatever its constructor raises
         asked = f"{channels} channel(s)" + ("" if size is None else f" of {size[0]}x{size[1]}")
         reason = next(iter(str(error).splitlines()), type(error).__name__)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from avpt.machine.light_imports import without_compiler
-from avpt.models.architectures import RESNETS, timm_package
+from avpt.models.architectures import RESNETS, find_architecture, timm_package
 from avpt.models.layouts import COUNTER, find_places
 
 with without_compiler():
@@ -25,7 +27,9 @@ with without_compiler():
 log = logging.getLogger(__name__)
 
 SECONDS = 5.0  # of one core, to look for at most, besides importing timm
-FAMILIES = 3  # modules of a library that are searched
+TRIED = 6  # of torchvision's that are built, the likeliest
+DEEPEST = 8  # dots in a key that are looked at
+SMALL = 4  # numbers up to this one are in every code
 ALIKE = 0.97  # share of tensors that fit, for weights to be of an architecture
 CLASSES = 1013  # of the classifiers built here: of no tensor else the size, so that they are told from it
 NO_WORDS = frozenset({"weight", "bias", "running_mean", "running_var", COUNTER})
@@ -55,8 +59,8 @@ def nothing_alike() -> str:
 def recognise(state: Mapping[str, Tensor], *, everywhere: bool = True, seconds: float = SECONDS) -> Known | None:
     """The architecture that a state dict is of, whatever stands before its keys; None where none of all known fits.
 
-    Only shapes are compared, without the classifier, and without the number of input channels. Families of
-    architectures are tried in the order in which their code speaks of the names in the keys.
+    Only shapes are compared, without the classifier, and without the number of input channels. What takes time is
+    to build architectures, so the likeliest go first: those whose code has the names and numbers of the weights.
 
     Args:
         state: the weights.
@@ -101,20 +105,15 @@ def _candidates(state: Mapping[str, Tensor], everywhere: bool) -> Iterator[tuple
         yield Known(name, built=True), _of_torchvision(name)
     if not everywhere or not any("." in key for key in state):  # those of a network have names within names
         return
-    words = {part.rstrip("0123456789") for key in state for part in key.split(".")} - NO_WORDS - {""}
     log.info("looking up which architecture these weights are of")
+    outline = _outline(state)
     has_timm = importlib.util.find_spec("timm") is not None
     timm: Any = timm_package("timm") if has_timm else None
-    families: dict[str, list[str]] = {}
-    for name in torchvision.models.list_models(module=torchvision.models):
-        families.setdefault(torchvision.models.get_model_builder(name).__module__, []).append(name)
-    for name in _likely(families, words, len(families)):
+    others = set(torchvision.models.list_models(module=torchvision.models)) - set(RESNETS)
+    for name in sorted(others, key=lambda one: (_unlike_torchvision(one, outline), one))[:TRIED]:
         yield Known(name, built=has_timm and timm.is_model(name)), _of_torchvision(name)
     if has_timm:
-        families = {}
-        for name in timm.list_models():
-            families.setdefault(timm.model_entrypoint(name).__module__, []).append(name)
-        for name in _likely(families, words, FAMILIES):
+        for name in sorted(timm.list_models(), key=lambda one: (_unlike_timm(one, outline), len(one), one)):
             yield Known(name, built=True), _of_timm(name)
 
 
@@ -135,14 +134,68 @@ def _of_timm(name: str) -> Callable[[], nn.Module]:
     return build
 
 
-def _likely(families: Mapping[str, list[str]], words: set[str], most: int) -> list[str]:
-    """The architectures of the few families whose code speaks of most of the words; of equal ones the largest first."""
-    spoken = {family: _spoken(sys.modules[family]) for family in families}
-    words = words & set().union(*spoken.values())
-    best = sorted(families, key=lambda one: (len(words - spoken[one]), -len(families[one])))[:most]
-    return [name for family in best for name in sorted(families[family], key=lambda name: (len(name), name))]
+@dataclass(frozen=True)
+class _Outline:
+    """What weights say of their architecture without one being built."""
+
+    ends: frozenset[str]  # of their keys, after any dot
+    words: frozenset[str]  # in their keys
+    numbers: frozenset[int]  # of sizes, and of blocks in a row
+    parameters: int  # how many
 
 
+def _outline(state: Mapping[str, Tensor]) -> _Outline:
+    ends: set[str] = set()
+    words: set[str] = set()
+    blocks: dict[tuple[str, ...], int] = {}
+    for key in state:
+        parts = tuple(key.rsplit(".", DEEPEST))  # a key may have a million dots
+        ends |= {".".join(parts[start:]) for start in range(len(parts))}
+        words |= {part.rstrip("0123456789") for part in parts}
+        for at, part in enumerate(parts):
+            if part.isdecimal() and len(part) <= 3:
+                blocks[parts[:at]] = max(int(part) + 1, blocks.get(parts[:at], 0))
+    numbers = {*blocks.values(), *(size for value in state.values() for size in value.shape)}
+    parameters = sum(value.numel() for key, value in state.items() if ".running_" not in key)
+    return _Outline(frozenset(ends), frozenset(words) - NO_WORDS - {""}, frozenset(numbers), max(parameters, 1))
+
+
+def _unlike_torchvision(name: str, outline: _Outline) -> float:
+    """How much speaks against one of torchvision's: words that are not in its code, and its number of parameters."""
+    family = sys.modules[torchvision.models.get_model_builder(name).__module__]
+    size = next(iter(torchvision.models.get_model_weights(name))).meta["num_params"]
+    return len(outline.words - _spoken(family)) + 10 * abs(math.log(size / outline.parameters))
+
+
+def _unlike_timm(name: str, outline: _Outline) -> float:
+    """How much speaks against one of timm's: its first and last layers, and words and numbers in its code."""
+    import timm
+
+    facts, entry = find_architecture(name), timm.model_entrypoint(name)
+    layers = (*facts.first_convolutions, *facts.classifiers)
+    numbers = _constants(entry.__code__)
+    return (
+        3 * sum(f"{layer}.weight" not in outline.ends for layer in layers)
+        + len(outline.words - _spoken(sys.modules[entry.__module__]))
+        + len(numbers - outline.numbers)
+        - len(numbers & outline.numbers) / 2
+    )
+
+
+def _constants(code: CodeType) -> set[int]:
+    """The whole numbers in a function, such as widths and depths; small ones say little."""
+    numbers: set[int] = set()
+    waiting: list[object] = [code]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, CodeType | tuple):
+            waiting += one.co_consts if isinstance(one, CodeType) else one
+        elif isinstance(one, int) and one > SMALL:
+            numbers.add(one)
+    return numbers
+
+
+@cache
 def _spoken(module: ModuleType) -> set[str]:
     """The attributes and strings in the code of a module's functions and networks, its own and imported ones."""
     library = module.__name__.partition(".")[0]

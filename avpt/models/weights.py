@@ -80,7 +80,7 @@ def read_weights(path: Path, spec: EncoderSpec, key: str | None = None) -> tuple
     """
     with torch.device("meta"):
         shapes = build_encoder(replace(spec, norm="batchnorm")).state_dict()
-    first = [f"{name}.weight" for name in first_convolutions(spec)]
+    first = [f"{name}.weight" for name in first_convolutions(spec)] or list(shapes)[:1]
     held = _read(path)
     places = find_places(held.value, shapes)
     place = choose_place(places, shapes, first, spec.modality, key, path)
@@ -231,8 +231,8 @@ def fit_weights(
 
     for name in first_convolutions(spec):
         key = f"{name}.weight"
-        if key not in state or state[key].ndim != 4:
-            continue
+        if key not in state or state[key].ndim != 4 or state[key].shape == fitted[key].shape:
+            continue  # the last: it may take patches of the picture as channels, as tresnet's does
         weight, how = adapt_conv1(state[key], CHANNELS[spec.modality], conv1)
         if weight is None:
             del state[key]
@@ -285,9 +285,16 @@ def _odd_norm(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
         )
     if plain := [layer for layer in lack("weight", "bias") if layer not in gone]:
         has = "has" if len(plain) == 1 else "have"
-        return f"{listed(plain)} {has} no gamma and beta (a BatchNorm with affine=False), and avpt's BatchNorm has both"
-    if (still := [layer for layer in lack("running_mean", "running_var") if layer not in gone]) == layers:
-        return f"{listed(still)} have no running statistics (track_running_stats=False, or no BatchNorm at all)"
+        return (
+            f"{listed(plain)} {has} no gamma and beta (a BatchNorm with affine=False), and avpt's BatchNorm has both; "
+            "save them as 1 and 0, which amounts to the same"
+        )
+    still = [layer for layer in lack("running_mean", "running_var") if layer not in gone]
+    if still and still == layers:
+        return (
+            f"{listed(still)} have no running statistics (track_running_stats=False, or no BatchNorm at all); take "
+            "weights that have them"
+        )
     return ""
 
 
