@@ -18,7 +18,7 @@ from avpt.options.init import InitConfig
 from avpt.options.older_records import complete, recorded_option, restore_config
 from avpt.options.other_names import unknown_option
 from avpt.options.stores import ManifestConfig, PreprocessConfig, VerifyConfig
-from avpt.options.train import FinetuneConfig, FuseConfig, MaskConfig, ScoreConfig, TrainConfig
+from avpt.options.train import BALANCING, FinetuneConfig, FuseConfig, MaskConfig, ScoreConfig, TrainConfig
 from avpt.options.use import (
     STATES,
     EncodersConfig,
@@ -30,6 +30,7 @@ from avpt.options.use import (
 )
 
 __all__ = [
+    "BALANCING",
     "COMMON",
     "PANELS",
     "STATES",
