@@ -17,6 +17,7 @@ from avpt.training.state import EpochState, new_epoch
 from avpt.training.world import World
 from avpt.types import MODALITIES, Batch
 
+SMALL = "test_resnet"  # timm's, for tests
 State = dict[str, Tensor]
 Make = Callable[[Joint], Balancing]
 
@@ -33,6 +34,7 @@ def step_of(
     make: Make | None,
     *,
     fusion: FusionName = "concat",
+    arch: str = SMALL,
     epoch: int = 0,
     seed: int = 5,
     world: World | None = None,
@@ -42,7 +44,7 @@ def step_of(
 ) -> tuple[State, EpochState]:
     """Gradients of one step as the optimiser gets them, by name, and what was noted; plain joint training for None."""
     world = World() if world is None else world
-    model = joint_model(fusion)
+    model = joint_model(fusion, arch)
     trained: nn.Module = model
     method = None
     if make is not None:
