@@ -6,7 +6,16 @@ guide library` shows in use. Everything else in this package is private and may 
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "abri", "balancing", "fold", "inspect", "load_model", "masking", "open_store"]  # typed in __init__.pyi
+__all__ = [
+    "__version__",
+    "abri",
+    "balancing",
+    "fold",
+    "inspect",
+    "load_model",
+    "masking",
+    "open_store",
+]  # typed in __init__.pyi
 
 
 def __getattr__(name: str) -> object:

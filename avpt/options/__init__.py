@@ -11,6 +11,7 @@ from avpt.options.base import (
     choices,
     flag,
     parameter,
+    taken_once,
     type_hints,
 )
 from avpt.options.diagnose import CompareConfig, InspectConfig, ProbeConfig, ReportConfig
@@ -64,6 +65,7 @@ __all__ = [
     "parameter",
     "recorded_option",
     "restore_config",
+    "taken_once",
     "type_hints",
     "unknown_option",
 ]

@@ -94,6 +94,12 @@ def choices(config_type: "type[Config]", name: str) -> tuple[str, ...]:
     return next((get_args(one) for one in kinds if get_origin(one) is Literal), ())
 
 
+def taken_once(config_type: "type[Config]") -> list[str]:
+    """The options that name a part of the method, as they are typed: a second one would replace the first unseen."""
+    hints = type_hints(config_type)
+    return [flag(name) for name, hint in hints.items() if any(isinstance(one, NameOrClass) for one in get_args(hint))]
+
+
 def bounds(info: ParameterInfo, highest: float = math.inf) -> str:
     """The range of a numeric option in words; empty where it has none. An upper end above `highest` is left out."""
     if info.min is not None and info.max is not None and info.max <= highest:

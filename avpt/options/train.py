@@ -651,7 +651,7 @@ class FuseConfig(MaskConfig, TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.balance_set:
-            object.__setattr__(self, "balance_set", sorted(self.balance_set))  # their order changes nothing
+            object.__setattr__(self, "balance_set", tuple(sorted(self.balance_set)))  # their order changes nothing
         if self.balance == "none" and (self.balance_set or self.balance_gamma is not None):
             raise ConfigError("options of a balancing method are given, but --balance is none; name the method")
         if self.ogm_window[0] > self.ogm_window[1]:
