@@ -81,9 +81,14 @@ class _Command(TyperCommand):
             return super().parse_args(ctx, args)
         except Exception as error:
             if hasattr(error, "possibilities"):  # typer's own class for it is not public
-                known = [name for parameter in self.get_params(ctx) for name in parameter.opts if name[:1] == "-"]
-                error.message = options.unknown_option(error.option_name, known)  # type: ignore[attr-defined]
-                error.possibilities = None
+                commands = {
+                    name: [option for parameter in one.params for option in parameter.opts if option[:1] == "-"]
+                    for name, one in ctx.find_root().command.commands.items()
+                }
+                known = [*commands[str(self.name)], "--help"]
+                unknown: Any = error
+                unknown.message = options.unknown_option(unknown.option_name, known, commands)
+                unknown.possibilities = None
             raise
 
 

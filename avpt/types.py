@@ -84,7 +84,8 @@ class Report:
     """What a command did: the paths it wrote, the record that scripts read, tables for people.
 
     `problem` says what is wrong with the input, and the next step: it is shown last, with exit code 1. `text` is shown
-    unchanged after the tables; `page` is Markdown, which a terminal renders and shows page by page.
+    unchanged after the tables, and `words`, one sentence per line, folded to the terminal's width; `page` is Markdown,
+    which a terminal renders and shows page by page.
     """
 
     summary: dict[str, Any]
@@ -92,4 +93,5 @@ class Report:
     tables: list[Table] = field(default_factory=list)
     problem: str | None = None
     text: str = ""
+    words: str = ""
     page: str = ""

@@ -107,6 +107,37 @@ def test_an_unknown_option_gets_the_one_that_is_meant(arguments: tuple[str, ...]
     assert told(*arguments) == message
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("probe", "m", "s", "--epochs", "3"), "--epochs; it is an option of finetune-unimodal and fuse-train"),
+        (
+            ("probe", "m", "s", "--num-epochs", "3"),
+            "--num-epochs; its like is --epochs, which is an option of finetune-unimodal and fuse-train",
+        ),
+        (("info", "x", "--top", "3"), "--top; it is an option of predict"),
+    ],
+)
+def test_an_option_of_other_commands_is_told_as_theirs(arguments: tuple[str, ...], message: str) -> None:
+    assert told(*arguments) == f"No such option: {message}"
+
+
+@pytest.mark.parametrize("command", CONFIGS)
+def test_other_names_are_told_what_is_meant_by_every_command(command: str) -> None:
+    options_of = {
+        name: [option for parameter in one.params for option in parameter.opts if option.startswith("-")]
+        for name, one in COMMANDS.items()
+    }
+    for name in (*OTHER_NAMES, *UNNEEDED):
+        message = options.unknown_option(name, options_of[command], options_of)
+        assert message.startswith(f"No such option: {name}; "), message
+
+
+def test_quiet_has_a_short_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(re.search("--quiet +-q ", help_of(command, 80, monkeypatch)) for command in CONFIGS)
+    assert COMMANDS["info"].make_context("info", ["x", "-q"]).params["quiet"] is True
+
+
 def test_other_names_lead_to_options_that_exist() -> None:
     known = {name for command in COMMANDS.values() for parameter in command.params for name in parameter.opts}
     assert len(OTHER_NAMES) > 40

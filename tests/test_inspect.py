@@ -22,7 +22,7 @@ from sklearn import metrics as sklearn_metrics
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avpt.diagnosis.channel_tables import percent
+from avpt.diagnosis.channel_tables import describe_prediction, percent
 from avpt.diagnosis.dead_channels import measure, score_prediction
 from avpt.figures import channels as figures
 from avpt.models.any_encoder import load_any_encoder
@@ -334,6 +334,22 @@ def test_tables_fit_the_terminal(experiment: Experiment, before: Path, tmp_path:
     share = (torch.stack(pair(load_file(before), "layer1.0.bn1")).abs().amax(0) < 1e-3).double().mean().item()
     assert 0.26 < share < 0.3
     assert row.split()[-2:] == [f"{share:.0%}".removesuffix("%"), "█▏"]  # of four characters
+
+
+@pytest.mark.parametrize(
+    ("precision", "recall", "says"),
+    [
+        (0.5, 0.25, "abnormal (below 0.001) predicts dead with precision 0.500, recall 0.250 in x"),
+        (None, 0.0, "no measured channel is abnormal (below 0.001) in x: nothing to predict"),
+        (0.0, None, "no measured channel is dead in x: nothing to predict"),
+        (None, None, "no measured channel is abnormal (below 0.001) or dead in x: nothing to predict"),
+    ],
+)
+def test_a_prediction_that_can_not_be_scored_says_why(precision: float | None, recall: float | None, says: str) -> None:
+    after = {"encoder": "y", "precision": 1.0, "recall": 1.0}
+    record: dict[str, Any] = {"clips": 3, "abnormal_threshold": 0.001, "after": after}
+    record |= {"encoder": "x", "precision": precision, "recall": recall}
+    assert describe_prediction(record).splitlines()[0] == says
 
 
 @given(st.fractions(0, 1))

@@ -24,7 +24,7 @@ def loaded_by(code: str) -> list[str]:
 
 def test_reports_and_workers_load_neither_a_compiler_nor_statistics() -> None:
     modules = (
-        *("report.chapters.results", "report.chapters.learning", "report.chapters.verdicts.three_questions"),
+        *("report.chapters.results", "report.chapters.stage2_together", "report.chapters.verdicts.three_questions"),
         *("media.decode", "loading.loader", "loading.evaluation_clips", "models.checkpoint", "runs.training_run"),
     )
     assert loaded_by("\n".join(f"import avpt.{name}" for name in modules)) == []
@@ -56,3 +56,17 @@ assert real.counters is counters
 def test_signs_are_tested_as_scipy_does(gains: int, losses: int) -> None:
     expected = binomtest(gains, gains + losses).pvalue if gains + losses else 1.0
     assert sign_test(gains, losses) == pytest.approx(expected, rel=1e-9)
+
+
+def test_timm_loads_no_compiler_and_its_methods_are_kept_from_it_all_the_same() -> None:
+    code = """
+import avpt.models.encoder, sys, torch
+from avpt.models.architectures import timm_package
+timm = timm_package("resnet18d")
+assert "torch._dynamo" not in sys.modules
+from timm.layers import disable_compiler
+assert disable_compiler(lambda number: number + 1)(2) == 3
+assert "torch._dynamo" in sys.modules
+assert torch.compiler.disable.__module__ == "torch.compiler"
+"""
+    assert loaded_by(code)[:1] == ["torch._dynamo"]

@@ -35,21 +35,23 @@ from avpt.files.outputs import sha256
 from avpt.files.typed_paths import write_paths
 from avpt.loading.transforms import clip_seed
 from avpt.options import FuseConfig, InitConfig
+from avpt.report.axis import Axis, choose_axes
 from avpt.report.chapters import initialisation, learning, overview
 from avpt.report.chapters.results import Scores
 from avpt.report.chapters.verdicts import three_questions
 from avpt.report.chapters.verdicts.answers import list_unsettled
 from avpt.report.chapters.verdicts.starved_modality import Evidence, explain_shares, weigh
 from avpt.report.differences import CHANCE, compare, compare_seeds, describe_outcome, format_p
-from avpt.report.drawing import colour_input, pick_telling
+from avpt.report.drawing import colour_input, name_clip, pick_telling
 from avpt.report.experiment import gather
+from avpt.report.methods import describe_method, is_plain
 from avpt.report.page.blocks import (
-    Bar,
-    Bars,
     Block,
     Card,
     Cards,
     Command,
+    Dot,
+    Dots,
     Facts,
     Figure,
     Fold,
@@ -59,6 +61,7 @@ from avpt.report.page.blocks import (
     Page,
     Section,
     Strip,
+    Terms,
     Text,
     Verdict,
     Vertex,
@@ -67,6 +70,7 @@ from avpt.report.page.html import BROAD, render
 from avpt.report.script import Step, write_script
 from avpt.report.shell_commands import break_lines, command_of
 from avpt.report.shell_commands import write_option as words_of
+from avpt.report.terms import explain_terms
 from avpt.runs.lineage import Node
 from avpt.text import printable
 from avpt.types import MODALITIES, Table
@@ -180,14 +184,19 @@ def test_the_first_screen_says_what_was_found(page: Path, experiment: Experiment
     links = re.findall(r'<a href="#(verdict-\d)">', first)
     assert list(dict.fromkeys(links)) == ["verdict-1", "verdict-2", "verdict-3"]
     assert first.index('<ul class="badges">') < first.index("<img")
-    assert first.index("<img") < first.index('<ul class="bars">') < first.index("<article")
-    assert re.findall(r'<li class="bar (\w+)">', first) == ["audio", "visual", "joint", "joint", "chance"]
+    assert first.index("<img") < first.index('<ul class="dots">') < first.index("<article")
+    assert re.findall(r'<li class="dot (\w+)">', first) == ["audio", "visual", "joint", "joint"]
     shown = [experiment.audio, experiment.visual, joint, experiment.fused]
     scores = [json.loads((run / "summary.json").read_text(encoding="utf-8"))["test"]["accuracy"] for run in shown]
     assert re.findall(r"<strong>([\d.]+ %)</strong>", first)[:4] == [f"{100 * score:.1f} %" for score in scores]
-    assert re.findall(r'"fill" style="width: ([\d.]+)%"', first)[:4] == [f"{100 * score:.2f}" for score in scores]
+    (axis,) = choose_axes([scores[:1], scores[1:2], scores[2:]], 5 / 9)  # of nine clips
+    assert re.findall(r'"mean" style="left: ([\d.]+)%"', first) == [
+        f"{100 * axis.place(score):.2f}" for score in scores
+    ]
+    assert f"The axis goes from {axis.words}" in words
     assert "both together, nothing masked" in words
-    assert "always the most frequent class 33.3 %" in words
+    assert "one clip of 9 is 11 points, and always the most frequent class would reach 33.3 %" in words
+    assert first.index('<ul class="badges">') < first.index("What is meant by BatchNorm, ") < first.index("<img")
     assert first.count("<details>") + first.count('<details class="fold">') == first.count("<details") >= 3
     assert "<details open" not in text
     sections = re.findall(r'<section id="([\w-]+)"', text)
@@ -195,15 +204,69 @@ def test_the_first_screen_says_what_was_found(page: Path, experiment: Experiment
     assert sections[-1] == "provenance"
 
 
-def test_bars_show_the_spread_over_seeds(experiment: Experiment) -> None:
+def test_dots_show_the_spread_over_seeds(experiment: Experiment) -> None:
     found = gather([experiment.audio], [experiment.folder])
     (node,) = found.stage1("audio")
-    bar = overview.draw_score(found, Scores("audio", [node, node], "test", "accuracy", [0.5, 0.75]))
-    assert (bar.number, bar.note, bar.spread) == ("62.5 % ± 17.7", "2 seeds: 50.0 to 75.0", (0.5, 0.75))
-    made = render(Page("x", [], [], [], {}, [Bars("title", [bar])]), "#1b1b1d")
-    assert 'class="spread" style="left: 50.00%; width: 25.00%"' in made
-    bar = overview.draw_score(found, Scores("audio", [node], "test", "accuracy", [0.5]))
-    assert (bar.number, bar.note, bar.spread) == ("50.0 %", "1 seed", None)
+    axis = Axis(0.5, 0.9, 0.1)
+    dot = overview.draw_score(found, Scores("audio", [node, node], "test", "accuracy", [0.5, 0.7]), axis)
+    assert (dot.number, dot.note) == ("60.0 % ± 14.1", "2 seeds: 50.0 to 70.0")
+    made = render(Page("x", [], [], [], {}, [Dots("title", [dot], [(0, "50 %"), (1, "90 %")])]), "#1b1b1d")
+    assert 'class="spread" style="left: 0.00%; width: 50.00%"' in made
+    assert re.findall(r'class="one" style="left: ([\d.]+)%"', made) == ["0.00", "50.00"]
+    assert 'class="mean" style="left: 25.00%"' in made
+    assert ">50 %</span>" in made
+    dot = overview.draw_score(found, Scores("audio", [node], "test", "accuracy", [0.5]), axis)
+    assert (dot.number, dot.note, dot.each) == ("50.0 %", "1 seed", [])
+
+
+def test_small_differences_are_seen_on_axes_that_say_where_they_begin() -> None:
+    """One axis for all runs or, where that would squeeze what is compared, one for each kind."""
+    assert [axis.words for axis in choose_axes([[0.90, 0.93], [0.96, 0.97]])] == ["88 % to 98 %"]
+    alone, together = choose_axes([[0.40, 0.61], [0.963, 0.966]])
+    assert (alone.words, together.words) == ("35 % to 65 %", "94 % to 99 %")
+    assert choose_axes([[1.0]])[0].words == "95 % to 100 %"
+    assert choose_axes([[1.0]], 0.5)[0].words == "40 % to 100 %"
+
+
+def test_methods_are_named_by_their_own_options() -> None:
+    """A balancing method that the report has never heard of stands there by its name."""
+
+    def run(**options: object) -> Node:
+        return Node(Path("run"), "fused", {"mask": "none"} | options, {}, ())
+
+    assert describe_method(run()) == "nothing masked"
+    assert describe_method(run(balance="my_package.methods:Mine")) == "balanced: my_package.methods:Mine"
+    assert describe_method(run(mask="adaptive", mask_rule="released")) == "masked: adaptive, released rule"
+    assert describe_method(run(fusion="film", modality_dropout=0.25)) == "fusion: film, modality dropout 0.25"
+    assert is_plain(run(fusion="film"))
+    assert not any(map(is_plain, (run(mask="uniform"), run(balance="new"), run(modality_dropout=0.25))))
+
+
+def test_terms_are_explained_where_they_stand_on_the_page_at_all() -> None:
+    (fold,) = explain_terms([Text("ABRi and FusT."), Verdict("claim", "no", "A linear probe.")])
+    assert isinstance(fold, Fold)
+    assert fold.title == "What is meant by ABRi, FusT, linear probe"
+    (terms,) = fold.blocks
+    assert isinstance(terms, Terms)
+    assert [term for term, _ in terms.pairs] == ["ABRi", "FusT", "linear probe"]
+    assert not explain_terms([Text("Nothing."), Command("One script", "avpt fuse-train --mask none")])
+
+
+def test_names_of_clips_are_the_last_parts_of_their_paths() -> None:
+    assert name_clip("kitchen/day-2/0007.mp4") == "…/day-2/0007.mp4"
+    assert name_clip("day-2/0007.mp4") == "day-2/0007.mp4"
+    assert name_clip("0007") == "0007"
+
+
+@given(st.lists(st.lists(st.floats(0, 1), min_size=1, max_size=5), min_size=1, max_size=4))
+def test_every_number_lies_on_its_axis(groups: list[list[float]]) -> None:
+    axes = choose_axes(groups)
+    assert len(axes) in (1, len(groups))
+    for axis, values in zip(axes if len(axes) > 1 else axes * len(groups), groups, strict=True):
+        assert 0 <= axis.low < axis.high <= 1
+        assert all(-1e-9 <= axis.place(value) <= 1 + 1e-9 for value in values)
+        assert axis.ticks[-1] == pytest.approx(axis.high)
+        assert 3 <= len(axis.ticks) <= 8
 
 
 def test_the_frame_of_a_clip_is_a_telling_one() -> None:
@@ -271,6 +334,7 @@ def test_of_alphas_that_did_not_move_nothing_is_said(experiment: Experiment) -> 
 
 def test_numbers_are_those_of_the_runs(page: Path, experiment: Experiment, joint: Path) -> None:
     words = " ".join(Parsed(page.read_text(encoding="utf-8")).words.split())
+    assert "last val loss last val accuracy fused" in words or "last val loss last val accuracy unmasked" in words
     for run in (experiment.fused, joint, experiment.audio, experiment.visual):
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         assert f"{100 * summary['test']['accuracy']:.1f} %" in words
@@ -537,8 +601,8 @@ def test_words_from_outside_come_out_as_text(text: str) -> None:
         Grid(table),
         Cards(word, [Card(word, (), [word])]),
         Command(word, word, [(word, word)]),
-        Bars(word, [Bar("audio", word, word, 0.5, word, word)]),
-        Fold(word, [Facts(word, [(word, word)]), Strip([Card(word, ())])]),
+        Dots(word, [Dot("audio", word, word, word, word, 0.5, [0.1, 0.9])], [(0.0, word)]),
+        Fold(word, [Facts(word, [(word, word)]), Terms([(word, word)]), Strip([Card(word, ())])]),
         Graph([Vertex(0, 0, word, "store"), Vertex(1, 0, word, "fused")], [(0, 1)], word),
     ]
     page = Page(
@@ -985,6 +1049,7 @@ def test_abri_is_compared_with_kept_and_with_random(experiment: Experiment, tmp_
     (helps,) = verdict.further
     assert helps.answer == "yes"
     assert "against BatchNorm kept +88.9 points" in helps.headline
+    assert ("so the difference has another reason" in helps.headline) == (verdict.answer == "no")
     assert re.search(r"`avpt inspect keep-file-0\.safetensors --store STORE`", " ".join(verdict.details))
 
 
@@ -1108,6 +1173,18 @@ def test_all_text_is_at_least_ten_pixels_high(page: Path, browser: list[str], tm
     sizes = [float(size) for size in measure(page, browser, tmp_path, script, width).split()]
     assert len(sizes) > 300
     assert min(sizes) >= 10
+
+
+def test_names_of_rows_stay_beside_the_numbers_on_a_phone(page: Path, browser: list[str], tmp_path: Path) -> None:
+    """Scrolled to its end a table still shows its first column, and at its start the first numbers are seen."""
+    script = """[...d.querySelectorAll('.scroll:has(table)')].map(e => { const box = e.getBoundingClientRect();
+        const number = e.querySelector('tbody .number').getBoundingClientRect().right - box.left;
+        e.scrollLeft = 9999; const name = e.querySelector('tbody th').getBoundingClientRect();
+        return [number, name.left - box.left, name.width].map(Math.round).join(' ') }).join('; ')"""
+    tables = [list(map(int, one.split())) for one in measure(page, browser, tmp_path, script, 390).split("; ")]
+    assert len(tables) >= 6
+    assert all((abs(left) <= 1, width <= 130) == (True, True) for _, left, width in tables)
+    assert sum(number <= 358 for number, _, _ in tables) >= len(tables) - 1  # one begins with four columns of words
 
 
 def test_a_phone_shows_that_a_table_scrolls(page: Path, browser: list[str], tmp_path: Path) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import wave
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import Experiment, avpt, done
+from helpers import STORE_OPTIONS, Experiment, avpt, done
 from hypothesis import given
 from hypothesis import strategies as st
+from media import Clips
+from safetensors.torch import load_file
 
 from avpt.commands._segments import SHORTEST, WHOLE, cut
 
@@ -183,3 +186,27 @@ def test_what_is_not_looked_at_is_told_with_the_length_that_is(experiment: Exper
     assert "--segment 0.48 looks at all of it, start and end" in said  # as many frames as the store keeps of a clip
     assert "--segment 0.48 looks at all of it" in done(*command, "--segment", "0.7").stderr
     assert "only the beginning" not in done(*command, "--segment", "0.48").stderr
+
+
+def test_a_piece_is_what_preprocess_stores_of_it(experiment: Experiment, clips: Clips, tmp_path: Path) -> None:
+    """Also where sound is cut earlier than pictures: the store keeps 0.48 s of sound and 10 pictures, one a second."""
+    (tmp_path / "clips" / "0").mkdir(parents=True)
+    film = shutil.copy(clips["red.webm"], tmp_path / "clips" / "0" / "film.webm")
+    manifest, store, logits = (tmp_path / name for name in ("m.csv", "store", "logits.safetensors"))
+    pieces = ("--segment", "3", "--last-piece", "keep")
+    done("manifest", "folder", tmp_path / "clips", *pieces, "--out", manifest)
+    rows = rows_of(manifest)
+    assert [(row["start"], row["end"]) for row in rows[:2]] == [("0", "3"), ("3", "6")]
+    done("preprocess", manifest, "--out", store, *STORE_OPTIONS)
+    done("evaluate", experiment.fused, store, "--split", "train", "--workers", "0", "--predictions", logits)
+    stored = load_file(logits)["train_logits"].double().softmax(1)
+
+    result = done("predict", experiment.fused, film, "--segment", "3", "--workers", "1", "--format", "jsonl")
+    answers = [json.loads(line) for line in result.stdout.splitlines()][:-1]
+    assert len(answers) == len(rows)
+    for answer, expected in zip(answers, stored.tolist(), strict=True):
+        ranked = sorted(answer["top"], key=lambda entry: str(entry["label"]))
+        assert [entry["probability"] for entry in ranked] == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    assert answers[0]["looked_at"] == {"audio": [0.0, 0.48], "visual": [0.0, 3.0]}
+    assert "of 3 of 3 clips only the beginning was looked at: what `avpt preprocess` stores of them" in result.stderr
+    assert "--segment 0.48 looks at all of it; where the training clips were pieces, their --segment" in result.stderr

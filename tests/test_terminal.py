@@ -30,12 +30,12 @@ from avpt.files.artifacts import Header
 from avpt.files.locks import claim
 from avpt.files.outputs import sha256, write_json
 from avpt.machine.processes import place_in_job
-from avpt.machine.terminal import LONGEST, Formatter, _print_table, words_of
+from avpt.machine.terminal import LONGEST, Formatter, _print_table, show, words_of
 from avpt.options import CompareConfig, FinetuneConfig, InitConfig, PredictConfig, PreprocessConfig, ScoreConfig
 from avpt.report.page.blocks import Block, Card, Cards, Grid, Page, Section, Text
 from avpt.report.page.html import read_provenance, render
 from avpt.text import as_json, for_sheet, printable
-from avpt.types import FilePath, Table
+from avpt.types import FilePath, Report, Table
 
 EVIL = "\x1b]0;owned\x07\navpt: all is well\u202e\x9b31m"
 SHOWN = r"\x1b]0;owned\x07\navpt: all is well\u202e\x9b31m"
@@ -242,6 +242,20 @@ def test_no_word_of_a_table_is_broken(
     found = re.sub("─+", " ", shown).split()
     assert sorted(found) == sorted(expected)
     assert (repeated > 0) == (width < 100)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_sentences_are_folded_to_the_width_and_paths_are_whole(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    path = f"/{'a-long-folder/' * 6}encoder.safetensors"
+    words = f"No comparison is tested: that takes 3 seeds that both groups have finished.\nNothing is odd in {path}"
+    show(Report({}, words=words), json=False, quiet=False)
+    shown = capsys.readouterr().out
+    assert shown.split() == words.split()
+    assert all(len(line) <= width or line == path for line in shown.splitlines())
+    assert re.search("^Nothing", shown, re.MULTILINE)
 
 
 def test_a_table_that_fits_is_drawn_as_ever(

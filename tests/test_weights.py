@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from helpers import Experiment, Result, avpt, done
+from helpers import Experiment, Result, avpt, done, refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -397,3 +397,18 @@ def test_header(weights: Path, tmp_path: Path) -> None:
     assert str(tmp_path) not in json.dumps(values)
     assert str(weights) not in json.dumps(values)
     assert done("init", "--modality", "audio", "--weights", weights, "--bn", "abri", "--out", out).stdout == f"{out}\n"
+
+
+def test_what_is_there_already_is_looked_at_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.safetensors"
+    done("init", "--modality", "visual", "--weights", "random", "--out", out)
+
+    def never(*_: Any) -> Any:
+        raise AssertionError
+
+    monkeypatch.setattr("avpt.commands.init.describe", never)  # which loads torch, and timm for its architectures
+    command = ("init", "--modality", "visual", "--weights", "random", "--out", out)
+    assert "was there already" in done(*command).stderr
+    refused(*command, "--arch", "resnet18d", says="arch: resnet18 there, resnet18d now", unchanged=tmp_path)

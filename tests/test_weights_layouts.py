@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections import OrderedDict, defaultdict
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,29 @@ def test_another_architecture_is_told_as_what_it_is(tmp_path: Path, arch: str) -
     result = refused(*INIT, path, "--out", tmp_path / "x.safetensors", says=says)
     assert "resnet50" not in result.stderr
     assert result.stderr.count(".weight") + result.stderr.count(".bias") + result.stderr.count("running_") <= 5
+
+
+def test_what_is_of_no_known_architecture_is_told_so_first(plain: State, tmp_path: Path) -> None:
+    """As the ResNets for CIFAR are: keys in torchvision's layout, other shapes, fewer blocks."""
+    narrow = {key: value[:16] for key, value in plain.items() if value.ndim and not key.startswith("layer4")}
+    path, out = tmp_path / "weights.pt", tmp_path / "x.safetensors"
+    torch.save({"state_dict": under("module.", narrow)}, path)
+    result = refused(*INIT, path, "--out", out, says="looks like none of torchvision's or timm's architectures; as ")
+    assert result.error.startswith(f"avpt: {path} looks like none of")
+    assert "take weights of one that `avpt encoders` lists" in result.error
+    assert len(re.findall(r"is missing|is unknown|, not \(", result.error)) == 5
+    torch.save(under("body.stem.", {"a.weight": torch.zeros(3), "b.weight": torch.zeros(2)}), path)
+    refused(*INIT, path, "--out", out, says="timm's architectures: no conv1.weight, and it holds body.stem.a.weight,")
+
+
+def test_a_key_that_is_not_there_gets_encoders_not_blocks(tmp_path: Path, plain: State, average: State) -> None:
+    path, out = tmp_path / "weights.pt", tmp_path / "x.safetensors"
+    torch.save({"state_dict": under("net.", plain), "teacher": average}, path)
+    wrong = ("--weights-key", "foo", "--out", out)
+    result = refused(*INIT, path, *wrong, says="at --weights-key foo; there are ")
+    assert result.error.endswith(("state_dict.net, teacher", "teacher, state_dict.net"))
+    torch.save(plain, path)
+    refused(*INIT, path, *wrong, says="has no weights at --weights-key foo, but at its top; leave that option out")
 
 
 def test_the_nearest_of_our_own_architectures_is_found_without_a_search(plain: State) -> None:

@@ -156,7 +156,7 @@ def in_words(record: Mapping[str, Any]) -> str:
             "No comparison is tested" if not tests else f"{pairs - len(tests)} of {pairs} comparisons are not tested"
         )
         lines.append(f"{which}: that takes {group_tests.FEWEST_PAIRS} seeds that both groups have finished.")
-    return "".join(f"{fill(line, WIDTH)}\n" for line in lines)
+    return "\n".join(lines)
 
 
 def as_csv(groups: Sequence[NamedGroup], differ: Sequence[str], metrics: Sequence[str]) -> str:
@@ -192,7 +192,8 @@ def as_markdown(groups: Sequence[NamedGroup], record: Mapping[str, Any], metrics
     if record["differing"]:
         shown.append(options_table(groups, record["differing"]))
     shown += tests_table(record["tests"])
-    return MARK + "".join(map(_in_markdown, shown)) + (f"\n{words}" if (words := in_words(record)) else "")
+    words = "".join(f"{fill(line, WIDTH)}\n" for line in in_words(record).splitlines())
+    return MARK + "".join(map(_in_markdown, shown)) + (f"\n{words}" if words else "")
 
 
 def _in_markdown(table: Table) -> str:

@@ -40,7 +40,7 @@ def run(config: CompareConfig) -> Report:
         outputs += write(config.markdown, as_markdown(groups, record, shown), MARK, "--markdown", config.overwrite)
     if config.plot is not None:
         outputs += plot(groups, [*tested, "loss"], config.plot, config.overwrite)
-    return Report(record, tuple(outputs), tables(groups, record, shown), text=in_words(record))
+    return Report(record, tuple(outputs), tables(groups, record, shown), words=in_words(record))
 
 
 def compare(groups: Sequence[NamedGroup], metrics: Sequence[str], tested: Sequence[str]) -> dict[str, Any]:

@@ -90,7 +90,8 @@ def evaluate(config: EvaluateConfig, store: Store, header: Header) -> dict[str, 
     with explain_worker_deaths():
         for split, index in splits.items():
             codec = store.settings["frame_codec"]
-            dataset = EvaluationDataset(index, fed, trained.input, codec, seed=config.seed, noise=noise)
+            dataset = EvaluationDataset(index, fed, trained.input, codec, seed=config.seed)
+            dataset.noise = noise
             batches = Loader(dataset, batch_size, device=device, workers=workers).epoch(0)
             shown = track_batches(batches, len(index), f"evaluate {split}")
             outputs = passes.evaluate(model, shown, len(index), World())

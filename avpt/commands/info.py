@@ -69,9 +69,10 @@ def describe_artifact(path: Path, whole: bool = False) -> Report:
         summary = {"path": str(path), **asdict(read_exported(path))}
         return Report(summary, tables=_header_tables(str(path), summary))
     if path.suffix == ".json":
-        record = read_record(path, "info knows the records of `avpt evaluate --out`", EvaluationRecord)
-        if record["kind"] != "evaluation":
-            raise ArtifactError(f"{path} is not a record of avpt's; info takes what its commands write")
+        step = "info knows the records of `avpt evaluate --out`"
+        if read_record(path, step).get("kind") != "evaluation":
+            raise ArtifactError(f"{path} is not a record of an evaluation; info takes the folder that it belongs to")
+        record = read_record(path, step, EvaluationRecord)
         return Report(
             {"path": str(path), **record}, tables=_header_tables(str(path), {"metrics": _measured(record), **record})
         )

@@ -26,11 +26,7 @@ WORDS = ("imagenet", "pretrained", "random")  # what --weights takes beside path
 
 def run(config: InitConfig) -> Report:
     """Do nothing where the encoder is already there; torch is loaded only when there is work."""
-    header = Header(
-        kind="encoder",
-        spec={"encoder": describe(config), "input": None},
-        config=config.record(),
-    )
+    header = Header(kind="encoder", config=config.record())
     if config.weights not in WORDS:  # a file is recorded by its hash, not by its name
         if not Path(config.weights).exists():
             raise ArtifactError(
@@ -42,7 +38,7 @@ def run(config: InitConfig) -> Report:
     with claim(config.out, beside=[record_of(config.out)] if header.inputs else []):
         made = artifacts.reuse(config.out, header, config.defaults(), config.overwrite)
         if made is None:
-            made = initialise(config, header)
+            made = initialise(config, replace(header, spec={"encoder": describe(config), "input": None}))
     return report(made, config)
 
 
@@ -121,8 +117,8 @@ def report(header: Header, config: InitConfig) -> Report:
     if not layers:
         return Report(summary, (config.out,), tables)
     if not abnormal:
-        text = f"none of {channels} BatchNorm channels is abnormal as loaded, {meaning}\n"
-        return Report(summary, (config.out,), tables, text=text)
+        words = f"none of {channels} BatchNorm channels is abnormal as loaded, {meaning}"
+        return Report(summary, (config.out,), tables, words=words)
     layers.append(("all", channels, abnormal))
     cells = [(name, str(count), str(some), f"{some / count:.1%}") for name, count, some in layers]
     tables.append(

@@ -58,7 +58,7 @@ def run(config: InspectConfig) -> Report:
         except OutputError as error:  # the tables are shown all the same
             problems.append(f"no figure is written: {error}")
     tables, prediction_words = channel_tables(record), describe_prediction(record)
-    return Report(record, tuple(outputs), tables, "; ".join(problems) or None, prediction_words)
+    return Report(record, tuple(outputs), tables, "; ".join(problems) or None, words=prediction_words)
 
 
 def describe(config: InspectConfig, before: Side, after: Side | None, measured: Measurements | None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from avpt.commands._segments import cut, seconds_of
 from avpt.datasets.media_files import COLUMN_OF
 from avpt.errors import ConfigError, listed
 from avpt.files import artifacts
+from avpt.files.content_kinds import what_it_is
 from avpt.files.locks import claim
 from avpt.files.outputs import write_text
 from avpt.files.reuse import check_ours, is_there, must_write
@@ -70,6 +71,9 @@ def find_clips(config: PredictConfig) -> list[Clip]:
             continue
         inside = sorted(file for file in path.rglob("*") if not (file.is_dir() or file.name.startswith(".")))
         media = [file for file in inside if file.suffix[1:].lower() in COLUMN_OF]
+        if not media:
+            what = f"is {what} and " if (what := what_it_is(path)) else ""
+            raise ConfigError(f"{path} {what}holds no media file; give clips, or --manifest for folders of frames")
         if others := [str(file) for file in inside if file.suffix[1:].lower() not in COLUMN_OF]:
             log.info(
                 "%s left out of %s: no media by the name (%s)",
@@ -77,8 +81,6 @@ def find_clips(config: PredictConfig) -> list[Clip]:
                 path,
                 listed(others, 3),
             )
-        if not media:
-            raise ConfigError(f"{path} holds no media file; give clips, or --manifest for folders of frames")
         clips += map(clip_of, media)
     return clips
 
@@ -180,11 +182,12 @@ def label(config: PredictConfig, clips: Sequence[Clip]) -> list[Answer]:
             show(len(answers), failed)
     longer = [answers[row] for row in range(len(clips)) if answers[row].longer]
     if longer:
-        span = min(end - start for start, end in longer[0].looked_at.values())
+        span = min(settings.span(modality) for modality in longer[0].modalities)
         another = "" if config.segment else ", start and end in a --manifest at another part"
         log.warning(
-            "of %d of %d clips only the beginning was looked at, as long as the model's training clips (first %s); "
-            "--segment %g looks at all of it%s",
+            "of %d of %d clips only the beginning was looked at: what `avpt preprocess` stores of them with the "
+            "options of the model's store (first %s); --segment %g looks at all of it%s; where the training clips "
+            "were pieces, their --segment gives pieces of the same length",
             *(len(longer), len(clips), f"{longer[0].clip}: {part_of(longer[0])}", span, another),
         )
     return [answers[row] for row in range(len(clips))]

@@ -275,7 +275,8 @@ def report(config: ProbeConfig, header: Header) -> Report:
     title = f"linear probe of the {record['modality']} encoder of {config.model} on {config.store}, {metric}"
     summary = {"model": str(config.model), "store": str(config.store), **record}
     outputs = (config.out,) if config.out is not None else ()
-    return Report(summary, outputs, [Table(title, ("", "clips", *names), rows)], text=in_words(record))
+    words = " ".join(in_words(record).split())  # the terminal folds it to its own width
+    return Report(summary, outputs, [Table(title, ("", "clips", *names), rows)], words=words)
 
 
 def in_words(record: dict[str, Any]) -> str:

@@ -27,11 +27,9 @@ MOST_NAMED = 12  # files of a folder, in a line
 LEAD = (
     "Audio-visual models are trained from encoders that were pre-trained on something else. The paper that this "
     "experiment follows (arXiv 2302.03533) says that two things then go wrong unseen. First, many BatchNorm channels "
-    "of a pre-trained encoder are nearly zero and stay dead on the new modality; its remedy, ABRi, blends each "
-    "BatchNorm with a fresh one, by a learnt share.",
+    "of a pre-trained encoder are nearly zero and stay dead on the new modality; its remedy is ABRi.",
     "Second, when both modalities are trained together, the one that is easier to learn from takes the gradient away "
-    "from the other, whose encoder gets worse; its remedy, FusT, first trains each encoder alone, notes how sure it is "
-    "of each clip, and then trains both while masking, clip by clip, part of the modality that is easy.",
+    "from the other, whose encoder gets worse; its remedy is FusT.",
     "What follows is computed from this experiment's own files. It says what this data shows, not what is true of "
     "others; a difference that chance could well have made is not called one, nor one that only one or two seeds show.",
 )
@@ -98,7 +96,16 @@ def write(config: ReportConfig, experiment: Experiment, record: dict[str, Any]) 
     """Write the page: what was found, then section by section how."""
     log.info("loading torch and matplotlib")
     from avpt.figures.style import INK
-    from avpt.report.chapters import clips, dominance, initialisation, learning, overview, provenance, results
+    from avpt.report.chapters import (
+        clips,
+        dominance,
+        initialisation,
+        overview,
+        provenance,
+        results,
+        stage1_alone,
+        stage2_together,
+    )
     from avpt.report.chapters.verdicts import three_questions
     from avpt.report.differences import CAVEAT
     from avpt.report.page.blocks import Page
@@ -112,9 +119,9 @@ def write(config: ReportConfig, experiment: Experiment, record: dict[str, Any]) 
         "results": lambda: results.section(experiment),
         "the data": lambda: clips.section(experiment, config.clips),
         "initialisation": lambda: initialisation.section(experiment, starts),
-        "stage 1": lambda: learning.stage1(experiment),
+        "stage 1": lambda: stage1_alone.section(experiment),
         "confidence": lambda: dominance.section(experiment, config.clips),
-        "stage 2": lambda: learning.stage2(experiment, config.clips),
+        "stage 2": lambda: stage2_together.section(experiment, config.clips),
         "provenance": lambda: provenance.section(experiment, folder),
     }
     sections = []
@@ -122,7 +129,7 @@ def write(config: ReportConfig, experiment: Experiment, record: dict[str, Any]) 
         log.info("chapter %d of %d: %s", number, len(chapters), name)
         sections.append(write_chapter())
     summary = summarise(experiment, answers)
-    first = overview.summarise(experiment, config.clips, answers)
+    first = overview.summarise(experiment, config.clips, answers, sections)
     page = Page(record["config"]["title"], (*LEAD, CAVEAT), answers, sections, record | {"summary": summary}, first)
     write_text(config.out, render(page, INK))
     return {"report": str(config.out)} | summary

@@ -77,15 +77,17 @@ def dead_table(record: dict[str, Any]) -> Table:
 def describe_prediction(record: dict[str, Any]) -> str:
     """Say how well abnormal parameters predict dead channels."""
     lines = []
+    below = f"abnormal (below {record['abnormal_threshold']:g})"
     for side in (record, record["after"]):
-        if record["clips"] is not None and side is not None:
-            scores = ", ".join(
-                f"{what} {MISSING if side[what] is None else format(side[what], '.3f')}"
-                for what in ("precision", "recall")
-            )
-            below = f"abnormal (below {record['abnormal_threshold']:g})"
-            lines.append(f"{side['encoder']}: {below} predicts dead with {scores}\n")
-    return "".join(lines)
+        if record["clips"] is None or side is None:
+            continue
+        scores = [f"{what} {side[what]:.3f}" for what in ("precision", "recall") if side[what] is not None]
+        none = [word for word, what in ((below, "precision"), ("dead", "recall")) if side[what] is None]
+        if not none:
+            lines.append(f"{below} predicts dead with {', '.join(scores)} in {side['encoder']}")
+        else:  # precision is a share of the abnormal channels, recall one of the dead
+            lines.append(f"no measured channel is {' or '.join(none)} in {side['encoder']}: nothing to predict")
+    return "\n".join(lines)
 
 
 def blend_table(record: dict[str, Any], side: dict[str, Any]) -> Table:

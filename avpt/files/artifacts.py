@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from avpt import __version__
 from avpt.errors import ArtifactError, OutputError
 from avpt.files.checking import RecordError, check, convert, parse
+from avpt.files.content_kinds import SAFETENSORS, but_what, what_it_is
 from avpt.files.outputs import atomic, sha256
 from avpt.files.records import METRICS, Metrics, Provenance
 from avpt.files.reuse import check_existing, foreign, is_reused, is_there
@@ -27,6 +28,9 @@ SCHEMA = 1
 Kind = Literal["encoder", "classifier", "fused", "dynamics", "confidence", "mask", "predictions", "probe", "export"]
 
 OTHER_SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".bin", ".onnx", ".pt2", ".h5", ".npz", ".csv", ".json"})
+
+
+A_RUN = "that is what a training command made at its --out"
 
 
 class ForeignWeightsError(ArtifactError):
@@ -87,7 +91,8 @@ def read_header(path: Path) -> tuple[Header, dict[str, tuple[str, list[int]]]]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise ArtifactError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; an artifact is a file")
+        what = f"is {what_it_is(path) or 'a folder'}" if path.is_dir() else "does not exist"
+        raise ArtifactError(f"{path} {what}; an artifact is a file")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -97,7 +102,7 @@ def read_header(path: Path) -> tuple[Header, dict[str, tuple[str, list[int]]]]:
         if is_saved_by_torch(path):
             step = f"`avpt info {path}` names the command that makes an encoder of it"
             raise ForeignWeightsError(f"{path} is a PyTorch checkpoint", step) from None
-        raise ArtifactError(f"{path} is cut short, damaged, or not a safetensors file ({error})") from None
+        raise _unread(path, error, "an artifact is a safetensors file that a command of avpt's wrote") from None
     except OSError as error:  # safetensors reports every file that it can't open as missing
         raise ArtifactError(f"{path} can't be read; look at its permissions ({error})") from None
     if "avpt" not in metadata:
@@ -167,9 +172,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ArtifactError(f"{path} is cut short, damaged, or not a safetensors file ({error})") from None
+        wanted = "weights are a safetensors file, or what torch.save writes, named .pt, .pth, .ckpt or .bin"
+        raise _unread(path, error, wanted) from None
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{path} holds tensors that can't be read ({error!s:.100}); write it again") from None
+
+
+def _unread(path: Path, error: Exception, wanted: str) -> ArtifactError:
+    """The error for a file that safetensors can't read: what it is if that can be told, else that it is damaged."""
+    if (what := what_it_is(path)) in ("", SAFETENSORS):
+        return ArtifactError(f"{path} is cut short, damaged, or not a safetensors file ({error})")
+    return ArtifactError(f"{path} is {what}; {wanted}")
 
 
 def model_file(path: Path) -> Path:
@@ -199,7 +212,7 @@ def run_file(folder: Path, name: str) -> Path:
         raise ArtifactError(f"{folder} does not exist; it should be a run folder written by avpt")
     finished = (folder / "summary.json").exists() and (folder / name).exists()
     if not finished and not (folder / "checkpoint").is_dir():
-        raise ArtifactError(f"{folder} is not a run folder written by avpt")
+        raise ArtifactError(f"{folder} is not a run folder written by avpt{but_what(folder)}; {A_RUN}")
     if not finished:
         raise ArtifactError(f"{folder} is unfinished; run the command that makes it again, it goes on where it stopped")
     return folder / name

@@ -17,7 +17,7 @@ from avpt.loading.transforms import clip_seed
 from avpt.media.audio import PADDING, log_mel, samples_needed
 from avpt.store.splits import carve
 from avpt.store.store import SplitIndex, Store
-from avpt.types import FrameCodec, Modality, Split
+from avpt.types import Modality, Split
 
 
 @dataclass(frozen=True)
@@ -109,20 +109,9 @@ def different_frames(settings: Mapping[str, Any], spec: InputSpec) -> list[str]:
 
 
 class EvaluationDataset(ClipDataset):
-    """The clips of one split as a trained model takes them, optionally with noise."""
+    """The clips of one split as a trained model takes them, with noise where that is set."""
 
-    def __init__(
-        self,
-        index: SplitIndex,
-        modalities: Sequence[Modality],
-        spec: InputSpec,
-        frame_codec: FrameCodec,
-        *,
-        seed: int = 0,
-        noise: Noise | None = None,
-    ) -> None:
-        super().__init__(index, modalities, spec, frame_codec, seed=seed)
-        self.noise = noise
+    noise: Noise | None = None  # that is added
 
     def __getitem__(self, key: tuple[int, int, int]) -> dict[str, Tensor]:
         item = super().__getitem__(key)

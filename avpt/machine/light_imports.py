@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, wraps
 from types import ModuleType
 from typing import Any
 
@@ -36,6 +37,36 @@ def without_compiler() -> Iterator[None]:
     finally:
         if sys.modules.get(COMPILER) is standing_in:
             del sys.modules[COMPILER]
+
+
+@contextmanager
+def compiler_kept_off_later() -> Iterator[None]:
+    """Import timm without torch's compiler, which its decorators would load to keep it off some of its methods.
+
+    It is kept off such a method when that is first called. Where the compiler is loaded already, nothing is changed.
+    """
+    import torch
+
+    if "torch._dynamo" in sys.modules:
+        yield
+        return
+    compiler: Any = torch.compiler
+    disable = compiler.disable
+
+    def disable_later(function: Callable[..., Any]) -> Callable[..., Any]:
+        real = cache(lambda: disable(function))
+
+        @wraps(function)
+        def call(*args: Any, **options: Any) -> Any:
+            return real()(*args, **options)
+
+        return call
+
+    compiler.disable = disable_later
+    try:
+        yield
+    finally:
+        compiler.disable = disable
 
 
 def _load(name: str) -> Any:

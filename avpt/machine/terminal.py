@@ -13,6 +13,8 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import fill
 from types import TracebackType
 from typing import Any, Literal
 
@@ -22,6 +24,7 @@ from avpt.types import FilePath, Folded, Report, Table
 
 LONGEST = 600  # characters of a message; a command to copy may have more
 READER_GONE = 128 + 13  # what a shell reports of a program that SIGPIPE ended
+STANDARD_WIDTH = 80  # columns, where there is no terminal
 SHORTEST_PATH = 16  # characters that are left of a path in a table, at least
 REMEDY = "send it elsewhere and run the same command again, which keeps what is finished"
 
@@ -149,10 +152,18 @@ def show(report: Report, *, json: bool, quiet: bool) -> None:
             if report.text:
                 text = "\r\n".join(printable(part, keep="\n") for part in report.text.split("\r\n"))  # as in CSV
                 print(text, end="", file=sys.stderr if report.outputs else sys.stdout)
+            for line in report.words.splitlines():
+                print(folded(line), file=sys.stderr if report.outputs else sys.stdout)
             if report.page:
                 _print_page(report.page)
         for path in report.outputs:
             _print_path(path)
+
+
+def folded(line: str) -> str:
+    """A sentence as lines that fit the terminal; a word that is longer than one, such as a path, is not broken."""
+    width = get_terminal_size((STANDARD_WIDTH, 24)).columns
+    return fill(printable(line), width, break_long_words=False, break_on_hyphens=False)
 
 
 def _print_page(markdown: str) -> None:

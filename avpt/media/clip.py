@@ -32,6 +32,10 @@ class ClipSettings:
     on_truncated: Literal["keep", "fail"] = "keep"
     audio_stream: int | None = None  # of the audio streams, from 0; None leaves the choice to FFmpeg
 
+    def span(self, modality: Modality) -> float:
+        """The most seconds that are stored of a clip's sound or pictures."""
+        return self.spectrogram_frames * FRAME_SHIFT if modality == "audio" else self.max_frames / self.fps
+
 
 FRAME_SHIFT = 0.01  # seconds from one frame of a spectrogram to the next
 LONGER = 1.1  # times what is stored of a clip; a clip that is longer is reported
@@ -92,9 +96,8 @@ class DecodedClip:
 
     def spans(self, settings: ClipSettings) -> dict[Modality, float]:
         """The most seconds that are stored of each modality."""
-        spectrogram = settings.spectrogram_frames * FRAME_SHIFT
-        spans: dict[Modality, float] = {"audio": spectrogram} if self.num_audio_frames else {}
-        return spans | ({"visual": settings.max_frames / settings.fps} if self.frames else {})
+        there = {"audio": self.num_audio_frames > 0, "visual": bool(self.frames)}
+        return {modality: settings.span(modality) for modality in MODALITIES if there[modality]}
 
     def is_longer(self, settings: ClipSettings, modalities: Collection[Modality] = MODALITIES) -> bool:
         """Whether any of the modalities lasts well beyond what is stored of it."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from avpt.errors import AvptError, ConfigError
 from avpt.files.records import IMAGENET, Colour, Deviation
-from avpt.machine.light_imports import without_compiler
+from avpt.machine.light_imports import compiler_kept_off_later, without_compiler
 from avpt.types import TORCHVISION
 
 with without_compiler():
@@ -145,6 +145,7 @@ def timm_package(name: str) -> Any:
             f"{name!r:.80} is not an architecture of torchvision's that avpt takes ({', '.join(RESNETS)}); for timm's: "
             "pip install 'avpt[timm]'"
         )
-    import timm
+    with compiler_kept_off_later():
+        import timm
 
     return timm

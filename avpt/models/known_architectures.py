@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from avpt.machine.light_imports import without_compiler
-from avpt.models.architectures import RESNETS
+from avpt.models.architectures import RESNETS, timm_package
 from avpt.models.layouts import COUNTER, find_places
 
 with without_compiler():
@@ -43,6 +43,13 @@ class Known:
         if self.built:
             return f"it looks like {self.name}: try --arch {self.name}"
         return f"it looks like torchvision's {self.name}, which is none of avpt's encoders"
+
+
+def nothing_alike() -> str:
+    """What can be said of weights that are of none of the architectures looked up."""
+    if importlib.util.find_spec("timm") is None:
+        return "looks like none of torchvision's architectures (timm, which has more, is not installed)"
+    return "looks like none of torchvision's or timm's architectures"
 
 
 def recognise(state: Mapping[str, Tensor], *, everywhere: bool = True, seconds: float = SECONDS) -> Known | None:
@@ -97,8 +104,7 @@ def _candidates(state: Mapping[str, Tensor], everywhere: bool) -> Iterator[tuple
     words = {part.rstrip("0123456789") for key in state for part in key.split(".")} - NO_WORDS - {""}
     log.info("looking up which architecture these weights are of")
     has_timm = importlib.util.find_spec("timm") is not None
-    if has_timm:
-        import timm
+    timm: Any = timm_package("timm") if has_timm else None
     families: dict[str, list[str]] = {}
     for name in torchvision.models.list_models(module=torchvision.models):
         families.setdefault(torchvision.models.get_model_builder(name).__module__, []).append(name)
@@ -123,9 +129,7 @@ def _of_torchvision(name: str) -> Callable[[], nn.Module]:
 
 def _of_timm(name: str) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
-        import timm
-
-        model: nn.Module = timm.create_model(name, pretrained=False, num_classes=CLASSES)
+        model: nn.Module = timm_package(name).create_model(name, pretrained=False, num_classes=CLASSES)
         return model
 
     return build

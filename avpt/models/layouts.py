@@ -14,6 +14,7 @@ from avpt.errors import ArtifactError, listed
 from avpt.types import Modality
 
 MOST_NESTED = 8  # levels of wrappers, or of prefixes
+LEAST = 0.1  # share of an architecture's keys below a prefix that may be meant: any block has a conv1
 MOST_MAPPINGS = 20_000  # an optimiser has one for each parameter
 STREAMS: dict[Modality, frozenset[str]] = {
     "audio": frozenset({"audio_net", "audio"}),
@@ -158,7 +159,7 @@ def choose_place(
     """
     begun = [place for place in places if place.wanted & set(first)]
     if key is not None:
-        begun = _named(begun, key, source)
+        begun = _named(begun, shapes, key, source)
     own, others = STREAMS[modality], frozenset().union(*STREAMS.values()) - STREAMS[modality]
     if any(own & set(place.parts) for place in begun):  # else the other stream alone starts this one
         begun = [place for place in begun if not others & set(place.parts)]
@@ -177,6 +178,11 @@ def choose_place(
     return complete[0]
 
 
+def may_be_encoder(place: Place, shapes: Mapping[str, Tensor]) -> bool:
+    """Whether so many of an architecture's keys stand there that an encoder may be meant, and not one of its blocks."""
+    return not place.prefix or len(place.wanted) >= len(shapes) * LEAST
+
+
 def is_complete(place: Place, shapes: Mapping[str, Tensor]) -> bool:
     """Whether all of an architecture's keys stand there, but for counters."""
     return all(name in place.wanted for name in shapes if not name.endswith(COUNTER))
@@ -190,7 +196,7 @@ def _has_shapes(place: Place, shapes: Mapping[str, Tensor], first: Sequence[str]
     )
 
 
-def _named(places: Sequence[Place], key: str, source: Path) -> list[Place]:
+def _named(places: Sequence[Place], shapes: Mapping[str, Tensor], key: str, source: Path) -> list[Place]:
     """The places that a user means: of just this name, else those ending in it, else those below it, else near it."""
     asked = tuple(part for part in key.split(".") if part)
     size = len(asked)
@@ -203,7 +209,9 @@ def _named(places: Sequence[Place], key: str, source: Path) -> list[Place]:
     for fits in ways:
         if meant := [place for place in places if fits(place.parts)]:
             return meant
-    names = [place.name for place in places]
+    names = [place.name for place in places if may_be_encoder(place, shapes)]
+    if names == ["."]:
+        raise ArtifactError(f"{source} has no weights at --weights-key {key}, but at its top; leave that option out")
     near = difflib.get_close_matches(key, names, 3, 0.4) or names
     there = f"there are {listed(near)}" if near else "nor anywhere else in it"
     raise ArtifactError(f"{source} has no encoder of this architecture at --weights-key {key}; {there}")

@@ -16,20 +16,21 @@ from torch import Tensor
 
 from avpt.errors import ArtifactError, listed
 from avpt.files.artifacts import model_file, own_header, read_tensors
-from avpt.files.torch_files import Checkpoint, load_checkpoint
+from avpt.files.content_kinds import is_something_else
+from avpt.files.torch_files import Checkpoint, is_saved_by_torch, load_checkpoint
 from avpt.models.abnormal_channels import norm_layers
 from avpt.models.abri import NEW, PRETRAINED, fold_state_dict, norm_eps
 from avpt.models.architectures import RESNETS, fit_size
 from avpt.models.encoder import EncoderSpec, build_encoder, classifiers, first_convolutions
 from avpt.models.fitting import misfits, wrong_values
-from avpt.models.known_architectures import recognise
-from avpt.models.layouts import CLASSIFIERS, Layout, choose_place, find_places, largest_state, take
+from avpt.models.known_architectures import nothing_alike, recognise
+from avpt.models.layouts import CLASSIFIERS, Layout, choose_place, find_places, largest_state, may_be_encoder, take
 from avpt.models.published import imagenet_weights, published_weights
 from avpt.types import CHANNELS, MODALITIES, Modality
 
 log = logging.getLogger(__name__)
 
-LEAST = 0.1  # share of an architecture's keys below a prefix that may be meant: any block has a conv1
+ELSEWHERE = "take weights of one that `avpt encoders` lists; `avpt inspect` shows the BatchNorm of any network"
 
 
 @dataclass
@@ -83,7 +84,7 @@ def read_weights(path: Path, spec: EncoderSpec, key: str | None = None) -> tuple
     held = _read(path)
     places = find_places(held.value, shapes)
     place = choose_place(places, shapes, first, spec.modality, key, path)
-    if place is None or (place.prefix and len(place.wanted) < len(shapes) * LEAST):
+    if place is None or not may_be_encoder(place, shapes):
         raise ArtifactError(_no_encoder(path, held, spec, first))
     state, layout = take(held.value, place, places, shapes)
     _check_plain(path, state)
@@ -132,6 +133,8 @@ def _no_encoder(path: Path, held: Checkpoint, spec: EncoderSpec, first: list[str
         return f"{path} holds a whole network at {key} ({kind}), which is code; save its state_dict() alone"
     if state and (known := recognise(state)) is not None and known.name != spec.arch:
         return f"{path} does not fit {spec.arch}: {known.advice()} ({listed(sorted(state))})"
+    if any("." in key for key in state):  # of a network, which has names within names
+        return f"{path} {nothing_alike()}: no {first[0]}, and it holds {listed(sorted(state))}; {ELSEWHERE}"
     contents = f"it holds {listed(sorted(state))}" if state else "it holds no tensors by name; a state_dict does"
     if held.foreign and not state:
         kinds = [f"{'.'.join(keys)} ({kind})" for keys, kind in held.foreign.items()]
@@ -179,7 +182,7 @@ def _read(path: Path) -> Checkpoint:
     try:
         return Checkpoint(read_tensors(path))
     except ArtifactError:
-        if path.suffix == ".safetensors" or not path.is_file():
+        if path.suffix == ".safetensors" or not path.is_file() or is_something_else(path):
             raise
     try:
         return load_checkpoint(path)
@@ -189,6 +192,8 @@ def _read(path: Path) -> Checkpoint:
         raise ArtifactError(
             f"{path} holds more than tensors (a pickle with code in it, or not a checkpoint at all) and is refused; "
             "where you trust it, save its state_dict() alone"
+            if is_saved_by_torch(path)
+            else f"{path} is not a checkpoint; weights are a safetensors file, or what torch.save writes"
         ) from None
     except Exception as error:  # torch raises whatever its readers raise
         message = next(iter(str(error).splitlines()), "") if isinstance(error, OSError | RuntimeError) else ""
@@ -253,11 +258,13 @@ def fit_weights(
     if problems and (what := _odd_norm(state, wanted)):
         raise ArtifactError(f"{source} does not fit {spec.arch}: {what}")
     if problems:
-        unfit = [name for name in state if name in wrong]
-        known = recognise(state, everywhere=len(unfit) > len(state) / 10) if wrong else None
+        everywhere = len([name for name in state if name in wrong]) > len(state) / 10
+        known = recognise(state, everywhere=everywhere) if wrong else None
         if known is not None and known.name != spec.arch:  # then the list would only hide the reason
             few = listed(problems)
             raise ArtifactError(f"{source} does not fit {spec.arch}: {known.advice()} ({few})")
+        if known is None and everywhere:
+            raise ArtifactError(f"{source} {nothing_alike()}; as {spec.arch}: {listed(problems)}; {ELSEWHERE}")
         raise ArtifactError(f"{source} does not fit {spec.arch}: {'; '.join(problems)}")
     return fitted, report
 

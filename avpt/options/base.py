@@ -161,7 +161,9 @@ class Config:
         Transient,
     ] = False
     quiet: Annotated[
-        bool, Option("--quiet", help="No progress, messages or tables on stderr.", rich_help_panel=COMMON), Transient
+        bool,
+        Option("--quiet", "-q", help="No progress, messages or tables on stderr.", rich_help_panel=COMMON),
+        Transient,
     ] = False
     debug: Annotated[
         bool, Option("--debug", help="Show where in the program an error arose.", rich_help_panel=COMMON), Transient

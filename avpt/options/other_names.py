@@ -1,7 +1,9 @@
 """What other tools call our options, so that a message about an unknown one can name ours."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+
+from avpt.errors import listed
 
 # what others say -> what we say, of which the first that a command has is meant
 OTHER_NAMES: dict[str, tuple[str, ...]] = {
@@ -69,7 +71,6 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "--force": ("--overwrite",),
     "-f": ("--overwrite",),
     "--silent": ("--quiet",),
-    "-q": ("--quiet",),
     "--verbose": ("--debug",),
     "-v": ("--debug",),
 }
@@ -84,15 +85,28 @@ UNNEEDED = {  # what other tools take and a command here need not
 def meant_by(name: str, known: Sequence[str]) -> list[str]:
     """The options of a command that an unknown name may stand for: by meaning, else by spelling."""
     spelled = name.replace("_", "-")
-    if by_meaning := next((ours for ours in OTHER_NAMES.get(spelled, ()) if ours in known), None):
-        return [by_meaning]
+    if spelled in OTHER_NAMES:
+        return [ours for ours in OTHER_NAMES[spelled] if ours in known][:1]
     # without dashes, which all have in common
     return [f"--{word}" for word in get_close_matches(spelled.lstrip("-"), [name.lstrip("-") for name in known], n=2)]
 
 
-def unknown_option(name: str, known: Sequence[str]) -> str:
-    """What to say of an option that a command does not have, with the one that is meant."""
+def unknown_option(name: str, known: Sequence[str], commands: Mapping[str, Sequence[str]]) -> str:
+    """What to say of an option that a command does not have, with the one that is meant, or the commands that have it.
+
+    Args:
+        name: as it was typed.
+        known: the options of the command.
+        commands: those of all commands, by the commands' names.
+    """
     says = f"No such option: {name}"
     if name in UNNEEDED:
         return f"{says}; {UNNEEDED[name]}"
-    return f"{says}; did you mean {' or '.join(meant)}?" if (meant := meant_by(name, known)) else says
+    if meant := meant_by(name, known):
+        return f"{says}; did you mean {' or '.join(meant)}?"
+    spelled = name.replace("_", "-")
+    for ours in (spelled, *OTHER_NAMES.get(spelled, ())):
+        if having := [command for command, options in commands.items() if ours in options]:
+            what = "it" if ours == spelled else f"its like is {ours}, which"
+            return f"{says}; {what} is an option of {' and '.join(having) if len(having) < 3 else listed(having, 3)}"
+    return says

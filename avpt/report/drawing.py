@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_LOOKED_AT = 24  # frames of a clip among which the one to show is looked for
+LAST_PARTS = 2  # of a clip's path, that name it
 HIDDEN: dict[Modality, str] = {"audio": AUDIO, "visual": VISUAL}  # the colour of masks, as of points in the scatter
 
 
@@ -110,6 +111,12 @@ def name_label(store: Store, index: SplitIndex, position: int) -> str:
     if label.ndim == 0:
         return store.classes[int(label)]
     return ", ".join(store.classes[i] for i in np.flatnonzero(label)) or "none"
+
+
+def name_clip(clip_id: str) -> str:
+    """Name a clip by the last parts of its path, which say most of it: kitchen/day-2/0007.mp4 -> …/day-2/0007.mp4."""
+    parts = clip_id.split("/")
+    return clip_id if len(parts) <= LAST_PARTS else "/".join(["…", *parts[-LAST_PARTS:]])
 
 
 def percent(share: float | None, digits: int = 1) -> str:

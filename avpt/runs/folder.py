@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from avpt.errors import ArtifactError, OutputError, listed
-from avpt.files.artifacts import Header, read_header
+from avpt.files.artifacts import A_RUN, Header, read_header
 from avpt.files.checking import RecordError, read_lines
+from avpt.files.content_kinds import but_what
 from avpt.files.locks import sweep
 from avpt.files.outputs import read_record
 from avpt.files.records import Epoch, Provenance, RunSummary
@@ -95,7 +96,7 @@ def read_run(path: Path) -> Run:
     if not path.exists():
         raise ArtifactError(f"{path} does not exist; it should be a run folder written by avpt")
     if not is_run(path):
-        raise ArtifactError(f"{path} is not a run folder written by avpt")
+        raise ArtifactError(f"{path} is not a run folder written by avpt{but_what(path)}; {A_RUN}")
     header, summary = None, None
     if (path / "summary.json").exists():
         summary = read_record(path / "summary.json", AGAIN, RunSummary)

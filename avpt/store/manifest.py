@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import cast
 
 from avpt.errors import ManifestError
+from avpt.files.content_kinds import what_it_is
 from avpt.store.spelling import find_spelling, warn_of_lookalikes
 from avpt.types import SPLITS, Split
 
@@ -24,6 +25,7 @@ COLUMNS = ("id", "label", "split", *MEDIA_COLUMNS, "start", "end", "recording")
 LABEL_SEPARATOR = ";"
 UNLABELLED = {"label": "-", "split": "test"}  # used where neither matters
 MAX_LISTED = 20  # bad rows that are listed one by one; the rest are counted
+A_MANIFEST = "a manifest is a CSV file with a row for each clip, which `avpt manifest` makes of a folder of clips"
 MAX_SHOWN = 100  # characters of a cell quoted in a message
 
 # forbidden in ids and labels: it ends strings (NUL) or lines, controls terminals, or changes the reading direction
@@ -145,12 +147,15 @@ def _read(path: Path) -> tuple[bytes, str]:
     try:
         if not (stat.S_ISREG(mode := path.stat().st_mode) or stat.S_ISDIR(mode)):
             raise ManifestError(f"{path}: is a device or a pipe; name the manifest, a CSV file")
+        if stat.S_ISREG(mode) and (what := what_it_is(path)) and not what.endswith("(CSV)"):
+            raise ManifestError(f"{path}: is {what}; {A_MANIFEST}")
         data = path.read_bytes()
         return data, data.decode("utf-8-sig")
     except FileNotFoundError:
         raise ManifestError(f"{path}: no such file; name the manifest, a CSV file") from None
     except IsADirectoryError:
-        raise ManifestError(f"{path}: is a folder; name the manifest in it, a CSV file") from None
+        what = what_it_is(path) or "a folder; name the manifest in it"
+        raise ManifestError(f"{path}: is {what}; {A_MANIFEST}") from None
     except OSError as error:
         raise ManifestError(f"{path}: can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -21,6 +21,7 @@ import numpy as np
 
 from avpt.errors import StoreError
 from avpt.files.checking import RecordError
+from avpt.files.content_kinds import but_what
 from avpt.files.outputs import atomic, sha256_json, write_json
 from avpt.files.records import InputSpec
 from avpt.media.clip import ClipSettings, DecodedClip
@@ -213,9 +214,10 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.is_dir():
-            raise StoreError(f"{path} {'is not a folder' if path.exists() else 'does not exist'}; a store is a folder")
+            what = f"is not a folder{but_what(path)}" if path.exists() else "does not exist"
+            raise StoreError(f"{path} {what}; a store is a folder, which `avpt preprocess` makes")
         if not (path / "settings.json").exists():
-            raise StoreError(f"{path} is not a store; make one with `avpt preprocess`")
+            raise StoreError(f"{path} is not a store{but_what(path)}; make one with `avpt preprocess`")
         if not (path / "store.json").exists():
             raise StoreError(f"{path} is unfinished; run its `avpt preprocess` again, it goes on where it stopped")
         try:

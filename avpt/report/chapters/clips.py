@@ -11,7 +11,7 @@ import numpy as np
 from avpt.errors import AvptError
 from avpt.figures.bars import draw_bars
 from avpt.figures.style import CYCLE
-from avpt.report.drawing import make_figure, name_label, percent, show_stored_clip
+from avpt.report.drawing import make_figure, name_clip, name_label, percent, show_stored_clip
 from avpt.report.experiment import Experiment, explain_error, list_missing
 from avpt.report.page.blocks import Block, Card, Cards, Grid, Heading, Section, Text
 from avpt.store.store import SplitIndex, Store
@@ -77,7 +77,9 @@ def show_examples(store: Store, clips: int) -> tuple[list[Card], str]:
     index, cards = store.indices[split], []
     for position in pick_examples(index, clips):
         label = name_label(store, index, position)
-        cards.append(Card(f"class {label}", show_stored_clip(store, index, position, label), [index.ids[position]]))
+        cards.append(
+            Card(f"class {label}", show_stored_clip(store, index, position, label), [name_clip(index.ids[position])])
+        )
     return cards, split
 
 

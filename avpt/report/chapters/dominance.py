@@ -15,7 +15,7 @@ from avpt.figures.dominance import draw_confidence
 from avpt.figures.style import ONE_COLUMN
 from avpt.files import artifacts
 from avpt.options import MaskConfig
-from avpt.report.drawing import make_figure, name_label, percent, show_stored_clip
+from avpt.report.drawing import make_figure, name_clip, name_label, percent, show_stored_clip
 from avpt.report.experiment import Experiment, explain_error, list_missing
 from avpt.report.page.blocks import Block, Card, Cards, Fold, Grid, Heading, Section, Text
 from avpt.runs.lineage import Node
@@ -43,9 +43,8 @@ def section(experiment: Experiment, clips: int) -> Section:
         return Section("confidence", "Confidence", [*tabulate_masks(experiment), *(lost or [none])])
     blocks: list[Block] = [
         Text(
-            "While each encoder was trained alone it was noted, epoch by epoch, how probable it found the true class "
-            "of each training clip. The mean over epochs is the confidence. Where one modality is sure and the other "
-            "is not, masking hides part of the input that is easy, so that the other encoder must learn too."
+            "How sure each encoder was of each training clip while it was trained alone. Where one modality is sure "
+            "and the other is not, masking hides part of the one that is easy."
         )
     ]
     found: dict[Path, Confidence] = {}
@@ -106,7 +105,7 @@ def show_artifact(experiment: Experiment, data: Confidence, most: float, clips: 
     for modality, end in ends.items():
         if end:
             other = "visual" if modality == "audio" else "audio"
-            blocks.append(Cards(f"Sure by {modality}, unsure by {other}", [make_card(place, data, i) for i in end]))
+            blocks.append(Cards(f"Surer by {modality} than by {other}", [make_card(place, data, i) for i in end]))
     return blocks
 
 
@@ -117,7 +116,7 @@ def make_card(place: tuple[Store, SplitIndex, dict[str, int]], data: Confidence,
     label = name_label(store, index, position)
     shown = [f"{percent(float(data.ratio[m][i]))} of {m}" for m in MODALITIES if data.ratio[m][i] > 0]
     lines = (
-        data.ids[i],
+        name_clip(data.ids[i]),
         f"confidence: audio {data.mean['audio'][i]:.2f}, visual {data.mean['visual'][i]:.2f}",
         f"masked: {' and '.join(shown) or 'nothing'}",
     )

@@ -133,9 +133,8 @@ def section(experiment: Experiment, starts: Sequence[Start]) -> Section:
     """Write the section: how each encoder was made, its abnormal channels before and after, and what ABRi learnt."""
     blocks: list[Block] = [
         Text(
-            "A BatchNorm channel is called abnormal where both of its parameters, scale and shift, are nearly zero: "
-            "whatever comes in, next to nothing goes out, and next to no gradient comes back. Whether a channel is "
-            "dead on this data is another question, which `avpt inspect --store` answers."
+            "Channels are counted as abnormal by their parameters. Whether they are dead on this data is another "
+            "question, which `avpt inspect --store` answers."
         )
     ]
     rows = []
@@ -144,7 +143,7 @@ def section(experiment: Experiment, starts: Sequence[Start]) -> Section:
         for name, after in trained or [("–", None)]:
             rows.append(
                 (
-                    experiment.name(start.node),
+                    experiment.name(start.node).removesuffix(".safetensors"),
                     start.node.config.get("modality", ""),
                     name_origin(experiment, start),
                     BN.get(start.node.option("bn"), ""),

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
+from torch import Tensor
 
 from avpt.errors import AvptError, listed
+from avpt.report.axis import LEAST, Axis, choose_axes, format_tick
 from avpt.report.chapters.clips import count_clips, show_examples
 from avpt.report.chapters.initialisation import TREATED
 from avpt.report.chapters.results import Scores, collect_scores, read_answers
 from avpt.report.drawing import percent
 from avpt.report.experiment import Experiment, explain_error
-from avpt.report.page.blocks import Badges, Bar, Bars, Block, Card, Strip, Text, Verdict
+from avpt.report.methods import describe_method
+from avpt.report.page.blocks import Badges, Block, Card, Dot, Dots, Section, Strip, Text, Verdict
+from avpt.report.terms import explain_terms
 from avpt.runs.lineage import Node
 from avpt.store.store import Store
 from avpt.text import format_count
@@ -21,17 +24,24 @@ from avpt.types import MODALITIES
 
 CLIPS = 3  # that are shown
 CLASSES = 4  # that are named
+CLIPS_SPANNED = 5  # at least, by an axis: a clip or two must not look like much
 OR = " or "
 ORDER = ("audio", "visual", "joint")
-ABRI = "ABRi blends each BatchNorm layer of a pre-trained encoder with a fresh one, by a learnt share."
-FUST = "FusT hides, clip by clip, part of the modality that is easy (`--mask adaptive`)."
+PANELS = {"audio": "Sound alone", "visual": "Pictures alone", "joint": "Both together"}
 
 
-def summarise(experiment: Experiment, clips: int, answers: Sequence[Verdict]) -> list[Block]:
-    """Say in a line each what the data and the models are, give the answers, show clips, and draw the accuracies."""
+def summarise(
+    experiment: Experiment, clips: int, answers: Sequence[Verdict], sections: Sequence[Section]
+) -> list[Block]:
+    """Say in a line each what the data and the models are, give the answers, show clips, and draw the accuracies.
+
+    The terms that are used here or in the sections are explained, folded.
+    """
     data, cards = introduce_data(experiment, min(clips, CLIPS))
+    models, scores = introduce_models(experiment), draw_scores(experiment)
+    terms = explain_terms([*data, *models, *answers, *scores, *sections])
     strip = [Strip(cards)] if cards else []
-    return [*data, *introduce_models(experiment), Badges(answers), *strip, *draw_scores(experiment)]
+    return [*data, *models, Badges(answers), *terms, *strip, *scores]
 
 
 def introduce_data(experiment: Experiment, clips: int) -> tuple[list[Block], list[Card]]:
@@ -42,7 +52,7 @@ def introduce_data(experiment: Experiment, clips: int) -> tuple[list[Block], lis
         try:
             store = Store(node.path)
             blocks.append(Text(count_clips(store, name_some(store.classes))))
-            cards = cards or [Card(card.title, card.pictures) for card in show_examples(store, clips)[0]]
+            cards = cards or show_examples(store, clips)[0]
         except (AvptError, OSError, KeyError) as error:
             blocks.append(Text(explain_error(error), missing=True))
     if not blocks:
@@ -54,7 +64,7 @@ def introduce_data(experiment: Experiment, clips: int) -> tuple[list[Block], lis
 
 
 def introduce_models(experiment: Experiment) -> list[Block]:
-    """Say which models are compared, and what the methods among them do."""
+    """Say which models are compared."""
     phrases: list[str] = []
     for modality in MODALITIES:
         runs = experiment.stage1(modality)
@@ -72,13 +82,11 @@ def introduce_models(experiment: Experiment) -> list[Block]:
     fused = experiment.of_kind("fused")
     if fused:
         plain_first = sorted(fused, key=lambda run: run.option("mask") != "none")
-        masks = list(dict.fromkeys(map(describe_method, plain_first)))
-        phrases.append(f"both together, {OR.join(masks)}")
+        methods = dict.fromkeys(map(describe_method, plain_first))
+        phrases.append(f"both together ({'; '.join(methods)})")
     if not phrases:
         return []
-    methods = [ABRI] if any(node.option("bn") == "abri" for node in experiment.of_kind("encoder")) else []
-    methods += [FUST] if any(run.option("mask") == "adaptive" for run in fused) else []
-    return [Text(" ".join([f"Trained on these clips, to tell the classes apart: {'; '.join(phrases)}.", *methods]))]
+    return [Text(f"Trained on these clips, to tell the classes apart: {'; '.join(phrases)}.")]
 
 
 def name_some(names: Sequence[str]) -> str:
@@ -87,7 +95,7 @@ def name_some(names: Sequence[str]) -> str:
 
 
 def draw_scores(experiment: Experiment) -> list[Block]:
-    """Draw the accuracy of each group of runs as a bar, with the spread over its seeds."""
+    """Draw the accuracy of each group of runs as a dot, with those of its seeds."""
     scores = collect_scores(experiment)
     if not scores:
         return [Text("None of these runs is finished, so there is no accuracy yet.", missing=True)]
@@ -95,27 +103,56 @@ def draw_scores(experiment: Experiment) -> list[Block]:
     blocks: list[Block] = []
     for split, metric in dict.fromkeys((one.split, one.metric) for one in scores):
         alike = [one for one in scores if (one.split, one.metric) == (split, metric)]
-        bars = [draw_score(experiment, one) for one in alike]
+        by_kind = group_kinds(alike)
+        labels = find_labels(alike) if metric == "accuracy" else None
+        least = LEAST if labels is None else max(LEAST, min(1.0, CLIPS_SPANNED / len(labels)))
+        axes = choose_axes([[value for one in group for value in one.numbers] for group in by_kind.values()], least)
         title = f"{split.capitalize()} {WORDS[metric]}"
-        if any(bar.spread for bar in bars):
-            title += ", mean over seeds (bracket: lowest to highest seed; ±: standard deviation)"
-        guess = guess_most_frequent(experiment, alike) if metric == "accuracy" else None
-        if guess is not None:
-            bars.append(Bar("chance", "for comparison: always the most frequent class", "", guess, percent(guess)))
-        blocks.append(Bars(title, bars))
+        if any(one.deviation is not None for one in alike):
+            title += ", mean over seeds (strokes: the single seeds; ±: their standard deviation)"
+        if len(axes) == 1:
+            blocks.append(draw_dots(experiment, f"{title}. The axis goes from {axes[0].words}", alike, axes[0]))
+        else:
+            blocks.append(Text(f"{title}. Each of the axes has a range of its own."))
+            panels = zip(by_kind.items(), axes, strict=True)
+            blocks += [
+                draw_dots(experiment, f"{PANELS[kind]}: {axis.words}", some, axis) for (kind, some), axis in panels
+            ]
+        blocks += give_yardsticks(labels) if labels is not None else []
     return blocks
 
 
-def draw_score(experiment: Experiment, scores: Scores) -> Bar:
-    """Draw the bar of one group."""
-    low, high = min(scores.numbers), max(scores.numbers)
-    number, note, spread = percent(scores.mean), "1 seed", None
+def group_kinds(scores: Sequence[Scores]) -> dict[str, list[Scores]]:
+    """Group scores by what their runs were trained on."""
+    groups: dict[str, list[Scores]] = {}
+    for one in scores:
+        groups.setdefault(kind_of(one.nodes[0]), []).append(one)
+    return groups
+
+
+def draw_dots(experiment: Experiment, title: str, scores: Sequence[Scores], axis: Axis) -> Dots:
+    """Draw some groups on one axis."""
+    ticks = [(axis.place(tick), format_tick(tick)) for tick in axis.ticks]
+    return Dots(title, [draw_score(experiment, one, axis) for one in scores], ticks)
+
+
+def draw_score(experiment: Experiment, scores: Scores, axis: Axis) -> Dot:
+    """Draw the dot of one group."""
+    number, note, each = percent(scores.mean), "1 seed", list[float]()
     if scores.deviation is not None:
         number += f" ± {100 * scores.deviation:.1f}"
+        low, high = min(scores.numbers), max(scores.numbers)
         note = f"{format_count(len(scores.numbers), 'seed')}: {100 * low:.1f} to {100 * high:.1f}"
-        spread = (low, high)
+        each = [axis.place(value) for value in scores.numbers]
     node = scores.nodes[0]
-    return Bar(kind_of(node), describe_run(experiment, node), scores.name, scores.mean, number, note, spread)
+    return Dot(kind_of(node), describe_run(experiment, node), scores.name, number, note, axis.place(scores.mean), each)
+
+
+def give_yardsticks(labels: Tensor) -> list[Block]:
+    """Say how much one clip counts, and what the most frequent class alone would reach."""
+    clip, guess = 100 / len(labels), percent(float(labels.bincount().max()) / len(labels))
+    words = f"one clip of {len(labels)} is {clip:.2g} points, and always the most frequent class would reach {guess}"
+    return [Text(f"For comparison: {words}.")]
 
 
 def kind_of(node: Node) -> str:
@@ -130,13 +167,6 @@ def describe_run(experiment: Experiment, node: Node) -> str:
         alone = f"{kind_of(node)} alone"
         return alone if start is None else f"{alone}, {describe_start(experiment, start)}"
     return f"both together, {describe_method(node)}"
-
-
-def describe_method(run: Node) -> str:
-    """Describe what a joint run masks and balances."""
-    mask, balance = run.option("mask"), run.option("balance")
-    words = "nothing masked" if mask == "none" else f"masked: {mask}"
-    return words if balance == "none" else f"{words}, balanced: {balance}"
 
 
 def describe_start(experiment: Experiment, start: Node) -> str:
@@ -163,8 +193,8 @@ def describe_treatment(experiment: Experiment, start: Node) -> str:
     return TREATED[start.option("bn")]
 
 
-def guess_most_frequent(experiment: Experiment, scores: Sequence[Scores]) -> float | None:
-    """The accuracy of always saying the most frequent class; None where the runs answer different clips."""
+def find_labels(scores: Sequence[Scores]) -> Tensor | None:
+    """Find the labels of the clips that runs answer; None where these differ, or have several labels each."""
     answers = {}
     for one in scores:
         try:
@@ -175,4 +205,4 @@ def guess_most_frequent(experiment: Experiment, scores: Sequence[Scores]) -> flo
     if len(answers) != 1:
         return None
     (only,) = answers.values()
-    return None if only.labels.ndim > 1 else float(np.bincount(only.labels.numpy()).max() / len(only.labels))
+    return None if only.labels.ndim > 1 else only.labels

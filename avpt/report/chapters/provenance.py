@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from avpt.errors import AvptError
@@ -114,17 +115,6 @@ def list_facts(experiment: Experiment, node: Node) -> list[tuple[str, str]]:
 
 def draw_graph(experiment: Experiment) -> Graph:
     """Draw artifacts in a column per step, seeds together; inputs that were not found are included, dashed."""
-    vertices: list[Vertex] = []
-    places: dict[str, int] = {}  # position of each vertex, by the key that its nodes share
-    taken: set[tuple[int, int]] = set()
-
-    def place(key: str, column: int, row: int, label: str, kind: str) -> None:
-        while (column, row) in taken:
-            row += 1
-        taken.add((column, row))
-        places[key] = len(vertices)
-        vertices.append(Vertex(column, row, shorten(label), kind))
-
     alike: dict[str, list[Node]] = {}
     for node in experiment.nodes:
         alike.setdefault(experiment.kin[node.path], []).append(node)
@@ -134,31 +124,45 @@ def draw_graph(experiment: Experiment) -> Graph:
         kind: max([first + measure_depth(experiment, node) for node in experiment.of_kind(kind)] or [0])
         for kind in LATE
     }
-    for missing in lost.values():
-        place(missing.checksum, 0, 0, missing.name, "missing")
+    drawn = {missing.checksum: Vertex(0, 0, shorten(missing.name), "missing") for missing in lost.values()}
     for key, nodes in alike.items():
         node = nodes[0]
-        init = experiment.origin(node, "init")
-        if node.kind == "classifier" and init is not None:
-            row = vertices[places[experiment.kin[init.path]]].row
-        elif node.kind in ("encoder", "classifier"):  # a row of its own, so that its edges do not run under others
-            row = 1 + max([vertex.row for vertex in vertices] or [0])
-        else:
-            row = 0 if node.kind == "store" else 1
         label = find_common_name(experiment, nodes) if len(nodes) > 1 else experiment.name(node)
         label = label.removesuffix(".safetensors")
         count = f" × {len(nodes)}" if len(nodes) > 1 else ""
-        place(key, late.get(node.kind, first + measure_depth(experiment, node)), row, f"{label}{count}", node.kind)
-    edges = {
-        (places[experiment.kin[origin.path]], places[experiment.kin[node.path]])
-        for node in experiment.nodes
-        for origin in _origins(experiment, node)
-        if origin is not None
-    }
-    edges |= {(places[missing.checksum], places[experiment.kin[missing.owner]]) for missing in experiment.missing}
-    kinds = Counter(vertex.kind for vertex in vertices)
+        column = late.get(node.kind, first + measure_depth(experiment, node))
+        modality = str(node.config.get("modality", ""))
+        drawn[key] = Vertex(column, 0, shorten(f"{label}{count}"), node.kind, modality)
+    origins: dict[str, list[str]] = {}
+    for node in experiment.nodes:
+        found = [origin for origin in _origins(experiment, node) if origin is not None]
+        origins.setdefault(experiment.kin[node.path], []).extend(experiment.kin[origin.path] for origin in found)
+    for missing in experiment.missing:
+        origins[experiment.kin[missing.owner]].append(missing.checksum)
+    vertices = arrange_rows(drawn, origins)
+    places = {key: place for place, key in enumerate(vertices)}
+    edges = {(places[origin], places[key]) for key, several in origins.items() for origin in several}
+    kinds = Counter(vertex.kind for vertex in vertices.values())
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    return Graph(vertices, sorted(edges), f"graph of {counts}; edges lead from what was used to what was made")
+    alt = f"graph of {counts}; edges lead from what was used to what was made"
+    return Graph(list(vertices.values()), sorted(edges), alt)
+
+
+def arrange_rows(vertices: Mapping[str, Vertex], origins: Mapping[str, Sequence[str]]) -> dict[str, Vertex]:
+    """Give each vertex a row, column by column, as near as can be to what it was made from; stores come first."""
+    rows: dict[str, int] = {}
+
+    def wish(key: str) -> float:
+        """The mean row of what a vertex was made from; a store is used by all, and draws nothing towards it."""
+        near = [rows[origin] for origin in origins.get(key, ()) if origin in rows and vertices[origin].kind != "store"]
+        return 0.0 if vertices[key].kind == "store" else sum(near) / len(near) if near else 1.0
+
+    for column in sorted({vertex.column for vertex in vertices.values()}):
+        below = 0
+        for key in sorted((key for key in vertices if vertices[key].column == column), key=wish):
+            rows[key] = max(below, round(wish(key)))
+            below = rows[key] + 1
+    return {key: replace(vertex, row=rows[key]) for key, vertex in vertices.items()}
 
 
 def measure_depth(experiment: Experiment, node: Node) -> int:

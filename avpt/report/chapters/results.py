@@ -18,6 +18,7 @@ from avpt.files.records import EvaluationRecord
 from avpt.report.differences import format_p
 from avpt.report.drawing import make_figure, percent, points
 from avpt.report.experiment import Experiment, explain_error
+from avpt.report.methods import describe_method
 from avpt.report.page.blocks import Block, Figures, Grid, Heading, Section, Text
 from avpt.runs.lineage import Node
 from avpt.training.metrics import WORDS, is_correct, key_name_of, per_class
@@ -131,7 +132,7 @@ def tabulate_runs(experiment: Experiment) -> Block:
     rows = []
     for node, summary in zip(runs, summaries, strict=True):
         cells = ((summary.get(split) or {}).get(metric) for split, metric, _ in there)
-        kind = f"{node.config['modality']} alone" if "modality" in node.config else "joint"
+        kind = f"{node.config['modality']} alone" if "modality" in node.config else f"both, {describe_method(node)}"
         rows.append((experiment.name(node), kind, *map(percent, cells)))
     columns = ("run", "trained on", *(f"{split} {word}" for split, _, word in there))
     return Grid(Table("the best epoch of each run, chosen on val", columns, rows, left=2))

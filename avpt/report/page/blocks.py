@@ -95,25 +95,26 @@ class Strip:
 
 
 @dataclass(frozen=True)
-class Bar:
-    """A share as a bar that starts at 0 % and ends at 100 %."""
+class Dot:
+    """A number as a dot on an axis, with those that it is the mean of."""
 
-    kind: str  # audio, visual, joint or chance: its colour
+    kind: str  # audio, visual or joint: its colour
     words: str
     name: str  # as code, below the words
-    share: float
-    number: str  # the share in words, with its spread
-    note: str = ""  # below the number
-    spread: tuple[float, float] | None = None  # the lowest and the highest, drawn as a line across the end of the bar
+    number: str  # the number in words, with its spread
+    note: str  # below the number
+    place: float  # on the axis, from 0 at its low end to 1 at its high one
+    each: Sequence[float] = ()  # places of the single ones, if there are several, joined by a line
 
 
 @dataclass(frozen=True)
-class Bars:
-    """Bars below one another, on one axis."""
+class Dots:
+    """Dots below one another, on one axis whose range is printed."""
 
     title: str
-    bars: Sequence[Bar]
-    block: str = "bars"
+    dots: Sequence[Dot]
+    ticks: Sequence[tuple[float, str]]  # their places and labels
+    block: str = "dots"
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,14 @@ class Facts:
     name: str
     pairs: Sequence[tuple[str, str]]
     block: str = "facts"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Terms and what they mean."""
+
+    pairs: Sequence[tuple[str, str]]
+    block: str = "terms"
 
 
 @dataclass(frozen=True)
@@ -154,12 +163,13 @@ class Command:
 
 @dataclass(frozen=True)
 class Vertex:
-    """An artifact in a graph: its column and row, its label and its kind."""
+    """An artifact in a graph: its column and row, its label, its kind, and the modality that it is for, if one."""
 
     column: int
     row: int
     label: str
     kind: str
+    modality: str = ""
 
 
 @dataclass(frozen=True)
@@ -172,7 +182,9 @@ class Graph:
     block: str = "graph"
 
 
-Block = Heading | Text | Grid | Figure | Figures | Cards | Strip | Bars | Badges | Facts | Fold | Command | Graph
+Block = (
+    Heading | Text | Grid | Figure | Figures | Cards | Strip | Dots | Badges | Facts | Terms | Fold | Command | Graph
+)
 
 
 @dataclass(frozen=True)

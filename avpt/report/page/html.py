@@ -16,6 +16,7 @@ from markupsafe import Markup, escape
 from avpt.files.checking import RecordError, check, parse
 from avpt.files.records import NamedProvenance
 from avpt.report.page.blocks import Page
+from avpt.report.page.routes import BOX, route
 from avpt.text import as_json, printable
 
 GENERATOR = "avpt report"
@@ -24,7 +25,6 @@ FONT = re.compile(r"font(?:-size)?: ([\d.]+)px")  # as matplotlib writes it
 PROVENANCE = re.compile(r'<meta name="generator" content="avpt report">\s*<meta name="avpt" content="([^"]*)">')
 READABLE = 10  # the least size of text in a drawing as displayed, pixels; a smaller screen scrolls it
 BROAD = 5  # columns from which a table is wider than a phone
-ROW, COLUMN, BOX = 44, 186, (152, 34)  # of a graph, pixels
 
 
 def render(page: Page, ink: str) -> str:
@@ -35,8 +35,7 @@ def render(page: Page, ink: str) -> str:
         record=as_json(page.provenance),
         drawing=lambda svg, alt: inline(svg, alt, f"f{next(numbers)}", ink),
         generator=GENERATOR,
-        row=ROW,
-        column=COLUMN,
+        route=route,
         box=BOX,
         broad=BROAD,
         readable=READABLE,

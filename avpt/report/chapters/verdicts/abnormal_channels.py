@@ -69,21 +69,28 @@ def judge_abnormal_channels(experiment: Experiment, starts: Sequence[Start], res
     ]
     if answer == "yes" and not compared:
         details.append("Whether ABRi gained accuracy takes a run from the same weights with `--bn keep` beside it.")
-    further = [judge_abri(experiment, compared, beside)] if compared else []
+    further = [judge_abri(experiment, compared, beside, revived=answer == "yes")] if compared else []
     return Verdict(claim, answer, headline, details, short, further)
 
 
-def judge_abri(experiment: Experiment, compared: Sequence[Comparison], beside: Sequence[Comparison]) -> Verdict:
-    """Judge whether ABRi gained accuracy over BatchNorm kept or, where no run kept it, over random weights."""
+def judge_abri(
+    experiment: Experiment, compared: Sequence[Comparison], beside: Sequence[Comparison], *, revived: bool
+) -> Verdict:
+    """Judge whether ABRi gained accuracy over BatchNorm kept or, where no run kept it, over random weights.
+
+    Without abnormal channels that it could have `revived`, a difference is not put down to them.
+    """
     least, few = (CHANCE / max(1, len(several)) for several in (compared, beside))
     asked = [one for one in compared if one.others == KEPT] or compared
     better = {one.difference.mean > 0 for one in asked if one.difference.counts(least)}
-    answer: Answer = "unclear" if len(better) != 1 else "yes" if better.pop() else "no"
+    answer: Answer = "unclear" if len(better) != 1 else "yes" if True in better else "no"
     gains = [
         f"against {one.others} {summarise_difference(one.difference)}, {describe_outcome(one.difference, least)}"
         for one in compared
     ]
     sentences = [f"Accuracy with ABRi {'; '.join(gains)}."]
+    if not revived and better:
+        sentences.append("There were next to no abnormal channels to revive, so the difference has another reason.")
     sentences += [
         f"BatchNorm kept against random weights: {summarise_difference(one.difference)}, "
         f"{describe_outcome(one.difference, few)}."

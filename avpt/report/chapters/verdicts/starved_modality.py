@@ -14,6 +14,7 @@ from avpt.report.chapters.verdicts.answers import Answer, Results, explain_corre
 from avpt.report.differences import CHANCE, MARGIN, Difference, Spread, compare, compare_seeds, format_p
 from avpt.report.drawing import percent, points
 from avpt.report.experiment import Experiment, mean_of
+from avpt.report.methods import is_plain
 from avpt.report.page.blocks import Verdict
 from avpt.runs.groups import seed_of
 from avpt.runs.lineage import Node
@@ -22,9 +23,8 @@ from avpt.types import MODALITIES, Modality
 
 MOST_COMMANDS = 4  # that are listed
 SHARES = (
-    "A modality's share is what it adds to the joint answer. It is not trained to answer by itself, so a share that is "
-    "worse than the encoder was alone does not prove that the encoder got worse; linear probes of several seeds do "
-    "(`avpt probe`)."
+    "A share of the joint answer that is worse than the encoder was alone does not prove that the encoder got worse; "
+    "linear probes of several seeds do (`avpt probe`)."
 )
 
 
@@ -225,8 +225,3 @@ def describe_gradients(experiment: Experiment, name: str, runs: Sequence[Node]) 
         return []
     ratio = f"{audio / visual:.2f} times that of the visual one (mean norm; untested)"
     return [f"The gradient that reaches the audio encoder in `{name}` is {ratio}."]
-
-
-def is_plain(run: Node) -> bool:
-    """Whether a fused run is plain joint training."""
-    return all(run.option(name) == "none" for name in ("mask", "balance"))

@@ -1,0 +1,21 @@
+"""What was done in a joint run, in the words of its own options: a method needs no entry here to be named."""
+
+from __future__ import annotations
+
+from avpt.runs.lineage import Node
+
+
+def describe_method(run: Node) -> str:
+    """Describe what a joint run masks and how it balances: masked: adaptive, balanced: ogm-ge."""
+    mask, rule, balance = (run.option(name) for name in ("mask", "mask_rule", "balance"))
+    words = [f"masked: {mask}"] if mask != "none" else []
+    words += [f"{rule} rule"] if mask != "none" and rule != "dominant" else []
+    words += [f"balanced: {balance}"] if balance != "none" else []
+    words += [f"fusion: {run.option('fusion')}"] if run.option("fusion") != "concat" else []
+    words += [f"modality dropout {run.option('modality_dropout'):g}"] if run.option("modality_dropout") else []
+    return ", ".join(words) or "nothing masked"
+
+
+def is_plain(run: Node) -> bool:
+    """Whether a joint run is plain joint training, without any method."""
+    return run.option("mask") == run.option("balance") == "none" and not run.option("modality_dropout")
