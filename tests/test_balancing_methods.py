@@ -44,7 +44,8 @@ def kill_after(saves: int, *command: str | Path) -> None:
     """Run a command in a copy of this process, which SIGKILL ends once it has saved so many checkpoints."""
 
     def body() -> int:
-        save, done_so_far = run_state.save_checkpoint, 0
+        module: Any = run_state
+        save, done_so_far = module.save_checkpoint, 0
 
         def counting(*arguments: Any) -> None:
             nonlocal done_so_far
@@ -53,7 +54,7 @@ def kill_after(saves: int, *command: str | Path) -> None:
             if done_so_far == saves:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        run_state.save_checkpoint = counting
+        module.save_checkpoint = counting
         return avpt(*command).code
 
     _, status = os.waitpid(fork(body), 0)
@@ -83,11 +84,11 @@ def test_killed_and_resumed_comes_to_the_same_bytes(experiment: Experiment, tmp_
 @pytest.mark.parametrize("name", BALANCING)
 def test_every_method_goes_with_the_rest(experiment: Experiment, tmp_path: Path, name: str) -> None:
     """With FusT's masks, absent modalities, batches in parts, the average of the weights, bfloat16, another fusion."""
-    options = ("--confidence", experiment.confidence, "--mask-threshold", "0.1", "--modality-dropout", "0.3")
-    options = (*options, "--accumulate", "2", "--ema", "0.5", "--clip-grad", "5", "--fusion", "gated", "--epochs", "2")
+    masked = ("--confidence", experiment.confidence, "--mask-threshold", "0.1", "--modality-dropout", "0.3")
+    rest = ("--accumulate", "2", "--ema", "0.5", "--clip-grad", "5", "--fusion", "gated", "--epochs", "2")
     given = [word for setting in EARLY.get(name, ()) for word in ("--balance-set", setting)]
     run = tmp_path / "run"
-    done(*fuse(experiment), "--balance", name, *given, *options, "--out", run)
+    done(*fuse(experiment), "--balance", name, *given, *masked, *rest, "--out", run)
     losses = [row["train"]["loss"] for row in lines(run)]
     assert len(losses) == 2
     assert all(map(math.isfinite, losses))

@@ -55,7 +55,11 @@ def _read(text: str, kind: Any) -> Any:
         if len(parts) != len(kinds):
             raise ValueError(text)
         return tuple(_read(part, one) for part, one in zip(parts, kinds, strict=True))
-    return YES_NO[text.lower()] if kind is bool and text.lower() in YES_NO else kind(text)
+    if kind is bool:
+        if text.lower() not in YES_NO:
+            raise ValueError(text)
+        return YES_NO[text.lower()]
+    return kind(text)
 
 
 def _kind(kind: Any) -> str:
@@ -65,12 +69,6 @@ def _kind(kind: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    return (
-        ",".join(map(_shown, value))
-        if isinstance(value, tuple)
-        else str(value).lower()
-        if value in (True, False) and isinstance(value, bool)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, tuple):
+        return ",".join(map(_shown, value))
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
