@@ -8,7 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from torchvision.transforms import v2
 from avpt.errors import StoreError
 from avpt.loading import transforms
 from avpt.loading.dataset import ClipDataset
+from avpt.loading.evaluation_clips import EvaluationDataset, Noise
 from avpt.loading.loader import Loader
 from avpt.loading.memory import Memory
 from avpt.store import shard_files
@@ -199,6 +200,45 @@ def test_a_loader_is_used_in_evaluation_and_outside(experiment: Experiment, work
     with torch.no_grad():
         for actual, wanted in zip(loader.epoch(0), expected, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(actual.inputs, wanted, strict=True))
+
+
+@pytest.fixture
+def _four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_four_threads")
+def test_noise_is_the_same_with_and_without_processes(experiment: Experiment) -> None:
+    store = Store(experiment.store)
+    # of this length sums are divided among threads everywhere, not only by some kernels
+    spec = replace(store.input_spec(28, num_frames=1), spectrogram_frames=1024)
+    index = store.indices["test"]
+    index = replace(index, num_audio_frames=np.full_like(index.num_audio_frames, 1024))
+    clips = EvaluationDataset(index, ["audio"], spec, "jpeg", noise=Noise("audio", 0.0))
+    here, there = (list(Loader(clips, 5, device=CPU, workers=workers).epoch(0)) for workers in (0, 1))
+    for mine, other in zip(here, there, strict=True):
+        assert torch.equal(mine.inputs[0], other.inputs[0])
+    loader = Loader(clips, 5, device=CPU, workers=0)
+    assert torch.equal(loader.clips(0, [0, 1]).inputs[0], here[0].inputs[0][:2])
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.parametrize("end", ["stopped", "failed"])
+@pytest.mark.usefixtures("_four_threads")
+def test_what_follows_a_batch_has_its_threads_again(experiment: Experiment, end: str) -> None:
+    clips = clips_of(Store(experiment.store))
+    batches = Loader(clips, 4, device=CPU, workers=0).epoch(0)
+    next(batches)
+    assert torch.get_num_threads() == 4
+    if end == "failed":
+        clips.index.labels.resize(5, refcheck=False)
+        with pytest.raises(IndexError):
+            list(batches)
+    del batches
+    assert torch.get_num_threads() == 4
 
 
 def test_results_of_a_pass_hold_no_files_open(experiment: Experiment) -> None:

@@ -9,7 +9,7 @@ import re
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import pairwise
 
 import torch
@@ -70,13 +70,15 @@ class Loader:
                 raise
             raise AvptError(_full_memory()) from error
         for first, last in list(pairwise(self.sampler.edges))[start:]:
-            item = _next(batches)
+            with nullcontext() if self.loader.num_workers else _one_thread():
+                item = _next(batches)
             assert item is not None
             yield self._prepare(item, last - first)
 
     def clips(self, number: int, positions: Sequence[int]) -> Batch:
         """Some clips as pass `number` has them, read by this process, without effect on any pass."""
-        item = self.loader.collate_fn([self.dataset[number, position, position] for position in positions])
+        with _one_thread():
+            item = self.loader.collate_fn([self.dataset[number, position, position] for position in positions])
         return self._prepare(item, len(positions))
 
     def _prepare(self, item: dict[str, Tensor], total: int) -> Batch:
@@ -108,6 +110,17 @@ class Loader:
             return self._memory.floats(modality, stored.shape).copy_(stored)
         pinned = self.device.type == "cuda"  # otherwise a worker would overwrite what is still being copied
         return stored.to(self.device, non_blocking=pinned).to(torch.float32)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute with one thread, as loading processes do: several round the sums of a spectrogram otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _next(batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor] | None:
