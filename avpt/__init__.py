@@ -6,15 +6,24 @@ guide library` shows in use. Everything else in this package is private and may 
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "abri", "fold", "inspect", "load_model", "masking", "open_store"]  # typed in __init__.pyi
+__all__ = [
+    "__version__",
+    "abri",
+    "balancing",
+    "fold",
+    "inspect",
+    "load_model",
+    "masking",
+    "open_store",
+]  # typed in __init__.pyi
 
 
 def __getattr__(name: str) -> object:
     """A public name, loaded on its first use: neither torch nor anything else is needed before."""
     from importlib import import_module
 
-    if name == "masking":
-        return import_module("avpt.masking")
+    if name in ("balancing", "masking"):
+        return import_module(f"avpt.{name}")
     if name in __all__:
         return getattr(import_module("avpt.library"), name)
     raise AttributeError(f"module 'avpt' has no attribute {name!r}")

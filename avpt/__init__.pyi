@@ -1,3 +1,4 @@
+from avpt import balancing as balancing
 from avpt import masking as masking
 from avpt.library import abri as abri
 from avpt.library import fold as fold

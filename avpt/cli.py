@@ -74,6 +74,9 @@ class _Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse what was typed; an unknown option is reported with the one that is meant."""
+        for name in options.taken_once(CONFIGS[str(self.name)]):
+            if sum(word.partition("=")[0] == name for word in args) > 1:
+                ctx.fail(f"{name} is given twice; a run takes one")
         try:
             return super().parse_args(ctx, args)
         except Exception as error:

@@ -19,11 +19,11 @@ CLIPS = 7
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0])
 
 
-def joint_model(fusion: FusionName = "concat") -> FusedModel:
+def joint_model(fusion: FusionName = "concat", arch: str = "resnet18") -> FusedModel:
     """BatchNorm of its encoders stays as it is, so that a clip's features do not depend on the others."""
     torch.manual_seed(3)
-    audio = build_encoder(EncoderSpec("resnet18", "audio", "batchnorm"))
-    visual = build_encoder(EncoderSpec("resnet18", "visual", "abri-channel"))
+    audio = build_encoder(EncoderSpec(arch, "audio", "batchnorm"))
+    visual = build_encoder(EncoderSpec(arch, "visual", "abri-channel"))
     model = FusedModel(audio, visual, fusion, 3)
     for encoder in (audio, visual):
         freeze(encoder)

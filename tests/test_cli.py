@@ -12,7 +12,7 @@ import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import typer.main
@@ -34,6 +34,7 @@ from helpers import (
 
 from avpt import __version__, options
 from avpt.cli import CONFIGS, app
+from avpt.options import BALANCING
 
 COMMANDS = tuple(CONFIGS)
 HEAVY = ("torch", "torchvision", "torchaudio", "h5py", "av", "numpy", "sklearn", "safetensors", "matplotlib")
@@ -82,6 +83,7 @@ def test_help_of_every_command_loads_nothing_heavy() -> None:
     code = f"""
 import sys
 from avpt.cli import CONFIGS, app
+from avpt.options import BALANCING
 for arguments in {[[], *([name] for name in COMMANDS)]!r}:
     try:
         app([*arguments, "--help"], prog_name="avpt")
@@ -113,6 +115,7 @@ def test_completion_loads_nothing_heavy(words: str, completed: str) -> None:
     code = f"""
 import sys
 from avpt.cli import CONFIGS, app
+from avpt.options import BALANCING
 try:
     app(prog_name="avpt")
 except SystemExit:
@@ -301,6 +304,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--confidence": None,
         "--fusion": "concat",
         "--balance": "none",
+        "--balance-set": None,
+        "--balance-gamma": None,
         "--ogm-alpha": 0.1,
         "--ogm-window": (0, 50),
         "--modality-dropout": 0.0,
@@ -374,7 +379,7 @@ CHOICES = {
     ("fuse-train", "--mask"): ["adaptive", "uniform", "none"],
     ("fuse-train", "--mask-rule"): ["dominant", "released"],
     ("fuse-train", "--fusion"): ["concat", "sum", "film", "gated"],
-    ("fuse-train", "--balance"): ["none", "ogm-ge"],
+    ("fuse-train", "--balance"): ["none", *BALANCING],
     ("export", "--format"): ["torchvision", "timm", "onnx", "torch-export"],
 }
 
@@ -402,8 +407,8 @@ def test_options_and_defaults(command: str) -> None:
 @pytest.mark.parametrize(("command", "option"), CHOICES)
 def test_choices(command: str, option: str) -> None:
     assert option in parameters(command)
-    kind, *_ = get_args(options.type_hints(CONFIGS[command])[option.removeprefix("--").replace("-", "_")])
-    assert list(get_args(kind)) == CHOICES[command, option]
+    name = option.removeprefix("--").replace("-", "_")
+    assert list(options.choices(CONFIGS[command], name)) == CHOICES[command, option]
 
 
 def test_flip_can_be_switched_off() -> None:

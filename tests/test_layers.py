@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "avpt"
 # a layer -> its folders, and the modules that lie at the top; avpt/README.md has the same table
 LAYERS = {
     "edge": ("cli", "__main__"),
-    "library": ("library", "masking"),
+    "library": ("library", "balancing", "masking"),
     "commands": ("commands",),
     "report": ("report",),
     "runs": ("runs",),

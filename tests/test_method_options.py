@@ -270,7 +270,7 @@ def test_nonsense_is_refused_in_a_line(experiment: Experiment, tmp_path: Path, o
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--balance", "ogm-ge", "--freeze-encoders"), "with --freeze-encoders there are none"),
+        (("--balance", "ogm-ge", "--freeze-encoders"), "with --freeze-encoders they do not"),
         (("--balance", "ogm-ge", "--ogm-window", "5", "2"), "--ogm-window is 5 2; the first epoch comes first"),
         (("--balance", "ogm-ge", "--ogm-window", "-1", "2"), "--ogm-window is -1; it must be 0 to 100000"),
         (("--balance", "ogm-ge", "--ogm-alpha", "-1"), "--ogm-alpha is -1; it must be 0 to 1000"),

@@ -3,70 +3,46 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from balancing import SMALL, State, run_of, step_of
 from helpers import in_processes
 from joint import CLIPS, FUSION_NAMES, LABELS, joint_inputs, joint_model
-from torch import Tensor, nn
+from torch import nn
 
-from avpt.loading.sampling import share_of
 from avpt.models.fusion import FusedModel, FusionName, shares
-from avpt.training import objective
-from avpt.training.balancing.ogm_ge import OgmGe
-from avpt.training.passes import Stepping, train_epoch
-from avpt.training.state import EpochState, new_epoch
+from avpt.training.balancing.method import Balanced, Step
+from avpt.training.balancing.ogm_ge import LateOgmGe, OgmGe
+from avpt.training.state import EpochState
 from avpt.training.world import World
-from avpt.types import MODALITIES, Batch
-
-State = dict[str, Tensor]
+from avpt.types import Batch
 
 
-def ogm_step(
-    *,
-    alpha: float | None,
-    fusion: FusionName = "concat",
-    window: tuple[int, int] = (0, 50),
-    epoch: int = 0,
-    seed: int = 5,
-    world: World | None = None,
-    **stepping: Any,
-) -> tuple[State, EpochState]:
+def ogm_step(*, alpha: float | None, window: tuple[int, int] = (0, 50), **step: Any) -> tuple[State, EpochState]:
     """Gradients of one step as the optimiser gets them, and what was noted; OGM-GE unless alpha is None."""
-    world = World() if world is None else world
-    model = joint_model(fusion)
-    balance = None if alpha is None else OgmGe(model, shares, alpha, window, seed, world)
-    mine = torch.tensor(share_of(range(CLIPS), world.rank, world.size))
-    state = new_epoch(CLIPS)
-    train_epoch(
-        world.parallel(model),
-        [Batch(tuple(values[mine] for values in joint_inputs()), LABELS[mine], mine, CLIPS)],
-        torch.optim.SGD(model.parameters(), lr=0.0),
-        state,
-        epoch=epoch,
-        first_step=10 * epoch,
-        set_rate=lambda step: None,
-        stepping=Stepping(balance=balance, **stepping),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        world=world,
-        watched={modality: list(model.get_submodule(modality).parameters()) for modality in MODALITIES},
-        after_step=lambda rows: None,
-    )
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}, state
+    return step_of(None if alpha is None else partial(OgmGe, alpha=alpha, window=window), **step)
 
 
 @torch.no_grad()
-def factors_by_hand(alpha: float, fusion: FusionName = "concat") -> dict[str, float]:
-    """k of each encoder. For `concat` a share is W_u z_u + b/2; else f with the other feature there and away."""
-    model = joint_model(fusion)
+def factors_by_hand(alpha: float, fusion: FusionName = "concat", arch: str = SMALL) -> dict[str, float]:
+    """k of each encoder.
+
+    For `concat` a share is W_u z_u + b/2, for `sum` W_u z_u + b_u; else f with the other feature there and away.
+    """
+    model = joint_model(fusion, arch)
+    width = model.audio.width
     sound, pictures = joint_inputs()
     a, v = model.audio(sound), model.visual(pictures[:, 0])
     head = model.fusion
-    if fusion == "concat":
+    if fusion == "sum":
+        logits = [head.audio(a), head.visual(v)]  # type: ignore[operator]
+    elif fusion == "concat":
         weight, bias = head.linear.weight, head.linear.bias  # type: ignore[union-attr]
-        logits = [a @ weight[:, :512].T + bias / 2, v @ weight[:, 512:].T + bias / 2]  # type: ignore[index, operator]
+        logits = [a @ weight[:, :width].T + bias / 2, v @ weight[:, width:].T + bias / 2]  # type: ignore[index, operator]
     else:
         none_a, none_v = torch.zeros_like(a), torch.zeros_like(v)
         both, only_a, only_v = head(a, v), head(a, none_v), head(none_a, v)
@@ -84,9 +60,9 @@ def is_convolution(name: str) -> bool:
 
 
 def test_ogm_ge_is_its_formula() -> None:
-    expected = factors_by_hand(0.8)
-    plain, before = ogm_step(alpha=None)
-    actual, state = ogm_step(alpha=0.8)
+    expected = factors_by_hand(0.8, arch="resnet18")
+    plain, before = ogm_step(alpha=None, arch="resnet18")
+    actual, state = ogm_step(alpha=0.8, arch="resnet18")
     assert state.factors == pytest.approx(expected, rel=1e-5)
     assert state.norms == before.norms  # of the loss alone
     assert before.factors == {}
@@ -134,8 +110,14 @@ def test_ogm_ge_keeps_to_its_window() -> None:
         plain, _ = ogm_step(alpha=None, epoch=epoch)
         actual, state = ogm_step(alpha=0.8, window=(1, 2), epoch=epoch)
         changed = {name for name, gradient in plain.items() if not torch.equal(actual[name], gradient)}
-        assert changed == ({name for name in plain if is_convolution(name)} if inside else set())
+        assert changed == ({name for name in plain if plain[name].ndim == 4} if inside else set())
         assert (state.factors == {"audio": 1.0, "visual": 1.0}) is not inside
+
+
+def test_the_later_form_leaves_the_first_five_epochs_alone() -> None:
+    for epoch, inside in ((0, False), (4, False), (5, True), (59, True)):
+        _, state = step_of(partial(LateOgmGe, alpha=0.8), epoch=epoch)
+        assert (min(state.factors.values()) < 1) is inside
 
 
 def test_ogm_ges_noise_depends_on_seed_and_step_alone() -> None:
@@ -168,12 +150,11 @@ def test_ogm_ge_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
 )
 def test_ogm_ge_where_scores_are_0_or_equal(audio: float, visual: float, expected: tuple[float, float]) -> None:
     model = joint_model()
-    balance = OgmGe(model, shares, 0.1, (1, 1), 0, World())
+    balance = OgmGe(run_of(model), window=(0, 0))
     balance.scores = torch.tensor([audio, visual], dtype=torch.float64)
-    balance.window = (0, 0)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    actual = balance.modulate(0, 0)
+    actual = balance.modulate(Step(0, 0, {}))
     assert (actual["audio"], actual["visual"]) == pytest.approx(expected)
     assert not balance.scores.any()  # those of the next step begin at 0
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -195,13 +176,13 @@ def test_ogm_ge_sees_what_a_compiled_model_does(tmp_path: Path, monkeypatch: pyt
     for compiled in (False, True):
         torch.manual_seed(0)
         model = FusedModel(Narrow(1), Narrow(3), "concat", 3)  # type: ignore[arg-type]
-        balance = OgmGe(model, shares, 0.8, (0, 0), 0, World())
-        run: nn.Module = torch.compile(model) if compiled else model  # type: ignore[assignment]
+        balance = OgmGe(run_of(model), alpha=0.8, window=(0, 0))
+        run = Balanced(model, balance, 0.0, compiled)
         for _ in range(2):
             sound, pictures = joint_inputs()
-            objective.loss(run(sound * 3, pictures), LABELS).backward()  # type: ignore[no-untyped-call]
-            balance.observe(LABELS)
-        actual.append(balance.modulate(0, 0))
+            _, losses = run(Batch((sound * 3, pictures), LABELS, torch.arange(CLIPS)), 0)
+            losses["joint"].backward()
+        actual.append(balance.modulate(Step(0, 0, {})))
     assert actual[1] == pytest.approx(actual[0], rel=1e-4)
     assert min(actual[0].values()) < 1
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from balancing import run_of
 from helpers import Experiment, avpt, done, files_of, finetune, fuse, job
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from avpt.errors import ConfigError
 from avpt.loading.dataset import Augmentation, ClipDataset, InputSpec, Masking
 from avpt.loading.loader import Loader
 from avpt.models.encoder import Classifier, EncoderSpec, build_encoder
-from avpt.models.fusion import FusedModel, shares
+from avpt.models.fusion import FusedModel
 from avpt.runs import training_run
 from avpt.store.store import Store
 from avpt.training import runtime
@@ -142,7 +143,7 @@ def test_all_is_left_as_it_was(precision: Any) -> None:
     model = FusedModel(audio, visual, "concat", 3)
     model.eval()
     model.visual.get_submodule("bn1").train()
-    balance = OgmGe(model, shares, 0.5, (0, 1), 0, World())
+    balance = model.balance = OgmGe(run_of(model), alpha=0.5)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     inputs = (torch.randn(2, 1, 32, 32), torch.randn(2, 1, 3, 32, 32))
@@ -155,7 +156,6 @@ def test_all_is_left_as_it_was(precision: Any) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), drawn)
-    assert balance.fused is None
     assert not balance.scores.any()
     assert all(map(torch.equal, inputs, kept))
     assert torch.utils.deterministic.fill_uninitialized_memory == filled  # type: ignore[attr-defined]

@@ -6,20 +6,28 @@ import logging
 import shlex
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from avpt.errors import ConfigError
+from avpt.errors import ArtifactError, ConfigError
 from avpt.files import artifacts
 from avpt.files.checking import RecordError, convert
 from avpt.files.locks import claim
 from avpt.files.outputs import check_not_input
 from avpt.files.records import InputSpec
-from avpt.options import FuseConfig, flag
+from avpt.machine.own_classes import import_class
+from avpt.options import BALANCING, FuseConfig, flag
 from avpt.runs import folder
 from avpt.store.store import Store
 from avpt.training.world import World, join_world
-from avpt.types import MODALITIES, Report
+from avpt.types import MODALITIES, Modality, Report
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from avpt.training.balancing.method import Balancing
 
 log = logging.getLogger(__name__)
 
@@ -78,11 +86,14 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
     from avpt.loading.masking import plan_masking
     from avpt.models.checkpoint import check_frozen, check_input, load_encoder
     from avpt.models.encoder import fit_pipeline
-    from avpt.models.fusion import FusedModel
+    from avpt.models.fusion import FusedModel, find_fusion
     from avpt.runs import training_run
     from avpt.store.splits import training_splits
+    from avpt.training.balancing.method import Joint
 
     device = training_run.start(config, world)
+    balancing = find_balancing(config, store)
+    fusion = find_fusion(config.fusion, "--fusion")
     audio, visual = load_encoder(config.audio, "audio"), load_encoder(config.visual, "visual")
     check_input(audio, config.audio, store.settings)
     if config.freeze_encoders:
@@ -98,8 +109,6 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
         log.warning("%s encoder(s) were trained on another store than %s", " and ".join(strangers), config.store)
     if config.balance == "ogm-ge" and config.ogm_window[0] >= config.epochs:
         log.warning("--ogm-window starts behind the last epoch: nothing is balanced")
-    if config.balance == "ogm-ge" and store.multi_label:
-        raise ConfigError(f"--balance ogm-ge is made for one label a clip, {config.store} has several")
     pipeline = fit_pipeline(store.input_spec(side, count), {config.audio: audio.spec, config.visual: visual.spec})
     splits = training_splits(store, MODALITIES, config.val_fraction)
     clips = splits["train"].ids
@@ -130,5 +139,54 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
         folder.begin_run(config.out, settings, config.overwrite, paths)
         files.save_ratios(config.out / "mask.safetensors", header, ratios, clips)
 
-    model = FusedModel(audio.encoder, visual.encoder, config.fusion, len(store.classes)).to(device)
+    model = FusedModel(audio.encoder, visual.encoder, fusion, len(store.classes)).to(device)
+    if balancing is not None:
+        method, values = balancing
+        teachers = partial(load_teachers, config, store, device)
+        joint = Joint(model, len(store.classes), config.epochs, config.seed, world, teachers)
+        model.balance = method(joint, **values).to(device)
     return training_run.train(config, model, store, splits, MODALITIES, pipeline, header, begin, world, masking)
+
+
+def find_balancing(config: FuseConfig, store: Store) -> tuple[type[Balancing], dict[str, Any]] | None:
+    """The balancing method that is asked for, and its options; None for none.
+
+    Raises:
+        ConfigError: there is no such class, it has no such option, or it does not go with the rest of the run.
+    """
+    from avpt.training.balancing.method import Balancing
+    from avpt.training.balancing.settings import read_settings
+
+    if config.balance == "none":
+        return None
+    method = import_class(BALANCING.get(config.balance, config.balance), Balancing, "--balance")
+    if method.one_label and store.multi_label:
+        raise ConfigError(f"--balance {config.balance} is made for one label a clip, {config.store} has several")
+    if method.through_encoders and config.freeze_encoders:
+        raise ConfigError(
+            f"--balance {config.balance} changes how the encoders learn; with --freeze-encoders they do not"
+        )
+    return method, read_settings(method, config.balance, config.balance_set or (), config.given_to_balance)
+
+
+def load_teachers(config: FuseConfig, store: Store, device: torch.device) -> dict[Modality, nn.Module]:
+    """The stage-1 models of this run as they were trained, frozen; each has an `encoder` and a `head`.
+
+    Raises:
+        AvptError: one is not a stage-1 run, or was trained on another store, or for other classes.
+    """
+    from avpt.models.checkpoint import load_network
+
+    teachers: dict[Modality, nn.Module] = {}
+    for modality in MODALITIES:
+        path: Path = getattr(config, modality)
+        loaded = load_network(path, "encoder", "classifier")
+        step = f"--balance {config.balance} learns from stage-1 runs on {config.store}"
+        if loaded.head is None:
+            raise ArtifactError(f"{path} is not trained yet; {step}: make one with `avpt finetune-unimodal`")
+        if loaded.header.classes != store.classes:
+            raise ArtifactError(f"{path} was trained for other classes than the store has; {step}")
+        if loaded.header.inputs.get("store") != store.fingerprint:
+            raise ArtifactError(f"{path} was trained on another store; {step}")
+        teachers[modality] = loaded.network.requires_grad_(False).to(device)
+    return teachers

@@ -18,7 +18,7 @@ from avpt.files.records import InputSpec
 from avpt.models.abnormal_channels import has_unmoved_statistics
 from avpt.models.encoder import Classifier, Encoder, EncoderSpec, build_encoder, encoder_spec
 from avpt.models.fitting import check_values, describe_tensors, misfits
-from avpt.models.fusion import FUSIONS, FusedModel
+from avpt.models.fusion import FUSIONS, FusedModel, recorded_fusion
 from avpt.models.weights import init_command
 from avpt.types import MODALITIES, Modality
 
@@ -155,6 +155,9 @@ def load_network(path: Path, *kinds: Kind) -> LoadedNetwork:
         raise ArtifactError(f"{path} is an encoder without a classifier; train one with `avpt finetune-unimodal`")
     if header.kind not in kinds:
         raise ArtifactError(f"{path} is of kind {header.kind}; {' or '.join(kinds)} is needed here")
+    if header.kind == "fused":
+        check_fusion(path, header)
+        shapes = {name: shape for name, shape in shapes.items() if not name.startswith("balance.")}  # only training has
     problems: list[str]
     try:
         with torch.device("meta"):  # takes no memory, whatever the spec says
@@ -177,6 +180,19 @@ def load_network(path: Path, *kinds: Kind) -> LoadedNetwork:
     return LoadedNetwork(network.eval(), encoders, header)
 
 
+def check_fusion(path: Path, header: Header) -> None:
+    """Refuse a fused model whose fusion is a class of somebody's own that is not trusted, or can't be imported.
+
+    Raises:
+        ArtifactError: it is; the message says how to trust it.
+    """
+    named = str(header.spec.get("fusion"))
+    try:
+        _ = recorded_fusion(named) if ":" in named else None
+    except ConfigError as error:
+        raise ArtifactError(f"{path}: {error}") from None
+
+
 def _build(header: Header) -> tuple[Encoder | Classifier | FusedModel, dict[Modality, EncoderSpec]]:
     """The network that a header's spec describes, with random weights."""
     spec = header.spec
@@ -186,9 +202,10 @@ def _build(header: Header) -> tuple[Encoder | Classifier | FusedModel, dict[Moda
         network = encoder if header.kind == "encoder" else Classifier(encoder, _num_classes(header))
         return network, {own.modality: own}
     audio, visual = encoder_spec(spec["audio"]), encoder_spec(spec["visual"])
-    if (audio.modality, visual.modality) != MODALITIES or spec["fusion"] not in FUSIONS:
-        raise ValueError(f"unknown fusion {spec['fusion']} of {audio.modality} and {visual.modality}")
-    model = FusedModel(build_encoder(audio), build_encoder(visual), spec["fusion"], _num_classes(header))
+    named = str(spec["fusion"])
+    if (audio.modality, visual.modality) != MODALITIES or (":" not in named and named not in FUSIONS):
+        raise ValueError(f"unknown fusion {named} of {audio.modality} and {visual.modality}")
+    model = FusedModel(build_encoder(audio), build_encoder(visual), recorded_fusion(named), _num_classes(header))
     return model, {"audio": audio, "visual": visual}
 
 

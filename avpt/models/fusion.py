@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from avpt.errors import ConfigError
+from avpt.machine.own_classes import import_class
 from avpt.models.encoder import Encoder, encode
 from avpt.types import MODALITIES, Modality
 
@@ -70,7 +74,9 @@ class Gated(nn.Module):
         return logits
 
 
-FUSIONS: dict[FusionName, type[Concat] | type[Sum] | type[Film] | type[Gated]] = {
+TRUSTED = "AVPT_FUSION"  # environment variable with the class, of the user's own, that a model's file may name
+
+FUSIONS: dict[str, type[nn.Module]] = {
     "concat": Concat,
     "sum": Sum,
     "film": Film,
@@ -78,25 +84,52 @@ FUSIONS: dict[FusionName, type[Concat] | type[Sum] | type[Film] | type[Gated]] =
 }
 
 
+def find_fusion(named: str, option: str) -> type[nn.Module]:
+    """The fusion of a name, or of the user's own class `package.module:Class`.
+
+    Raises:
+        ConfigError: it can't be imported, or is no module.
+    """
+    return FUSIONS[named] if named in FUSIONS else import_class(named, nn.Module, option)
+
+
+def recorded_fusion(named: str) -> type[nn.Module]:
+    """The fusion that a model's file names. A class is imported only if the user says that it is trusted.
+
+    Raises:
+        ConfigError: it is a class that AVPT_FUSION does not name, or that can't be imported.
+    """
+    if named not in FUSIONS and os.environ.get(TRUSTED) != named:
+        raise ConfigError(
+            f"its fusion is the class {named!r:.100}, and using it runs that code; "
+            f"if you trust it, set {TRUSTED}={shlex.quote(named):.100}"
+        )
+    return find_fusion(named, TRUSTED)
+
+
 class FusedModel(nn.Module):
     """The joint model; tensors `audio.*`, `visual.*`, `fusion.*`."""
 
-    def __init__(self, audio: Encoder, visual: Encoder, fusion: FusionName, num_classes: int) -> None:
+    def __init__(self, audio: Encoder, visual: Encoder, fusion: str | type[nn.Module], num_classes: int) -> None:
         super().__init__()
         self.audio = audio
         self.visual = visual
-        self.fusion = FUSIONS[fusion](audio.width, visual.width, num_classes)
+        head = FUSIONS[fusion] if isinstance(fusion, str) else fusion
+        self.fusion = head(audio.width, visual.width, num_classes)
+        self.balance: nn.Module | None = None  # a method that training has; no answer needs it
 
     def forward(self, audio: Tensor, visual: Tensor, present: Tensor | None = None) -> Tensor:
         """Logits (batch, classes) from spectrograms (batch, 1, frame, mel) and frames (batch, frames, 3, h, w).
 
         Features are multiplied by `present` (batch, 2), 1 or 0 for audio and visual; None means that all are present.
         """
-        a, v = encode(self.audio, audio), encode(self.visual, visual)
-        if present is not None:
-            a, v = a * present[:, :1], v * present[:, 1:]
-        logits: Tensor = self.fusion(a, v)
+        logits: Tensor = self.fusion(*self.features(audio, visual, present))
         return logits
+
+    def features(self, audio: Tensor, visual: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Features (batch, width) of both modalities, from what `forward` takes."""
+        a, v = encode(self.audio, audio), encode(self.visual, visual)
+        return (a, v) if present is None else (a * present[:, :1], v * present[:, 1:])
 
     def outputs(self, audio: Tensor | None, visual: Tensor | None) -> dict[str, Tensor]:
         """What evaluation records: the logits and each modality's share of them, which add up to the logits.

@@ -11,6 +11,7 @@ from avpt.options.base import (
     choices,
     flag,
     parameter,
+    taken_once,
     type_hints,
 )
 from avpt.options.diagnose import CompareConfig, InspectConfig, ProbeConfig, ReportConfig
@@ -18,7 +19,7 @@ from avpt.options.init import InitConfig
 from avpt.options.older_records import complete, recorded_option, restore_config
 from avpt.options.other_names import unknown_option
 from avpt.options.stores import ManifestConfig, PreprocessConfig, VerifyConfig
-from avpt.options.train import FinetuneConfig, FuseConfig, MaskConfig, ScoreConfig, TrainConfig
+from avpt.options.train import BALANCING, FinetuneConfig, FuseConfig, MaskConfig, ScoreConfig, TrainConfig
 from avpt.options.use import (
     STATES,
     EncodersConfig,
@@ -30,6 +31,7 @@ from avpt.options.use import (
 )
 
 __all__ = [
+    "BALANCING",
     "COMMON",
     "PANELS",
     "STATES",
@@ -63,6 +65,7 @@ __all__ = [
     "parameter",
     "recorded_option",
     "restore_config",
+    "taken_once",
     "type_hints",
     "unknown_option",
 ]

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Hashable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast, get_args, get_origin, get_type_hints
@@ -26,6 +27,7 @@ MODEL = "Model"
 CHANNELS = "Abnormal and dead channels"
 MISSING = "With a modality missing or noisy"
 MASKING = "Masking"
+BALANCE = "Balancing the modalities"
 OPTIMISER = "Optimiser"
 SCHEDULE = "Schedule"
 AUGMENTATION = "Augmentation"
@@ -34,12 +36,32 @@ HARDWARE = "Hardware"
 COMMON = "Common"
 PANELS = (
     *(INPUTS, SPLITS, PIECES, SOUND, PICTURES, FAILURES, MODEL, CHANNELS, MISSING),
-    *(MASKING, OPTIMISER, SCHEDULE, AUGMENTATION, OUTPUT, HARDWARE, COMMON),
+    *(MASKING, BALANCE, OPTIMISER, SCHEDULE, AUGMENTATION, OUTPUT, HARDWARE, COMMON),
 )
 
 
 class Transient:
     """Marks an option that can't change the result: it is not recorded and not compared."""
+
+
+@dataclass(frozen=True)
+class NameOrClass:
+    """Marks an option that takes one of some names, or a class of the user's own as `package.module:Class`."""
+
+    names: tuple[str, ...]
+
+    def check(self, option: str, value: str) -> None:
+        """Refuse what is neither.
+
+        Raises:
+            ConfigError: it is not one of the names, and has no colon.
+        """
+        if value not in self.names and ":" not in value:
+            near = [f"did you mean {name}? " for name in get_close_matches(value, self.names, n=1)]
+            raise ConfigError(
+                f"{option} {shortened(value, 40)!r} is not one of {', '.join(self.names)}; {''.join(near)}"
+                "a class of your own is package.module:Class"
+            )
 
 
 def type_hints(config_type: "type[Config]") -> dict[str, Any]:
@@ -65,9 +87,17 @@ def flag(name: str) -> str:
 
 def choices(config_type: "type[Config]", name: str) -> tuple[str, ...]:
     """The words that an option takes; none where it takes any."""
-    kind = get_args(type_hints(config_type)[name])[0]
+    kind, *metadata = get_args(type_hints(config_type)[name])
+    if named := [item.names for item in metadata if isinstance(item, NameOrClass)]:
+        return named[0]
     kinds = (kind, *get_args(kind))
     return next((get_args(one) for one in kinds if get_origin(one) is Literal), ())
+
+
+def taken_once(config_type: "type[Config]") -> list[str]:
+    """The options that name a part of the method, as they are typed: a second one would replace the first unseen."""
+    hints = type_hints(config_type)
+    return [flag(name) for name, hint in hints.items() if any(isinstance(one, NameOrClass) for one in get_args(hint))]
 
 
 def bounds(info: ParameterInfo, highest: float = math.inf) -> str:
@@ -143,6 +173,9 @@ class Config:
         for field in dataclasses.fields(self):
             value, info = _expanded(getattr(self, field.name)), parameter(type(self), field.name)
             object.__setattr__(self, field.name, value)
+            for item in get_args(type_hints(type(self))[field.name]):
+                if isinstance(item, NameOrClass):
+                    item.check(flag(field.name), value)
             numbers = value if isinstance(value, tuple | list) else (value,)
             for number in numbers:
                 if isinstance(number, bool) or not isinstance(number, int | float):

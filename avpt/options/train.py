@@ -10,6 +10,7 @@ from typer import Argument, Option
 from avpt.errors import ConfigError
 from avpt.options.base import (
     AUGMENTATION,
+    BALANCE,
     HARDWARE,
     INPUTS,
     LARGEST_BATCH,
@@ -21,6 +22,7 @@ from avpt.options.base import (
     OUTPUT,
     SCHEDULE,
     LoadingWorkers,
+    NameOrClass,
     OutputConfig,
     Seed,
     Transient,
@@ -31,6 +33,13 @@ from avpt.types import LARGEST_IMAGE, MOST_FRAMES, Modality, ScheduleName
 MOST_VALUES = 1 << 33  # in the pictures of a step: no device has the memory for what is computed from more
 IMAGE_SIZE, NUM_FRAMES = 224, 3  # the paper's
 AUDIO_PATCH, VISUAL_PATCH = "32x8", "10"  # the paper's
+FUSIONS = ("concat", "sum", "film", "gated")  # avpt/models/fusion.py has an entry for each
+BALANCING = {  # the method that each name of --balance stands for, as a class of one's own is named
+    "uniform": "avpt.training.balancing.uniform:Uniform",
+    "mmpareto": "avpt.training.balancing.mmpareto:MMPareto",
+    "ogm-ge": "avpt.training.balancing.ogm_ge:OgmGe",
+    "ogm-ge-late": "avpt.training.balancing.ogm_ge:LateOgmGe",
+}
 
 
 class RatioOptions(TypedDict):
@@ -578,18 +587,47 @@ class FuseConfig(MaskConfig, TrainConfig):
         ),
     ] = None
     fusion: Annotated[
-        Literal["concat", "sum", "film", "gated"],
+        str,
         Option(
-            help="How the features of sound and pictures meet: side by side (concat), as a sum, or with the sound "
-            "scaling and shifting the pictures (film) or letting them through (gated).",
+            help="How the features of sound and pictures meet: side by side (concat), as a sum, with the sound "
+            "scaling and shifting the pictures (film) or letting them through (gated), or a class of your own.",
+            metavar="WORD|MODULE:CLASS",
+            autocompletion=lambda: FUSIONS,
             rich_help_panel=MODEL,
         ),
+        NameOrClass(FUSIONS),
     ] = "concat"
     balance: Annotated[
-        Literal["none", "ogm-ge"],
-        Option(help="Hold back the encoder that is ahead (ogm-ge, a baseline), or none.", rich_help_panel=OPTIMISER),
+        str,
+        Option(
+            help="Method that keeps one modality from starving the other, or a class of your own; "
+            "`avpt guide balancing` has what each computes and costs.",
+            metavar="WORD|MODULE:CLASS",
+            autocompletion=lambda: ("none", *BALANCING),
+            rich_help_panel=BALANCE,
+        ),
+        NameOrClass(("none", *BALANCING)),
     ] = "none"
-    ogm_alpha: Annotated[float, Option(min=0, max=1000, help="With ogm-ge: how hard.", rich_help_panel=OPTIMISER)] = 0.1
+    balance_set: Annotated[
+        list[str] | None,
+        Option(
+            help="An option of the method, as in alpha=0.5; may be given several times.",
+            metavar="NAME=VALUE",
+            show_default="the method's own values",
+            rich_help_panel=BALANCE,
+        ),
+    ] = None
+    balance_gamma: Annotated[
+        float | None,
+        Option(
+            min=0,
+            max=1000,
+            help="With mmpareto and uniform: factor of the encoders' gradients.",
+            show_default="1.5 and 1",
+            rich_help_panel=BALANCE,
+        ),
+    ] = None
+    ogm_alpha: Annotated[float, Option(min=0, max=1000, help="With ogm-ge: how hard.", rich_help_panel=BALANCE)] = 0.1
     ogm_window: Annotated[
         tuple[int, int],
         Option(
@@ -597,7 +635,7 @@ class FuseConfig(MaskConfig, TrainConfig):
             max=MOST_EPOCHS,
             help="With ogm-ge: first and last epoch in which it does, counted from 0.",
             metavar="FIRST LAST",
-            rich_help_panel=OPTIMISER,
+            rich_help_panel=BALANCE,
         ),
     ] = (0, 50)
     modality_dropout: Annotated[
@@ -612,10 +650,10 @@ class FuseConfig(MaskConfig, TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.balance == "ogm-ge" and self.freeze_encoders:
-            raise ConfigError(
-                "--balance ogm-ge changes gradients of the encoders; with --freeze-encoders there are none"
-            )
+        if self.balance_set:
+            object.__setattr__(self, "balance_set", tuple(sorted(self.balance_set)))  # their order changes nothing
+        if self.balance == "none" and (self.balance_set or self.balance_gamma is not None):
+            raise ConfigError("options of a balancing method are given, but --balance is none; name the method")
         if self.ogm_window[0] > self.ogm_window[1]:
             raise ConfigError(f"--ogm-window is {self.ogm_window[0]} {self.ogm_window[1]}; the first epoch comes first")
         if self.mask != "none" and self.confidence is None:
@@ -625,5 +663,13 @@ class FuseConfig(MaskConfig, TrainConfig):
             )
 
     def idle(self) -> set[str]:
-        """OGM-GE's own options change nothing without it."""
-        return super().idle() | (set() if self.balance == "ogm-ge" else {"ogm_alpha", "ogm_window"})
+        """Options of another balancing method, or that are not given, change nothing."""
+        idle = set() if self.balance == "ogm-ge" else {"ogm_alpha", "ogm_window"}
+        idle |= set() if self.balance_set else {"balance_set"}
+        return super().idle() | idle | (set() if self.balance_gamma is not None else {"balance_gamma"})
+
+    @property
+    def given_to_balance(self) -> dict[str, Any]:
+        """The balancing method's options that have an option to themselves, by the method's name for them."""
+        given: dict[str, Any] = {"alpha": self.ogm_alpha, "window": self.ogm_window} if self.balance == "ogm-ge" else {}
+        return given | ({} if self.balance_gamma is None else {"gamma": self.balance_gamma})

@@ -18,14 +18,12 @@ from avpt.loading.dataset import Augmentation, ClipDataset, Masking, grid
 from avpt.loading.loader import Loader, explain_worker_deaths
 from avpt.machine.workers import loading_workers, why_threads_wait
 from avpt.models.encoder import Encoder, freeze, norm_parameters
-from avpt.models.fusion import shares
 from avpt.options import FinetuneConfig, FuseConfig, TrainConfig
 from avpt.runs.following import follow
 from avpt.store.splits import balancing_weights
 from avpt.store.store import SplitIndex, Store
 from avpt.training import metrics, optim, run_writer, runtime, schedules
 from avpt.training.balancing.method import Balancing
-from avpt.training.balancing.ogm_ge import OgmGe
 from avpt.training.curves import need_tensorboard
 from avpt.training.loop import Clips, Plan, fit
 from avpt.training.mixing import average_weights, mix_clips
@@ -91,6 +89,7 @@ def train(
             clean_train=loader("train") if config.dynamics == "eval" else None,
             ids=splits["train"].ids,
             num_val=len(splits["val"]),
+            plain=loader,
         )
         progress = fit(
             model,
@@ -217,6 +216,8 @@ def warn_of_waiting_threads(device: torch.device) -> None:
 
 def plan_training(config: TrainConfig, model: nn.Module, store: Store, world: World) -> Plan:
     """The plan of this run's training."""
+    method = getattr(model, "balance", None)
+    assert method is None or isinstance(method, Balancing)
     stepping = Stepping(
         config.precision,
         config.accumulate,
@@ -225,7 +226,7 @@ def plan_training(config: TrainConfig, model: nn.Module, store: Store, world: Wo
         label_smoothing=config.label_smoothing,
         mix=mix(config, store, world),
         average=average_weights(model, config.ema) if config.ema is not None else None,
-        balance=balance(config, model, world),  # last: from here on it hooks the model, which a copy should not inherit
+        balance=method,
     )
     rate = schedules.learning_rate(
         lr=config.lr,
@@ -274,13 +275,6 @@ def mix(config: TrainConfig, store: Store, world: World) -> Callable[[Batch, int
     if not isinstance(config, FinetuneConfig) or config.mixup is None:
         return None
     return partial(mix_clips, alpha=config.mixup, num_classes=len(store.classes), seed=config.seed, part=world.rank)
-
-
-def balance(config: TrainConfig, model: nn.Module, world: World) -> Balancing | None:
-    """What balances the modalities' gradients in a run that asks for it."""
-    if not isinstance(config, FuseConfig) or config.balance == "none":
-        return None
-    return OgmGe(model, shares, config.ogm_alpha, config.ogm_window, config.seed, world)
 
 
 def encoders_of(model: nn.Module) -> dict[str, Encoder]:

@@ -19,14 +19,16 @@ from torch import Tensor, nn
 
 from avpt.errors import AvptError, OtherProcessError, listed
 from avpt.machine.processes import InterruptedWork, Interruption, hold_signals
+from avpt.models.fusion import FusedModel
 from avpt.text import format_count
 from avpt.training import metrics
+from avpt.training.balancing.method import Balanced, Features, PlainClips
 from avpt.training.passes import NotFiniteError, Stepping, evaluate, measure_dynamics, train_epoch
 from avpt.training.run_state import RunState, new_run, resume, save
 from avpt.training.state import Batches, Clock, EpochState, Progress, new_epoch
 from avpt.training.watch import Watcher, announce_batches
 from avpt.training.world import World
-from avpt.types import Batch
+from avpt.types import Batch, Split
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class Clips:
     clean_train: Batches | None  # training clips without augmentation, for `--dynamics eval`; None for `train`
     ids: Sequence[str]  # of the training clips
     num_val: int  # clips of the val split
+    plain: Callable[[Split], Batches] | None = None  # clips of a split without augmentation, for a balancing method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +91,7 @@ def fit(
     sizes = {"num_clips": len(clips.ids), "num_steps": len(clips.train)}
     run = new_run(model, optimizer, plan.stepping, checkpoint, watcher, world, **sizes)
     resumed = resume(run)
-    trained = world.parallel(cast(nn.Module, torch.compile(model, dynamic=False)) if plan.compiled else model)
+    trained = world.parallel(training_pass(model, plan))
     watcher.run_begun(run.progress)
     if resumed:
         place = len(run.progress.records), run.epoch.step
@@ -102,6 +105,7 @@ def fit(
                 break
             clock = Clock(first_step=run.epoch.step)
             watcher.epoch_begun(epoch, run.epoch)
+            prepare_epoch(run, clips, plan, epoch, pause)
             train_on(run, trained, clips, plan, epoch, clock, pause)
             clock.trained = clock.seconds
             seen = run.epoch.merged(world)
@@ -114,6 +118,30 @@ def fit(
             pause(False)
     watcher.training_done(run.progress)
     return run.progress
+
+
+def training_pass(model: nn.Module, plan: Plan) -> nn.Module:
+    """What `train_epoch` calls: the model, or with a balancing method its passes; compiled where that is asked for."""
+    if (method := plan.stepping.balance) is not None:
+        return Balanced(cast(FusedModel, model), method, plan.stepping.label_smoothing, plan.compiled)
+    return cast(nn.Module, torch.compile(model, dynamic=False)) if plan.compiled else model
+
+
+def prepare_epoch(run: RunState, clips: Clips, plan: Plan, epoch: int, pause: Callable[[bool], None]) -> None:
+    """Let a balancing method prepare an epoch (from 0) that has not begun; it may look at train and val."""
+    method = plan.stepping.balance
+    if method is None or run.epoch.step:
+        return
+    sizes = {"train": len(clips.ids), "val": clips.num_val}
+
+    def outputs(split: Split) -> dict[str, Tensor]:
+        assert clips.plain is not None
+        run.world.spread_buffers(run.model)
+        batches = stoppable(run, clips.plain(split), epoch, f"looking at {split}", pause)
+        values = evaluate(Features(cast(FusedModel, run.model)), batches, sizes[split], run.world)
+        return {name: value.clone() for name, value in values.items()}  # those of inference can't meet a gradient
+
+    method.begin_epoch(epoch, PlainClips(outputs))
 
 
 def save_or_stop(run: RunState, interruption: Interruption, due: bool) -> None:

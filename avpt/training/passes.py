@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from avpt.training import objective
-from avpt.training.balancing.method import Balancing
+from avpt.training.balancing.method import Balancing, Step
 from avpt.training.state import EpochState, new_epoch
 from avpt.training.world import World
 from avpt.types import Batch
@@ -57,6 +57,7 @@ def train_epoch(
 ) -> None:
     """Take the steps of a training pass that `state` does not have yet, and update it after each.
 
+    The model is called with a batch's inputs and returns logits; with `stepping.balance` it is `Balanced`.
     A step averages over all clips of its batch, however they are divided among processes and parts. The norms
     recorded are those of the loss alone, before gradients are balanced or clipped. `after_step` receives the rows of
     the step's clips; `epoch` counts from 0, and the epoch's first step is `first_step` of the run.
@@ -65,25 +66,33 @@ def train_epoch(
         NotFiniteError: the loss, or a gradient, is not a number.
     """
     model.train()
+    method = stepping.balance
     others = [*set(model.parameters()) - {p for parameters in watched.values() for p in parameters}]
     for batch in batches:
         set_rate(state.step)
         optimizer.zero_grad(set_to_none=True)
         if stepping.mix is not None:
             batch = stepping.mix(batch, first_step + state.step)
+        gradients = ApartGradients(model) if method is not None and method.apart else None
         parts = _parts(batch, stepping.accumulate)
         for number, part in enumerate(parts, 1):
-            with _local_gradients(model, number < len(parts)):
+            with _local_gradients(model, gradients is not None or number < len(parts)):
                 with stepping.autocast(part.labels.device):
-                    logits = model(*part.inputs)
-                    loss = objective.loss(logits, part.labels, part.targets, stepping.label_smoothing)
+                    if method is None:
+                        logits = model(*part.inputs)
+                        losses = {"joint": objective.loss(logits, part.labels, part.targets, stepping.label_smoothing)}
+                    else:
+                        logits, losses = model(part, epoch)
+                    loss = sum_of(losses)
                 state.record(logits.detach(), part)
                 if world.size == 1 and not torch.isfinite(loss):  # several processes see it in the gradient they share
                     raise NotFiniteError(f"loss is {loss.item()}", state, batch)
-                share = len(part.labels) / (batch.total or len(batch.labels))
-                scaler.scale(loss * (share * world.size)).backward()  # type: ignore[no-untyped-call]
-            if stepping.balance is not None:
-                stepping.balance.observe(part.labels)
+                share = len(part.labels) / (batch.total or len(batch.labels)) * world.size
+                if gradients is None:
+                    scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+                else:
+                    gradients.add({name: scaler.scale(values * share) for name, values in losses.items()})
+        apart = {} if gradients is None else gradients.finish(world, scaler)
         scaler.unscale_(optimizer)
         norms = {name: _norm(parameters) for name, parameters in watched.items()}
         if all(map(math.isfinite, (*norms.values(), _norm(others)))):
@@ -92,8 +101,8 @@ def train_epoch(
             state.skipped += 1
         else:  # after this step the model would be lost
             raise NotFiniteError("gradient is not finite", state, batch)
-        if stepping.balance is not None:
-            state.factors = _added(state.factors, stepping.balance.modulate(epoch, first_step + state.step))
+        if method is not None:
+            state.factors = _added(state.factors, method.modulate(Step(epoch, first_step + state.step, apart)))
         if stepping.clip_grad is not None:
             nn.utils.clip_grad_norm_(model.parameters(), stepping.clip_grad)
         scaler.step(optimizer)
@@ -132,6 +141,37 @@ def _norm(parameters: Sequence[nn.Parameter]) -> float:
 
 def _added(sums: Mapping[str, float], values: Mapping[str, float]) -> dict[str, float]:
     return {name: sums.get(name, 0.0) + value for name, value in values.items()}
+
+
+def sum_of(losses: Mapping[str, Tensor]) -> Tensor:
+    """The loss of a step, of which there may be several by name."""
+    return torch.stack([*losses.values()]).sum() if len(losses) > 1 else next(iter(losses.values()))
+
+
+class ApartGradients:
+    """The gradients of a step, each loss's by itself; in `grad` of each parameter stands their sum."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.apart: dict[str, dict[nn.Parameter, Tensor]] = {}
+
+    def add(self, losses: Mapping[str, Tensor]) -> None:
+        """Back-propagate each of the losses of a forward pass, one after the other."""
+        for number, (name, loss) in enumerate(losses.items(), 1):
+            gradients = torch.autograd.grad(loss, self.learning, retain_graph=number < len(losses), allow_unused=True)
+            own = self.apart.setdefault(name, {})
+            for parameter, gradient in zip(self.learning, gradients, strict=True):
+                if gradient is not None:
+                    own[parameter] = own[parameter] + gradient if parameter in own else gradient
+
+    def finish(self, world: World, scaler: torch.amp.GradScaler) -> Mapping[str, Mapping[nn.Parameter, Tensor]]:
+        """Average over all processes, and put the sums in `grad`, scaled; returns each loss's own, unscaled."""
+        for own in self.apart.values():
+            world.average([*own.values()])
+            for parameter, gradient in own.items():
+                parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad + gradient
+                gradient.div_(scaler.get_scale())
+        return self.apart
 
 
 def _local_gradients(model: nn.Module, more: bool) -> AbstractContextManager[None]:

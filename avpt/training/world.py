@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -117,6 +117,19 @@ class World:
         whole = torch.zeros((count, *rows.shape[1:]), dtype=rows.dtype)
         whole[positions] = rows.cpu()
         return self.sum(whole)
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each of some tensors, which stay on their device, by its mean over all processes."""
+        if self.size == 1 or not tensors:
+            return
+        import torch
+        import torch.distributed as dist
+
+        whole = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(whole)
+        means = torch.split(whole / self.size, [tensor.numel() for tensor in tensors])
+        for tensor, mean in zip(tensors, means, strict=True):
+            tensor.copy_(mean.view_as(tensor))
 
     def spread_buffers(self, model: nn.Module) -> None:
         """Take over the running statistics of the first process, as the next training step would."""

@@ -1,22 +1,145 @@
-"""The interface of a method that balances the modalities; a training pass knows no more of it."""
+"""The interface of a method that balances the modalities; the training loop knows no more of it."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from avpt.models.encoder import encode
+from avpt.models.fusion import FusedModel, Sum, shares
+from avpt.training import objective
+from avpt.training.world import World
+from avpt.types import Batch, Modality, Split
 
 
-class Balancing(Protocol):
-    """Watches the forward passes of a step and changes its gradients before they are clipped and applied."""
+@dataclass(frozen=True)
+class Joint:
+    """A run of joint training, as a method finds it before the first step."""
 
-    def observe(self, labels: Tensor) -> None:
-        """Look at the clips of the latest forward pass, labels (batch,); a step may have several passes."""
+    model: FusedModel  # on its device, with `audio`, `visual` and `fusion`
+    num_classes: int
+    epochs: int
+    seed: int
+    world: World  # the processes of the job, whose clips count together
+    teachers: Callable[[], Mapping[Modality, nn.Module]]  # the trained stage-1 models: `encoder`, `head`; frozen
 
-    def modulate(self, epoch: int, step: int) -> dict[str, float]:
-        """Change the gradients of a step; returns each encoder's factor, which is recorded.
 
-        Args:
-            epoch: counted from 0.
-            step: counted over the run.
+@dataclass(frozen=True)
+class Forward:
+    """A forward pass over some clips of a step; a step has several with `--accumulate` and in several processes."""
+
+    model: FusedModel
+    inputs: tuple[Tensor, ...]  # audio (batch, 1, frame, mel), visual (batch, frames, 3, h, w); which are present
+    audio: Tensor  # features (batch, width), with gradient
+    visual: Tensor
+    logits: Tensor  # (batch, classes), of both
+    labels: Tensor  # (batch,) int64, or (batch, classes) when multi-label
+    epoch: int  # from 0
+    smoothing: float  # of the labels
+
+    def clip_losses(self, logits: Tensor) -> Tensor:
+        """(batch,) the run's loss of some logits (batch, classes), clip by clip."""
+        return objective.clip_losses(logits, self.labels, smoothing=self.smoothing)
+
+    def loss(self, logits: Tensor) -> Tensor:
+        """The run's loss of some logits (batch, classes), mean over the clips."""
+        return self.clip_losses(logits).mean()
+
+    @torch.no_grad()
+    def true_probabilities(self) -> Tensor:
+        """(2, batch) float32: of the true class, in the softmax of each modality's share of the logits.
+
+        The share is W_u z_u + b_u for `sum`, and the two-player Shapley value (`avpt.models.fusion.shares`) for any
+        other fusion, which is W_u z_u + b / 2 for `concat`.
         """
+        fusion = self.model.fusion
+        with torch.autocast(self.labels.device.type, enabled=False):
+            a, v, logits = self.audio.float(), self.visual.float(), self.logits.float()
+            parts = (fusion.audio(a), fusion.visual(v)) if isinstance(fusion, Sum) else shares(fusion, a, v, logits)
+            return torch.stack([objective.true_probability(part, self.labels) for part in parts])
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step after its backward passes; gradients are the averages over its clips, in all processes, and unscaled."""
+
+    epoch: int  # from 0
+    number: int  # counted over the run
+    apart: Mapping[str, Mapping[nn.Parameter, Tensor]]  # each loss's own gradients, for a method that is `apart`
+
+
+@dataclass(frozen=True)
+class PlainClips:
+    """The store's clips between two epochs, in evaluation mode and without augmentation."""
+
+    outputs: Callable[[Split], dict[str, Tensor]]  # of `Features`, and `labels`; on the CPU, in the split's order
+
+
+class Balancing(nn.Module):
+    """Plain joint training; a method overrides what it changes about it.
+
+    The method becomes part of the model, as its `balance`: parameters that it has (heads of its own) are trained,
+    averaged and saved with the others, and its buffers are its state in a checkpoint. A trained model answers without.
+
+    Options of a method are the keyword arguments of its constructor, annotated as int, float, bool, str or tuples of
+    these, each with a default.
+    """
+
+    one_label: ClassVar[bool] = False  # it needs clips that have one label each
+    through_encoders: ClassVar[bool] = True  # it does nothing where the encoders are frozen
+    taught: ClassVar[bool] = False  # it asks for the stage-1 models
+    apart: ClassVar[bool] = False  # each of its losses is back-propagated by itself
+
+    def __init__(self, joint: Joint) -> None:
+        super().__init__()
+
+    def begin_epoch(self, epoch: int, clips: PlainClips) -> None:
+        """Prepare an epoch (from 0), before its first step; the model may be changed.
+
+        A run that is interrupted in here begins here again.
+        """
+
+    def losses(self, forward: Forward) -> dict[str, Tensor]:
+        """The losses of a forward pass by name, each a mean over its clips; a step minimises their sum."""
+        return {"joint": forward.loss(forward.logits)}
+
+    def modulate(self, step: Step) -> dict[str, float]:
+        """Change the gradients of a step before they are clipped and applied.
+
+        Returns each encoder's factor, which is recorded; nothing where a method has none.
+        """
+        return {}
+
+
+class Balanced(nn.Module):
+    """The training pass of a model with a balancing method: from batches to logits and the method's losses."""
+
+    def __init__(self, model: FusedModel, method: Balancing, smoothing: float, compiled: bool) -> None:
+        super().__init__()
+        self.model, self.smoothing = model, smoothing
+        self.method = (method,)  # a submodule of the model, and so not of this one
+        self.features: Callable[..., Any] = torch.compile(model.features, dynamic=False) if compiled else model.features
+
+    def forward(self, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits (batch, classes), without gradient, and the losses by name."""
+        audio, visual = self.features(*batch.inputs)
+        logits = self.model.fusion(audio, visual)
+        seen = Forward(self.model, batch.inputs, audio, visual, logits, batch.labels, epoch, self.smoothing)
+        return logits.detach(), self.method[0].losses(seen)
+
+
+class Features(nn.Module):
+    """A fused model whose outputs are the features of both modalities, `audio` and `visual`, and the logits."""
+
+    def __init__(self, model: FusedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def outputs(self, audio: Tensor, visual: Tensor) -> dict[str, Tensor]:
+        """Features (batch, width) and logits (batch, classes)."""
+        a, v = encode(self.model.audio, audio), encode(self.model.visual, visual)
+        return {"audio": a, "visual": v, "logits": self.model.fusion(a, v)}

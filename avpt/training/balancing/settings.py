@@ -1,0 +1,74 @@
+"""The options of a balancing method: what its constructor takes, and what of it was given."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args, get_origin, get_type_hints
+
+from avpt.errors import ConfigError, listed
+from avpt.training.balancing.method import Balancing
+
+YES_NO = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def read_settings(method: type[Balancing], name: str, typed: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of a method, out of `NAME=VALUE` and of values that have an option to themselves.
+
+    Args:
+        method: its constructor's keyword arguments say what there is, and of which type.
+        name: of the method, for messages.
+        typed: from `--balance-set`.
+        given: from other options, by the method's name for them.
+
+    Raises:
+        ConfigError: the method has no such option, or a value is not of its type.
+    """
+    known = {key: one for key, one in inspect.signature(method).parameters.items() if one.kind is one.KEYWORD_ONLY}
+    kinds = get_type_hints(method.__init__)
+    there = listed([f"{key} ({_shown(one.default)})" for key, one in known.items()]) or "none"
+    values = dict(given)
+    for words in typed:
+        key, equals, text = words.partition("=")
+        if not equals:
+            raise ConfigError(f"--balance-set {words} is not NAME=VALUE; options of {name}: {there}")
+        if key in values:
+            raise ConfigError(f"--balance-set {key} was given before; leave one out")
+        if key not in known:
+            raise ConfigError(f"--balance {name} has no option {key}; it has {there}")
+        try:
+            values[key] = _read(text, kinds[key])
+        except ValueError:
+            raise ConfigError(
+                f"--balance-set {words}: {key} is {_kind(kinds[key])}, as in {key}={_shown(known[key].default)}"
+            ) from None
+    if foreign := [key for key in given if key not in known]:
+        raise ConfigError(f"--balance {name} has no option {foreign[0]}; it has {there}")
+    return values
+
+
+def _read(text: str, kind: Any) -> Any:
+    if get_origin(kind) is tuple:
+        parts, kinds = text.replace(",", " ").split(), get_args(kind)
+        if kinds[-1] is Ellipsis:
+            kinds = (kinds[0],) * len(parts)
+        if len(parts) != len(kinds):
+            raise ValueError(text)
+        return tuple(_read(part, one) for part, one in zip(parts, kinds, strict=True))
+    if kind is bool:
+        if text.lower() not in YES_NO:
+            raise ValueError(text)
+        return YES_NO[text.lower()]
+    return kind(text)
+
+
+def _kind(kind: Any) -> str:
+    if get_origin(kind) is tuple:
+        return "several values with commas between them"
+    return {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "a word")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_shown, value))
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()

@@ -1,0 +1,191 @@
+"""Every balancing method through the command line: trained, killed and resumed, used afterwards; and one's own."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import Experiment, avpt, done, files_of, fork, fuse, lines, refused, summary
+from kills import chance
+from safetensors.torch import load_file
+
+from avpt.errors import ConfigError
+from avpt.files import artifacts
+from avpt.models.checkpoint import load_network
+from avpt.options import BALANCING
+from avpt.training import run_state
+from avpt.training.balancing.method import Joint
+from avpt.training.balancing.settings import read_settings
+from avpt.training.balancing.uniform import Uniform
+
+PAGE = Path(__file__).parent.parent / "avpt" / "guide" / "balancing.md"
+EARLY: dict[str, tuple[str, ...]] = {}  # options with which a method acts within the first epochs
+
+
+def training(experiment: Experiment, name: str, *options: str) -> tuple[str | Path, ...]:
+    given = [word for setting in EARLY.get(name, ()) for word in ("--balance-set", setting)]
+    return (*fuse(experiment), "--mask", "none", "--balance", name, *given, *options)
+
+
+def recorded(run: Path) -> dict[str, Any]:
+    header, _ = artifacts.read_header(run / "model.safetensors")
+    return dict(header.config)
+
+
+def kill_after(saves: int, *command: str | Path) -> None:
+    """Run a command in a copy of this process, which SIGKILL ends once it has saved so many checkpoints."""
+
+    def body() -> int:
+        module: Any = run_state
+        save, done_so_far = module.save_checkpoint, 0
+
+        def counting(*arguments: Any) -> None:
+            nonlocal done_so_far
+            save(*arguments)
+            done_so_far += 1
+            if done_so_far == saves:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        module.save_checkpoint = counting
+        return avpt(*command).code
+
+    _, status = os.waitpid(fork(body), 0)
+    assert os.WIFSIGNALED(status)
+
+
+@pytest.mark.parametrize("name", BALANCING)
+def test_killed_and_resumed_comes_to_the_same_bytes(experiment: Experiment, tmp_path: Path, name: str) -> None:
+    command = training(experiment, name, "--checkpoint-every", "1", "--epochs", "3")
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    done(*command, "--out", whole)
+    moments = chance()
+    for _ in range(2):
+        kill_after(moments.randrange(1, 4), *command, "--out", run)
+    done(*command, "--out", run)
+    assert files_of(run) == files_of(whole)
+
+    state = load_file(run / "model.safetensors")
+    model = load_network(run, "fused").network
+    assert model.state_dict().keys() == {key for key in state if not key.startswith("balance.")}
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    plain = load_file(experiment.fused / "model.safetensors")
+    assert any(not torch.equal(value, plain[key]) for key, value in model.state_dict().items())
+    assert recorded(run)["balance"] == name
+
+
+@pytest.mark.parametrize("name", BALANCING)
+def test_every_method_goes_with_the_rest(experiment: Experiment, tmp_path: Path, name: str) -> None:
+    """With FusT's masks, absent modalities, batches in parts, the average of the weights, bfloat16, another fusion."""
+    masked = ("--confidence", experiment.confidence, "--mask-threshold", "0.1", "--modality-dropout", "0.3")
+    rest = ("--accumulate", "2", "--ema", "0.5", "--clip-grad", "5", "--fusion", "gated", "--epochs", "2")
+    given = [word for setting in EARLY.get(name, ()) for word in ("--balance-set", setting)]
+    run = tmp_path / "run"
+    done(*fuse(experiment), "--balance", name, *given, *masked, *rest, "--out", run)
+    losses = [row["train"]["loss"] for row in lines(run)]
+    assert len(losses) == 2
+    assert all(map(math.isfinite, losses))
+    assert done("evaluate", run, experiment.store, "--workers", "0", "--json").json()["test"] == summary(run)["test"]
+
+
+# --- one's own ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder, the current one, with the modules of the page."""
+    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL):
+        name, _, code = block.partition("\n")
+        assert len(code.splitlines()) < 60
+        (tmp_path / name.removeprefix("# ")).write_text(code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for module in ("behind", "bilinear", "broken"):
+        sys.modules.pop(module, None)
+
+
+def test_the_pages_method_runs_as_it_stands(experiment: Experiment, own: Path) -> None:
+    options = ("--mask", "none", "--balance", "behind:Behind", "--balance-set", "strength=2")
+    done(*fuse(experiment), *options, "--out", own / "run")
+    done(*fuse(experiment), "--mask", "none", "--out", own / "none")
+    assert recorded(own / "run")["balance"] == "behind:Behind"
+    assert recorded(own / "run")["balance_set"] == ["strength=2"]
+    behind = load_file(own / "run" / "model.safetensors")["balance.behind"]
+    assert behind.min() == 0 < behind.max() < 1
+    assert "behind:Behind" in done("compare", own / "run", own / "none").stdout
+    kill_after(2, *fuse(experiment), *options, "--checkpoint-every", "1", "--out", own / "again")
+    done(*fuse(experiment), *options, "--out", own / "again")
+    assert files_of(own / "again") == files_of(own / "run")
+
+
+def test_the_pages_fusion_runs_once_it_is_trusted(
+    experiment: Experiment, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = own / "run"
+    done(*fuse(experiment), "--mask", "none", "--fusion", "bilinear:Bilinear", "--out", run)
+    sys.modules.pop("bilinear")
+    use = ("evaluate", run, experiment.store, "--workers", "0")
+    refused(*use, says="set AVPT_FUSION=bilinear:Bilinear")
+    assert "bilinear" not in sys.modules
+    monkeypatch.setenv("AVPT_FUSION", "bilinear:Bilinear")
+    assert done(*use, "--json").json()["test"] == summary(run)["test"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--balance", "unifrom"), "did you mean uniform?"),
+        (("--balance", "uniform,ogm-ge"), "is not one of none, "),
+        (("--balance", "nowhere:Method"), "can't be imported (ModuleNotFoundError"),
+        (("--balance", "broken:Method"), "can't be imported (ZeroDivisionError"),
+        (("--balance", "behind:Forwards"), "behind has no Forwards; it has Behind"),
+        (("--balance", "behind:nn"), "is not a class that derives from"),
+        (("--balance", "behind:Behind", "--balance-set", "power=2"), "has no option power; it has strength (1)"),
+        (("--balance", "uniform", "--balance-set", "gamma=much"), "gamma is a number, as in gamma=1"),
+        (("--balance", "uniform", "--balance-set", "gamma"), "is not NAME=VALUE"),
+        (("--balance", "uniform", "--balance-set", "gamma=2", "--balance-gamma", "2"), "was given before"),
+        (("--balance", "ogm-ge", "--balance-gamma", "2"), "--balance ogm-ge has no option gamma"),
+        (("--balance-gamma", "2"), "--balance is none; name the method"),
+        (("--fusion", "bilinear:Linear"), "bilinear has no Linear; it has Bilinear"),
+        (("--fusion", "behind:torch"), "is not a class"),
+        (("--fusion", "attention"), "is not one of concat, sum, film, gated"),
+    ],
+)
+def test_what_is_refused(experiment: Experiment, own: Path, options: tuple[str, ...], says: str) -> None:
+    (own / "broken.py").write_text("1 / 0\n", encoding="utf-8")
+    refused(*fuse(experiment), "--mask", "none", *options, "--out", own / "run", says=says)
+    assert not (own / "run").exists()
+
+
+def test_two_methods_at_once(experiment: Experiment, tmp_path: Path) -> None:
+    result = avpt(*fuse(experiment), "--balance", "uniform", "--balance=ogm-ge", "--out", tmp_path / "run")
+    assert result.code == 2
+    assert "--balance is given twice; a run takes one" in result.stderr
+
+
+def test_settings_are_of_the_types_that_a_method_says() -> None:
+    class Several(Uniform):
+        def __init__(
+            self,
+            joint: Joint,
+            *,
+            often: int = 2,
+            sure: bool = False,
+            word: str = "a",
+            window: tuple[int, int] = (0, 5),
+            at: tuple[float, ...] = (),
+        ) -> None: ...
+
+    typed = ("often=3", "sure=yes", "word=b=c", "window=1,2", "at=1,2.5,3")
+    expected = {"often": 3, "sure": True, "word": "b=c", "window": (1, 2), "at": (1.0, 2.5, 3.0)}
+    assert read_settings(Several, "several", typed, {}) == expected
+    for wrong in ("often=2.5", "sure=perhaps", "window=1", "window=1,2,3", "at=x"):
+        with pytest.raises(ConfigError, match=wrong.partition("=")[0]):
+            read_settings(Several, "several", (wrong,), {})
