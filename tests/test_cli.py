@@ -237,6 +237,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--hop": None,
         "--last-piece": "drop",
         "--group-by": None,
+        "--folds": None,
         **COMMON,
     },
     "preprocess": {
@@ -415,7 +416,7 @@ def test_flip_can_be_switched_off() -> None:
 METRICS = {"accuracy", "top5", "macro_f1", "loss"}
 FUSED_METRICS = METRICS | {"audio_accuracy", "visual_accuracy"}
 STATISTICS = {
-    f"{modality}_{name}" for modality in ("audio", "visual") for name in ("confidence", "variability", "correctness")
+    f"{modality}_{name}" for modality in ("audio", "visual") for name in ("confidence", "variability", "correctness", "forgetting")
 }
 
 

@@ -57,11 +57,13 @@ def run(config: ManifestConfig) -> Report:
             claims.enter_context(claim(path, beside=(missing_of(path), record_of(path))))
         inputs |= {"folder": base(), "media": media.sha256}
         earlier = [read_record(path) for path in outs]
-        settings = [{"schema": 1, "config": config.record() | fold, "inputs": inputs} for fold in fold_records(config)]
+        settings: list[dict[str, Any]] = [
+            {"schema": 1, "config": config.record() | fold, "inputs": inputs} for fold in fold_records(config)
+        ]
         if not config.overwrite:
             for path, record, wanted in zip(outs, earlier, settings, strict=True):
                 if record:
-                    check_same(path, record, {**wanted, "config": NO_FOLD | wanted["config"]}, config.defaults())
+                    check_same(path, record, wanted | {"config": NO_FOLD | wanted["config"]}, config.defaults())
             there = [
                 record["summary"] for path, record in zip(outs, earlier, strict=True) if record and whole(path, record)
             ]
@@ -245,7 +247,7 @@ def warn_of_gaps(config: ManifestConfig, summaries: Sequence[Mapping[str, Any]])
                     log.warning(message, split, fold, len(lacking), summary["classes"], listed(lacking, 3))
 
 
-def class_table(out: Path, summary: dict[str, Any]) -> list[Table]:
+def class_table(out: Path, summary: Mapping[str, Any]) -> list[Table]:
     """Clips of each class by split; of many classes, those alone that some split lacks."""
     by_class = {
         name: {split: counts.get(split, 0) for split in SPLITS} for name, counts in summary.get("by_class", {}).items()

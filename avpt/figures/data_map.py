@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from avpt.figures.dominance import MANY
@@ -15,7 +17,12 @@ from avpt.types import MODALITIES
 Values = Sequence[float] | np.ndarray[Any, Any]
 
 WIDEST = 0.5  # the highest standard deviation that numbers from 0 to 1 can have
-REGIONS = (("easy", 0.02, 0.97, "left"), ("ambiguous", 0.5, 0.36, "right"), ("hard", 0.02, 0.03, "left"))
+REGIONS = (
+    ("easy", 0.21, 0.985, 0),
+    ("ambiguous", 0.525, 0.5, 90),
+    ("hard", 0.21, 0.015, 0),
+)  # where there are no clips
+COLOURS = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.9, 256)))  # yellow does not show on white
 MARKERS = ("s", "o", "^")  # never right, sometimes, in every epoch: so that colour alone does not carry the meaning
 
 
@@ -30,7 +37,7 @@ def draw_data_map(statistics: Mapping[str, Values], *, width: float = TWO_COLUMN
     with apply_style():
         figure = Figure(figsize=(width, width / len(MODALITIES) * 0.92))
         panels = figure.subplots(1, len(MODALITIES), sharex=True, sharey=True, squeeze=False)[0]
-        bound = np.linspace(0, 1, 101)
+        bound = (1 - np.cos(np.linspace(0, np.pi, 101))) / 2
         points = None
         for axes, modality in zip(panels, MODALITIES, strict=True):
             confidence, variability, correctness = (
@@ -46,16 +53,16 @@ def draw_data_map(statistics: Mapping[str, Values], *, width: float = TWO_COLUMN
                     s=9,
                     c=correctness[these],
                     marker=marker,
+                    cmap=COLOURS,
                     vmin=0,
                     vmax=1,
                     alpha=0.8,
                     linewidths=0,
                     rasterized=len(confidence) > MANY,
                 )
-            for name, x, y, side in REGIONS:
-                box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.6, "pad": 1.5}
-                axes.text(x, y, name, ha=side, va="center", style="italic", fontsize=7, color="#1b1b1d", bbox=box)
-            axes.set(xlim=(-0.015, WIDEST + 0.015), ylim=(-0.03, 1.03), title=modality, xlabel="variability")
+            for name, x, y, turned in REGIONS:
+                axes.text(x, y, name, ha="center", va="center", style="italic", rotation=turned)
+            axes.set(xlim=(-0.015, WIDEST + 0.045), ylim=(-0.03, 1.03), title=modality, xlabel="variability")
         panels[0].set_ylabel("confidence")
         assert points is not None
         scale = figure.colorbar(points, ax=list(panels), shrink=0.8)

@@ -129,13 +129,13 @@ def show_data_map(data: Confidence) -> list[Block]:
         never = float((data.statistics[f"{modality}_correctness"] == 0).double().mean())
         seen.append(f"{modality}: mean {', '.join(means)}; {percent(never)} were never right")
     caption = (
-        "Data maps (Swayamdipta et al. 2020), one for each encoder alone; each point is a training clip. Variability is "
-        "the standard deviation of its probabilities over epochs, correctness (the colour) the share of epochs in which "
-        "it was predicted right, forgetting how often it was right and then wrong in the epoch after. Clips at the top "
-        "left are easy: learnt early and kept. Those at the right are ambiguous: the encoder changes its mind about "
-        "them, and learns most from them. Those at the bottom left are hard: hardly ever right, among them clips with a "
-        f"wrong label. No point can lie right of the line. Of all clips, {'; '.join(seen)}. `avpt score-confidence "
-        "--select` makes a manifest of one of these regions."
+        "Data maps (Swayamdipta et al. 2020), one for each encoder alone; each point is a training clip. Variability "
+        "is the standard deviation of its probabilities over epochs, correctness (the colour) the share of epochs in "
+        "which it was predicted right, forgetting how often it was right and wrong in the epoch after. Clips at the "
+        "top left are easy: learnt early and kept. Those at the right are ambiguous: the encoder changed its mind "
+        "about them. Those at the bottom left are hard: hardly ever right, and a wrong label is often among them. No "
+        f"clip can lie right of the line. Of all clips, {'; '.join(seen)}. `avpt score-confidence --select` makes a "
+        "manifest of one of these regions."
     )
     figure = draw_data_map({name: values.numpy() for name, values in data.statistics.items()})
     return [make_figure(figure, f"Data maps, confidence against variability: {'; '.join(seen)}", caption)]
