@@ -78,8 +78,8 @@ def plan_splits(
         of_folds = [[*dataset.rows(each)] for each in sources]
         return rows, [{row.id: split_by_hash(row, *shares) for row in reversed(fold)} for fold in of_folds]
     rows = list(dataset.rows(source))
-    expression = config.group_by or (dataset.group if config.folds else None)
-    if expression is not None:
+    expression = config.group_by or (dataset.group if config.folds else "")
+    if expression:
         rows = group_rows(rows, expression)
     if config.folds is None:
         stratified = dataset.stratified or (config.group_by is not None and not config.lists)
