@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+from avpt import options
 from avpt.confidence.exports import equivalent_logits
 from avpt.confidence.formulas import rank_clips
 from avpt.figures.data_map import draw_data_map
@@ -146,7 +147,7 @@ def test_the_manifest_is_reused_refused_or_replaced(experiment: Experiment, tmp_
     done(*command, "--share", "0.5", "--overwrite")
     out.write_text("mine")
     for overwrite in ((), ("--overwrite",)):
-        assert "was not written by this command, or changed since" in avpt(*command, *overwrite).error
+        assert "was not written by this command, or changed since" in avpt(*command, "--share", "0.5", *overwrite).error
     assert out.read_text() == "mine"
     own = avpt(*score(experiment, "--select", "hard", "--manifest", experiment.manifest, "--overwrite"))
     assert (own.code, "is the manifest that the clips come from" in own.error) == (1, True)
@@ -172,6 +173,11 @@ def test_what_makes_no_sense_is_one_line(experiment: Experiment, options: tuple[
     assert result.code == 1
     (line,) = result.stderr.splitlines()
     assert says in line
+
+
+def test_the_words_that_select_and_export_take() -> None:
+    assert options.choices(options.ScoreConfig, "select") == ("easy", "ambiguous", "hard")
+    assert options.choices(options.ScoreConfig, "export") == ("cartography", "cleanlab")
 
 
 # --- exports -----------------------------------------------------------------------------------------------------
