@@ -83,5 +83,6 @@ def sparkline(values: Sequence[float], width: int = 20) -> str:
     if not finite:
         return "?" * len(values)
     low, high = min(finite), max(finite)
-    scale = (len(LEVELS) - 1) / (high - low) if high > low else 0.0
-    return "".join(LEVELS[round((value - low) * scale)] if math.isfinite(value) else "?" for value in values)
+    span, most = high / 2 - low / 2, len(LEVELS) - 1  # halves: the difference of the largest floats is infinite
+    shares = [(value / 2 - low / 2) / span if span else 0.0 for value in values]
+    return "".join(LEVELS[round(share * most)] if math.isfinite(share) else "?" for share in shares)

@@ -240,6 +240,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--hop": None,
         "--last-piece": "drop",
         "--group-by": None,
+        "--folds": None,
         **COMMON,
     },
     "preprocess": {
@@ -295,6 +296,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--skip-epochs": 0,
         "--missing": "error",
         "--csv": None,
+        "--plot": None,
+        "--select": None,
+        "--select-by": "both",
+        "--share": None,
+        "--manifest": None,
+        "--export": None,
+        "--export-to": None,
+        "--search": None,
         **MASK,
         **COMMON,
     },
@@ -376,6 +385,7 @@ CHOICES = {
     ("finetune-unimodal", "--dynamics"): ["train", "eval"],
     ("finetune-unimodal", "--precision"): ["fp32", "bf16", "fp16"],
     ("score-confidence", "--missing"): ["error", "skip"],
+    ("score-confidence", "--select-by"): ["both", "audio", "visual"],
     ("fuse-train", "--mask"): ["adaptive", "uniform", "none"],
     ("fuse-train", "--mask-rule"): ["dominant", "released"],
     ("fuse-train", "--fusion"): ["concat", "sum", "film", "gated"],
@@ -420,7 +430,9 @@ def test_flip_can_be_switched_off() -> None:
 METRICS = {"accuracy", "top5", "macro_f1", "loss"}
 FUSED_METRICS = METRICS | {"audio_accuracy", "visual_accuracy"}
 STATISTICS = {
-    f"{modality}_{name}" for modality in ("audio", "visual") for name in ("confidence", "variability", "correctness")
+    f"{modality}_{name}"
+    for modality in ("audio", "visual")
+    for name in ("confidence", "variability", "correctness", "forgetting")
 }
 
 

@@ -28,7 +28,7 @@ from avpt.files.artifacts import Header
 from avpt.loading.masking import patches_to_mask
 from avpt.types import MODALITIES, Modality
 
-STATISTICS = ("confidence", "variability", "correctness")
+STATISTICS = ("confidence", "variability", "correctness", "forgetting")
 TINY = 1e-6
 
 chances = st.floats(0, 1, width=32)
@@ -90,6 +90,8 @@ def test_statistics_are_numpys(epochs: int, clips: int, seed: int) -> None:
         assert float(found["confidence"][clip]) == pytest.approx(mean, abs=1e-7)
         assert float(found["variability"][clip]) == pytest.approx(spread, abs=1e-7)
         assert float(found["correctness"][clip]) == pytest.approx(correct[:, clip].sum() / epochs, abs=1e-7)
+        forgotten = sum(before and not after for before, after in pairwise(correct[:, clip].tolist()))
+        assert float(found["forgetting"][clip]) == forgotten
     assert all(column.dtype == torch.float32 for column in found.values())
 
 
@@ -292,6 +294,7 @@ def joined(audio: Path, visual: Path, skip: int = 0) -> tuple[list[str], dict[st
         columns[f"{modality}_confidence"] = probability.mean(0)
         columns[f"{modality}_variability"] = probability.std(0)
         columns[f"{modality}_correctness"] = values["correct"][skip:, order].mean(0)
+        columns[f"{modality}_forgetting"] = (np.diff(values["correct"][skip:, order].astype(int), axis=0) < 0).sum(0)
     return both, columns
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from avpt.commands._segments import cut_clips
 from avpt.datasets import DATASETS
-from avpt.datasets.dividing import split_by_hash, stratify
+from avpt.datasets.dividing import divide_into_folds, split_by_hash, stratify
 from avpt.datasets.media_files import SUFFIXES, Media
 from avpt.datasets.rows import Dataset, Row, Source
 from avpt.errors import ConfigError, ManifestError, listed
@@ -37,20 +37,17 @@ class GatheredClips:
     official: set[Split] = field(default_factory=set)  # splits that the data set itself assigns
 
 
-def gather(config: ManifestConfig, dataset: Dataset, source: Source, base: str) -> GatheredClips:
-    """Every clip once, in the order of the lists, with its split and its media."""
-    gathered, shares = GatheredClips(), (config.test_share, config.val_fraction)
-    rows = list(dataset.rows(source))
-    if config.group_by is not None:
-        rows = group_rows(rows, config.group_by)
-    chosen = stratify(rows, *shares) if dataset.stratified else {}
+def gather(config: ManifestConfig, dataset: Dataset, source: Source, base: str) -> list[GatheredClips]:
+    """Every clip once, in the order of the lists, with its split and its media: for each fold anew, if there are."""
+    gathered = GatheredClips()
+    rows, plans = plan_splits(config, dataset, source)
     prefix = "" if base == "." else f"{base}/"
     first: dict[str, tuple[str, Split | None, tuple[str, int]]] = {}
     for row in rows:
         label, split, (path, line) = first.get(row.id, (None, None, row.place))
         if label is None:
             first[row.id] = row.label, row.split, row.place
-            add_clip(gathered, source.media, row, prefix, chosen.get(row.id) or split_by_hash(row, *shares))
+            add_clip(gathered, source.media, row, prefix, " ".join(plan[row.id] for plan in plans))
         elif (label, split) != (row.label, row.split):
             here = f"{row.id} is {row.label} of {row.split}"
             source.bad(*row.place, f"{here}, but {label} of {split} in line {line} of {path}; take one out")
@@ -63,22 +60,71 @@ def gather(config: ManifestConfig, dataset: Dataset, source: Source, base: str) 
         )
     clips_of = Counter(clip[-1] for clip in gathered.clips)  # by recording; one that has a single clip is not written
     gathered.clips = [(*clip[:-1], clip[-1] if clips_of[clip[-1]] > 1 else "") for clip in gathered.clips]
-    return gathered
+    return [of_fold(gathered, number) for number in range(len(plans))]
+
+
+def plan_splits(
+    config: ManifestConfig, dataset: Dataset, source: Source
+) -> tuple[list[Row], list[Mapping[str, Split]]]:
+    """The rows of a data set, and the split of each by its id: once, or once for each fold.
+
+    Raises:
+        ConfigError: there are fewer groups than folds; or the data set has splits of its own.
+    """
+    shares = config.test_share, config.val_fraction
+    if config.folds and dataset.folds:
+        sources = [Source(source.media, source.lists, test_fold=fold) for fold in range(1, dataset.folds + 1)]
+        rows = list(dataset.rows(source))
+        of_folds = [[*dataset.rows(each)] for each in sources]
+        return rows, [{row.id: split_by_hash(row, *shares) for row in reversed(fold)} for fold in of_folds]
+    rows = list(dataset.rows(source))
+    expression = config.group_by or (dataset.group if config.folds else "")
+    if expression:
+        rows = group_rows(rows, expression)
+    if config.folds is None:
+        stratified = dataset.stratified or (config.group_by is not None and not config.lists)
+        chosen = stratify(rows, *shares) if stratified else {}
+        return rows, [{row.id: chosen.get(row.id) or split_by_hash(row, *shares) for row in reversed(rows)}]
+    if any(row.split for row in rows):
+        raise ConfigError("--folds does not go with folders that are splits already; leave it out")
+    if rows and (count := len({row.group for row in rows})) < config.folds:
+        what = "groups" if expression else "clips"
+        raise ConfigError(f"--folds is {config.folds}, but there are only {count} {what}; lower it")
+    fold_of = divide_into_folds(rows, config.folds)
+    plans: list[Mapping[str, Split]] = []
+    for number in range(config.folds):
+        divided = [replace(row, split="test" if fold_of[row.id] == number else "train") for row in rows]
+        plans.append(stratify(divided, 1 / config.folds, config.val_fraction))
+    return rows, plans
+
+
+def of_fold(gathered: GatheredClips, number: int) -> GatheredClips:
+    """What was gathered, with the splits of one fold: until then a clip has those of all folds, with spaces between."""
+    clips = [(*clip[:2], clip[2].split(" ")[number], *clip[3:]) for clip in gathered.clips]
+    missing = [(row[0], row[1].split(" ")[number], *row[2:]) for row in gathered.missing]
+    return replace(gathered, clips=clips, missing=missing)
 
 
 def group_rows(rows: list[Row], expression: str) -> list[Row]:
-    """Rows grouped by what an expression matches in their ids: its first group, or else the whole match."""
-    matches = [re.search(expression, row.id) for row in rows]
-    if alone := [row.id for row, match in zip(rows, matches, strict=True) if match is None]:
+    """Rows grouped by what an expression matches in their ids: its first group, or else the whole match.
+
+    Raises:
+        ConfigError: it matches nothing, or the same everywhere.
+    """
+    found = [re.search(expression, row.id) for row in rows]
+    names = ["" if match is None else (match[1] if match.re.groups else match[0]) or "" for match in found]
+    if alone := [row.id for row, name in zip(rows, names, strict=True) if not name]:
         if len(alone) == len(rows):
             raise ConfigError(f"--group-by {expression} matches no clip's path, such as {alone[0]}; mend it")
         log.warning("--group-by matches nothing in %d of %d paths (%s)", len(alone), len(rows), listed(alone, 3))
-    names = [match and "".join(match.groups()[:1] or [match[0]]) for match in matches]
+    if rows and len(set(names)) == 1:
+        what = f"{names[0]} in every clip's path"
+        raise ConfigError(f"--group-by {expression} finds {what}, so that there is one group alone; mend it")
     return [replace(row, group=name or row.group) for row, name in zip(rows, names, strict=True)]
 
 
-def add_clip(gathered: GatheredClips, media: Media, row: Row, prefix: str, split: Split) -> None:
-    """Find a clip's media, and add the clip with its split."""
+def add_clip(gathered: GatheredClips, media: Media, row: Row, prefix: str, split: str) -> None:
+    """Find a clip's media, and add the clip with its split, or those of all folds."""
     times = ("", "")
     if row.split:
         gathered.official.add(row.split)

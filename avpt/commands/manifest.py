@@ -6,10 +6,11 @@ import csv
 import hashlib
 import io
 import logging
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +24,8 @@ from avpt.files.locks import claim
 from avpt.files.outputs import sha256, write_json, write_text
 from avpt.files.records import ManifestRecord
 from avpt.files.reuse import check_same, foreign, is_there
+from avpt.files.typed_paths import relative_path
+from avpt.machine.set_aside import describe_torn, torn_groups
 from avpt.options import ManifestConfig
 from avpt.store.spelling import warn_of_lookalikes
 from avpt.text import for_sheet, format_count
@@ -34,6 +37,7 @@ COLUMNS = ("id", "label", "split", *SUFFIXES, "start", "end", "recording")
 MISSING = ".missing.csv"  # ends the name of the list of clips whose media are missing
 MISSING_COLUMNS = ("id", "split", "label", "list", "line")
 MOST_CLASSES = 50  # that the table of classes shows
+NO_FOLD = {"folds": None, "fold": None}  # in a record that is compared with another, which may have them
 
 
 def run(config: ManifestConfig) -> Report:
@@ -44,23 +48,57 @@ def run(config: ManifestConfig) -> Report:
         raise ManifestError(f"{config.folder} is not a folder; give the one that {what} lie in")
     media = find_media(config.folder, dataset.key)
     lists, classes = find_lists(config, dataset, media), find_classes(config, media)
-    with claim(out, beside=(missing_of(out), record_of(out))):
-        inputs = {f"list {number} {path.name}": sha256(path) for number, path in enumerate(lists, 1)}
-        inputs |= {"classes": sha256(classes)} if classes else {}
-        inputs |= {"folder": relative_path(out.absolute().parent, config.folder), "media": media.sha256}
-        settings = {"schema": 1, "config": config.record(), "inputs": inputs}
-        earlier = read_record(out)
-        if earlier and not config.overwrite:
-            check_same(out, earlier, settings, config.defaults())
-            if all(digest(path) == earlier["files"].get(path.name) for path in (out, missing_of(out))):
-                return report(out, earlier["summary"])
-        gathered = gather(config, dataset, Source(media, lists, classes, config.fold, config.trimmed), inputs["folder"])
-        summary = summarise(dataset, media, gathered)
-        write(out, gathered, settings | {"summary": summary}, earlier["files"] if earlier else {})
-        warn(config, media, gathered)
-        warn_of_lookalikes(list(summary["by_class"]))
-        warn_of_gaps(config, summary)
-        return report(out, summary)
+    base = partial(relative_path, out.absolute().parent, config.folder)
+    inputs = {f"list {number} {path.name}": sha256(path) for number, path in enumerate(lists, 1)}
+    inputs |= {"classes": sha256(classes)} if classes else {}
+    outs = [out] if config.folds is None else [fold_path(out, fold, config.folds) for fold in fold_numbers(config)]
+    with ExitStack() as claims:
+        for path in outs:
+            claims.enter_context(claim(path, beside=(missing_of(path), record_of(path))))
+        inputs |= {"folder": base(), "media": media.sha256}
+        earlier = [read_record(path) for path in outs]
+        settings: list[dict[str, Any]] = [
+            {"schema": 1, "config": config.record() | fold, "inputs": inputs} for fold in fold_records(config)
+        ]
+        if not config.overwrite:
+            for path, record, wanted in zip(outs, earlier, settings, strict=True):
+                if record:
+                    check_same(path, record, wanted | {"config": NO_FOLD | wanted["config"]}, config.defaults())
+            there = [
+                record["summary"] for path, record in zip(outs, earlier, strict=True) if record and whole(path, record)
+            ]
+            if len(there) == len(outs):
+                return report(outs, there)
+        source = Source(media, lists, classes, config.fold, config.trimmed)
+        folds = gather(config, dataset, source, inputs["folder"])
+        summaries = [summarise(dataset, media, gathered) for gathered in folds]
+        for path, gathered, summary, record, wanted in zip(outs, folds, summaries, earlier, settings, strict=True):
+            write(path, gathered, wanted | {"summary": summary}, record["files"] if record else {})
+        warn(config, outs[0], media, folds[0])
+        warn_of_lookalikes(list(summaries[0]["by_class"]))
+        warn_of_torn_groups(folds)
+        warn_of_gaps(config, summaries)
+        return report(outs, summaries)
+
+
+def fold_numbers(config: ManifestConfig) -> range:
+    """The numbers of the folds, from 1."""
+    return range(1, (config.folds or 0) + 1)
+
+
+def fold_records(config: ManifestConfig) -> list[dict[str, int]]:
+    """What the record of each manifest has of folds: nothing where there are none."""
+    return [{"folds": len(fold_numbers(config)), "fold": fold} for fold in fold_numbers(config)] or [{}]
+
+
+def fold_path(out: Path, fold: int, folds: int) -> Path:
+    """`manifest.csv` -> `manifest-fold1.csv`; with zeros before the number where there are ten or more."""
+    return out.with_name(f"{out.stem}-fold{fold:0{len(str(folds))}}{out.suffix}")
+
+
+def whole(out: Path, record: Mapping[str, Any]) -> bool:
+    """Whether the files of a manifest are as they were written."""
+    return all(digest(path) == record["files"].get(path.name) for path in (out, missing_of(out)))
 
 
 def find_lists(config: ManifestConfig, dataset: Dataset, media: Media) -> tuple[Path, ...]:
@@ -89,13 +127,6 @@ def find_classes(config: ManifestConfig, media: Media) -> Path | None:
         if path.is_file():
             return path
     raise ManifestError(f"{config.classes or audioset.CLASSES_FILE}: no such file; name it with --classes")
-
-
-def relative_path(start: Path, folder: Path) -> str:
-    """The relative path from the manifest's folder to its media, links resolved where `..` would lead elsewhere."""
-    short = os.path.relpath(folder, start)
-    right = (start / short).exists() and (start / short).samefile(folder)
-    return short if right else os.path.relpath(folder.absolute(), start.resolve())
 
 
 def names_of(label: str, multi_label: bool) -> list[str]:
@@ -178,12 +209,12 @@ def digest(path: Path) -> str | None:
     return sha256(path) if path.is_file() else None
 
 
-def warn(config: ManifestConfig, media: Media, gathered: GatheredClips) -> None:
+def warn(config: ManifestConfig, out: Path, media: Media, gathered: GatheredClips) -> None:
     """Warn of clips that are left out, and of media that lie there twice."""
     if missing := gathered.missing:
         few = listed([row[0] for row in missing], 3)
         share = f"{len(missing)} of {len(missing) + len(gathered.clips)} clips"
-        log.warning("%s are not below %s (%s); see %s", share, config.folder, few, missing_of(config.out))
+        log.warning("%s are not below %s (%s); see %s", share, config.folder, few, missing_of(out))
     if unfit := gathered.unfit:
         share = f"{len(unfit)} of {len(unfit) + len(gathered.clips)} clips"
         log.warning("%s are left out for their names (%s): %s; rename them", share, UNFIT, shown_of(unfit))
@@ -192,20 +223,31 @@ def warn(config: ManifestConfig, media: Media, gathered: GatheredClips) -> None:
         log.warning("more than once there: %s; of %s and %s the first is taken", clips, *twice[0])
 
 
-def warn_of_gaps(config: ManifestConfig, summary: dict[str, Any]) -> None:
+def warn_of_torn_groups(folds: Sequence[GatheredClips]) -> None:
+    """Warn of groups that the data set's own splits tear apart."""
+    for gathered in folds:
+        if torn := torn_groups((clip[-1], clip[2]) for clip in gathered.clips):
+            log.warning("%s", describe_torn(torn))
+            return
+
+
+def warn_of_gaps(config: ManifestConfig, summaries: Sequence[Mapping[str, Any]]) -> None:
     """Warn of classes that a split lacks: what train lacks can't be learnt, what the others lack can't be measured."""
-    asked = {"train"} | ({"val"} if config.val_fraction else set()) | ({"test"} if config.test_share else set())
-    if "test" not in summary["splits"] and not config.test_share:
-        log.warning("there is no test split, so that nothing can be measured; --test-fraction 0.2 sets one aside")
-    for split in SPLITS:
-        if split in asked or split in summary["splits"]:
-            lacking = [name for name, counts in summary["by_class"].items() if not counts[split]]
-            if lacking:
-                message = "%s has no clip of %d of %d classes (%s)"
-                log.warning(message, split, len(lacking), summary["classes"], listed(lacking, 3))
+    asked = {"train"} | ({"val"} if config.val_fraction else set())
+    asked |= {"test"} if config.test_share or config.folds else set()
+    for number, summary in enumerate(summaries, 1):
+        fold = "" if config.folds is None else f" of fold {number}"
+        if "test" not in summary["splits"] and "test" not in asked:
+            log.warning("there is no test split, so that nothing can be measured; --test-fraction 0.2 sets one aside")
+        for split in SPLITS:
+            if split in asked or split in summary["splits"]:
+                lacking = [name for name, counts in summary["by_class"].items() if not counts[split]]
+                if lacking:
+                    message = "%s%s has no clip of %d of %d classes (%s)"
+                    log.warning(message, split, fold, len(lacking), summary["classes"], listed(lacking, 3))
 
 
-def class_table(out: Path, summary: dict[str, Any]) -> list[Table]:
+def class_table(out: Path, summary: Mapping[str, Any]) -> list[Table]:
     """Clips of each class by split; of many classes, those alone that some split lacks."""
     by_class = {
         name: {split: counts.get(split, 0) for split in SPLITS} for name, counts in summary.get("by_class", {}).items()
@@ -220,15 +262,38 @@ def class_table(out: Path, summary: dict[str, Any]) -> list[Table]:
     return [Table(title, ("", *splits), rows)] if rows else []
 
 
-def report(out: Path, summary: dict[str, Any]) -> Report:
-    """Clips per split, what was left over on either side, and clips per class."""
-    columns = ("listed", "found", "missing")
-    splits = [(split, summary["splits"][split]) for split in SPLITS if split in summary["splits"]]
-    rows = [(split, *(str(counts[column]) for column in columns)) for split, counts in splits]
+def report(outs: Sequence[Path], summaries: Sequence[Mapping[str, Any]]) -> Report:
+    """Clips per split, what was left over on either side, clips per class; of folds, the clips per split of each."""
+    summary = summaries[0]
     classes = "one class" if summary["classes"] == 1 else f"{summary['classes']} classes"
     title = f"{format_count(summary['clips'], 'clip')} of {classes}; {summary['unlisted']} unlisted on disk"
     if summary["multi_label"]:
         title += "; several labels a clip: preprocess them with --multi-label"
-    tables = [Table(title, ("split", *columns), rows), *class_table(out, summary)]
     shown = {name: value for name, value in summary.items() if name != "by_class"}  # which the record has
-    return Report({"manifest": str(out), **shown}, (out,), tables)
+    if len(outs) == 1:
+        columns = ("listed", "found", "missing")
+        splits = [(split, summary["splits"][split]) for split in SPLITS if split in summary["splits"]]
+        rows = [(split, *(str(counts[column]) for column in columns)) for split, counts in splits]
+        tables = [Table(title, ("split", *columns), rows), *class_table(outs[0], summary)]
+        return Report({"manifest": str(outs[0]), **shown}, tuple(outs), tables)
+    present = [split for split in SPLITS if any(split in one["splits"] for one in summaries)]
+    found = [[one["splits"].get(split, {}).get("found", 0) for split in present] for one in summaries]
+    rows = [(out.name, *map(str, counts)) for out, counts in zip(outs, found, strict=True)]
+    del shown["splits"]
+    folds = [{"manifest": str(out), "splits": one["splits"]} for out, one in zip(outs, summaries, strict=True)]
+    tables = [Table(title, ("manifest", *present), rows), test_table(outs[0], summaries)]
+    return Report({"folds": folds, **shown}, tuple(outs), tables)
+
+
+def test_table(out: Path, summaries: Sequence[Mapping[str, Any]]) -> Table:
+    """Test clips of each class by fold; of many classes, those alone whose folds differ most."""
+    counts = {
+        name: [one.get("by_class", {}).get(name, {}).get("test", 0) for one in summaries]
+        for name in summaries[0].get("by_class", {})
+    }
+    names, title = list(counts), "test clips by class and fold"
+    if len(names) > MOST_CLASSES:
+        names = sorted(names, key=lambda name: min(counts[name]) - max(counts[name]))[:MOST_CLASSES]
+        title += f" (the {MOST_CLASSES} most uneven; {record_of(out).name} and the others count all)"
+    rows = [(name, *(str(count or "-") for count in counts[name])) for name in names]
+    return Table(title, ("", *map(str, range(1, len(summaries) + 1))), rows)

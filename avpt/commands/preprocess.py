@@ -14,13 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from avpt.commands._shards import Job, Shard, make_shard, make_shards, plan_shards
+from avpt.commands._shards import Job, Shard, make_shard, make_shards, plan_shards, source_of
 from avpt.errors import ManifestError, StoreError, listed
 from avpt.files.locks import claim, sweep, take_turn
 from avpt.files.outputs import read_record, write_json, write_text
 from avpt.files.reuse import begin, check_same, look_into, say_there
 from avpt.files.typed_paths import write_paths
 from avpt.machine.progress import track
+from avpt.machine.set_aside import describe_torn, torn_groups
 from avpt.machine.workers import pool_workers
 from avpt.media.clip import FRAME_SHIFT, LOSSES, TROUBLES, ClipSettings, kind_of
 from avpt.media.pointers import is_pointer
@@ -48,6 +49,8 @@ def run(config: PreprocessConfig) -> Report:
         log.warning("some labels hold %r; --multi-label takes them for several each", LABEL_SEPARATOR)
     check_pointers(config, manifest.clips[: config.limit])
     warn_of_untrained(manifest)
+    if torn := torn_groups((source_of(clip), clip.split) for clip in manifest.clips):
+        log.warning("%s", describe_torn(torn))
     shards = plan_shards(manifest.clips[: config.limit], config.shard_size)
     mine = shards[config.shards]
     out = config.out

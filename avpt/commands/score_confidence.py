@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from avpt.files import artifacts
 from avpt.files.artifacts import Header
 from avpt.files.locks import claim
-from avpt.files.outputs import sha256, write_text
+from avpt.files.outputs import atomic, sha256, write_text
 from avpt.files.reuse import check_ours, must_write
 from avpt.options import FinetuneConfig, ScoreConfig
 from avpt.text import for_sheet, format_count
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from avpt.confidence.files import Dynamics
 
-STATISTICS = ("confidence", "variability", "correctness")
+STATISTICS = ("confidence", "variability", "correctness", "forgetting")
 
 
 def run(config: ScoreConfig) -> Report:
@@ -36,7 +36,7 @@ def run(config: ScoreConfig) -> Report:
     older = config.defaults() | config.patches  # a file that an older avpt wrote names none, and fits any
     with claim(config.out):
         reused = artifacts.reuse(config.out, header, older, config.overwrite)
-        if reused is None or config.csv is not None:
+        if reused is None or any((config.csv, config.plot, config.manifest, config.export)):
             return score(config, header, reused)
     return Report(reused.metrics, (config.out,))
 
@@ -59,7 +59,19 @@ def score(config: ScoreConfig, header: Header, reused: Header | None = None) -> 
     if config.csv is not None:
         write_csv(config.csv, ids, columns, config.overwrite)
     tables = [statistics_table(columns), preview_table(columns, dynamics, config)]
-    return Report(summary, (config.out,) if config.out else (), tables)
+    if config.plot is not None:
+        draw(config.plot, columns, config.overwrite)
+    if config.manifest is not None:
+        from avpt.commands._selected_clips import write_selection
+
+        selected, table = write_selection(config, dynamics, ids, columns, header.inputs)
+        summary, tables = summary | selected, [*tables, table]
+    if config.export is not None:
+        from avpt.commands._exported_dynamics import write_export
+
+        write_export(config, dynamics, ids)
+    further = [path for path in (config.plot, config.manifest, config.export_to) if path is not None]
+    return Report(summary, (config.out,) if config.out else tuple(further), tables)
 
 
 def summarise(columns: dict[str, Tensor]) -> dict[str, Any]:
@@ -84,11 +96,29 @@ def write_csv(path: Path, ids: Sequence[str], columns: dict[str, Tensor], overwr
     writer.writerow(["id", *columns])
     for clip_id, *values in zip(ids, *(column.tolist() for column in columns.values()), strict=True):
         writer.writerow([for_sheet(clip_id), *(f"{value:.9g}" for value in values)])
-    first, content = f"id,{','.join(columns)}".encode(), text.getvalue()
+    content = text.getvalue()
     with claim(path):
-        existing = check_ours(path, lambda earlier: earlier.startswith(first), option="--csv")
+        existing = check_ours(path, lambda earlier: earlier.startswith(b"id,audio_confidence,"), option="--csv")
         if must_write(path, content.encode(), existing, "holds other statistics", option="--csv", overwrite=overwrite):
             write_text(path, content)
+
+
+def draw(path: Path, columns: dict[str, Tensor], overwrite: bool) -> None:
+    """Draw a data map for each modality.
+
+    Raises:
+        OutputError: the path holds another file.
+    """
+    from avpt.figures.data_map import draw_data_map
+    from avpt.figures.style import MARK, render
+
+    values = {name: column.numpy() for name, column in columns.items()}
+    content = render(draw_data_map(values), path.suffix.lower().removeprefix("."))
+    with claim(path):
+        existing = check_ours(path, lambda there: MARK in there, option="--plot")
+        if must_write(path, content, existing, "is another figure", option="--plot", overwrite=overwrite):
+            with atomic(path) as beside:
+                beside.write_bytes(content)
 
 
 def statistics_table(columns: dict[str, Tensor]) -> Table:

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from avpt.types import MODALITIES, Modality
 
+Region = Literal["easy", "ambiguous", "hard"]
+
 
 def statistics(probability: Tensor, correct: Tensor) -> dict[str, Tensor]:
-    """Compute the three statistics of dataset cartography (Swayamdipta et al. 2020), each (clips,) float32.
+    """Compute the statistics of a data map (Swayamdipta et al. 2020), and forgetting; each (clips,) float32.
 
     Args:
         probability: (epochs, clips) of the true class.
@@ -19,14 +21,34 @@ def statistics(probability: Tensor, correct: Tensor) -> dict[str, Tensor]:
 
     Returns:
         `confidence`, the mean over epochs; `variability`, the standard deviation over epochs (of these
-        epochs themselves, not an estimate for more); `correctness`, the share of epochs predicted right.
+        epochs themselves, not an estimate for more); `correctness`, the share of epochs predicted right;
+        `forgetting`, how many times a clip that was predicted right was predicted wrong in the epoch after
+        (Toneva et al. 2019): 0 also for a clip that was never learnt, whose correctness is 0.
     """
     exact = probability.double()
+    forgotten = correct[:-1] & ~correct[1:]
     return {
         "confidence": exact.mean(dim=0).float(),
         "variability": exact.std(dim=0, correction=0).float(),
         "correctness": correct.double().mean(dim=0).float(),
+        "forgetting": forgotten.sum(dim=0).float(),
     }
+
+
+def rank_clips(region: Region, confidence: Tensor, variability: Tensor, tie: Tensor) -> Tensor:
+    """Positions of all clips, (clips,) int64, those first that belong most to a region of the data map.
+
+    easy: the highest confidence; hard: the lowest confidence; ambiguous: the highest variability.
+
+    Args:
+        region: of the map.
+        confidence: (clips,).
+        variability: (clips,).
+        tie: (clips,) int64, the order of clips that are equal in this.
+    """
+    value = {"easy": -confidence, "hard": confidence, "ambiguous": -variability}[region].double()
+    by_tie = tie.argsort(stable=True)
+    return by_tie[value[by_tie].argsort(stable=True)]
 
 
 def no_ratios(num_clips: int) -> dict[Modality, Tensor]:

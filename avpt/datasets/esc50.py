@@ -24,4 +24,4 @@ def _row(source: Source, line: Line) -> Row:
     return Row(name, label, "test" if fold == str(source.test_fold) else "train", recording, (name,), place=line[:2])
 
 
-DATASET = Dataset(rows, lists=(r"esc-?50\.csv",))
+DATASET = Dataset(rows, lists=(r"esc-?50\.csv",), folds=5)

@@ -136,6 +136,8 @@ class Dataset:
     key: Key = "name"
     multi_label: bool = False
     stratified: bool = False  # whether the hash divides each class separately
+    folds: int = 0  # that the data set itself has; 0: none
+    group: str = ""  # finds in an id what folds keep together; empty: each clip by itself
 
 
 def exactly(line: Line, count: int) -> list[str]:

@@ -165,6 +165,12 @@ class ManifestRecord(Provenance):
     summary: ManifestSummary
 
 
+class SelectionRecord(NamedProvenance):
+    """The JSON file beside a manifest of selected clips."""
+
+    files: dict[str, str]  # name -> checksum
+
+
 class LoadedWeights(TypedDict):
     """What became of each key of a checkpoint, and how the adapted ones were changed."""
 

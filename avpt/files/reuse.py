@@ -43,9 +43,15 @@ def _short(value: Any) -> str:
 
 
 def check_same(
-    path: Path, existing: Mapping[str, Any], wanted: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+    path: Path,
+    existing: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+    option: str = "--out",
 ) -> None:
     """Check that an existing output was made with the options and inputs that are wanted now.
+
+    `option` is the one that names the output.
 
     Raises:
         OutputError: it was not; the message says what differs.
@@ -53,7 +59,7 @@ def check_same(
     if different := differences(existing, wanted, defaults):
         raise OutputError(
             f"{path} was made with other options or inputs ({'; '.join(different)}); "
-            "choose another --out, or --overwrite to start over"
+            f"choose another {option}, or --overwrite to start over"
         )
 
 
@@ -73,14 +79,14 @@ def foreign(
     return OutputError(f"{path} was not written by {by}{seen}, or {otherwise}; remove it or choose another {option}")
 
 
-def is_there(path: Path) -> bool:
-    """Whether there is a file already where one is to be written.
+def is_there(path: Path, option: str = "--out") -> bool:
+    """Whether there is a file already where one is to be written, as `option` says.
 
     Raises:
         OutputError: there is a folder.
     """
     if path.is_dir():
-        raise OutputError(f"{path} is a folder; --out must name a file")
+        raise OutputError(f"{path} is a folder; {option} must name a file")
     return path.exists()
 
 

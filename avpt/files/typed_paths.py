@@ -1,4 +1,7 @@
-"""The paths of inputs as they were typed, in a file of their own: what is made has the same bytes wherever they lie."""
+"""The paths of inputs: as they were typed, in a file of their own, and as a manifest has them.
+
+What is made has the same bytes wherever its inputs lie.
+"""
 
 from __future__ import annotations
 
@@ -78,3 +81,10 @@ def read_paths(made: Path) -> dict[str, RecordedPath]:
 def record_of(made: Path) -> Path:
     """Where the paths that something was made from are recorded."""
     return made / NAME if made.is_dir() else made.with_name(f"{made.name}.json")
+
+
+def relative_path(start: Path, folder: Path) -> str:
+    """The relative path from a manifest's folder to its media, links resolved where `..` would lead elsewhere."""
+    short = os.path.relpath(folder, start)
+    right = (start / short).exists() and (start / short).samefile(folder)
+    return short if right else os.path.relpath(folder.absolute(), start.resolve())

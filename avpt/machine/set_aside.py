@@ -7,6 +7,9 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from avpt.errors import listed
+from avpt.text import format_count
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -16,6 +19,24 @@ def hashes(names: Iterable[bytes]) -> np.ndarray[Any, Any]:
     import numpy as np
 
     return np.fromiter((int.from_bytes(hashlib.sha256(name).digest()[:8]) for name in names), np.uint64)
+
+
+def torn_groups(clips: Iterable[tuple[str, str]]) -> list[str]:
+    """The groups that lie in more than one split, sorted, of clips as (group, split); one without a name is none."""
+    splits: dict[str, set[str]] = {}
+    for group, split in clips:
+        if group:
+            splits.setdefault(group, set()).add(split)
+    return sorted(group for group, found in splits.items() if len(found) > 1)
+
+
+def describe_torn(groups: list[str]) -> str:
+    """Say in a line that groups lie in more than one split, and what that means."""
+    are = "is" if len(groups) == 1 else "are"
+    return (
+        f"{format_count(len(groups), 'group')} of clips that belong together (a recording, a speaker) {are} in more "
+        f"than one split ({listed(groups, 3)}): results may be too good, as clips to test on are like those learnt from"
+    )
 
 
 def set_aside(strata: np.ndarray[Any, Any], sources: np.ndarray[Any, Any], fraction: float) -> np.ndarray[Any, Any]:

@@ -28,6 +28,7 @@ CHANNELS = "Abnormal and dead channels"
 MISSING = "With a modality missing or noisy"
 MASKING = "Masking"
 BALANCE = "Balancing the modalities"
+SELECTION = "Selecting clips"
 OPTIMISER = "Optimiser"
 SCHEDULE = "Schedule"
 AUGMENTATION = "Augmentation"
@@ -36,7 +37,7 @@ HARDWARE = "Hardware"
 COMMON = "Common"
 PANELS = (
     *(INPUTS, SPLITS, PIECES, SOUND, PICTURES, FAILURES, MODEL, CHANNELS, MISSING),
-    *(MASKING, BALANCE, OPTIMISER, SCHEDULE, AUGMENTATION, OUTPUT, HARDWARE, COMMON),
+    *(MASKING, SELECTION, BALANCE, OPTIMISER, SCHEDULE, AUGMENTATION, OUTPUT, HARDWARE, COMMON),
 )
 
 
@@ -263,6 +264,15 @@ DecodingWorkers = Annotated[
 ]
 Device = Annotated[
     str, Option(help="Where to compute: auto, cpu, cuda, cuda:1, mps, ...", rich_help_panel=HARDWARE), Transient
+]
+Search = Annotated[
+    list[Path] | None,
+    Option(
+        "--search",
+        help="A further folder to look for what the runs were made from, by checksums; repeatable.",
+        show_default="none",
+        rich_help_panel=INPUTS,
+    ),
 ]
 ClipTimeout = Annotated[
     float,

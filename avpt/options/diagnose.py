@@ -19,21 +19,12 @@ from avpt.options.base import (
     Device,
     LoadingWorkers,
     OutputConfig,
+    Search,
     Transient,
     WeightsKey,
     flag,
 )
 from avpt.types import LARGEST_IMAGE, MOST_FRAMES, Modality
-
-Search = Annotated[
-    list[Path] | None,
-    Option(
-        "--search",
-        help="A further folder to look for what the runs were made from, by checksums; repeatable.",
-        show_default="none",
-        rich_help_panel=INPUTS,
-    ),
-]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

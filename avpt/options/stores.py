@@ -122,8 +122,21 @@ class ManifestConfig(OutputConfig):
     group_by: Annotated[
         str | None,
         Option(
-            help="Class folders: a regular expression; files in whose paths it finds the same text stay in one split.",
+            help="Class folders and CREMA-D: a regular expression; files in whose paths (CREMA-D: names) it finds the "
+            "same text, or the same by its first group in brackets, stay in one split: a speaker's, a camera's.",
             show_default="each file by itself",
+            rich_help_panel=SPLITS,
+        ),
+    ] = None
+    folds: Annotated[
+        int | None,
+        Option(
+            min=2,
+            max=1000,
+            help="Write so many manifests instead of one, for --out m.csv m-fold1.csv, m-fold2.csv, ...: each clip is "
+            "in the test split of one of them. Groups stay whole: those of --group-by, CREMA-D's actors; ESC-50 has "
+            "5 folds of its own.",
+            show_default="one manifest",
             rich_help_panel=SPLITS,
         ),
     ] = None
@@ -140,7 +153,16 @@ class ManifestConfig(OutputConfig):
             ("--test-fold", self.test_fold is not None and self.name != "esc50", "only ESC-50 has folds"),
             ("--test-fraction", self.test_fraction is not None and official, "its lists say which clips are test"),
             ("--segment", self.segment is not None and self.name != "folder", "its clips are not files of any length"),
-            ("--group-by", self.group_by is not None and not folders, "it knows which of its clips belong together"),
+            (
+                "--group-by",
+                self.group_by is not None and not (folders or self.name == "crema-d"),
+                "it knows which of its clips belong together",
+            ),
+            (
+                "--folds",
+                self.folds is not None and official and self.name != "esc50",
+                "its lists say which clips are test",
+            ),
         ):
             if unfit:
                 raise ConfigError(f"{option} does not go with {self.name}: {why}; leave it out")
@@ -152,10 +174,23 @@ class ManifestConfig(OutputConfig):
             re.compile(self.group_by or "")
         except re.error as error:
             raise ConfigError(f"--group-by is no regular expression ({error}); mend it") from None
-        if self.test_share + self.val_fraction >= 1:
+        if self.folds is not None:
+            self._check_folds(self.folds)
+        if self.folds is None and self.test_share + self.val_fraction >= 1:
             raise ConfigError(
                 f"--test-fraction {self.test_share:g} and --val-fraction {self.val_fraction:g} leave nothing for train"
             )
+
+    def _check_folds(self, folds: int) -> None:
+        for option, given in (("--test-fold", self.test_fold), ("--test-fraction", self.test_fraction)):
+            if given is not None:
+                raise ConfigError(
+                    f"{option} does not go with --folds, each of which is the test split once; leave it out"
+                )
+        if self.name == "esc50" and folds != 5:
+            raise ConfigError(f"--folds is {folds}, but ESC-50 has 5 folds of its own; make it 5")
+        if 1 / folds + self.val_fraction >= 1:
+            raise ConfigError(f"--folds {folds} and --val-fraction {self.val_fraction:g} leave nothing for train")
 
     @property
     def fold(self) -> int:
@@ -167,11 +202,15 @@ class ManifestConfig(OutputConfig):
         """The share of clips that the hash gives to the test split; CREMA-D's lists hold out a tenth."""
         if self.test_fraction is not None:
             return self.test_fraction
-        return 0.1 if self.name == "crema-d" and not self.lists else 0.0
+        return 0.1 if self.name == "crema-d" and not self.lists and self.folds is None else 0.0
 
     def record(self) -> dict[str, Any]:
         """With defaults filled in: `--test-fold 5` and no --test-fold are the same."""
         return super().record() | {"test_fold": self.fold, "test_fraction": self.test_share}
+
+    def idle(self) -> set[str]:
+        """Folds are in the record of each where there are any."""
+        return {"folds"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

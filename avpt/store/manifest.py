@@ -131,6 +131,13 @@ def read_manifest(
     return Manifest(tuple(_set_recordings(clips) if labelled else clips), classes, hashlib.sha256(data).hexdigest())
 
 
+def read_cells(path: Path) -> tuple[list[str], list[list[str]]]:
+    """The columns of a manifest that `read_manifest` takes, and the cells of every row as they are written."""
+    rows = _rows(_read(path)[1])
+    columns = _columns(path, next(rows, None), ())
+    return columns, [list(cells) for _, cells in rows]
+
+
 def _set_recordings(clips: list[Clip]) -> Iterator[Clip]:
     """Set the recording of clips that are whole files to the file, if other rows use the same file."""
     seen: set[int] = set()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from avpt.confidence.formulas import mask_ratios
 from avpt.errors import AvptError, listed
+from avpt.figures.data_map import draw_data_map
 from avpt.figures.dominance import draw_confidence
 from avpt.figures.style import ONE_COLUMN
 from avpt.files import artifacts
@@ -32,6 +33,7 @@ class Confidence:
     ratio: dict[Modality, Tensor]  # (clips,)
     threshold: float
     of: str  # which run's masks these are, in words
+    statistics: dict[str, Tensor]  # each (clips,), by the artifact's names
 
 
 def section(experiment: Experiment, clips: int) -> Section:
@@ -97,6 +99,7 @@ def show_artifact(experiment: Experiment, data: Confidence, most: float, clips: 
         f"{', rings mark the clips shown below' if clips else ''}. {seen[0].upper()}{seen[1:]}."
     )
     blocks: list[Block] = [make_figure(figure, f"Scatter of audio against visual confidence: {seen}", caption)]
+    blocks += show_data_map(data)
     if not clips:
         return blocks
     place = find_store(experiment, data.ids)
@@ -107,6 +110,34 @@ def show_artifact(experiment: Experiment, data: Confidence, most: float, clips: 
             other = "visual" if modality == "audio" else "audio"
             blocks.append(Cards(f"Surer by {modality} than by {other}", [make_card(place, data, i) for i in end]))
     return blocks
+
+
+def show_data_map(data: Confidence) -> list[Block]:
+    """Show the data map of each modality, and say what its axes and regions mean."""
+    seen = []
+    for modality in MODALITIES:
+        names = ("confidence", "variability", "correctness", "forgetting")
+        values = [data.statistics.get(f"{modality}_{name}") for name in names]
+        if any(value is None for value in values[:3]):
+            return []
+        means = [
+            f"{name} {value.double().mean():.2f}"
+            for name, value in zip(names, values, strict=True)
+            if value is not None
+        ]
+        never = float((data.statistics[f"{modality}_correctness"] == 0).double().mean())
+        seen.append(f"{modality}: mean {', '.join(means)}; {percent(never)} were never right")
+    caption = (
+        "Data maps (Swayamdipta et al. 2020), one for each encoder alone; each point is a training clip. Variability "
+        "is the standard deviation of its probabilities over epochs, correctness (the colour) the share of epochs in "
+        "which it was predicted right, forgetting how often it was right and wrong in the epoch after. Clips at the "
+        "top left are easy: learnt early and kept. Those at the right are ambiguous: the encoder changed its mind "
+        "about them. Those at the bottom left are hard: hardly ever right, and a wrong label is often among them. No "
+        f"clip can lie right of the line. Of all clips, {'; '.join(seen)}. `avpt score-confidence --select` makes a "
+        "manifest of one of these regions."
+    )
+    figure = draw_data_map({name: values.numpy() for name, values in data.statistics.items()})
+    return [make_figure(figure, f"Data maps, confidence against variability: {'; '.join(seen)}", caption)]
 
 
 def make_card(place: tuple[Store, SplitIndex, dict[str, int]], data: Confidence, i: int) -> Card:
@@ -144,10 +175,12 @@ def read_with_ratios(experiment: Experiment, node: Node) -> Confidence:
             ratios = read_ratios(run)
             nothing = torch.tensor(0.0)
             ratio = {m: torch.stack([ratios[m].get(clip_id, nothing) for clip_id in ids]) for m in MODALITIES}
-            return Confidence(ids, mean, ratio, run.option("mask_threshold"), f"as in {experiment.name(run)}")
+            of = f"as in {experiment.name(run)}"
+            return Confidence(ids, mean, ratio, run.option("mask_threshold"), of, tensors)
     defaults = MaskConfig()
     ratio = mask_ratios(mean, **defaults.ratio_options)
-    return Confidence(ids, mean, ratio, defaults.mask_threshold, "as --mask adaptive would by default; no run does")
+    of = "as --mask adaptive would by default; no run does"
+    return Confidence(ids, mean, ratio, defaults.mask_threshold, of, tensors)
 
 
 def read_ratios(run: Node) -> dict[Modality, dict[str, Tensor]]:
