@@ -40,6 +40,7 @@ from safetensors.torch import save_file
 
 from avpt.errors import AvptError
 from avpt.files import artifacts
+from avpt.models.encoder import EncoderSpec, build_encoder
 
 Arguments = tuple[str | Path, ...]
 Case = tuple[Callable[[Experiment, Path], Arguments], str]
@@ -307,6 +308,12 @@ def of_other_origin(folder: Path) -> Path:
     return folder / "other.safetensors"
 
 
+def of_resnet18(folder: Path) -> Path:
+    encoder = build_encoder(EncoderSpec("resnet18", "audio", "batchnorm"))
+    save_file(encoder.state_dict(), folder / "resnet18.safetensors")
+    return folder / "resnet18.safetensors"
+
+
 def text_file(folder: Path, name: str) -> Path:
     (folder / name).write_text("hello\n" * 50, encoding="utf-8")
     return folder / name
@@ -475,7 +482,7 @@ WRONG_INPUTS: dict[str, Case] = {
         "is not a ResNet in torchvision's layout: no conv1.weight",
     ),
     "weights of another architecture": (
-        lambda e, t: started(t, "--weights", e.audio_init, "--arch", "resnet50"),
+        lambda e, t: started(t, "--weights", of_resnet18(t), "--arch", "resnet50"),
         "it looks like resnet18: try --arch resnet18",
     ),
     "weights unfinished": (

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from curves import assert_curves_say_what_the_files_say
-from helpers import Experiment, avpt, done, files_of, finetune, forked, fuse
+from helpers import ARCH, Experiment, avpt, done, files_of, finetune, forked, fuse
 from kills import PATIENCE, chance, killed, running, session, stopped, to_go_on, wait_for
 
 # --- training ----------------------------------------------------------------------------------------------------
@@ -80,8 +80,8 @@ def layer_init(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory)
     """An encoder with one ABRi alpha per layer."""
     init = tmp_path_factory.mktemp("layer") / "init.safetensors"
     done(
-        *("init", "--modality", "audio", "--weights", experiment.visual, "--bn", "abri", "--abri", "layer"),
-        *("--out", init),
+        *("init", "--modality", "audio", "--arch", ARCH, "--weights", experiment.visual, "--bn", "abri"),
+        *("--abri", "layer", "--out", init),
     )
     return init
 
