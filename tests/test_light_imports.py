@@ -27,7 +27,8 @@ def test_reports_and_workers_load_neither_a_compiler_nor_statistics() -> None:
         *("report.chapters.results", "report.chapters.learning", "report.chapters.verdicts.three_questions"),
         *("media.decode", "loading.loader", "loading.evaluation_clips", "models.checkpoint", "runs.training_run"),
     )
-    assert loaded_by("\n".join(f"import avpt.{name}" for name in modules)) == []
+    timms = "avpt.models.architectures.timm_package('test_resnet')"
+    assert loaded_by("\n".join([*(f"import avpt.{name}" for name in modules), timms])) == []
 
 
 def test_what_stands_in_for_the_compiler_gives_way_to_it() -> None:
@@ -41,13 +42,32 @@ from torch._dynamo.utils import counters
     assert loaded_by(code)[:1] == ["torch._dynamo"]
 
 
-def test_another_name_that_is_asked_of_it_comes_from_the_compiler_itself() -> None:
+def test_what_else_is_asked_of_the_compiler_comes_from_itself() -> None:
+    """Another name, and to be kept out of some functions."""
     code = """
+import sys, torch
 from avpt.machine.light_imports import without_compiler
+looked = []
+with without_compiler():
+    @torch.compiler.disable
+    def inner(x):
+        looked.append(torch.compiler.is_compiling())
+        return x + 1
+    @torch.compiler.disable(recursive=False)
+    def other(x):
+        return inner(x) * 2
+def outer(x):
+    looked.append(torch.compiler.is_compiling())
+    return other(x) + inner(x)
+assert outer(torch.ones(1)) == 6
+assert "torch._dynamo" not in sys.modules
 with without_compiler():
     from torch._dynamo.utils import counters
 import torch._dynamo.utils as real
 assert real.counters is counters
+looked.clear()
+assert torch.compile(outer, backend="eager")(torch.ones(1)) == 6
+assert looked == [True, False, False]
 """
     assert loaded_by(code)[:1] == ["torch._dynamo"]
 

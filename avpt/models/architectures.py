@@ -145,6 +145,7 @@ def timm_package(name: str) -> Any:
             f"{name!r:.80} is not an architecture of torchvision's that avpt takes ({', '.join(RESNETS)}); for timm's: "
             "pip install 'avpt[timm]'"
         )
-    import timm
+    with without_compiler():
+        import timm
 
     return timm

@@ -98,7 +98,8 @@ def _candidates(state: Mapping[str, Tensor], everywhere: bool) -> Iterator[tuple
     log.info("looking up which architecture these weights are of")
     has_timm = importlib.util.find_spec("timm") is not None
     if has_timm:
-        import timm
+        with without_compiler():
+            import timm
     families: dict[str, list[str]] = {}
     for name in torchvision.models.list_models(module=torchvision.models):
         families.setdefault(torchvision.models.get_model_builder(name).__module__, []).append(name)
