@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import (
+    ARCH,
     PATCHES,
     RUNAWAY,
     STORE_OPTIONS,
@@ -555,7 +556,7 @@ def five_commands(experiment: Experiment) -> dict[str, Arguments]:
     runs = ("--audio", experiment.audio, "--visual", experiment.visual)
     return {
         "store": ("preprocess", experiment.manifest, *STORE_OPTIONS),
-        "visual-init.safetensors": ("init", *VISUAL, "--weights", "random"),
+        "visual-init.safetensors": ("init", *VISUAL, "--arch", ARCH, "--weights", "random"),
         "visual": finetune(experiment, "visual", experiment.visual_init),
         "confidence.safetensors": ("score-confidence", *runs, *PATCHES),
         "fused": (*fuse(experiment), "--confidence", experiment.confidence, "--mask-threshold", "0.1"),
@@ -799,7 +800,7 @@ def on_full_disk_here(log: Path, size: int, *command: str | Path) -> Result:
     [
         ("store", 5_000),  # a shard
         ("visual-init.safetensors", 1_000_000),
-        ("visual", 60_000_000),  # the checkpoint
+        ("visual", 2_000_000),  # the checkpoint
     ],
 )
 def test_a_full_disk_is_one_line(experiment: Experiment, tmp_path: Path, name: str, size: int) -> None:

@@ -707,6 +707,9 @@ def test_bars_are_told_apart_without_colour() -> None:
 
 def test_abnormal_channels_are_counted_and_told(experiment: Experiment, tmp_path: Path) -> None:
     artifact = artifacts.load(experiment.visual_init, "encoder")
+    for name, value in artifact.tensors.items():
+        if name.endswith(".weight") and value.ndim == 1:
+            value[value == 0] = 1.0  # as timm starts some
     for name in ("layer1.0.bn1.weight", "layer1.0.bn1.bias"):
         artifact.tensors[name][:24] = 0
     artifacts.save(tmp_path / "sick.safetensors", Header(kind="encoder", spec=artifact.header.spec), artifact.tensors)
