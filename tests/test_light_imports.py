@@ -27,8 +27,11 @@ def test_reports_and_workers_load_neither_a_compiler_nor_statistics() -> None:
         *("report.chapters.results", "report.chapters.learning", "report.chapters.verdicts.three_questions"),
         *("media.decode", "loading.loader", "loading.evaluation_clips", "models.checkpoint", "runs.training_run"),
     )
-    timms = "avpt.models.architectures.timm_package('test_resnet')"
-    assert loaded_by("\n".join([*(f"import avpt.{name}" for name in modules), timms])) == []
+    calls = (
+        "avpt.models.architectures.timm_package('test_resnet')",
+        "avpt.training.metrics.measure(torch.zeros(2, 2), torch.tensor([0, 1]))",
+    )
+    assert loaded_by("\n".join(["import torch", *(f"import avpt.{name}" for name in modules), *calls])) == []
 
 
 def test_what_stands_in_for_the_compiler_gives_way_to_it() -> None:

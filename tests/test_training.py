@@ -429,6 +429,7 @@ def test_single_label_metrics(clips: int, classes: int, seed: int) -> None:
         scores.append(2 * hit / (said + true))
     expected["macro_f1"] = np.mean(scores)
     assert found == pytest.approx(expected, rel=1e-6)
+    assert found["macro_f1"] == sklearn_metrics.f1_score(labels, logits.argmax(1), average="macro", zero_division=0)
     if classes <= 5:
         assert found["top5"] == 1.0
     confidence = objective.true_probability(torch.from_numpy(logits), torch.from_numpy(labels))
