@@ -57,7 +57,7 @@ def _disable_later(function: Callable[..., Any] | None = None, recursive: bool =
             return function(*arguments, **options)
         import torch
 
-        return torch.compiler.disable(function, recursive, reason=reason)(*arguments, **options)
+        return torch.compiler.disable(function, recursive, reason=reason)(*arguments, **options)  # type: ignore[no-untyped-call]
 
     call._torchdynamo_disable = True  # type: ignore[attr-defined]  # the compiler does not look inside
     return call
