@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from helpers import ARCH
 from joint import CLIPS, LABELS, joint_inputs, joint_model
 from torch import Tensor, nn
 
@@ -17,7 +18,6 @@ from avpt.training.state import EpochState, new_epoch
 from avpt.training.world import World
 from avpt.types import MODALITIES, Batch
 
-SMALL = "test_resnet"  # timm's, for tests
 State = dict[str, Tensor]
 Make = Callable[[Joint], Balancing]
 
@@ -34,7 +34,7 @@ def step_of(
     make: Make | None,
     *,
     fusion: FusionName = "concat",
-    arch: str = SMALL,
+    arch: str = ARCH,
     epoch: int = 0,
     seed: int = 5,
     world: World | None = None,

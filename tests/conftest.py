@@ -13,6 +13,7 @@ import hypothesis
 import pytest
 import torch
 from helpers import (
+    ARCH,
     DIGITS,
     PATCHES,
     STORE_OPTIONS,
@@ -107,7 +108,16 @@ def plainly(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], An
 @pytest.fixture(scope="session")
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     """All five commands on a few digits, audio started from the visual encoder with ABRi."""
-    folder = tmp_path_factory.mktemp("experiment")
+    return run_experiment(tmp_path_factory.mktemp("experiment"), ARCH)
+
+
+@pytest.fixture(scope="session")
+def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """The same with ResNet-18, whose files are thirty times as large, for tests that know its layers."""
+    return run_experiment(tmp_path_factory.mktemp("resnet18"), "resnet18")
+
+
+def run_experiment(folder: Path, arch: str) -> Experiment:
     manifest = write_manifest(folder / "manifest.csv", digit_rows())
     paths = Experiment(
         folder=folder,
@@ -121,9 +131,12 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
         fused=folder / "fused",
     )
     done("preprocess", manifest, "--out", paths.store, *STORE_OPTIONS)
-    done("init", "--modality", "visual", "--weights", "random", "--out", paths.visual_init)
+    done("init", "--modality", "visual", "--arch", arch, "--weights", "random", "--out", paths.visual_init)
     done(*finetune(paths, "visual", paths.visual_init), "--out", paths.visual)
-    done("init", "--modality", "audio", "--weights", paths.visual, "--bn", "abri", "--out", paths.audio_init)
+    done(
+        *("init", "--modality", "audio", "--arch", arch, "--weights", paths.visual, "--bn", "abri"),
+        *("--out", paths.audio_init),
+    )
     done(*finetune(paths, "audio", paths.audio_init), "--out", paths.audio)
     done("score-confidence", "--audio", paths.audio, "--visual", paths.visual, *PATCHES, "--out", paths.confidence)
     done(*fuse(paths), "--confidence", paths.confidence, "--mask-threshold", "0.1", "--out", paths.fused)

@@ -23,18 +23,23 @@ from typing import Any
 import make_digits
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
-from torch import Tensor
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from avpt.cli import app
+from avpt.files.records import InputSpec
+from avpt.store.store import Store
 from avpt.training.world import World, join_world
 
 ROOT = Path(__file__).parent.parent
 DIGITS = tempfile.TemporaryDirectory(prefix="avpt-digits-")
+ARCH, WIDTH = "test_resnet", 96  # of the experiment's encoders, and of their features: a thirtieth of ResNet-18
+GREY = (0.5, 0.5, 0.5)  # the mean and standard deviation of its pictures
 CLASSES = ("0", "1", "2")
 CLIPS_PER_CLASS = {"train": 6, "val": 3, "test": 3}
 STORE_OPTIONS = ("--mel-bins", "32", "--spectrogram-frames", "48", "--frame-size", "28", "--shard-size", "8")
@@ -222,6 +227,19 @@ def finetune(paths: Experiment, modality: str, init: Path) -> tuple[str | Path, 
 def fuse(paths: Experiment) -> tuple[str | Path, ...]:
     """The fusion command of the experiment, without --confidence and --out."""
     return ("fuse-train", paths.store, "--audio", paths.audio, "--visual", paths.visual, *TRAIN_OPTIONS, *PATCHES)
+
+
+def input_of(store: Store) -> InputSpec:
+    """What the experiment's encoders are fed."""
+    return replace(store.input_spec(image_size=32, num_frames=1), picture_mean=GREY, picture_std=GREY)
+
+
+def network_of(state: Mapping[str, Tensor], channels: int, num_classes: int = 0, norm_layer: Any = None) -> nn.Module:
+    """timm's own network of the experiment's architecture with an artifact's tensors."""
+    norm = {} if norm_layer is None else {"norm_layer": norm_layer}
+    network: nn.Module = timm.create_model(ARCH, in_chans=channels, num_classes=num_classes, **norm)
+    network.load_state_dict(state)
+    return network
 
 
 def files_of(folder: Path, *, without: Callable[[str], bool] = lambda name: False) -> dict[str, bytes]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from helpers import Experiment
-from torch import Tensor
+from helpers import ARCH, Experiment
+from torch import Tensor, nn
 
 from avpt.loading.dataset import Augmentation, ClipDataset
 from avpt.models.encoder import EncoderSpec, build_encoder, freeze
@@ -19,12 +19,15 @@ CLIPS = 7
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0])
 
 
-def joint_model(fusion: FusionName = "concat", arch: str = "resnet18") -> FusedModel:
+def joint_model(fusion: FusionName = "concat", arch: str = ARCH) -> FusedModel:
     """BatchNorm of its encoders stays as it is, so that a clip's features do not depend on the others."""
     torch.manual_seed(3)
     audio = build_encoder(EncoderSpec(arch, "audio", "batchnorm"))
     visual = build_encoder(EncoderSpec(arch, "visual", "abri-channel"))
     model = FusedModel(audio, visual, fusion, 3)
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.ones_(layer.weight)  # timm starts some at 0, through which no gradient goes
     for encoder in (audio, visual):
         freeze(encoder)
         encoder.requires_grad_(True)

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import typer.main
 from helpers import (
+    ARCH,
     PATCHES,
     ROOT,
     STORE_OPTIONS,
@@ -46,10 +47,11 @@ def step(experiment: Experiment, name: str) -> tuple[str | Path, ...]:
     """The command that made a part of the experiment, with its --out."""
     runs = ("--audio", experiment.audio, "--visual", experiment.visual)
     confidence = ("--confidence", experiment.confidence, "--mask-threshold", "0.1")
+    init = ("init", "--arch", ARCH, "--modality")
     commands: dict[str, tuple[str | Path, ...]] = {
         "store": ("preprocess", experiment.manifest, *STORE_OPTIONS),
-        "visual_init": ("init", "--modality", "visual", "--weights", "random"),
-        "audio_init": ("init", "--modality", "audio", "--weights", experiment.visual, "--bn", "abri"),
+        "visual_init": (*init, "visual", "--weights", "random"),
+        "audio_init": (*init, "audio", "--weights", experiment.visual, "--bn", "abri"),
         "visual": finetune(experiment, "visual", experiment.visual_init),
         "audio": finetune(experiment, "audio", experiment.audio_init),
         "confidence": ("score-confidence", *runs, *PATCHES),
@@ -556,7 +558,7 @@ def test_overwrite_remakes_identical_bytes(experiment: Experiment, tmp_path: Pat
     assert files_of(store) == files_of(experiment.store)
 
     init = tmp_path / "init.safetensors"
-    done("init", "--modality", "visual", "--weights", "random", "--seed", "5", "--out", init)
+    done("init", "--modality", "visual", "--arch", ARCH, "--weights", "random", "--seed", "5", "--out", init)
     assert init.read_bytes() != experiment.visual_init.read_bytes()
     done(*step(experiment, "visual_init")[:-1], init, "--overwrite")
     assert init.read_bytes() == experiment.visual_init.read_bytes()

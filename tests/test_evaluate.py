@@ -463,7 +463,7 @@ def add_tensor(header: dict[str, Any], tensors: State) -> None:
 
 
 def break_number(header: dict[str, Any], tensors: State) -> None:
-    tensors["visual.conv1.weight"][0, 0, 0, 0] = math.nan
+    tensors["visual.conv1.0.weight"][0, 0, 0, 0] = math.nan
 
 
 DAMAGE = {

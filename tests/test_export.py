@@ -17,7 +17,7 @@ import onnxruntime
 import pytest
 import torch
 import torchvision
-from helpers import ROOT, TRAIN_OPTIONS, Experiment, avpt, digit_rows, done
+from helpers import ARCH, ROOT, TRAIN_OPTIONS, Experiment, avpt, digit_rows, done
 from media import Sound, ordinary, tones, write
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -56,6 +56,11 @@ def inputs(experiment: Experiment) -> dict[str, Tensor]:
     return clips_of(experiment)
 
 
+@pytest.fixture(scope="module")
+def resnet_inputs(resnet18: Experiment) -> dict[str, Tensor]:
+    return clips_of(resnet18)
+
+
 def logits(run: Path, name: str = "logits") -> Tensor:
     return load_file(run / "predictions.safetensors")[f"test_{name}"]
 
@@ -77,9 +82,9 @@ def run_code(code: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("modality", ["audio", "visual"])
 def test_the_printed_python_loads_a_classifier_strictly(
-    experiment: Experiment, inputs: dict[str, Tensor], tmp_path: Path, modality: str
+    resnet18: Experiment, resnet_inputs: dict[str, Tensor], tmp_path: Path, modality: str
 ) -> None:
-    run, out = getattr(experiment, modality), tmp_path / "plain.safetensors"
+    run, out = getattr(resnet18, modality), tmp_path / "plain.safetensors"
     result = done("export", run, "--format", "torchvision", "--out", out)
     assert result.stdout == f"{out}\n"
     code = result.stderr[result.stderr.index("import torch") :]
@@ -87,48 +92,48 @@ def test_the_printed_python_loads_a_classifier_strictly(
     assert isinstance(model, torchvision.models.ResNet)
     assert {type(layer) for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)} == {nn.BatchNorm2d}
     with torch.no_grad():
-        close(model(inputs[modality] if modality == "audio" else inputs[modality][:, 0]), logits(run))
+        close(model(resnet_inputs[modality] if modality == "audio" else resnet_inputs[modality][:, 0]), logits(run))
     assert set(load_file(out)) == set(model.state_dict())
 
 
-def test_an_encoder_of_a_fused_model(experiment: Experiment, inputs: dict[str, Tensor], tmp_path: Path) -> None:
+def test_an_encoder_of_a_fused_model(resnet18: Experiment, resnet_inputs: dict[str, Tensor], tmp_path: Path) -> None:
     """Both encoders, through the fusion's own weights, give the run's logits."""
     features = []
     for modality in ("audio", "visual"):
-        record = export(experiment.fused, "torchvision", tmp_path / f"{modality}.st", "--modality", modality)
+        record = export(resnet18.fused, "torchvision", tmp_path / f"{modality}.st", "--modality", modality)
         assert record["output"] == "features"
         assert record["classes"] == []
         assert not any(name.startswith("fc.") for name in load_file(tmp_path / f"{modality}.st"))
         model = run_code(record["code"])["model"]
         with torch.no_grad():
-            features.append(model(inputs[modality] if modality == "audio" else inputs[modality][:, 0]))
-    tensors = load_file(experiment.fused / "model.safetensors")
+            features.append(model(resnet_inputs[modality] if modality == "audio" else resnet_inputs[modality][:, 0]))
+    tensors = load_file(resnet18.fused / "model.safetensors")
     fused = torch.cat(features, 1) @ tensors["fusion.linear.weight"].T + tensors["fusion.linear.bias"]
-    close(fused, logits(experiment.fused))
+    close(fused, logits(resnet18.fused))
 
 
-def test_an_encoder_from_init(experiment: Experiment, inputs: dict[str, Tensor], tmp_path: Path) -> None:
-    model = run_code(export(experiment.audio_init, "torchvision", tmp_path / "a.st")["code"])["model"]
+def test_an_encoder_from_init(resnet18: Experiment, resnet_inputs: dict[str, Tensor], tmp_path: Path) -> None:
+    model = run_code(export(resnet18.audio_init, "torchvision", tmp_path / "a.st")["code"])["model"]
     abri = build_encoder(EncoderSpec("resnet18", "audio", "abri-channel")).eval()
-    abri.load_state_dict(load_file(experiment.audio_init))
+    abri.load_state_dict(load_file(resnet18.audio_init))
     with torch.no_grad():
-        close(model(inputs["audio"]), abri(inputs["audio"]))
+        close(model(resnet_inputs["audio"]), abri(resnet_inputs["audio"]))
 
 
-def test_init_starts_from_what_was_exported(experiment: Experiment, tmp_path: Path) -> None:
-    export(experiment.audio, "torchvision", tmp_path / "plain.st")
+def test_init_starts_from_what_was_exported(resnet18: Experiment, tmp_path: Path) -> None:
+    export(resnet18.audio, "torchvision", tmp_path / "plain.st")
     command = ("init", "--modality", "audio", "--weights", tmp_path / "plain.st", "--out", tmp_path / "init.st")
     assert done(*command, "--json").json()["weights"]["dropped"] == ["fc.bias", "fc.weight"]
     plain, init = load_file(tmp_path / "plain.st"), load_file(tmp_path / "init.st")
     assert all(torch.equal(value, plain[name]) for name, value in init.items())
 
 
-def test_the_file_says_what_it_is(experiment: Experiment, tmp_path: Path) -> None:
-    export(experiment.audio, "torchvision", tmp_path / "plain.st")
+def test_the_file_says_what_it_is(resnet18: Experiment, tmp_path: Path) -> None:
+    export(resnet18.audio, "torchvision", tmp_path / "plain.st")
     with safe_open(tmp_path / "plain.st", "numpy") as file:
         metadata = file.metadata()
     assert list(metadata) == ["avpt"]
-    header, source = json.loads(metadata["avpt"]), artifacts.read_header(experiment.audio / "model.safetensors")[0]
+    header, source = json.loads(metadata["avpt"]), artifacts.read_header(resnet18.audio / "model.safetensors")[0]
     assert header["kind"] == "export"
     assert header["classes"] == ["0", "1", "2"]
     assert header["spec"]["input"] == source.spec["input"]
@@ -136,7 +141,7 @@ def test_the_file_says_what_it_is(experiment: Experiment, tmp_path: Path) -> Non
     assert header["spec"]["encoders"] == {"audio": {"arch": "resnet18", "modality": "audio", "norm": "batchnorm"}}
     assert done("info", tmp_path / "plain.st", "--json").json()["kind"] == "export"
     for command in ("evaluate", "predict"):
-        result = avpt(command, tmp_path / "plain.st", experiment.store if command == "evaluate" else "film.mp4")
+        result = avpt(command, tmp_path / "plain.st", resnet18.store if command == "evaluate" else "film.mp4")
         assert result.code == 1
         assert "is of kind export; classifier or fused is needed here" in result.error
 
@@ -225,7 +230,7 @@ def test_features_of_a_fused_model_over_several_frames(experiment: Experiment, t
     )
     record = export(tmp_path / "fused", "torch-export", tmp_path / "v.pt2", "--modality", "visual")
     assert record["inputs"] == {"visual": ["batch", 2, 3, 32, 32]}
-    encoder = build_encoder(EncoderSpec("resnet18", "visual", "batchnorm")).eval()
+    encoder = build_encoder(EncoderSpec(ARCH, "visual", "batchnorm")).eval()
     tensors = load_file(tmp_path / "fused" / "model.safetensors")
     encoder.load_state_dict({n.removeprefix("visual."): v for n, v in tensors.items() if n.startswith("visual.")})
     frames = torch.randn(3, 2, 3, 32, 32)
@@ -237,9 +242,9 @@ def test_features_of_a_fused_model_over_several_frames(experiment: Experiment, t
 # --- running again, and what can be wrong ------------------------------------------------------------------------
 
 
-def test_the_same_again_changes_nothing_and_other_options_are_refused(experiment: Experiment, tmp_path: Path) -> None:
+def test_the_same_again_changes_nothing_and_other_options_are_refused(resnet18: Experiment, tmp_path: Path) -> None:
     out = tmp_path / "plain.st"
-    command = ("export", experiment.fused, "--format", "torchvision", "--modality", "audio", "--out", out)
+    command = ("export", resnet18.fused, "--format", "torchvision", "--modality", "audio", "--out", out)
     first = done(*command, "--json")
     content, stamp = out.read_bytes(), out.stat().st_mtime_ns
     assert done(*command, "--json").stdout == first.stdout
@@ -247,11 +252,11 @@ def test_the_same_again_changes_nothing_and_other_options_are_refused(experiment
     assert done(*command, "--quiet").stderr == ""
     done(*command, "--overwrite")
     assert out.read_bytes() == content
-    assert str(experiment.folder).encode() not in content
+    assert str(resnet18.folder).encode() not in content
     result = avpt(*command, "--modality", "visual")
     assert result.code == 1
     assert "modality: audio there, visual now" in result.error
-    result = avpt("export", experiment.audio, "--format", "torch-export", "--out", out)
+    result = avpt("export", resnet18.audio, "--format", "torch-export", "--out", out)
     assert (result.code, "was not exported by avpt, or is damaged" in result.error) == (1, True)
     assert out.read_bytes() == content
     assert [path.name for path in tmp_path.iterdir()] == ["plain.st"]
@@ -269,9 +274,9 @@ def test_the_same_again_changes_nothing_and_other_options_are_refused(experiment
     ],
 )
 def test_what_can_not_be_exported(
-    experiment: Experiment, tmp_path: Path, model: str, options: tuple[str, ...], says: str
+    resnet18: Experiment, tmp_path: Path, model: str, options: tuple[str, ...], says: str
 ) -> None:
-    result = avpt("export", getattr(experiment, model), *options, "--out", tmp_path / "x", "--quiet")
+    result = avpt("export", getattr(resnet18, model), *options, "--out", tmp_path / "x", "--quiet")
     assert result.code == 1
     assert result.stdout == ""
     assert says in result.error
@@ -279,44 +284,44 @@ def test_what_can_not_be_exported(
     assert not list(tmp_path.iterdir())
 
 
-def test_files_at_out_that_are_not_ours_stay(experiment: Experiment, tmp_path: Path) -> None:
+def test_files_at_out_that_are_not_ours_stay(resnet18: Experiment, tmp_path: Path) -> None:
     for name, content in (("letter", b"hello"), ("empty", b""), ("proto", bytes(range(8, 200)))):
         (tmp_path / name).write_bytes(content)
         for form in ("torchvision", "onnx", "torch-export"):
-            result = avpt("export", experiment.audio, "--format", form, "--out", tmp_path / name, "--overwrite")
+            result = avpt("export", resnet18.audio, "--format", form, "--out", tmp_path / name, "--overwrite")
             assert result.code == 1, name
             assert "remove it or choose another --out" in result.error
             assert len(result.stderr.splitlines()) == 1
         assert (tmp_path / name).read_bytes() == content
     with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
         archive.writestr("a/avpt.json", json.dumps(asdict(artifacts.Header(kind="export")) | {"config": 3}))
-    result = avpt("export", experiment.audio, "--format", "torch-export", "--out", tmp_path / "zip")
+    result = avpt("export", resnet18.audio, "--format", "torch-export", "--out", tmp_path / "zip")
     assert "has a damaged avpt header" in result.error
-    result = avpt("export", experiment.audio, "--format", "onnx", "--out", tmp_path)
+    result = avpt("export", resnet18.audio, "--format", "onnx", "--out", tmp_path)
     assert "is a folder; --out must name a file" in result.error
 
 
 def test_without_the_extra_it_says_what_to_install(
-    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    resnet18: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
-    result = avpt("export", experiment.audio, "--format", "onnx", "--out", tmp_path / "a.onnx")
+    result = avpt("export", resnet18.audio, "--format", "onnx", "--out", tmp_path / "a.onnx")
     assert result.code == 1
     assert result.error == "avpt: ONNX needs packages that are not installed: pip install 'avpt[onnx]'"
-    done("export", experiment.audio, "--format", "torchvision", "--out", tmp_path / "a.st")
+    done("export", resnet18.audio, "--format", "torchvision", "--out", tmp_path / "a.st")
 
 
 # --- feeding an exported model -----------------------------------------------------------------------------------
 
 
-def test_the_readmes_code_makes_the_inputs_of_the_training(experiment: Experiment, tmp_path: Path) -> None:
+def test_the_readmes_code_makes_the_inputs_of_the_training(resnet18: Experiment, tmp_path: Path) -> None:
     blocks = re.findall(
         r"```python\n(.*?)```", (ROOT / "avpt/guide/export.md").read_text(encoding="utf-8"), flags=re.DOTALL
     )
     (block,) = (block for block in blocks if "def audio(waveform)" in block)
     done(
         "export",
-        experiment.fused,
+        resnet18.fused,
         "--format",
         "torchvision",
         "--modality",
@@ -327,8 +332,8 @@ def test_the_readmes_code_makes_the_inputs_of_the_training(experiment: Experimen
     code: dict[str, Any] = {}
     exec(block.replace("digits.safetensors", str(tmp_path / "it.safetensors")), code)
 
-    header = artifacts.read_header(experiment.fused / "model.safetensors")[0]
-    spec = read_input(experiment.fused, header)
+    header = artifacts.read_header(resnet18.fused / "model.safetensors")[0]
+    spec = read_input(resnet18.fused, header)
     raw = replace(clip_settings(spec), frame_codec="raw")
     (row, *_) = digit_rows()
     sound, picture = Path(row["audio"]), Path(row["frames"])

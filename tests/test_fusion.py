@@ -10,8 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision
-from helpers import TRAIN_OPTIONS, Experiment, assert_consistent, avpt, done, fuse, near
+from helpers import (
+    TRAIN_OPTIONS,
+    WIDTH,
+    Experiment,
+    assert_consistent,
+    avpt,
+    done,
+    fuse,
+    input_of,
+    near,
+    network_of,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -111,19 +121,16 @@ def test_a_fused_run_keeps_abri_and_is_consistent(experiment: Experiment) -> Non
     assert state.keys() == expected | {"fusion.linear.weight", "fusion.linear.bias"}
     assert "audio.layer1.0.bn1.alpha" in state
     assert not [name for name in state if name.startswith("visual.") and "new_" in name]
-    assert state["fusion.linear.weight"].shape == (3, 1024)
+    assert state["fusion.linear.weight"].shape == (3, 2 * WIDTH)
 
 
 def test_predictions_are_the_models_own(experiment: Experiment) -> None:
     store, state = Store(experiment.store), load_file(experiment.fused / "model.safetensors")
-    spec = store.input_spec(image_size=32, num_frames=1)
-    clips = ClipDataset(store.indices["test"], MODALITIES, spec, "jpeg")
+    clips = ClipDataset(store.indices["test"], MODALITIES, input_of(store), "jpeg")
     (batch,) = Loader(clips, 9, device=torch.device("cpu"), workers=0).epoch(0)
     features = []
     for modality, channels, norm_layer in (("audio", 1, AbriBatchNorm2d), ("visual", 3, nn.BatchNorm2d)):
-        encoder = torchvision.models.resnet18(weights=None, norm_layer=norm_layer)
-        encoder.conv1, encoder.fc = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False), nn.Identity()
-        encoder.load_state_dict(part(state, f"{modality}."))
+        encoder = network_of(part(state, f"{modality}."), channels, norm_layer=norm_layer)
         values = batch.inputs[0 if modality == "audio" else 1]
         with torch.no_grad():
             features.append(encoder.eval()(values.flatten(0, 1) if values.ndim == 5 else values))
@@ -149,7 +156,7 @@ def test_every_fusion_trains_from_bare_encoders(experiment: Experiment, tmp_path
         before = load_file(getattr(experiment, f"{modality}_init"))
         learnt = part(state, f"{modality}.")
         assert learnt.keys() == before.keys()
-        assert not torch.equal(learnt["conv1.weight"], before["conv1.weight"])
+        assert not torch.equal(learnt["conv1.0.weight"], before["conv1.0.weight"])
     mask = load_file(run / "mask.safetensors")
     assert not mask["audio_ratio"].any()
     assert not mask["visual_ratio"].any()

@@ -57,6 +57,12 @@ def plant(state: State, seed: int, share: float = 0.3) -> State:
 
 
 @pytest.fixture(scope="module")
+def experiment(resnet18: Experiment) -> Experiment:
+    """These tests know torchvision's layers."""
+    return resnet18
+
+
+@pytest.fixture(scope="module")
 def before(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A foreign ResNet-18 for pictures with planted channels."""
     path = tmp_path_factory.mktemp("weights") / "before.safetensors"

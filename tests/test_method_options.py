@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import (
+    ARCH,
     PATCHES,
     STORE_OPTIONS,
     TRAIN_OPTIONS,
@@ -21,6 +22,7 @@ from helpers import (
     files_of,
     finetune,
     fuse,
+    input_of,
     job,
     lines,
     near,
@@ -302,7 +304,7 @@ def test_a_branch_that_has_seen_nothing_is_not_frozen(experiment: Experiment, tm
         assert f"{experiment.audio_init} is fresh from `avpt init --bn abri`" in line
         assert not run.exists()
     reset = tmp_path / "reset.safetensors"
-    done("init", "--modality", "audio", "--weights", experiment.visual, "--bn", "reset", "--out", reset)
+    done("init", "--modality", "audio", "--arch", ARCH, "--weights", experiment.visual, "--bn", "reset", "--out", reset)
     result = done(
         *finetune(experiment, "audio", reset), "--epochs", "1", "--freeze-encoders", "--out", tmp_path / "reset"
     )
@@ -385,8 +387,7 @@ def test_confidence_in_several_labels_and_its_masks(several: Path) -> None:
     assert any(mask[f"{name}_ratio"].any() for name in dynamics)
 
     # the clean pass after the last epoch, by hand: the mean probability of a clip's own labels
-    spec = store.input_spec(image_size=32, num_frames=1)
-    clips = ClipDataset(store.indices["train"], ["visual"], spec, "jpeg")
+    clips = ClipDataset(store.indices["train"], ["visual"], input_of(store), "jpeg")
     (batch,) = Loader(clips, 64, device=torch.device("cpu"), workers=0).epoch(0)
     model = Classifier(load_encoder(several / "visual", "visual").encoder, 4)
     model.load_state_dict(load_file(several / "visual" / "last.safetensors"))

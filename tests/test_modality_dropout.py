@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from helpers import Experiment
+from helpers import WIDTH, Experiment
 from joint import FUSION_NAMES, augmented_clips, joint_inputs, joint_model
 
 from avpt.loading import transforms
@@ -36,7 +36,7 @@ def test_a_withheld_modality_has_no_features(name: FusionName) -> None:
     with torch.no_grad():
         actual = model(sound[:3], pictures[:3], present)
         a, v = model.audio(sound[:3]), model.visual(pictures[:3, 0])
-        nothing = torch.zeros(1, 512)
+        nothing = torch.zeros(1, WIDTH)
         expected = torch.cat([model.fusion(a[:1], nothing), model.fusion(nothing, v[1:2]), model.fusion(a[2:], v[2:])])
     torch.testing.assert_close(actual, expected)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from balancing import SMALL, State, run_of, step_of
-from helpers import in_processes
+from balancing import State, run_of, step_of
+from helpers import ARCH, in_processes
 from joint import CLIPS, FUSION_NAMES, LABELS, joint_inputs, joint_model
 from torch import nn
 
@@ -28,7 +28,7 @@ def ogm_step(*, alpha: float | None, window: tuple[int, int] = (0, 50), **step: 
 
 
 @torch.no_grad()
-def factors_by_hand(alpha: float, fusion: FusionName = "concat", arch: str = SMALL) -> dict[str, float]:
+def factors_by_hand(alpha: float, fusion: FusionName = "concat", arch: str = ARCH) -> dict[str, float]:
     """k of each encoder.
 
     For `concat` a share is W_u z_u + b/2, for `sum` W_u z_u + b_u; else f with the other feature there and away.

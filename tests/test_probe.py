@@ -12,7 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import STORE_OPTIONS, TRAIN_OPTIONS, Experiment, avpt, digit_rows, done, near, refused, write_manifest
+from helpers import (
+    STORE_OPTIONS,
+    TRAIN_OPTIONS,
+    WIDTH,
+    Experiment,
+    avpt,
+    digit_rows,
+    done,
+    near,
+    refused,
+    write_manifest,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -61,7 +72,7 @@ def test_features_are_those_that_the_classifier_saw(experiment: Experiment, tmp_
         near(logits, ran[f"{split}_logits"])
     dynamics = load_file(experiment.audio / "dynamics.safetensors")
     assert artifacts.unpack_ids(actual, "train_") == artifacts.unpack_ids(dynamics)
-    assert actual["train_features"].shape == (18, 512)
+    assert actual["train_features"].shape == (18, WIDTH)
     assert (record["modality"], record["clips"]) == ("audio", {"train": 18, "val": 9, "test": 9})
     assert "stage1" not in record
     strength, val, test = expected(actual)
@@ -75,7 +86,8 @@ def test_a_fused_run_beside_what_went_in(experiment: Experiment, tmp_path: Path,
     actual = load_file(out)
     # of a concat fusion the share of one modality is its part of the linear layer and half of the bias
     fusion = load_file(experiment.fused / "model.safetensors")
-    weight = fusion["fusion.linear.weight"][:, :512] if modality == "audio" else fusion["fusion.linear.weight"][:, 512:]
+    half = slice(None, WIDTH) if modality == "audio" else slice(WIDTH, None)
+    weight = fusion["fusion.linear.weight"][:, half]
     shares = load_file(experiment.fused / "predictions.safetensors")
     logits = actual["test_features"] @ weight.T + fusion["fusion.linear.bias"] / 2
     near(logits, shares[f"test_{modality}_logits"])
@@ -155,7 +167,7 @@ def test_others_see_what_it_is(experiment: Experiment, tmp_path: Path) -> None:
     probe(experiment.visual, experiment.store, "--out", out)
     info = done("info", out, "--json").json()
     assert info["kind"] == "probe"
-    assert info["tensors"]["train_features"]["shape"] == [18, 512]
+    assert info["tensors"]["train_features"]["shape"] == [18, WIDTH]
     for command in (
         ("evaluate", out, experiment.store),
         ("init", "--modality", "visual", "--weights", out, "--out", tmp_path / "i.safetensors"),

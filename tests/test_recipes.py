@@ -18,7 +18,19 @@ from pathlib import Path
 
 import pytest
 import typer
-from helpers import ROOT, TRAIN_OPTIONS, Experiment, Result, digit_rows, done, files_of, forked, said, write_manifest
+from helpers import (
+    ARCH,
+    ROOT,
+    TRAIN_OPTIONS,
+    Experiment,
+    Result,
+    digit_rows,
+    done,
+    files_of,
+    forked,
+    said,
+    write_manifest,
+)
 from media import ordinary
 
 from avpt.cli import CONFIGS, app
@@ -171,6 +183,8 @@ def answer(client: socket.socket, log: Path, killed: Callable[[], bool]) -> None
     """Run the command of one client, or kill it on the way."""
     client.settimeout(None)
     arguments = json.loads(b"".join(iter(lambda: client.recv(65536), b"")))
+    if arguments[0] == "init":
+        arguments += ["--arch", ARCH]  # tests/test_pipeline.py and the manual's commands train ResNet-18
     if (
         arguments[0] == "preprocess"
     ):  # its workers come from a server that a copy of this process would take for its own

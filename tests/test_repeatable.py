@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from balancing import run_of
-from helpers import Experiment, avpt, done, files_of, finetune, fuse, job
+from helpers import ARCH, Experiment, avpt, done, files_of, finetune, fuse, job
 from torch import Tensor, nn
 
 from avpt.errors import ConfigError
@@ -138,7 +138,7 @@ def test_too_little_memory_is_left_to_the_first_step(caplog: pytest.LogCaptureFi
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_all_is_left_as_it_was(precision: Any) -> None:
-    audio, visual = (build_encoder(EncoderSpec("resnet18", modality, "abri-channel")) for modality in MODALITIES)
+    audio, visual = (build_encoder(EncoderSpec(ARCH, modality, "abri-channel")) for modality in MODALITIES)
     visual.register_forward_hook(lambda encoder, inputs, features: nn.functional.dropout(features))
     model = FusedModel(audio, visual, "concat", 3)
     model.eval()

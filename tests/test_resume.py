@@ -8,14 +8,12 @@ import random
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from curves import assert_curves_say_what_the_files_say
-from helpers import Experiment, avpt, done, files_of, finetune, forked, fuse
+from helpers import ARCH, Experiment, avpt, done, files_of, finetune, forked, fuse
 from kills import PATIENCE, chance, killed, running, session, stopped, to_go_on, wait_for
 
 # --- training ----------------------------------------------------------------------------------------------------
@@ -80,8 +78,8 @@ def layer_init(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory)
     """An encoder with one ABRi alpha per layer."""
     init = tmp_path_factory.mktemp("layer") / "init.safetensors"
     done(
-        *("init", "--modality", "audio", "--weights", experiment.visual, "--bn", "abri", "--abri", "layer"),
-        *("--out", init),
+        *("init", "--modality", "audio", "--arch", ARCH, "--weights", experiment.visual, "--bn", "abri"),
+        *("--abri", "layer", "--out", init),
     )
     return init
 
@@ -182,9 +180,9 @@ def test_stopped_training_goes_on_with_the_command_that_it_names(
         code, (line,) = stopped(process, signal.SIGTERM)
     assert code == 143
     assert line == to_go_on("terminated", *command, "--checkpoint-every", "100", "--out", run, "--quiet")
-    _, python, *again = ["", *shlex.split(line.partition("from here: ")[2])]
-    assert python == "python"
-    subprocess.run([sys.executable, *again], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, timeout=PATIENCE)
+    python, *again = shlex.split(line.partition("from here: ")[2])
+    assert [python, *again[:2]] == ["python", "-m", "avpt"]
+    done(*again[2:])
     assert files_of(run) == files_of(whole)
 
 

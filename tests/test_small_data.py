@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Experiment, done, finetune, fuse, summary
+from helpers import ARCH, Experiment, done, finetune, fuse, summary
 
 from avpt.loading.masking import count_masked
 from avpt.options import FinetuneConfig
@@ -76,7 +76,7 @@ def test_abri_where_both_branches_are_equal(experiment: Experiment, tmp_path: Pa
     assert said("random", "--weights", "random", "--bn", "abri")
     assert not said("kept", "--weights", "random")
     assert said("again", "--weights", tmp_path / "kept.safetensors", "--bn", "abri")
-    assert not said("trained", "--weights", experiment.visual, "--bn", "abri")
+    assert not said("trained", "--arch", ARCH, "--weights", experiment.visual, "--bn", "abri")
 
 
 def test_the_best_five_of_five_classes_are_not_shown(experiment: Experiment) -> None:

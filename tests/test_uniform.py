@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from balancing import SMALL, State, alike, run_of, step_of
+from balancing import State, alike, run_of, step_of
 from helpers import in_processes
 from joint import LABELS, joint_inputs, joint_model
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ FUSIONS: tuple[FusionName, ...] = ("concat", "gated")
 
 def losses_by_hand(fusion: FusionName) -> tuple[nn.Module, dict[str, Tensor]]:
     """The joint loss and those of both heads, whose weights are drawn as the method's are."""
-    model = joint_model(fusion, SMALL)
+    model = joint_model(fusion)
     torch.manual_seed(7)
     model.balance = Uniform(run_of(model))
     sound, pictures = joint_inputs()
@@ -107,7 +107,7 @@ def test_mmpareto_of_gradients_that_are_0() -> None:
     none, some = {parameter: torch.zeros(3)}, {parameter: torch.ones(3)}
     assert joint_weight(none, some, [parameter]) == 0.999
     assert joint_weight(some, none, [parameter]) == 0.001
-    model = joint_model(arch=SMALL)
+    model = joint_model()
     method = MMPareto(run_of(model))
     nothing = {p: torch.zeros_like(p) for p in model.parameters()}
     method.modulate(Step(0, 0, dict.fromkeys(("joint", "audio", "visual"), nothing)))

@@ -35,6 +35,12 @@ PLANTED = {  # layer -> channels whose gamma, and beta, are set
 
 
 @pytest.fixture(scope="module")
+def experiment(resnet18: Experiment) -> Experiment:
+    """These tests know torchvision's layers."""
+    return resnet18
+
+
+@pytest.fixture(scope="module")
 def pretrained() -> State:
     """A torchvision ResNet-18 with eventful BatchNorm, classifier and all."""
     torch.manual_seed(3)
