@@ -145,6 +145,26 @@ def test_means_spread_and_paired_tests(experiment: Experiment, folder: Path) -> 
     assert "C - A" in told
 
 
+def test_groups_are_tested_against_a_baseline_alone(experiment: Experiment, folder: Path) -> None:
+    values = {"a": [0.60, 0.62, 0.70], "b": [0.66, 0.70, 0.75], "c": [0.61, 0.60, 0.77]}
+    paths = [
+        path
+        for (name, tests), scale in zip(values.items(), (0.1, 0.5, 1.0), strict=True)
+        for path in write_runs(experiment.fused, folder / name, tests, encoder_lr_scale=scale)
+    ]
+    record = compare(*paths, "--metric", "accuracy", "--against", paths[4])  # any run of b stands for it
+    assert [test["groups"] for test in record["tests"]] == [["B", "A"], ["B", "C"]]
+    for test, other in zip(record["tests"], ("a", "c"), strict=True):
+        difference, interval, p = by_hand(values["b"], values[other])
+        assert test["difference"] == pytest.approx(difference)
+        assert test["interval"] == pytest.approx(interval)
+        assert test["p"] == pytest.approx(p)
+    assert max(test["holm_p"] for test in record["tests"]) <= min(1, 2 * max(test["p"] for test in record["tests"]))
+    two = compare(*paths, "--metric", "accuracy", "--against", paths[0], "--against", paths[3])
+    assert [test["groups"] for test in two["tests"]] == [["A", "B"], ["A", "C"], ["B", "C"]]
+    refused("compare", *paths, "--against", experiment.fused, says="is none of the runs that are compared")
+
+
 def test_only_shared_seeds_are_paired(experiment: Experiment, folder: Path) -> None:
     first = write_runs(experiment.fused, folder / "a", [0.5, 0.6, 0.4, 0.9])
     second = write_runs(experiment.fused, folder / "b", [0.55, 0.7, 0.42], lr=0.5)

@@ -11,6 +11,7 @@ from typing import Any
 
 from avpt.commands._side_by_side import BESIDE, MARK, as_csv, as_markdown, in_words, tables
 from avpt.diagnosis import group_tests
+from avpt.errors import ConfigError
 from avpt.files.locks import claim
 from avpt.files.outputs import write_text
 from avpt.files.reuse import check_ours, must_write
@@ -31,7 +32,7 @@ def run(config: CompareConfig) -> Report:
     counts = [len(run.header.classes) for run in runs if run.header is not None]
     shown = metrics if config.metric or not counts else informative(metrics, max(counts))
     tested = config.metric or metrics[:1]
-    record = compare(groups, metrics, tested)
+    record = compare(groups, metrics, tested, baselines_of(groups, config.against))
     outputs = []
     if config.csv is not None:
         first = ",".join(BESIDE)
@@ -43,20 +44,47 @@ def run(config: CompareConfig) -> Report:
     return Report(record, tuple(outputs), tables(groups, record, shown), words=in_words(record))
 
 
-def compare(groups: Sequence[NamedGroup], metrics: Sequence[str], tested: Sequence[str]) -> dict[str, Any]:
-    """Make the record: groups with their runs and statistics, and the tests between them."""
+def baselines_of(groups: Sequence[NamedGroup], paths: Sequence[Path] | None) -> list[NamedGroup]:
+    """The groups that the runs at some paths are in; all groups where there are none.
+
+    Raises:
+        ConfigError: a path is not one of the runs.
+    """
+    if paths is None:
+        return list(groups)
+    wanted = {os.path.realpath(path): path for path in paths}
+    chosen = [one for one in groups if any(os.path.realpath(run.path) in wanted for run in one.runs)]
+    there = {os.path.realpath(run.path) for one in groups for run in one.runs}
+    if strangers := [path for real, path in wanted.items() if real not in there]:
+        raise ConfigError(f"--against {strangers[0]} is none of the runs that are compared; name one of them")
+    return chosen
+
+
+def compare(
+    groups: Sequence[NamedGroup],
+    metrics: Sequence[str],
+    tested: Sequence[str],
+    baselines: Sequence[NamedGroup],
+) -> dict[str, Any]:
+    """Make the record: groups with their runs and statistics, and the tests of each group against the baselines."""
     differ = differing_options([one.options for one in groups])
     finished = [run for one in groups for run in one.finished]
     split: Split = "test" if all(run.summary and run.summary["test"] for run in finished) else "val"
     tests = []
     for metric in tested:
-        for first, second in combinations(groups, 2):
+        for first, second in pairs(groups, baselines):
             result = group_tests.paired_test(first.values(split, metric), second.values(split, metric))
             if result is not None:
                 tests.append({"metric": metric, "split": split, "groups": [first.letter, second.letter], **result})
     for test, adjusted in zip(tests, group_tests.holm([test["p"] for test in tests]), strict=True):
         test["holm_p"] = adjusted
     return {"groups": [describe(one, differ, metrics) for one in groups], "differing": differ, "tests": tests}
+
+
+def pairs(groups: Sequence[NamedGroup], baselines: Sequence[NamedGroup]) -> list[tuple[NamedGroup, NamedGroup]]:
+    """Each pair of groups of which at least one is a baseline, which comes first: what is tested is second - first."""
+    both = [pair for pair in combinations(groups, 2) if any(one in baselines for one in pair)]
+    return [pair if pair[0] in baselines else (pair[1], pair[0]) for pair in both]
 
 
 def describe(one: NamedGroup, differ: Sequence[str], metrics: Sequence[str]) -> dict[str, Any]:

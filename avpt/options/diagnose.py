@@ -239,6 +239,14 @@ class CompareConfig(Config):
             rich_help_panel=INPUTS,
         ),
     ] = None
+    against: Annotated[
+        list[Path] | None,
+        Option(
+            help="Test groups against that of this run alone, as against a baseline; repeatable.",
+            show_default="every pair",
+            rich_help_panel=INPUTS,
+        ),
+    ] = None
     csv: Annotated[
         Path | None,
         Option(
