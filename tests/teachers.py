@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import torch
 from balancing import SMALL, State
-from torch import Tensor, nn
+from torch import Tensor
 
 from avpt.models.encoder import Classifier, EncoderSpec, build_encoder
 from avpt.models.fusion import FusedModel
 from avpt.types import Modality
 
 
-def teachers() -> dict[Modality, nn.Module]:
-    """Frozen classifiers with other weights than the joint model's encoders; in training mode, which is no teacher's."""
+def teachers() -> dict[Modality, Classifier]:
+    """Frozen classifiers with other weights than the joint model has; in training mode, which is no teacher's."""
     torch.manual_seed(11)
     audio = Classifier(build_encoder(EncoderSpec(SMALL, "audio", "batchnorm")), 3)
     visual = Classifier(build_encoder(EncoderSpec(SMALL, "visual", "batchnorm")), 3)

@@ -21,7 +21,20 @@ from avpt.models.encoder import EncoderSpec, build_encoder
 from avpt.models.fusion import FusedModel, FusionName
 from avpt.training.balancing.agm import Agm
 from avpt.training.balancing.method import Balanced, Joint, Step
-from avpt.types import Batch
+from avpt.types import MODALITIES, Batch
+
+
+class Times(torch.autograd.Function):
+    """Leaves values as they are, and multiplies the gradient that flows back."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.factor, None
 
 
 def agm_by_hand(
@@ -49,9 +62,8 @@ def agm_by_hand(
         "audio": math.exp(alpha * min(q_a - r_a, 10)),
         "visual": math.exp(alpha * min(1 / q_a - 1 / r_a, 10)),
     }
-    m_a.register_hook(lambda gradient: gradient * kappa["audio"])
-    m_v.register_hook(lambda gradient: gradient * kappa["visual"])
-    return gradients_of(model, functional.cross_entropy(m_a + m_v, LABELS)), kappa, [s_a, s_v]
+    loss = functional.cross_entropy(Times.apply(m_a, kappa["audio"]) + Times.apply(m_v, kappa["visual"]), LABELS)
+    return gradients_of(model, loss), kappa, [s_a, s_v]
 
 
 def agm_with(means: tuple[float, float], steps: int, **options: Any) -> tuple[Callable[[Joint], Agm], list[Agm]]:
@@ -117,8 +129,8 @@ def test_parts_and_processes_are_one_batch(tmp_path: Path) -> None:
 def test_what_it_runs_in_evaluation_mode_leaves_no_trace() -> None:
     def after(balanced: bool) -> tuple[FusedModel, State]:
         torch.manual_seed(3)
-        encoders = [build_encoder(EncoderSpec(SMALL, modality, "batchnorm")) for modality in ("audio", "visual")]  # type: ignore[arg-type]
-        model = FusedModel(*encoders, "concat", 3).train()
+        audio, visual = (build_encoder(EncoderSpec(SMALL, modality, "batchnorm")) for modality in MODALITIES)
+        model = FusedModel(audio, visual, "concat", 3).train()
         model.visual.frozen = True
         model.visual.eval()
         batch = Batch(joint_inputs(), LABELS, torch.arange(CLIPS))
@@ -138,7 +150,7 @@ def test_what_it_runs_in_evaluation_mode_leaves_no_trace() -> None:
 def test_scores_far_apart_and_certain() -> None:
     model = joint_model(arch=SMALL)
     method = Agm(run_of(model), alpha=2.5)
-    none = dict.fromkeys(("audio", "visual"), dict[Any, Tensor]())
+    none: dict[str, dict[Any, Tensor]] = {"audio": {}, "visual": {}}
     method.sums = torch.tensor([0.0, 18.4, 1.0], dtype=torch.float64)
     factors = method.modulate(Step(0, 0, none))
     assert factors == {"audio": 0.0, "visual": pytest.approx(math.exp(2.5 * (1 - math.exp(-18.4))))}
