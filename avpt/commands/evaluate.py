@@ -38,6 +38,8 @@ def run(config: EvaluateConfig) -> Report:
     """Do nothing where the record is already there; torch is loaded only when there is work."""
     store = Store(config.store)
     inputs = {"model": artifacts.model_hash(config.model), "store": store.fingerprint}
+    if config.ensemble is not None:
+        inputs["ensemble"] = artifacts.model_hash(config.ensemble)
     header = Header(kind="predictions", config=config.record(), inputs=inputs)
     provenance = {"kind": "evaluation", "config": header.config, "inputs": inputs}
     records: list[dict[str, Any] | None] = []
@@ -60,19 +62,21 @@ def run(config: EvaluateConfig) -> Report:
 
 def evaluate(config: EvaluateConfig, store: Store, header: Header) -> dict[str, Any]:
     """Run the model over each split through its own input pipeline, and measure."""
-    log.info("loading %s", config.model)
+    log.info("loading %s", " and ".join(named(config)))
     import torch
 
     from avpt.loading.evaluation_clips import EvaluationDataset
     from avpt.loading.loader import Loader, explain_worker_deaths
     from avpt.models.fusion import FusedModel, OneModality
     from avpt.runs import training_run
-    from avpt.runs.trained_model import load_trained
+    from avpt.runs.trained_model import join_classifiers, load_trained
     from avpt.training import passes, runtime
     from avpt.training.metrics import per_class
     from avpt.training.world import World
 
     trained = load_trained(config.model)
+    if config.ensemble is not None:
+        trained = join_classifiers(trained, load_trained(config.ensemble), named(config))
     fed = modalities_fed(config, trained)
     noise = noise_of(config, fed)
     splits, left_out = clips_of(config, store, trained, fed)
@@ -107,6 +111,11 @@ def evaluate(config: EvaluateConfig, store: Store, header: Header) -> dict[str, 
         header = replace(header, classes=trained.classes, metrics=record, environment=environment)
         artifacts.save(config.predictions, header, tensors)
     return record
+
+
+def named(config: EvaluateConfig) -> list[str]:
+    """The paths of the model, or of the two that answer together."""
+    return [str(path) for path in (config.model, config.ensemble) if path is not None]
 
 
 def modalities_fed(config: EvaluateConfig, trained: TrainedModel) -> list[Modality]:
@@ -201,7 +210,9 @@ def report(config: EvaluateConfig, record: dict[str, Any], num_classes: int) -> 
     how += "" if config.snr is None else f", {config.noise or 'its'} input at {config.snr:g} dB"
     tables = [
         Table(
-            f"{config.model} on {config.store}{how}", ("", "clips", *(name.replace("_", " ") for name in metrics)), rows
+            f"{' with '.join(named(config))} on {config.store}{how}",
+            ("", "clips", *(name.replace("_", " ") for name in metrics)),
+            rows,
         )
     ]
     for split, measured in record.get("per_class", {}).items():
@@ -212,4 +223,5 @@ def report(config: EvaluateConfig, record: dict[str, Any], num_classes: int) -> 
         ]
         tables.append(Table(f"classes, {split}", ("class", "clips", name), cells))
     summary = {"model": str(config.model), "store": str(config.store), **record}
+    summary |= {} if config.ensemble is None else {"ensemble": str(config.ensemble)}
     return Report(summary, tuple(path for path in (config.out, config.predictions) if path is not None), tables)

@@ -212,6 +212,7 @@ def answer(
     import torch
 
     from avpt.loading.clip_inputs import clip_inputs
+    from avpt.models.encoder import Classifier
     from avpt.models.fusion import FusedModel
     from avpt.store.store import Failure
 
@@ -222,10 +223,11 @@ def answer(
     if not present:
         return Answer(clip.id, error=f"has no {'sound' if trained.modalities == ('audio',) else 'pictures'}")
     with torch.inference_mode():
-        if isinstance(trained.model, FusedModel):
-            outputs = trained.model.outputs(inputs.get("audio"), inputs.get("visual"))
-        else:
+        if isinstance(trained.model, Classifier):
             outputs = trained.model.outputs(inputs[present[0]])
+        else:
+            assert isinstance(trained.model, FusedModel)
+            outputs = trained.model.outputs(inputs.get("audio"), inputs.get("visual"))
     rankings = {}
     for name, logits in outputs.items():
         scores = logits[0].cpu().double()  # some devices (mps) have no float64

@@ -41,6 +41,11 @@ FUSIONS = ("concat", "sum", "film", "gated")  # avpt/models/fusion.py has an ent
 BALANCING = {  # the method that each name of --balance stands for, as a class of one's own is named
     "uniform": "avpt.training.balancing.uniform:Uniform",
     "mmpareto": "avpt.training.balancing.mmpareto:MMPareto",
+    "umt": "avpt.training.balancing.umt:Umt",
+    "agm": "avpt.training.balancing.agm:Agm",
+    "pmr": "avpt.training.balancing.pmr:Pmr",
+    "dgl": "avpt.training.balancing.dgl:Dgl",
+    "g2d": "avpt.training.balancing.g2d:G2d",
     "ogm-ge": "avpt.training.balancing.ogm_ge:OgmGe",
     "ogm-ge-late": "avpt.training.balancing.ogm_ge:LateOgmGe",
 }

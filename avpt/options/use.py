@@ -68,6 +68,15 @@ class EvaluateConfig(OutputConfig):
         Literal["train", "val", "test", "all"] | None,
         Option(help="Which clips of the store.", show_default="val and test", rich_help_panel=INPUTS),
     ] = None
+    ensemble: Annotated[
+        Path | None,
+        Option(
+            help="A second classifier, of the other modality: judge both as one, by the mean of their "
+            "log-probabilities. It needs no training, and is what joint training has to beat.",
+            show_default="none",
+            rich_help_panel=INPUTS,
+        ),
+    ] = None
     drop: Annotated[
         Modality | None,
         Option(
@@ -128,6 +137,8 @@ class EvaluateConfig(OutputConfig):
             raise ConfigError("--out and --predictions are two files, a record and tensors; give each its own name")
         if self.out is not None and self.out.suffix in (".csv", ".safetensors"):
             raise ConfigError(f"--out is {self.out}, and the record is JSON; name a .json file")
+        if self.ensemble is not None and self.drop is not None:
+            raise ConfigError("--drop does not go with --ensemble; evaluate the model that is to stay by itself")
         if self.noise is not None and self.snr is None:
             raise ConfigError(f"--noise {self.noise} needs --snr, such as --snr 10")
         if self.noise is not None and self.noise == self.drop:

@@ -21,7 +21,7 @@ from avpt.types import Modality
 
 log = logging.getLogger(__name__)
 
-MADE_OF = ("init", "weights", "audio", "visual", "confidence", "store", "model")
+MADE_OF = ("init", "weights", "audio", "visual", "confidence", "store", "model", "ensemble")
 READ = ("predictions.safetensors", "mask.safetensors", "metrics.jsonl", "summary.json")
 
 
@@ -30,7 +30,7 @@ class Missing:
     """An input that a file records but that was not found."""
 
     owner: Path
-    name: str  # store, audio, visual, init, weights, confidence, model
+    name: str  # store, audio, visual, init, weights, confidence, model, ensemble
     checksum: str
 
 

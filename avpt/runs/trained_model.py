@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from avpt.errors import ConfigError, listed
 from avpt.files.artifacts import Header
 from avpt.loading.dataset import InputSpec
 from avpt.loading.evaluation_clips import check_spectrograms, different_frames
 from avpt.models.checkpoint import load_network, read_input
 from avpt.models.encoder import Classifier
+from avpt.models.ensemble import Ensemble
 from avpt.models.fusion import FusedModel
 from avpt.options import TrainConfig, allows, recorded_option
 from avpt.store.splits import require_modality
 from avpt.store.store import SplitIndex, Store
-from avpt.types import Modality, Split
+from avpt.types import MODALITIES, Modality, Split
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A classifier or a fused model on the CPU, in evaluation mode."""
+    """A classifier, a fused model or two classifiers together, on the CPU, in evaluation mode."""
 
-    model: Classifier | FusedModel
+    model: Classifier | FusedModel | Ensemble
     modalities: tuple[Modality, ...]  # those that it takes, in the order of its inputs
     input: InputSpec
     classes: list[str]
@@ -60,6 +62,55 @@ def load_trained(path: Path) -> TrainedModel:
         multi_label=loaded.header.spec["multi_label"],
         header=loaded.header,
     )
+
+
+def join_classifiers(first: TrainedModel, second: TrainedModel, names: Sequence[object]) -> TrainedModel:
+    """A classifier of sound and one of pictures as one model, which takes both inputs as these two did.
+
+    Options of its training are those of the first. It counts as trained on a store if both were, with the same val.
+
+    Args:
+        first: of either modality.
+        second: of the other.
+        names: of the two, for messages.
+
+    Raises:
+        ConfigError: they are not a classifier of each modality, or know different classes.
+    """
+    by_modality = {one.modalities: one for one in (first, second)}
+    for one, name in zip((first, second), names, strict=True):
+        if not isinstance(one.model, Classifier):
+            raise ConfigError(
+                f"--ensemble joins a classifier of sound and one of pictures, and {name} is a fused model"
+            )
+    if len(by_modality) == 1:
+        raise ConfigError(
+            f"--ensemble joins a classifier of sound and one of pictures; {names[0]} and {names[1]} are both of "
+            f"{first.modalities[0]} input"
+        )
+    if (first.classes, first.multi_label) != (second.classes, second.multi_label):
+        few = [sorted({*one.classes} - {*other.classes}) for one, other in ((first, second), (second, first))]
+        apart = " and ".join(f"{listed(some)} in {name}" for some, name in zip(few, names, strict=True) if some)
+        raise ConfigError(
+            f"{names[0]} and {names[1]} know different classes ({apart or 'one label a clip or several'})"
+        )
+    audio, visual = by_modality["audio",], by_modality["visual",]
+    assert isinstance(audio.model, Classifier)
+    assert isinstance(visual.model, Classifier)
+    sound = ("sample_rate", "mel_bins", "spectrogram_frames", "pad", "mean", "std", "audio_dtype", "audio_stream")
+    return replace(
+        first,
+        model=Ensemble(audio.model, visual.model, first.multi_label).eval(),
+        modalities=MODALITIES,
+        input=replace(visual.input, **{name: getattr(audio.input, name) for name in sound}),
+        header=replace(first.header, inputs=first.header.inputs if _same_val(first, second) else {}),
+    )
+
+
+def _same_val(first: TrainedModel, second: TrainedModel) -> bool:
+    """Whether two models were trained on one store, and have the same val where that has none."""
+    held = [(one.header.inputs.get("store"), one.option("val_fraction")) for one in (first, second)]
+    return held[0] == held[1]
 
 
 def check_clips(

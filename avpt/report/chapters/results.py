@@ -282,6 +282,9 @@ def tabulate_evaluations(experiment: Experiment) -> list[Block]:
             how.append(f"noise on {config.get('noise') or 'its input'} at {config['snr']:g} dB")
         cells = (percent((scores or {}).get("accuracy")) for scores in (record["val"], record["test"]))
         name = experiment.name(model) if model else experiment.name(node)
+        if "ensemble" in node.inputs:
+            other = experiment.origin(node, "ensemble")
+            name += f" with {experiment.name(other) if other else 'another'}"
         rows.append((name, ", ".join(how) or "as it is", *cells))
     if not rows:
         return []

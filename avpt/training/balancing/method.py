@@ -41,6 +41,12 @@ class Forward:
     epoch: int  # from 0
     smoothing: float  # of the labels
 
+    @property
+    def present(self) -> Mapping[Modality, Tensor]:
+        """(batch, 1) by modality: 1, or 0 for a clip of which `--modality-dropout` withholds it."""
+        there = self.inputs[2] if len(self.inputs) > 2 else self.audio.new_ones(len(self.labels), 2)
+        return {"audio": there[:, :1], "visual": there[:, 1:]}
+
     def clip_losses(self, logits: Tensor) -> Tensor:
         """(batch,) the run's loss of some logits (batch, classes), clip by clip."""
         return objective.clip_losses(logits, self.labels, smoothing=self.smoothing)
@@ -70,6 +76,13 @@ class Step:
     epoch: int  # from 0
     number: int  # counted over the run
     apart: Mapping[str, Mapping[nn.Parameter, Tensor]]  # each loss's own gradients, for a method that is `apart`
+
+    @torch.no_grad()
+    def weigh(self, weights: Mapping[str, float]) -> None:
+        """Replace the gradients by the sum of the losses' own, each times its weight."""
+        for parameter in {parameter for own in self.apart.values() for parameter in own}:
+            terms = [weights[name] * own[parameter] for name, own in self.apart.items() if parameter in own]
+            parameter.grad = terms[0] if len(terms) == 1 else torch.stack(terms).sum(dim=0)
 
 
 @dataclass(frozen=True)
