@@ -39,6 +39,8 @@ BALANCING = {  # the method that each name of --balance stands for, as a class o
     "mmpareto": "avpt.training.balancing.mmpareto:MMPareto",
     "ogm-ge": "avpt.training.balancing.ogm_ge:OgmGe",
     "ogm-ge-late": "avpt.training.balancing.ogm_ge:LateOgmGe",
+    "opm": "avpt.training.balancing.opm:Opm",
+    "relearning": "avpt.training.balancing.relearning:Relearning",
 }
 
 

@@ -40,6 +40,8 @@ class Forward:
     labels: Tensor  # (batch,) int64, or (batch, classes) when multi-label
     epoch: int  # from 0
     smoothing: float  # of the labels
+    number: int  # of the step, counted over the run; the same in all parts of the step
+    rows: Tensor  # (batch,) int64: the clips, by a number that is unique within an epoch
 
     def clip_losses(self, logits: Tensor) -> Tensor:
         """(batch,) the run's loss of some logits (batch, classes), clip by clip."""
@@ -124,11 +126,28 @@ class Balanced(nn.Module):
         self.method = (method,)  # a submodule of the model, and so not of this one
         self.features: Callable[..., Any] = torch.compile(model.features, dynamic=False) if compiled else model.features
 
-    def forward(self, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits (batch, classes), without gradient, and the losses by name."""
+    def forward(self, batch: Batch, epoch: int, number: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits (batch, classes), without gradient, and the losses by name.
+
+        Args:
+            batch: clips.
+            epoch: from 0.
+            number: of the step, counted over the run.
+        """
         audio, visual = self.features(*batch.inputs)
         logits = self.model.fusion(audio, visual)
-        seen = Forward(self.model, batch.inputs, audio, visual, logits, batch.labels, epoch, self.smoothing)
+        seen = Forward(
+            self.model,
+            batch.inputs,
+            audio,
+            visual,
+            logits,
+            batch.labels,
+            epoch,
+            self.smoothing,
+            number,
+            batch.rows,
+        )
         return logits.detach(), self.method[0].losses(seen)
 
 
