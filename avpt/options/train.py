@@ -41,6 +41,7 @@ BALANCING = {  # the method that each name of --balance stands for, as a class o
     "ogm-ge-late": "avpt.training.balancing.ogm_ge:LateOgmGe",
     "opm": "avpt.training.balancing.opm:Opm",
     "relearning": "avpt.training.balancing.relearning:Relearning",
+    "smv": "avpt.training.balancing.smv:Smv",
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -45,6 +45,7 @@ class Clips:
     ids: Sequence[str]  # of the training clips
     num_val: int  # clips of the val split
     plain: Callable[[Split], Batches] | None = None  # clips of a split without augmentation, for a balancing method
+    extended: Callable[[Tensor], Batches] | None = None  # `train` with further clips (n, 3), as `Loader` has them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,8 @@ def fit(
     watcher.run_begun(run.progress)
     if resumed:
         place = len(run.progress.records), run.epoch.step
-        log.info("going on after %s and %d of %d steps", format_count(place[0], "epoch"), place[1], len(clips.train))
+        steps = len(clips_of_epoch(run, clips))
+        log.info("going on after %s and %d of %d steps", format_count(place[0], "epoch"), place[1], steps)
 
     with hold_signals() as interruption:
         pause = partial(save_or_stop, run, interruption)
@@ -106,13 +108,15 @@ def fit(
             clock = Clock(first_step=run.epoch.step)
             watcher.epoch_begun(epoch, run.epoch)
             prepare_epoch(run, clips, plan, epoch, pause)
-            train_on(run, trained, clips, plan, epoch, clock, pause)
+            train = clips_of_epoch(run, clips)
+            clock.steps = len(train)
+            train_on(run, trained, replace(clips, train=train), plan, epoch, clock, pause)
             clock.trained = clock.seconds
-            seen = run.epoch.merged(world)
+            seen = run.epoch.merged(world).plain(len(clips.ids))
             dynamics, outputs = evaluate_epoch(run, clips, epoch, seen, pause)
             values = world.first(partial(plan.measure, outputs))
             clock.evaluated = clock.seconds - clock.trained
-            note_epoch(run, epoch_record(epoch, plan.rate, len(clips.train), seen, values), dynamics)
+            note_epoch(run, epoch_record(epoch, plan.rate, len(train), seen, values), dynamics)
             save(run)
             watcher.epoch_done(run.progress, clock.row(epoch + 1))
             pause(False)
@@ -141,7 +145,17 @@ def prepare_epoch(run: RunState, clips: Clips, plan: Plan, epoch: int, pause: Ca
         values = evaluate(Features(cast(FusedModel, run.model)), batches, sizes[split], run.world)
         return {name: value.clone() for name, value in values.items()}  # those of inference can't meet a gradient
 
-    method.begin_epoch(epoch, PlainClips(outputs))
+    further = method.begin_epoch(epoch, PlainClips(outputs))
+    if further is not None and len(further):
+        run.epoch = new_epoch(len(clips.ids), further)
+
+
+def clips_of_epoch(run: RunState, clips: Clips) -> Batches:
+    """The training clips of the current epoch, with the further ones that a balancing method chose."""
+    if run.epoch.further is None:
+        return clips.train
+    assert clips.extended is not None
+    return clips.extended(run.epoch.further)
 
 
 def save_or_stop(run: RunState, interruption: Interruption, due: bool) -> None:
@@ -173,6 +187,7 @@ def train_on(
         AvptError: the loss is no longer finite, or the device has too little memory.
     """
     steps, state, every = len(clips.train), run.epoch, plan.stepping.checkpoint_every
+    before = sum(record.get("steps", run.job["steps"]) for record in run.progress.records)
 
     def set_rate(step: int) -> None:
         for group in run.optimizer.param_groups:
@@ -182,7 +197,7 @@ def train_on(
         if run.average is not None:
             run.average.update_parameters(run.model)
         run.watcher.step_done(epoch, state, clock, positions)
-        pause(every is not None and (epoch * steps + state.step) % every == 0)
+        pause(every is not None and (before + state.step) % every == 0)
 
     try:
         train_epoch(
@@ -191,7 +206,7 @@ def train_on(
             run.optimizer,
             state,
             epoch=epoch,
-            first_step=epoch * steps,
+            first_step=before,
             set_rate=set_rate,
             stepping=plan.stepping,
             scaler=run.scaler,
@@ -270,6 +285,8 @@ def epoch_record(
     learnt = {"loss": float(seen.loss.double().mean()), "accuracy": float(seen.correct.double().mean())}
     record = {"epoch": epoch + 1, "lr": rate(epoch, steps - 1, steps), "train": learnt, "val": values}
     record["gradient_norm"] = seen.mean_norms()
+    if seen.further is not None:
+        record["steps"] = steps
     if seen.skipped:
         record["skipped_steps"] = seen.skipped
     if seen.factors:
@@ -288,4 +305,4 @@ def note_epoch(run: RunState, record: dict[str, Any], dynamics: EpochState) -> N
         progress.best_epoch, progress.best_value = record["epoch"], value
         weights = run.judged.state_dict()
         progress.best_model = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
-    run.epoch = new_epoch(len(run.epoch.loss))
+    run.epoch = new_epoch(len(dynamics.loss))

@@ -99,11 +99,17 @@ class Balancing(nn.Module):
     def __init__(self, joint: Joint) -> None:
         super().__init__()
 
-    def begin_epoch(self, epoch: int, clips: PlainClips) -> None:
+    def begin_epoch(self, epoch: int, clips: PlainClips) -> Tensor | None:
         """Prepare an epoch (from 0), before its first step; the model may be changed.
+
+        Returns clips that the epoch has beside each clip once, (n, 3) int64: the position in train, and whether the
+        features of its sound and of its pictures are there, 1 or 0 (else they are zero). They are augmented on their
+        own and mixed with the others; what the run records of an epoch is without them. None for none; all processes
+        return the same.
 
         A run that is interrupted in here begins here again.
         """
+        return None
 
     def losses(self, forward: Forward) -> dict[str, Tensor]:
         """The losses of a forward pass by name, each a mean over its clips; a step minimises their sum."""
