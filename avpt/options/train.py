@@ -42,6 +42,7 @@ BALANCING = {  # the method that each name of --balance stands for, as a class o
     "opm": "avpt.training.balancing.opm:Opm",
     "relearning": "avpt.training.balancing.relearning:Relearning",
     "smv": "avpt.training.balancing.smv:Smv",
+    "g-blend": "avpt.training.balancing.g_blend:GBlend",
 }
 
 

@@ -7,6 +7,7 @@ takes it from one clean pass over the training clips after the epoch.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from avpt.machine.processes import InterruptedWork, Interruption, hold_signals
 from avpt.models.fusion import FusedModel
 from avpt.text import format_count
 from avpt.training import metrics
-from avpt.training.balancing.method import Balanced, Features, PlainClips
+from avpt.training.balancing.method import Alone, Balanced, Features, Losses, PlainClips
 from avpt.training.passes import NotFiniteError, Stepping, evaluate, measure_dynamics, train_epoch
 from avpt.training.run_state import RunState, new_run, resume, save
 from avpt.training.state import Batches, Clock, EpochState, Progress, new_epoch
@@ -32,6 +33,7 @@ from avpt.types import Batch, Split
 
 log = logging.getLogger(__name__)
 
+TOO_LITTLE_MEMORY = "the device has too little memory; raise --accumulate or lower --batch-size, with --overwrite"
 STOPPED = "another process of this job was stopped; the same command goes on from here"
 
 
@@ -138,16 +140,67 @@ def prepare_epoch(run: RunState, clips: Clips, plan: Plan, epoch: int, pause: Ca
         return
     sizes = {"train": len(clips.ids), "val": clips.num_val}
 
-    def outputs(split: Split) -> dict[str, Tensor]:
+    def outputs(model: FusedModel, split: Split) -> dict[str, Tensor]:
         assert clips.plain is not None
-        run.world.spread_buffers(run.model)
+        run.world.spread_buffers(model)
         batches = stoppable(run, clips.plain(split), epoch, f"looking at {split}", pause)
-        values = evaluate(Features(cast(FusedModel, run.model)), batches, sizes[split], run.world)
+        values = evaluate(Features(model), batches, sizes[split], run.world)
         return {name: value.clone() for name, value in values.items()}  # those of inference can't meet a gradient
 
-    further = method.begin_epoch(epoch, PlainClips(outputs))
+    def trial(losses: Losses, epochs: int, what: str) -> tuple[FusedModel, PlainClips]:
+        model = try_out(run, clips, plan, range(epoch, epoch + epochs), losses, what, pause)
+        return model, PlainClips(partial(outputs, model))
+
+    further = method.begin_epoch(epoch, PlainClips(partial(outputs, cast(FusedModel, run.model)), trial))
     if further is not None and len(further):
         run.epoch = new_epoch(len(clips.ids), further)
+
+
+def try_out(
+    run: RunState,
+    clips: Clips,
+    plan: Plan,
+    epochs: range,
+    losses: Losses,
+    what: str,
+    pause: Callable[[bool], None],
+) -> FusedModel:
+    """A copy of the model, trained by some losses over some epochs (from 0); nothing about the run changes.
+
+    Raises:
+        AvptError: the loss is no longer finite, or the device has too little memory.
+    """
+    model, optimizer, scaler = copy.deepcopy((cast(FusedModel, run.model), run.optimizer, run.scaler))
+    method = Alone(losses)
+    trained = run.world.parallel(Balanced(model, method, plan.stepping.label_smoothing, compiled=False))
+    for number, epoch in enumerate(epochs, 1):
+        doing = f"{what}, epoch {number} of {len(epochs)}"
+        try:
+            train_epoch(
+                trained,
+                stoppable(run, clips.train, epoch, doing, pause),
+                optimizer,
+                new_epoch(len(clips.ids)),
+                epoch=epoch,
+                first_step=epoch * len(clips.train),
+                set_rate=partial(set_rate, optimizer, plan, epoch, len(clips.train)),
+                stepping=replace(plan.stepping, balance=method, average=None),
+                scaler=scaler,
+                world=run.world,
+                watched={},
+                after_step=lambda rows: None,
+            )
+        except torch.OutOfMemoryError:
+            raise AvptError(TOO_LITTLE_MEMORY) from None
+        except NotFiniteError as error:
+            raise run.not_finite_error(f"the {error} at step {error.step + 1} of {doing}") from None
+    return model
+
+
+def set_rate(optimizer: torch.optim.Optimizer, plan: Plan, epoch: int, steps: int, step: int) -> None:
+    """Set the learning rate of a step (from 0) of an epoch (from 0) that has so many steps."""
+    for group in optimizer.param_groups:
+        group["lr"] = plan.rate(epoch, step, steps) * group.get("lr_scale", 1.0)
 
 
 def clips_of_epoch(run: RunState, clips: Clips) -> Batches:
@@ -189,10 +242,6 @@ def train_on(
     steps, state, every = len(clips.train), run.epoch, plan.stepping.checkpoint_every
     before = sum(record.get("steps", run.job["steps"]) for record in run.progress.records)
 
-    def set_rate(step: int) -> None:
-        for group in run.optimizer.param_groups:
-            group["lr"] = plan.rate(epoch, step, steps) * group.get("lr_scale", 1.0)
-
     def step_done(positions: Tensor) -> None:
         if run.average is not None:
             run.average.update_parameters(run.model)
@@ -207,7 +256,7 @@ def train_on(
             state,
             epoch=epoch,
             first_step=before,
-            set_rate=set_rate,
+            set_rate=partial(set_rate, run.optimizer, plan, epoch, steps),
             stepping=plan.stepping,
             scaler=run.scaler,
             world=run.world,
@@ -215,9 +264,7 @@ def train_on(
             after_step=step_done,
         )
     except torch.OutOfMemoryError:
-        raise AvptError(
-            "the device has too little memory; raise --accumulate or lower --batch-size, with --overwrite"
-        ) from None
+        raise AvptError(TOO_LITTLE_MEMORY) from None
     except NotFiniteError as error:
         place = f"at step {error.step + 1} of epoch {epoch + 1}"
         if damaged := run.world.gather_sorted(error.damaged):

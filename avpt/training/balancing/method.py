@@ -74,11 +74,24 @@ class Step:
     apart: Mapping[str, Mapping[nn.Parameter, Tensor]]  # each loss's own gradients, for a method that is `apart`
 
 
+Losses = Callable[[Forward], dict[str, Tensor]]  # as `Balancing.losses` has them
+
+
+def _no_trial(losses: Losses, epochs: int, what: str) -> tuple[FusedModel, PlainClips]:
+    raise AssertionError("there are no clips to train on")
+
+
 @dataclass(frozen=True)
 class PlainClips:
-    """The store's clips between two epochs, in evaluation mode and without augmentation."""
+    """The store's clips between two epochs, in evaluation mode and without augmentation.
+
+    `trial` trains a copy of the model, by the given losses alone, as the run would for some epochs from the coming one
+    on: with its clips, rates and optimiser. It returns the copy, whose `balance` is a copy too, and the clips as that
+    one sees them; nothing about the run changes. `what` says on the terminal what is being tried.
+    """
 
     outputs: Callable[[Split], dict[str, Tensor]]  # of `Features`, and `labels`; on the CPU, in the split's order
+    trial: Callable[[Losses, int, str], tuple[FusedModel, PlainClips]] = _no_trial
 
 
 class Balancing(nn.Module):
@@ -121,6 +134,18 @@ class Balancing(nn.Module):
         Returns each encoder's factor, which is recorded; nothing where a method has none.
         """
         return {}
+
+
+class Alone(Balancing):
+    """Training by some losses and nothing else."""
+
+    def __init__(self, losses: Losses) -> None:
+        nn.Module.__init__(self)
+        self.alone = losses
+
+    def losses(self, forward: Forward) -> dict[str, Tensor]:
+        """These losses."""
+        return self.alone(forward)
 
 
 class Balanced(nn.Module):
