@@ -26,7 +26,11 @@ from avpt.types import Batch, Modality
 
 
 class Loader:
-    """Batches of a dataset on the device, normalised and masked; `epoch(n)` iterates over one pass."""
+    """Batches of a dataset on the device, normalised and masked; `epoch(n)` iterates over one pass.
+
+    A pass may have `further` clips (n, 3) int64 beside the plain ones: position, and whether the features of sound and
+    of pictures are there, 1 or 0. Clips withheld at random are the plain ones alone.
+    """
 
     def __init__(
         self,
@@ -37,11 +41,12 @@ class Loader:
         workers: int,
         shuffle_seed: int | None = None,
         weights: Tensor | None = None,
+        further: Tensor | None = None,
         process: int = 0,
         processes: int = 1,
     ) -> None:
         self.dataset, self.device, self._memory = dataset, device, Memory()
-        self.sampler = EpochSampler(len(dataset), batch_size, shuffle_seed, process, processes, weights)
+        self.sampler = EpochSampler(len(dataset), batch_size, shuffle_seed, process, processes, weights, further)
         workers = min(workers, len(self.sampler))
         atexit.unregister(_end_workers)
         atexit.register(_end_workers)  # registered after multiprocessing's handler, so that it runs first
@@ -85,6 +90,11 @@ class Loader:
         spec, masking = self.dataset.spec, self.dataset.masking
         # a worker's tensor keeps a file open as long as it exists, and results are kept for a whole pass
         item = {name: value if name in Collation.LARGE else value.clone() for name, value in item.items()}
+        if (further := self.sampler.further) is not None:
+            number = item["row"] - len(self.dataset)
+            there = item.get("present", torch.ones(len(number), 2))
+            there[number >= 0] = further[number[number >= 0], 1:].to(there.dtype)
+            item["present"] = there
         inputs: dict[Modality, Tensor] = {}
         if "audio" in item:
             inputs["audio"] = transforms.normalise_audio(self._floats("audio", item["audio"]), spec.mean, spec.std)
@@ -101,7 +111,7 @@ class Loader:
         label, *present = (
             item[name].to(self.device, non_blocking=True) for name in ("label", "present") if name in item
         )
-        draws = None if self.sampler.weights is None else item["row"]
+        draws = None if self.sampler.weights is None and further is None else item["row"]
         return Batch((*inputs.values(), *present), label, item["position"], total, draws=draws)
 
     def _floats(self, modality: Modality, stored: Tensor) -> Tensor:

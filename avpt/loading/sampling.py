@@ -36,8 +36,10 @@ def share_of(items: Sequence[T], process: int, processes: int) -> Sequence[T]:
 class EpochSampler(Sampler[list[tuple[int, int, int]]]):
     """Batches of (epoch, position, row): shuffled by (seed, epoch) in training, in order in evaluation.
 
-    With `weights` (clips,), training draws as many clips as there are, with replacement, by these weights. Each of
-    several processes takes a share of every batch in training, and of the whole split in evaluation.
+    With `weights` (clips,), training draws as many clips as there are, with replacement, by these weights. With
+    `further` clips, whose first column is their position, it has these besides, anywhere among the others; their rows
+    follow those of the others. Each of several processes takes a share of every batch in training, and of the whole
+    split in evaluation.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class EpochSampler(Sampler[list[tuple[int, int, int]]]):
         process: int = 0,
         processes: int = 1,
         weights: Tensor | None = None,
+        further: Tensor | None = None,
     ) -> None:
         self.num_clips, self.seed, self.epoch, self.start = num_clips, seed, 0, 0
-        self.process, self.processes, self.weights = process, processes, weights
+        self.process, self.processes, self.weights, self.further = process, processes, weights, further
         if seed is not None:
-            self.edges = batch_bounds(num_clips, batch_size, processes)
+            count = num_clips if further is None else num_clips + len(further)
+            self.edges = batch_bounds(count, batch_size, processes)
             return
         if num_clips < processes:
             raise StoreError(f"a split has {num_clips} clip(s) for {processes} processes; start fewer")
@@ -63,20 +67,29 @@ class EpochSampler(Sampler[list[tuple[int, int, int]]]):
         return len(self.edges) - 1
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        order = self._order()
+        positions, rows = self._order()
         for first, last in list(pairwise(self.edges))[self.start :]:
-            draws: Sequence[int] = range(first, last)
+            mine: Sequence[int] = range(first, last)
             if self.seed is not None:
-                draws = share_of(draws, self.process, self.processes)
-            positions = order[draws[0] : draws[-1] + 1].tolist()
-            rows = positions if self.weights is None else draws
-            yield [(self.epoch, position, row) for position, row in zip(positions, rows, strict=True)]
+                mine = share_of(mine, self.process, self.processes)
+            part = slice(mine[0], mine[-1] + 1)
+            pairs = zip(positions[part].tolist(), rows[part].tolist(), strict=True)
+            yield [(self.epoch, position, row) for position, row in pairs]
 
-    def _order(self) -> Tensor:
-        """Positions (clips,) in the epoch's order; in evaluation, only those of this process."""
+    def _order(self) -> tuple[Tensor, Tensor]:
+        """Positions and rows (draws,) in the epoch's order; in evaluation, only those of this process."""
         if self.seed is None:
-            return torch.tensor(share_of(range(self.num_clips), self.process, self.processes))
+            mine = torch.tensor(share_of(range(self.num_clips), self.process, self.processes))
+            return mine, mine
         generator = torch.Generator().manual_seed(transforms.clip_seed(self.seed, self.epoch, "", "order"))
         if self.weights is None:
-            return torch.randperm(self.num_clips, generator=generator)
-        return torch.multinomial(self.weights, self.num_clips, replacement=True, generator=generator)
+            positions = rows = torch.randperm(self.num_clips, generator=generator)
+        else:
+            positions = torch.multinomial(self.weights, self.num_clips, replacement=True, generator=generator)
+            rows = torch.arange(self.num_clips)
+        if self.further is None:
+            return positions, rows
+        positions = torch.cat([positions, self.further[:, 0]])
+        rows = torch.cat([rows, self.num_clips + torch.arange(len(self.further))])
+        mixed = torch.randperm(len(rows), generator=generator)
+        return positions[mixed], rows[mixed]

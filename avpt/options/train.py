@@ -48,6 +48,10 @@ BALANCING = {  # the method that each name of --balance stands for, as a class o
     "g2d": "avpt.training.balancing.g2d:G2d",
     "ogm-ge": "avpt.training.balancing.ogm_ge:OgmGe",
     "ogm-ge-late": "avpt.training.balancing.ogm_ge:LateOgmGe",
+    "opm": "avpt.training.balancing.opm:Opm",
+    "relearning": "avpt.training.balancing.relearning:Relearning",
+    "smv": "avpt.training.balancing.smv:Smv",
+    "g-blend": "avpt.training.balancing.g_blend:GBlend",
 }
 
 

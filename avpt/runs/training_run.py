@@ -75,7 +75,8 @@ def train(
     loader = partial(load_split, config, store, splits, modalities, pipeline, next(model.parameters()).device, world)
     warn_of_few_frames(config, splits["train"], modalities)
     prepare(config, model)
-    train_loader = loader("train", augmented=augmentation(config), masking=masking)
+    training_clips = partial(loader, "train", augmented=augmentation(config), masking=masking)
+    train_loader = training_clips()
     warn_of_few_steps(config, len(train_loader), len(splits["train"]))
     log_batches(train_loader, world)
     warn_of_waiting_threads(train_loader.device)
@@ -90,6 +91,7 @@ def train(
             ids=splits["train"].ids,
             num_val=len(splits["val"]),
             plain=loader,
+            extended=lambda further: training_clips(further=further),
         )
         progress = fit(
             model,
@@ -136,6 +138,7 @@ def load_split(
     *,
     augmented: Augmentation | None = None,
     masking: Masking | None = None,
+    further: Tensor | None = None,
 ) -> Loader:
     """This process's batches of a split; augmented ones are shuffled, and balanced where that is asked for."""
     dataset = ClipDataset(
@@ -157,6 +160,7 @@ def load_split(
         workers=loading_workers(config.workers, world.local_size),
         shuffle_seed=None if augmented is None else config.seed,
         weights=weights,
+        further=further,
         process=world.rank,
         processes=world.size,
     )

@@ -44,7 +44,7 @@ def display(
 
     Args:
         epochs: number of epochs of the run.
-        steps: number of steps of an epoch.
+        steps: number of steps of an epoch that has no further clips.
         timings: rows of `timing.jsonl` by epoch (from 1), for epochs that were done before.
         metrics: names of the metrics on val that are shown; the second chooses the best epoch.
         encoders: names of the encoders whose gradient norms are shown.
@@ -57,7 +57,7 @@ def display(
             try:
                 yield table
             except BaseException:
-                table.end(f"stopped after step {table.step} of {steps}")
+                table.end(f"stopped after step {table.step} of {table.steps}")
                 raise
             table.end(f"done after {_duration(time.monotonic() - table.began)}")
     else:
@@ -112,6 +112,7 @@ class _Board(Watcher):
         self.correct += int(state.correct[positions].sum())
         self.step, self.norms, self.clock, self.doing = state.step, state.mean_norms(), clock, ""
         self.paces[1] = state.step - clock.first_step, clock.training
+        self.steps = clock.steps or self.steps
         self._look_sometimes()
 
     def busy(self, what: str, done: int = 0, total: int = 0) -> None:

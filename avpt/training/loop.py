@@ -7,9 +7,10 @@ takes it from one clean pass over the training clips after the epoch.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +23,7 @@ from avpt.machine.processes import InterruptedWork, Interruption, hold_signals
 from avpt.models.fusion import FusedModel
 from avpt.text import format_count
 from avpt.training import metrics
-from avpt.training.balancing.method import Balanced, Features, PlainClips
+from avpt.training.balancing.method import Alone, Balanced, Features, Losses, PlainClips
 from avpt.training.passes import NotFiniteError, Stepping, evaluate, measure_dynamics, train_epoch
 from avpt.training.run_state import RunState, new_run, resume, save
 from avpt.training.state import Batches, Clock, EpochState, Progress, new_epoch
@@ -32,6 +33,7 @@ from avpt.types import Batch, Split
 
 log = logging.getLogger(__name__)
 
+TOO_LITTLE_MEMORY = "the device has too little memory; raise --accumulate or lower --batch-size, with --overwrite"
 STOPPED = "another process of this job was stopped; the same command goes on from here"
 
 
@@ -45,6 +47,7 @@ class Clips:
     ids: Sequence[str]  # of the training clips
     num_val: int  # clips of the val split
     plain: Callable[[Split], Batches] | None = None  # clips of a split without augmentation, for a balancing method
+    extended: Callable[[Tensor], Batches] | None = None  # `train` with further clips (n, 3), as `Loader` has them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,8 @@ def fit(
     watcher.run_begun(run.progress)
     if resumed:
         place = len(run.progress.records), run.epoch.step
-        log.info("going on after %s and %d of %d steps", format_count(place[0], "epoch"), place[1], len(clips.train))
+        steps = len(clips_of_epoch(run, clips))
+        log.info("going on after %s and %d of %d steps", format_count(place[0], "epoch"), place[1], steps)
 
     with hold_signals() as interruption:
         pause = partial(save_or_stop, run, interruption)
@@ -106,13 +110,15 @@ def fit(
             clock = Clock(first_step=run.epoch.step)
             watcher.epoch_begun(epoch, run.epoch)
             prepare_epoch(run, clips, plan, epoch, pause)
-            train_on(run, trained, clips, plan, epoch, clock, pause)
+            train = clips_of_epoch(run, clips)
+            clock.steps = len(train)
+            train_on(run, trained, replace(clips, train=train), plan, epoch, clock, pause)
             clock.trained = clock.seconds
-            seen = run.epoch.merged(world)
+            seen = run.epoch.merged(world).plain(len(clips.ids))
             dynamics, outputs = evaluate_epoch(run, clips, epoch, seen, pause)
             values = world.first(partial(plan.measure, outputs))
             clock.evaluated = clock.seconds - clock.trained
-            note_epoch(run, epoch_record(epoch, plan.rate, len(clips.train), seen, values), dynamics)
+            note_epoch(run, epoch_record(epoch, plan.rate, len(train), seen, values), dynamics)
             save(run)
             watcher.epoch_done(run.progress, clock.row(epoch + 1))
             pause(False)
@@ -134,14 +140,75 @@ def prepare_epoch(run: RunState, clips: Clips, plan: Plan, epoch: int, pause: Ca
         return
     sizes = {"train": len(clips.ids), "val": clips.num_val}
 
-    def outputs(split: Split) -> dict[str, Tensor]:
+    def outputs(model: FusedModel, split: Split) -> dict[str, Tensor]:
         assert clips.plain is not None
-        run.world.spread_buffers(run.model)
+        run.world.spread_buffers(model)
         batches = stoppable(run, clips.plain(split), epoch, f"looking at {split}", pause)
-        values = evaluate(Features(cast(FusedModel, run.model)), batches, sizes[split], run.world)
+        values = evaluate(Features(model), batches, sizes[split], run.world)
         return {name: value.clone() for name, value in values.items()}  # those of inference can't meet a gradient
 
-    method.begin_epoch(epoch, PlainClips(outputs))
+    def trial(losses: Losses, epochs: int, what: str) -> tuple[FusedModel, PlainClips]:
+        model = try_out(run, clips, plan, range(epoch, epoch + epochs), losses, what, pause)
+        return model, PlainClips(partial(outputs, model))
+
+    further = method.begin_epoch(epoch, PlainClips(partial(outputs, cast(FusedModel, run.model)), trial))
+    if further is not None and len(further):
+        run.epoch = new_epoch(len(clips.ids), further)
+
+
+def try_out(
+    run: RunState,
+    clips: Clips,
+    plan: Plan,
+    epochs: range,
+    losses: Losses,
+    what: str,
+    pause: Callable[[bool], None],
+) -> FusedModel:
+    """A copy of the model, trained by some losses over some epochs (from 0); nothing about the run changes.
+
+    Raises:
+        AvptError: the loss is no longer finite, or the device has too little memory.
+    """
+    model, optimizer, scaler = copy.deepcopy((cast(FusedModel, run.model), run.optimizer, run.scaler))
+    method = Alone(losses)
+    trained = run.world.parallel(Balanced(model, method, plan.stepping.label_smoothing, compiled=False))
+    for number, epoch in enumerate(epochs, 1):
+        doing = f"{what}, epoch {number} of {len(epochs)}"
+        try:
+            train_epoch(
+                trained,
+                stoppable(run, clips.train, epoch, doing, pause),
+                optimizer,
+                new_epoch(len(clips.ids)),
+                epoch=epoch,
+                first_step=epoch * len(clips.train),
+                set_rate=partial(set_rate, optimizer, plan, epoch, len(clips.train)),
+                stepping=replace(plan.stepping, balance=method, average=None),
+                scaler=scaler,
+                world=run.world,
+                watched={},
+                after_step=lambda rows: None,
+            )
+        except torch.OutOfMemoryError:
+            raise AvptError(TOO_LITTLE_MEMORY) from None
+        except NotFiniteError as error:
+            raise run.not_finite_error(f"the {error} at step {error.step + 1} of {doing}") from None
+    return model
+
+
+def set_rate(optimizer: torch.optim.Optimizer, plan: Plan, epoch: int, steps: int, step: int) -> None:
+    """Set the learning rate of a step (from 0) of an epoch (from 0) that has so many steps."""
+    for group in optimizer.param_groups:
+        group["lr"] = plan.rate(epoch, step, steps) * group.get("lr_scale", 1.0)
+
+
+def clips_of_epoch(run: RunState, clips: Clips) -> Batches:
+    """The training clips of the current epoch, with the further ones that a balancing method chose."""
+    if run.epoch.further is None:
+        return clips.train
+    assert clips.extended is not None
+    return clips.extended(run.epoch.further)
 
 
 def save_or_stop(run: RunState, interruption: Interruption, due: bool) -> None:
@@ -173,16 +240,13 @@ def train_on(
         AvptError: the loss is no longer finite, or the device has too little memory.
     """
     steps, state, every = len(clips.train), run.epoch, plan.stepping.checkpoint_every
-
-    def set_rate(step: int) -> None:
-        for group in run.optimizer.param_groups:
-            group["lr"] = plan.rate(epoch, step, steps) * group.get("lr_scale", 1.0)
+    before = sum(record.get("steps", run.job["steps"]) for record in run.progress.records)
 
     def step_done(positions: Tensor) -> None:
         if run.average is not None:
             run.average.update_parameters(run.model)
         run.watcher.step_done(epoch, state, clock, positions)
-        pause(every is not None and (epoch * steps + state.step) % every == 0)
+        pause(every is not None and (before + state.step) % every == 0)
 
     try:
         train_epoch(
@@ -191,8 +255,8 @@ def train_on(
             run.optimizer,
             state,
             epoch=epoch,
-            first_step=epoch * steps,
-            set_rate=set_rate,
+            first_step=before,
+            set_rate=partial(set_rate, run.optimizer, plan, epoch, steps),
             stepping=plan.stepping,
             scaler=run.scaler,
             world=run.world,
@@ -200,9 +264,7 @@ def train_on(
             after_step=step_done,
         )
     except torch.OutOfMemoryError:
-        raise AvptError(
-            "the device has too little memory; raise --accumulate or lower --batch-size, with --overwrite"
-        ) from None
+        raise AvptError(TOO_LITTLE_MEMORY) from None
     except NotFiniteError as error:
         place = f"at step {error.step + 1} of epoch {epoch + 1}"
         if damaged := run.world.gather_sorted(error.damaged):
@@ -270,6 +332,8 @@ def epoch_record(
     learnt = {"loss": float(seen.loss.double().mean()), "accuracy": float(seen.correct.double().mean())}
     record = {"epoch": epoch + 1, "lr": rate(epoch, steps - 1, steps), "train": learnt, "val": values}
     record["gradient_norm"] = seen.mean_norms()
+    if seen.further is not None:
+        record["steps"] = steps
     if seen.skipped:
         record["skipped_steps"] = seen.skipped
     if seen.factors:
@@ -288,4 +352,4 @@ def note_epoch(run: RunState, record: dict[str, Any], dynamics: EpochState) -> N
         progress.best_epoch, progress.best_value = record["epoch"], value
         weights = run.judged.state_dict()
         progress.best_model = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
-    run.epoch = new_epoch(len(run.epoch.loss))
+    run.epoch = new_epoch(len(dynamics.loss))

@@ -82,7 +82,7 @@ def train_epoch(
                         logits = model(*part.inputs)
                         losses = {"joint": objective.loss(logits, part.labels, part.targets, stepping.label_smoothing)}
                     else:
-                        logits, losses = model(part, epoch)
+                        logits, losses = model(part, epoch, first_step + state.step)
                     loss = sum_of(losses)
                 state.record(logits.detach(), part)
                 if world.size == 1 and not torch.isfinite(loss):  # several processes see it in the gradient they share

@@ -36,6 +36,7 @@ class EpochState:
     skipped: int = 0  # of these, by the scaler of fp16, because a gradient was too large for it
     norms: dict[str, float] = field(default_factory=dict)  # of the gradients that reach each encoder, sums over steps
     factors: dict[str, float] = field(default_factory=dict)  # OGM-GE's k of each encoder, sums over steps
+    further: Tensor | None = None  # clips that a balancing method adds, (n, 3) int64: `Loader`; their rows come last
 
     def record(self, logits: Tensor, batch: Batch) -> None:
         """Record how sure the model is of each clip of a batch, and the loss without smoothing."""
@@ -52,6 +53,11 @@ class EpochState:
             loss=world.sum(self.loss),
         )
 
+    def plain(self, num_clips: int) -> EpochState:
+        """The results without those of further clips."""
+        rows = {"probability": self.probability, "correct": self.correct, "loss": self.loss}
+        return replace(self, **{name: values[:num_clips] for name, values in rows.items()})
+
     def without_clips(self) -> EpochState:
         """The same step of the epoch, none of whose clips this process has seen."""
         clean = new_epoch(len(self.loss))
@@ -62,9 +68,10 @@ class EpochState:
         return {name: total / (self.step - self.skipped) for name, total in self.norms.items()}
 
 
-def new_epoch(num_clips: int) -> EpochState:
-    """An epoch that has not begun."""
-    return EpochState(torch.zeros(num_clips), torch.zeros(num_clips, dtype=torch.bool), torch.zeros(num_clips))
+def new_epoch(num_clips: int, further: Tensor | None = None) -> EpochState:
+    """An epoch that has not begun; it may have further clips beside the plain ones."""
+    rows = num_clips if further is None else num_clips + len(further)
+    return EpochState(torch.zeros(rows), torch.zeros(rows, dtype=torch.bool), torch.zeros(rows), further=further)
 
 
 @dataclass
@@ -84,6 +91,7 @@ class Clock:
     """Where an epoch's time goes; no result depends on it."""
 
     first_step: int = 0  # steps taken before the run was resumed, which another clock timed
+    steps: int = 0  # of the epoch; 0 until that is known
     began: float = field(default_factory=time.perf_counter)
     clips: int = 0  # handed to training, in all processes
     waiting: float = 0.0  # seconds that training waited for batches

@@ -40,6 +40,8 @@ class Forward:
     labels: Tensor  # (batch,) int64, or (batch, classes) when multi-label
     epoch: int  # from 0
     smoothing: float  # of the labels
+    number: int  # of the step, counted over the run; the same in all parts of the step
+    rows: Tensor  # (batch,) int64: the clips, by a number that is unique within an epoch
 
     @property
     def present(self) -> Mapping[Modality, Tensor]:
@@ -85,11 +87,24 @@ class Step:
             parameter.grad = terms[0] if len(terms) == 1 else torch.stack(terms).sum(dim=0)
 
 
+Losses = Callable[[Forward], dict[str, Tensor]]  # as `Balancing.losses` has them
+
+
+def _no_trial(losses: Losses, epochs: int, what: str) -> tuple[FusedModel, PlainClips]:
+    raise AssertionError("there are no clips to train on")
+
+
 @dataclass(frozen=True)
 class PlainClips:
-    """The store's clips between two epochs, in evaluation mode and without augmentation."""
+    """The store's clips between two epochs, in evaluation mode and without augmentation.
+
+    `trial` trains a copy of the model, by the given losses alone, as the run would for some epochs from the coming one
+    on: with its clips, rates and optimiser. It returns the copy, whose `balance` is a copy too, and the clips as that
+    one sees them; nothing about the run changes. `what` says on the terminal what is being tried.
+    """
 
     outputs: Callable[[Split], dict[str, Tensor]]  # of `Features`, and `labels`; on the CPU, in the split's order
+    trial: Callable[[Losses, int, str], tuple[FusedModel, PlainClips]] = _no_trial
 
 
 class Balancing(nn.Module):
@@ -110,11 +125,17 @@ class Balancing(nn.Module):
     def __init__(self, joint: Joint) -> None:
         super().__init__()
 
-    def begin_epoch(self, epoch: int, clips: PlainClips) -> None:
+    def begin_epoch(self, epoch: int, clips: PlainClips) -> Tensor | None:
         """Prepare an epoch (from 0), before its first step; the model may be changed.
+
+        Returns clips that the epoch has beside each clip once, (n, 3) int64: the position in train, and whether the
+        features of its sound and of its pictures are there, 1 or 0 (else they are zero). They are augmented on their
+        own and mixed with the others; what the run records of an epoch is without them. None for none; all processes
+        return the same.
 
         A run that is interrupted in here begins here again.
         """
+        return None
 
     def losses(self, forward: Forward) -> dict[str, Tensor]:
         """The losses of a forward pass by name, each a mean over its clips; a step minimises their sum."""
@@ -128,6 +149,18 @@ class Balancing(nn.Module):
         return {}
 
 
+class Alone(Balancing):
+    """Training by some losses and nothing else."""
+
+    def __init__(self, losses: Losses) -> None:
+        nn.Module.__init__(self)
+        self.alone = losses
+
+    def losses(self, forward: Forward) -> dict[str, Tensor]:
+        """These losses."""
+        return self.alone(forward)
+
+
 class Balanced(nn.Module):
     """The training pass of a model with a balancing method: from batches to logits and the method's losses."""
 
@@ -137,11 +170,28 @@ class Balanced(nn.Module):
         self.method = (method,)  # a submodule of the model, and so not of this one
         self.features: Callable[..., Any] = torch.compile(model.features, dynamic=False) if compiled else model.features
 
-    def forward(self, batch: Batch, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits (batch, classes), without gradient, and the losses by name."""
+    def forward(self, batch: Batch, epoch: int, number: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits (batch, classes), without gradient, and the losses by name.
+
+        Args:
+            batch: clips.
+            epoch: from 0.
+            number: of the step, counted over the run.
+        """
         audio, visual = self.features(*batch.inputs)
         logits = self.model.fusion(audio, visual)
-        seen = Forward(self.model, batch.inputs, audio, visual, logits, batch.labels, epoch, self.smoothing)
+        seen = Forward(
+            self.model,
+            batch.inputs,
+            audio,
+            visual,
+            logits,
+            batch.labels,
+            epoch,
+            self.smoothing,
+            number,
+            batch.rows,
+        )
         return logits.detach(), self.method[0].losses(seen)
 
 
