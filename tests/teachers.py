@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from balancing import SMALL, State
+from balancing import State
+from helpers import ARCH
 from torch import Tensor
 
 from avpt.models.encoder import Classifier, EncoderSpec, build_encoder
@@ -14,8 +15,8 @@ from avpt.types import Modality
 def teachers() -> dict[Modality, Classifier]:
     """Frozen classifiers with other weights than the joint model has; in training mode, which is no teacher's."""
     torch.manual_seed(11)
-    audio = Classifier(build_encoder(EncoderSpec(SMALL, "audio", "batchnorm")), 3)
-    visual = Classifier(build_encoder(EncoderSpec(SMALL, "visual", "batchnorm")), 3)
+    audio = Classifier(build_encoder(EncoderSpec(ARCH, "audio", "batchnorm")), 3)
+    visual = Classifier(build_encoder(EncoderSpec(ARCH, "visual", "batchnorm")), 3)
     return {"audio": audio.requires_grad_(False), "visual": visual.requires_grad_(False)}
 
 

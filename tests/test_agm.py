@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from balancing import SMALL, State, alike, run_of, step_of
-from helpers import in_processes
+from balancing import State, alike, run_of, step_of
+from helpers import ARCH, in_processes
 from joint import CLIPS, LABELS, joint_inputs, joint_model
 from teachers import gradients_of
 from torch import Tensor
@@ -44,7 +44,7 @@ def agm_by_hand(
     present: Tensor | None = None,
 ) -> tuple[State, dict[str, float], list[float]]:
     """Gradients, kappa and S of both modalities; `means` are T."""
-    model = joint_model(fusion, SMALL)
+    model = joint_model(fusion, ARCH)
     there = torch.ones(CLIPS, 2) if present is None else present
 
     def logits(sound: Tensor, pictures: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def test_parts_and_processes_are_one_batch(tmp_path: Path) -> None:
 def test_what_it_runs_in_evaluation_mode_leaves_no_trace() -> None:
     def after(balanced: bool) -> tuple[FusedModel, State]:
         torch.manual_seed(3)
-        audio, visual = (build_encoder(EncoderSpec(SMALL, modality, "batchnorm")) for modality in MODALITIES)
+        audio, visual = (build_encoder(EncoderSpec(ARCH, modality, "batchnorm")) for modality in MODALITIES)
         model = FusedModel(audio, visual, "concat", 3).train()
         model.visual.frozen = True
         model.visual.eval()
@@ -148,7 +148,7 @@ def test_what_it_runs_in_evaluation_mode_leaves_no_trace() -> None:
 
 
 def test_scores_far_apart_and_certain() -> None:
-    model = joint_model(arch=SMALL)
+    model = joint_model(arch=ARCH)
     method = Agm(run_of(model), alpha=2.5)
     none: dict[str, dict[Any, Tensor]] = {"audio": {}, "visual": {}}
     method.sums = torch.tensor([0.0, 18.4, 1.0], dtype=torch.float64)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from balancing import SMALL, State, alike, run_of, step_of
-from helpers import in_processes
+from balancing import State, alike, run_of, step_of
+from helpers import ARCH, in_processes
 from joint import CLIPS, LABELS, joint_inputs, joint_model
 from teachers import gradients_of
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from avpt.training.balancing.dgl import Dgl, fixed
 
 def dgl_by_hand(fusion: FusionName, alpha: float, present: Tensor | None = None) -> State:
     """The gradient of each loss over everything, of which only the part that it is for is kept."""
-    model = joint_model(fusion, SMALL)
+    model = joint_model(fusion, ARCH)
     sound, pictures = joint_inputs()
     there = torch.ones(CLIPS, 2) if present is None else present
     a, v = model.audio(sound) * there[:, :1], model.visual(pictures[:, 0]) * there[:, 1:]
@@ -54,7 +54,7 @@ def test_parts_and_processes_are_one_batch(tmp_path: Path) -> None:
 
 def test_a_fusion_that_makes_nothing_of_sound_alone_is_refused() -> None:
     with pytest.raises(ConfigError, match="nothing of audio features alone"):
-        Dgl(run_of(joint_model("gated", SMALL)))
+        Dgl(run_of(joint_model("gated", ARCH)))
 
 
 def test_each_modality_alone_changes_no_statistics_of_the_fusion() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from balancing import SMALL, State, alike, run_of, step_of
-from helpers import in_processes
+from balancing import State, alike, run_of, step_of
+from helpers import ARCH, in_processes
 from joint import CLIPS, LABELS, joint_inputs, joint_model
 from teachers import gradients_of, teachers
 from torch import Tensor
@@ -31,7 +31,7 @@ def sure_of(modality: Modality) -> dict[Modality, Classifier]:
 
 def g2d_by_hand(fusion: FusionName, ahead: Modality, *, inside: bool = True, present: Tensor | None = None) -> State:
     """Gradients; `inside` the window."""
-    model = joint_model(fusion, SMALL)
+    model = joint_model(fusion, ARCH)
     sound, pictures = joint_inputs()
     there = torch.ones(CLIPS, 2) if present is None else present
     z = {"audio": model.audio(sound) * there[:, :1], "visual": model.visual(pictures[:, 0]) * there[:, 1:]}
@@ -86,7 +86,7 @@ def test_parts_and_processes_are_one_batch(tmp_path: Path) -> None:
 
 
 def test_nobody_waits_where_teachers_are_equally_sure() -> None:
-    model = joint_model(arch=SMALL)
+    model = joint_model(arch=ARCH)
     method = G2d(run_of(model, teachers=teachers))
     method.scores = torch.ones(2, dtype=torch.float64)
     for parameter in model.parameters():

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from balancing import SMALL, State, alike, run_of, step_of
+from balancing import State, alike, run_of, step_of
+from helpers import ARCH
 from joint import CLIPS, LABELS, joint_inputs, joint_model
 from torch import Tensor
 from torch.nn import functional
@@ -51,7 +52,7 @@ def rate(epoch: int, step: int, steps: int) -> float:
 
 
 def new_model(fusion: FusionName) -> FusedModel:
-    model = joint_model(fusion, SMALL)
+    model = joint_model(fusion, ARCH)
     torch.manual_seed(7)
     model.balance = GBlend(run_of(model), every=EVERY)
     model.balance.epochs = EPOCHS

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from balancing import SMALL, State, alike, run_of, step_of
-from helpers import in_processes
+from balancing import State, alike, run_of, step_of
+from helpers import ARCH, in_processes
 from joint import CLIPS, LABELS, joint_inputs, joint_model
 from torch import Tensor
 from torch.nn import functional
@@ -30,7 +30,7 @@ def drawn(*what: object) -> float:
 
 def opm_by_hand(fusion: FusionName, q: float, present: Tensor | None = None) -> tuple[State, list[float], Tensor]:
     """Gradients of a step, q of both modalities, and (2, clips) which features stay."""
-    model = joint_model(fusion, SMALL)
+    model = joint_model(fusion, ARCH)
     sound, pictures = joint_inputs()
     features = [model.audio(sound), model.visual(pictures[:, 0])]
     if present is not None:
@@ -111,9 +111,9 @@ def test_opm_waits_for_its_first_epoch() -> None:
     ],
 )
 def test_shares_where_scores_are_0_or_equal(scores: tuple[float, float], expected: tuple[float, float]) -> None:
-    method = Opm(run_of(joint_model(arch=SMALL)))
+    method = Opm(run_of(joint_model(arch=ARCH)))
     assert method.shares(torch.tensor(scores, dtype=torch.float64)) == pytest.approx(expected)
-    assert Opm(run_of(joint_model(arch=SMALL)), q=0.9, gain=1.0).shares(torch.tensor([3.0, 1.0])) == [1.0, 0.0]
+    assert Opm(run_of(joint_model(arch=ARCH)), q=0.9, gain=1.0).shares(torch.tensor([3.0, 1.0])) == [1.0, 0.0]
 
 
 def test_parts_and_processes_draw_alike(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from balancing import SMALL, State, alike, run_of, step_of
-from helpers import in_processes
+from balancing import State, alike, run_of, step_of
+from helpers import ARCH, in_processes
 from joint import CLIPS, LABELS, joint_inputs, joint_model
 from teachers import gradients_of
 from torch import Tensor
@@ -22,7 +22,7 @@ from avpt.training.balancing.pmr import Pmr, distances
 from avpt.types import MODALITIES, Modality
 
 Outputs = dict[str, Tensor]
-WIDTH = joint_model(arch=SMALL).audio.width
+WIDTH = joint_model(arch=ARCH).audio.width
 
 
 def clip_outputs(seed: int = 0, classes: tuple[int, ...] = (0, 1, 2)) -> Outputs:
@@ -35,7 +35,7 @@ def clip_outputs(seed: int = 0, classes: tuple[int, ...] = (0, 1, 2)) -> Outputs
 
 def noise_for(modality: Modality) -> Outputs:
     """The clips of the step themselves, with noise for one modality's features: by chance it is the one ahead."""
-    model, (sound, pictures) = joint_model(arch=SMALL), joint_inputs()
+    model, (sound, pictures) = joint_model(arch=ARCH), joint_inputs()
     outputs = {name: values[:CLIPS] for name, values in clip_outputs().items()} | {"labels": LABELS}
     with torch.no_grad():
         if modality == "audio":
@@ -62,7 +62,7 @@ def pmr_by_hand(
     fusion: FusionName, alpha: float, outputs: Outputs, present: Tensor | None = None
 ) -> tuple[State, float]:
     """Gradients, and rho."""
-    model = joint_model(fusion, SMALL)
+    model = joint_model(fusion, ARCH)
     sound, pictures = joint_inputs()
     there = torch.ones(CLIPS, 2) if present is None else present
     z = {"audio": model.audio(sound) * there[:, :1], "visual": model.visual(pictures[:, 0]) * there[:, 1:]}
@@ -96,7 +96,7 @@ def test_with_modality_dropout() -> None:
 
 
 def test_prototypes_follow_the_encoders() -> None:
-    method = pmr(run_of(joint_model(arch=SMALL)), clip_outputs(0), momentum=0.2)
+    method = pmr(run_of(joint_model(arch=ARCH)), clip_outputs(0), momentum=0.2)
     first, second = clip_outputs(0), clip_outputs(1)
     torch.testing.assert_close(method.prototypes("audio"), class_means(first, "audio"))
     method.begin_epoch(1, PlainClips(lambda split: second if split == "train" else first))
@@ -112,7 +112,7 @@ def test_pmr_keeps_to_its_window() -> None:
     for epoch, inside in ((0, False), (1, True), (2, True), (3, False)):
         actual, _ = step_of(partial(pmr, window=(1, 2)), epoch=epoch)
         alike(actual, expected if inside else plain)
-    method = Pmr(run_of(joint_model(arch=SMALL)), window=(1, 2))
+    method = Pmr(run_of(joint_model(arch=ARCH)), window=(1, 2))
     for epoch in (0, 3):
         method.begin_epoch(epoch, PlainClips(lambda split: pytest.fail("there is nothing to look at")))
 
@@ -134,10 +134,10 @@ def test_equal_scores_change_nothing() -> None:
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_a_class_without_clips_is_left_out(smoothing: float) -> None:
     outputs = clip_outputs(classes=(0, 2))
-    method = pmr(run_of(joint_model(arch=SMALL)), outputs)
+    method = pmr(run_of(joint_model(arch=ARCH)), outputs)
     assert method.seen.tolist() == [True, False, True]
     assert not method.prototypes("audio")[1].any()
-    model = joint_model(arch=SMALL)
+    model = joint_model(arch=ARCH)
     features = torch.randn(4, WIDTH, requires_grad=True)
     labels = torch.tensor([0, 2, 2, 0])
     forward = Forward(model, (features, features), features, features, torch.zeros(4, 3), labels, 0, smoothing)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from balancing import SMALL, State, run_of, step_of
-from helpers import in_processes
+from balancing import State, run_of, step_of
+from helpers import ARCH, in_processes
 from joint import joint_model
 from sklearn.cluster import KMeans
 from sklearn.preprocessing import MinMaxScaler
@@ -55,7 +55,7 @@ def weights_by_hand(strength: float) -> dict[str, float]:
 
 def relearnt(epoch: int, fusion: FusionName = "concat", world: World | None = None) -> tuple[State, State, State]:
     """State of a model as training begins, before and after the beginning of an epoch."""
-    model = joint_model(fusion, SMALL)
+    model = joint_model(fusion, ARCH)
     method = model.balance = Relearning(run_of(model, world=world), strength=2.0)
     first = copy.deepcopy(model.state_dict())
     draw = torch.Generator().manual_seed(8)
@@ -72,7 +72,7 @@ def relearnt(epoch: int, fusion: FusionName = "concat", world: World | None = No
 def test_encoders_are_set_back_by_the_formula(fusion: FusionName) -> None:
     weights = weights_by_hand(2.0)
     first, before, after = relearnt(40, fusion)
-    names = {name for name, _ in joint_model(fusion, SMALL).named_parameters() if not name.startswith("fusion.")}
+    names = {name for name, _ in joint_model(fusion, ARCH).named_parameters() if not name.startswith("fusion.")}
     for name, value in after.items():
         if name not in names:
             assert torch.equal(value, before[name]), name  # the head, and running statistics
@@ -97,7 +97,7 @@ def test_steps_are_those_of_plain_training() -> None:
 
 
 def test_nothing_of_it_is_in_a_checkpoint() -> None:
-    model = joint_model(arch=SMALL)
+    model = joint_model(arch=ARCH)
     names = set(model.state_dict())
     model.balance = Relearning(run_of(model))
     assert set(model.state_dict()) == names
@@ -122,7 +122,7 @@ def test_purity_at_its_edges() -> None:
 
 
 def test_when_it_is_done_can_be_set() -> None:
-    model = joint_model(arch=SMALL)
+    model = joint_model(arch=ARCH)
     seen: list[Split] = []
 
     def outputs(split: Split) -> dict[str, Tensor]:

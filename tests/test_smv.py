@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from balancing import SMALL, State, alike, run_of
-from helpers import Experiment
+from balancing import State, alike, run_of
+from helpers import ARCH, Experiment
 from joint import CLIPS, LABELS, augmented_clips, joint_inputs, joint_model
 from torch import Tensor
 from torch.nn import functional
@@ -95,7 +95,7 @@ def further_by_hand(model: FusedModel) -> Counter[tuple[int, int, int]]:
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_the_copies_of_a_model(fusion: FusionName) -> None:
-    model = joint_model(fusion, SMALL)
+    model = joint_model(fusion, ARCH)
     method = Smv(run_of(model), begin=5)
     assert all(method.begin_epoch(epoch, PlainClips(partial(plain_clips, model))) is None for epoch in (0, 4))
     actual = method.begin_epoch(5, PlainClips(partial(plain_clips, model)))
@@ -110,7 +110,7 @@ def measure(outputs: dict[str, Tensor]) -> dict[str, float | None]:
 
 def smv_run(folder: Path, watcher: Watcher, fusion: FusionName = "concat") -> tuple[FusedModel, Progress]:
     """Two epochs, of which the second has copies; every step is saved."""
-    model = joint_model(fusion, SMALL)
+    model = joint_model(fusion, ARCH)
     method = model.balance = Smv(run_of(model), begin=1)
     folder.mkdir(exist_ok=True)
     in_order = Drawn(seed=None)
@@ -142,7 +142,7 @@ def smv_run(folder: Path, watcher: Watcher, fusion: FusionName = "concat") -> tu
 
 def smv_by_hand(fusion: FusionName) -> tuple[State, int, Tensor]:
     """Parameters after two epochs, the steps of the second, and the probabilities that it saw of the plain clips."""
-    model = joint_model(fusion, SMALL)
+    model = joint_model(fusion, ARCH)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     sound, pictures = joint_inputs()
     steps, seen = 0, torch.zeros(CLIPS)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from balancing import SMALL, State, alike, run_of, step_of
-from helpers import in_processes
+from balancing import State, alike, run_of, step_of
+from helpers import ARCH, in_processes
 from joint import CLIPS, LABELS, joint_inputs, joint_model
 from teachers import gradients_of, teachers
 from torch import Tensor
@@ -19,7 +19,7 @@ from avpt.training.balancing.umt import Umt
 
 
 def umt_by_hand(fusion: FusionName = "concat", weight: float = 10.0, present: Tensor | None = None) -> State:
-    model = joint_model(fusion, SMALL)
+    model = joint_model(fusion, ARCH)
     sound, pictures = joint_inputs()
     there = torch.ones(CLIPS, 2) if present is None else present
     a, v = model.audio(sound) * there[:, :1], model.visual(pictures[:, 0]) * there[:, 1:]
@@ -66,4 +66,4 @@ def test_teachers_stay_as_they_are_and_are_not_saved() -> None:
     step_of(Umt, teachers=lambda: known)
     assert all(torch.equal(value, before[name]) for name, value in known["audio"].state_dict().items())
     assert not any(module.training for module in known["audio"].modules())
-    assert not [*Umt(run_of(joint_model(arch=SMALL), teachers=lambda: known)).state_dict()]
+    assert not [*Umt(run_of(joint_model(arch=ARCH), teachers=lambda: known)).state_dict()]
