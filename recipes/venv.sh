@@ -1,6 +1,6 @@
 # Sourced by recipes and by tests/run.sh: `install TARGET PROGRAM` makes .venv and installs the project into it,
-# unless the program is already there; `activate` does so where no active environment has avpt; `digits FOLDER` makes
-# the data of the small recipes there and prints its manifest.
+# unless the program is already there; `activate` does so where no active environment has avpt; `digits FOLDER
+# [OPTION ...]` makes the data of the small recipes there, with options of make_digits.py, and prints its manifest.
 # Needs Python 3.11 or newer; PYTHON names one.
 
 find_python() {
@@ -40,5 +40,5 @@ activate() {
 
 digits() {
   python -c 'import espeakng_loader' 2>/dev/null || python -m pip install --quiet --disable-pip-version-check espeakng-loader >&2
-  python recipes/make_digits.py --out "$1"
+  python recipes/make_digits.py --out "$@"
 }

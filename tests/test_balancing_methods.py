@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def test_killed_and_resumed_comes_to_the_same_bytes(experiment: Experiment, tmp_
 def test_every_method_goes_with_the_rest(experiment: Experiment, tmp_path: Path, name: str) -> None:
     """With FusT's masks, absent modalities, batches in parts, the average of the weights, bfloat16, another fusion."""
     masked = ("--confidence", experiment.confidence, "--mask-threshold", "0.1", "--modality-dropout", "0.3")
-    rest = ("--accumulate", "2", "--ema", "0.5", "--clip-grad", "5", "--fusion", "gated", "--epochs", "2")
+    rest = ("--accumulate", "2", "--ema", "0.5", "--clip-grad", "5", "--fusion", "film", "--epochs", "2")
     given = [word for setting in EARLY.get(name, ()) for word in ("--balance-set", setting)]
     run = tmp_path / "run"
     done(*fuse(experiment), "--balance", name, *given, *masked, *rest, "--out", run)
@@ -93,6 +94,21 @@ def test_every_method_goes_with_the_rest(experiment: Experiment, tmp_path: Path,
     assert len(losses) == 2
     assert all(map(math.isfinite, losses))
     assert done("evaluate", run, experiment.store, "--workers", "0", "--json").json()["test"] == summary(run)["test"]
+
+
+@pytest.mark.parametrize("name", ["umt", "g2d"])
+def test_teachers_need_not_be_what_training_starts_at(experiment: Experiment, tmp_path: Path, name: str) -> None:
+    fresh = replace(experiment, audio=experiment.audio_init, visual=experiment.visual_init)
+    command = (*fuse(fresh), "--mask", "none", "--balance", name, "--out", tmp_path / "run")
+    refused(*command, says=f"{experiment.audio_init} is not trained yet")
+    both = ("--teacher-audio", experiment.audio, "--teacher-visual", experiment.visual)
+    refused(*command, *both[:3], experiment.audio, says="is no visual model; name one with --teacher-visual")
+    done(*command, *both)
+    header, _ = artifacts.read_header(tmp_path / "run" / "model.safetensors")
+    assert header.inputs["teacher_visual"] == artifacts.model_hash(experiment.visual)
+    other = (*fuse(fresh), "--mask", "none", *both, "--out", tmp_path / "other")
+    refused(*other, says="--balance is none; name the method")
+    refused(*other, "--balance", "uniform", says="--balance uniform learns from no stage-1 run")
 
 
 # --- one's own ---------------------------------------------------------------------------------------------------

@@ -316,6 +316,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--fusion": "concat",
         "--balance": "none",
         "--balance-set": None,
+        "--teacher-audio": None,
+        "--teacher-visual": None,
         "--balance-gamma": None,
         "--ogm-alpha": 0.1,
         "--ogm-window": (0, 50),

@@ -40,7 +40,9 @@ def run(config: FuseConfig) -> Report:
         inputs |= {modality: artifacts.model_hash(getattr(config, modality)) for modality in MODALITIES}
         if config.mask != "none" and config.confidence is not None:
             inputs["confidence"] = artifacts.model_hash(config.confidence)
-        check_not_input(config.out, config.audio, config.visual)
+        given = {f"teacher_{m}": path for m, path in teachers_of(config).items() if path != getattr(config, m)}
+        inputs |= {name: artifacts.model_hash(path) for name, path in given.items()}
+        check_not_input(config.out, config.audio, config.visual, *given.values())
         known = options_of_inputs(config)
         for options in known.values():
             config = replace(config, **options)
@@ -160,6 +162,8 @@ def find_balancing(config: FuseConfig, store: Store) -> tuple[type[Balancing], d
     if config.balance == "none":
         return None
     method = import_class(BALANCING.get(config.balance, config.balance), Balancing, "--balance")
+    if not method.taught and teachers_of(config) != {"audio": config.audio, "visual": config.visual}:
+        raise ConfigError(f"--balance {config.balance} learns from no stage-1 run; leave --teacher-... out")
     if method.one_label and store.multi_label:
         raise ConfigError(f"--balance {config.balance} is made for one label a clip, {config.store} has several")
     if method.through_encoders and config.freeze_encoders:
@@ -169,8 +173,13 @@ def find_balancing(config: FuseConfig, store: Store) -> tuple[type[Balancing], d
     return method, read_settings(method, config.balance, config.balance_set or (), config.given_to_balance)
 
 
+def teachers_of(config: FuseConfig) -> dict[Modality, Path]:
+    """The stage-1 runs that a balancing method may learn from: those named for it, else those of the encoders."""
+    return {"audio": config.teacher_audio or config.audio, "visual": config.teacher_visual or config.visual}
+
+
 def load_teachers(config: FuseConfig, store: Store, device: torch.device) -> dict[Modality, nn.Module]:
-    """The stage-1 models of this run as they were trained, frozen; each has an `encoder` and a `head`.
+    """The stage-1 models that a method learns from, frozen; each has an `encoder` and a `head`.
 
     Raises:
         AvptError: one is not a stage-1 run, or was trained on another store, or for other classes.
@@ -178,12 +187,13 @@ def load_teachers(config: FuseConfig, store: Store, device: torch.device) -> dic
     from avpt.models.checkpoint import load_network
 
     teachers: dict[Modality, nn.Module] = {}
-    for modality in MODALITIES:
-        path: Path = getattr(config, modality)
+    for modality, path in teachers_of(config).items():
         loaded = load_network(path, "encoder", "classifier")
         step = f"--balance {config.balance} learns from stage-1 runs on {config.store}"
         if loaded.head is None:
-            raise ArtifactError(f"{path} is not trained yet; {step}: make one with `avpt finetune-unimodal`")
+            raise ArtifactError(f"{path} is not trained yet; {step}: name one with --teacher-{modality}")
+        if modality not in loaded.encoders:
+            raise ArtifactError(f"{path} is no {modality} model; name one with --teacher-{modality}")
         if loaded.header.classes != store.classes:
             raise ArtifactError(f"{path} was trained for other classes than the store has; {step}")
         if loaded.header.inputs.get("store") != store.fingerprint:

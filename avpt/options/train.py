@@ -711,6 +711,18 @@ class FuseConfig(MaskConfig, TrainConfig):
             rich_help_panel=BALANCE,
         ),
     ] = None
+    teacher_audio: Annotated[
+        Path | None,
+        Option(
+            help="With umt and g2d: run folder of the audio fine-tuning that is learned from.",
+            show_default="--audio",
+            rich_help_panel=BALANCE,
+        ),
+    ] = None
+    teacher_visual: Annotated[
+        Path | None,
+        Option(help="Likewise of the visual fine-tuning.", show_default="--visual", rich_help_panel=BALANCE),
+    ] = None
     balance_gamma: Annotated[
         float | None,
         Option(
@@ -746,7 +758,8 @@ class FuseConfig(MaskConfig, TrainConfig):
         super().__post_init__()
         if self.balance_set:
             object.__setattr__(self, "balance_set", tuple(sorted(self.balance_set)))  # their order changes nothing
-        if self.balance == "none" and (self.balance_set or self.balance_gamma is not None):
+        of_methods = (self.balance_set, self.balance_gamma, self.teacher_audio, self.teacher_visual)
+        if self.balance == "none" and any(value is not None for value in of_methods):
             raise ConfigError("options of a balancing method are given, but --balance is none; name the method")
         if self.ogm_window[0] > self.ogm_window[1]:
             raise ConfigError(f"--ogm-window is {self.ogm_window[0]} {self.ogm_window[1]}; the first epoch comes first")

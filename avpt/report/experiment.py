@@ -21,7 +21,18 @@ from avpt.types import Modality
 
 log = logging.getLogger(__name__)
 
-MADE_OF = ("init", "weights", "audio", "visual", "confidence", "store", "model", "ensemble")
+MADE_OF = (
+    "init",
+    "weights",
+    "audio",
+    "visual",
+    "confidence",
+    "teacher_audio",
+    "teacher_visual",
+    "store",
+    "model",
+    "ensemble",
+)
 READ = ("predictions.safetensors", "mask.safetensors", "metrics.jsonl", "summary.json")
 
 
