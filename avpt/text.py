@@ -84,5 +84,5 @@ def sparkline(values: Sequence[float], width: int = 20) -> str:
         return "?" * len(values)
     low, high = min(finite), max(finite)
     span, most = high / 2 - low / 2, len(LEVELS) - 1  # halves: the difference of the largest floats is infinite
-    shares = [(value / 2 - low / 2) / span if span else 0.0 for value in values]
-    return "".join(LEVELS[round(share * most)] if math.isfinite(share) else "?" for share in shares)
+    shares = [(value / 2 - low / 2) / (span or 1.0) if math.isfinite(value) else None for value in values]
+    return "".join(LEVELS[round(share * most)] if share is not None else "?" for share in shares)

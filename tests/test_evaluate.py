@@ -430,7 +430,7 @@ def test_what_is_no_model(experiment: Experiment, tmp_path: Path) -> None:
     with_store(tmp_path, "is not a run folder written by avpt")
     with_store(experiment.audio_init, "is an encoder without a classifier; train one with `avpt finetune-unimodal`")
     with_store(experiment.confidence, "is of kind confidence; classifier or fused is needed here")
-    with_store(experiment.manifest, "not a safetensors file")
+    with_store(experiment.manifest, "is a manifest (CSV); an artifact is a safetensors file")
     unfinished = tmp_path / "unfinished"
     shutil.copytree(experiment.audio, unfinished)
     (unfinished / "summary.json").unlink()

@@ -269,7 +269,7 @@ def test_the_same_again_changes_nothing_and_other_options_are_refused(resnet18: 
         ("audio", ("--format", "onnx", "--modality", "visual"), "which takes audio input"),
         ("audio_init", ("--format", "torch-export"), "it is not trained yet"),
         ("confidence", ("--format", "torchvision"), "is of kind confidence; encoder or classifier or fused"),
-        ("manifest", ("--format", "torchvision"), "not a safetensors file"),
+        ("manifest", ("--format", "torchvision"), "is a manifest (CSV); an artifact is a safetensors file"),
         ("folder", ("--format", "torchvision"), "is not a run folder written by avpt"),
     ],
 )

@@ -140,7 +140,7 @@ def test_a_class_without_clips_is_left_out(smoothing: float) -> None:
     model = joint_model(arch=ARCH)
     features = torch.randn(4, WIDTH, requires_grad=True)
     labels = torch.tensor([0, 2, 2, 0])
-    forward = Forward(model, (features, features), features, features, torch.zeros(4, 3), labels, 0, smoothing)
+    forward = Forward(model, (features, features), features, features, torch.zeros(4, 3), labels, 0, smoothing, 0, torch.arange(4))
     loss = method.losses(forward)["audio"]
     d = -torch.stack([(features - mean).norm(dim=1) for mean in class_means(outputs, "audio")], dim=1)
     torch.testing.assert_close(loss, functional.cross_entropy(d, labels // 2, label_smoothing=smoothing))

@@ -41,7 +41,7 @@ def weights_by_hand(strength: float) -> dict[str, float]:
     for modality in ("audio", "visual"):
         purities = []
         for split in ("train", "val"):
-            outputs = features_of(split)  # type: ignore[arg-type]
+            outputs = features_of(split)
             points = MinMaxScaler((-1, 1)).fit_transform(outputs[modality].double().numpy())
             seed = seed_for(5, "relearning", modality) % 2**32
             found = KMeans(CLASSES, n_init=10, random_state=seed).fit_predict(points)

@@ -162,7 +162,7 @@ def show(report: Report, *, json: bool, quiet: bool) -> None:
 
 def folded(line: str) -> str:
     """A sentence as lines that fit the terminal; a word that is longer than one, such as a path, is not broken."""
-    width = get_terminal_size((STANDARD_WIDTH, 24)).columns
+    width = min(get_terminal_size((STANDARD_WIDTH, 24)).columns, STANDARD_WIDTH)
     return fill(printable(line), width, break_long_words=False, break_on_hyphens=False)
 
 

@@ -685,7 +685,7 @@ class FuseConfig(MaskConfig, TrainConfig):
         Option(
             help="How the features of sound and pictures meet: side by side (concat), as a sum, with the sound "
             "scaling and shifting the pictures (film) or letting them through (gated), or a class of your own.",
-            metavar="WORD|MODULE:CLASS",
+            metavar="NAME",
             autocompletion=lambda: FUSIONS,
             rich_help_panel=MODEL,
         ),
@@ -696,7 +696,7 @@ class FuseConfig(MaskConfig, TrainConfig):
         Option(
             help="Method that keeps one modality from starving the other, or a class of your own; "
             "`avpt guide balancing` has what each computes and costs.",
-            metavar="WORD|MODULE:CLASS",
+            metavar="NAME",
             autocompletion=lambda: ("none", *BALANCING),
             rich_help_panel=BALANCE,
         ),

@@ -55,8 +55,8 @@ class EpochState:
 
     def plain(self, num_clips: int) -> EpochState:
         """The results without those of further clips."""
-        rows = {"probability": self.probability, "correct": self.correct, "loss": self.loss}
-        return replace(self, **{name: values[:num_clips] for name, values in rows.items()})
+        kept = slice(num_clips)
+        return replace(self, probability=self.probability[kept], correct=self.correct[kept], loss=self.loss[kept])
 
     def without_clips(self) -> EpochState:
         """The same step of the epoch, none of whose clips this process has seen."""

@@ -87,7 +87,7 @@ def mean_losses(model: FusedModel, clips: PlainClips) -> Tensor:
     columns = []
     for split in LEARNT_FROM:
         outputs = clips.outputs(split)
-        logits = {name: own_head(model, name)(outputs[name].to(device)).cpu() for name in MODALITIES}
+        logits: dict[str, Tensor] = {name: own_head(model, name)(outputs[name].to(device)).cpu() for name in MODALITIES}
         logits["joint"] = outputs["logits"]
         losses = [objective.clip_losses(logits[name], outputs["labels"]).double().mean() for name in BLENDED]
         columns.append(torch.stack(losses))

@@ -64,10 +64,10 @@ class Relearning(Balancing):
 
     def _weights(self, train: dict[str, Tensor], val: dict[str, Tensor]) -> dict[Modality, float]:
         """w of each encoder."""
-        return {
-            modality: setback(*(self._purity(split, modality) for split in (train, val)), self.strength)
-            for modality in MODALITIES
-        }
+        weights: dict[Modality, float] = {}
+        for modality in MODALITIES:
+            weights[modality] = setback(self._purity(train, modality), self._purity(val, modality), self.strength)
+        return weights
 
     def _purity(self, outputs: dict[str, Tensor], modality: Modality) -> float:
         features = outputs[modality].double().numpy()

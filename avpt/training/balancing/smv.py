@@ -49,9 +49,8 @@ class Smv(Balancing):
     def _copies(self, outputs: dict[str, Tensor]) -> Tensor:
         (model,), labels = self.joint, outputs["labels"]
         right = [
-            torch.cat([answers(model, *parts) for parts in zip(*(values.split(CHUNK) for values in pair), strict=True)])
-            == labels
-            for pair in (
+            answers(model, audio, visual) == labels
+            for audio, visual in (
                 (outputs["audio"], torch.zeros_like(outputs["visual"])),
                 (torch.zeros_like(outputs["audio"]), outputs["visual"]),
             )
@@ -62,7 +61,9 @@ class Smv(Balancing):
 def answers(model: FusedModel, audio: Tensor, visual: Tensor) -> Tensor:
     """(clips,) the classes that the fusion head answers from features on the CPU."""
     device = next(model.parameters()).device
-    return model.fusion(audio.to(device), visual.to(device)).argmax(dim=1).cpu()
+    parts = [slice(first, first + CHUNK) for first in range(0, len(audio), CHUNK)]
+    logits = [model.fusion(audio[part].to(device), visual[part].to(device)) for part in parts]
+    return torch.cat([values.argmax(dim=1).cpu() for values in logits])
 
 
 def copies(both: Tensor, audio: Tensor, visual: Tensor) -> Tensor:
