@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -22,6 +23,9 @@ from avpt.models.fusion import FusedModel
 from avpt.runs.trained_model import TrainedModel, load_trained
 from avpt.store.store import Store
 from avpt.types import MODALITIES, Batch, Modality, Split
+
+NORMALISATION = ("mean", "std", "picture_mean", "picture_std")  # of a pipeline
+SPECTROGRAMS = ("sample_rate", "mel_bins", "spectrogram_frames")
 
 __all__ = ["Clips", "Model", "abri", "fold", "inspect", "load_model", "open_store"]
 
@@ -145,6 +149,7 @@ def open_store(
     modalities: Sequence[Modality] | None = None,
     image_size: int = 224,
     num_frames: int = 3,
+    pipeline: InputSpec | None = None,
 ) -> Clips:
     """Open a split of a store that `avpt preprocess` wrote.
 
@@ -154,11 +159,16 @@ def open_store(
         modalities: what items hold; None is what every clip of the split has.
         image_size: pictures are resized and cropped in the middle to this height and width.
         num_frames: how many frames of each clip.
+        pipeline: `pipeline` of a model that is to be fed: its picture size, number of frames and normalisation are
+            taken, instead of those above, the store's own for sound, and ImageNet's for pictures.
 
     Raises:
-        StoreError: the store is missing or damaged, or lacks the split or a modality.
+        StoreError: the store is missing or damaged, lacks the split or a modality, or holds other spectrograms than
+            the pipeline says.
     """
     store = Store(Path(path))
+    if pipeline is not None:
+        image_size, num_frames = pipeline.image_size, pipeline.num_frames
     if image_size < 8 or num_frames < 1:
         raise ConfigError(f"image_size {image_size} must be 8 or more, and num_frames {num_frames} 1 or more")
     if strange := [modality for modality in modalities or () if modality not in MODALITIES]:
@@ -170,7 +180,13 @@ def open_store(
     every = [modality for modality in MODALITIES if bool((counts[modality] > 0).all())]
     if lacking := [modality for modality in modalities or () if modality not in every]:
         raise StoreError(f"{path} has {split} clips without {lacking[0]}; `avpt info` counts them")
-    return Clips(store, split, modalities or every, store.input_spec(image_size, num_frames))
+    spec = store.input_spec(image_size, num_frames)
+    if pipeline is not None:
+        if different := [name for name in SPECTROGRAMS if getattr(spec, name) != getattr(pipeline, name)]:
+            name = different[0]
+            raise StoreError(f"{path} has {name} {getattr(spec, name)}, the pipeline {getattr(pipeline, name)}")
+        spec = replace(spec, **{name: getattr(pipeline, name) for name in NORMALISATION})
+    return Clips(store, split, modalities or every, spec)
 
 
 class Model(nn.Module):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import typer.main
 from helpers import (
     ARCH,
@@ -32,6 +33,7 @@ from helpers import (
     state_of,
     write_manifest,
 )
+from torch import nn
 
 from avpt import __version__, options
 from avpt.cli import CONFIGS, app
@@ -332,6 +334,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "model": REQUIRED,
         "store": REQUIRED,
         "--split": None,
+        "--ensemble": None,
         "--drop": None,
         "--noise": None,
         "--snr": None,
@@ -464,7 +467,8 @@ def test_json_is_one_line_with_the_promised_fields(experiment: Experiment, name:
         assert record.items() >= {"store": str(experiment.store), "clips": 36, "failures": 0, "partial": 0}.items()
     elif name.endswith("_init"):
         assert {"name", "channels", "abnormal"} <= set(record["layers"][0])
-        assert len(record["layers"]) == 20
+        plain = timm.create_model(ARCH)
+        assert len(record["layers"]) == sum(isinstance(module, nn.BatchNorm2d) for module in plain.modules())
         assert 0 <= record["abnormal_share"] <= 1
     elif name == "confidence":
         assert set(record) >= {"clips", "audio_dominates", "visual_dominates"} | STATISTICS

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +51,7 @@ def test_importing_loads_nothing_else() -> None:
 def test_a_model_fed_from_a_store_has_the_logits_on_record(experiment: Experiment, run: str) -> None:
     folder = getattr(experiment, run)
     model = avpt.load_model(folder)
-    size, frames = model.pipeline.image_size, model.pipeline.num_frames
-    clips = avpt.open_store(experiment.store, "test", modalities=model.modalities, image_size=size, num_frames=frames)
+    clips = avpt.open_store(experiment.store, "test", modalities=model.modalities, pipeline=model.pipeline)
     recorded = load_file(folder / "predictions.safetensors")["test_logits"]
     inputs = next(iter(DataLoader(clips, batch_size=len(clips))))
     with torch.no_grad():
@@ -60,8 +60,7 @@ def test_a_model_fed_from_a_store_has_the_logits_on_record(experiment: Experimen
 
 def test_a_model_fed_arrays_has_what_a_store_gives(experiment: Experiment) -> None:
     model = avpt.load_model(experiment.fused)
-    size, frames = model.pipeline.image_size, model.pipeline.num_frames
-    clips = avpt.open_store(experiment.store, "val", image_size=size, num_frames=frames)
+    clips = avpt.open_store(experiment.store, "val", pipeline=model.pipeline)
     stored = clips.arrays(1)
     assert torch.equal(model.visual_input(stored["frames"])[0], clips[1]["visual"])
     samples = np.random.default_rng(0).normal(0, 0.1, model.pipeline.sample_rate).astype(np.float32)
@@ -74,7 +73,7 @@ def test_a_model_fed_arrays_has_what_a_store_gives(experiment: Experiment) -> No
 
 def test_what_does_not_fit_is_refused(experiment: Experiment, tmp_path: Path) -> None:
     model = avpt.load_model(experiment.fused)
-    rate = model.pipeline.sample_rate
+    rate, other = model.pipeline.sample_rate, replace(model.pipeline, mel_bins=40)
     for call, says in (
         (lambda: model(), "the model takes audio and visual"),
         (lambda: model.audio_input(np.zeros((2, rate), np.float32), rate), "take the mean of its channels"),
@@ -95,6 +94,8 @@ def test_what_does_not_fit_is_refused(experiment: Experiment, tmp_path: Path) ->
             call()
     with pytest.raises(ArtifactError, match="does not exist"):
         avpt.load_model(tmp_path / "nothing")
+    with pytest.raises(StoreError, match="has mel_bins 32, the pipeline 40"):
+        avpt.open_store(experiment.store, pipeline=other)
     with pytest.raises(StoreError, match="a store is a folder"):
         avpt.open_store(tmp_path / "nothing")
     with pytest.raises(IndexError):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from balancing import State, run_of, step_of
-from helpers import ARCH, in_processes
+from helpers import ARCH, WIDTH, in_processes
 from joint import CLIPS, FUSION_NAMES, LABELS, joint_inputs, joint_model
 from torch import nn
 
@@ -191,7 +191,7 @@ def test_ogm_ge_sees_what_a_compiled_model_does(tmp_path: Path, monkeypatch: pyt
 def test_shares_add_up_in_training_and_evaluation(name: FusionName) -> None:
     model = joint_model(name)
     for module in (model.train(), model.eval()):
-        a, v = torch.randn(4, 512, requires_grad=True), torch.randn(4, 512)
+        a, v = torch.randn(4, WIDTH, requires_grad=True), torch.randn(4, WIDTH)
         logits = module.fusion(a, v)
         audio, visual = shares(module.fusion, a, v, logits)
         torch.testing.assert_close(audio + visual, logits, rtol=1e-5, atol=1e-5)

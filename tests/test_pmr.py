@@ -33,16 +33,10 @@ def clip_outputs(seed: int = 0, classes: tuple[int, ...] = (0, 1, 2)) -> Outputs
     return {"audio": audio, "visual": visual, "labels": labels, "logits": torch.zeros(len(labels), 3)}
 
 
-def noise_for(modality: Modality) -> Outputs:
-    """The clips of the step themselves, with noise for one modality's features: by chance it is the one ahead."""
-    model, (sound, pictures) = joint_model(arch=ARCH), joint_inputs()
-    outputs = {name: values[:CLIPS] for name, values in clip_outputs().items()} | {"labels": LABELS}
-    with torch.no_grad():
-        if modality == "audio":
-            outputs["visual"] = model.visual(pictures[:, 0])
-        else:
-            outputs["audio"] = model.audio(sound)
-    return outputs
+def clips_ahead(modality: Modality, fusion: FusionName) -> Outputs:
+    """Clips between two epochs by whose class means this modality is the one ahead."""
+    drawn = (clip_outputs(seed) for seed in range(50))
+    return next(outputs for outputs in drawn if (pmr_by_hand(fusion, 1.0, outputs)[1] > 1) is (modality == "audio"))
 
 
 def pmr(joint: Joint, outputs: Outputs | None = None, **options: Any) -> Pmr:
@@ -80,9 +74,8 @@ def pmr_by_hand(
 @pytest.mark.parametrize("fusion", ["concat", "film"])
 @pytest.mark.parametrize("ahead", MODALITIES)
 def test_pmr_is_its_formula(fusion: FusionName, ahead: Modality) -> None:
-    outputs = noise_for(ahead)
-    expected, rho = pmr_by_hand(fusion, 2.5, outputs)
-    assert (rho > 1) is (ahead == "audio")
+    outputs = clips_ahead(ahead, fusion)
+    expected, _ = pmr_by_hand(fusion, 2.5, outputs)
     actual, state = step_of(partial(pmr, alpha=2.5, outputs=outputs), fusion=fusion)
     alike(actual, expected)
     assert state.factors == {}
@@ -140,7 +133,9 @@ def test_a_class_without_clips_is_left_out(smoothing: float) -> None:
     model = joint_model(arch=ARCH)
     features = torch.randn(4, WIDTH, requires_grad=True)
     labels = torch.tensor([0, 2, 2, 0])
-    forward = Forward(model, (features, features), features, features, torch.zeros(4, 3), labels, 0, smoothing, 0, torch.arange(4))
+    forward = Forward(
+        model, (features, features), features, features, torch.zeros(4, 3), labels, 0, smoothing, 0, torch.arange(4)
+    )
     loss = method.losses(forward)["audio"]
     d = -torch.stack([(features - mean).norm(dim=1) for mean in class_means(outputs, "audio")], dim=1)
     torch.testing.assert_close(loss, functional.cross_entropy(d, labels // 2, label_smoothing=smoothing))

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -74,13 +75,14 @@ def calls_of(recipe: Path, folder: Path) -> list[list[str]]:
     return [words for words in told if words[0] in CONFIGS]
 
 
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+PROGRAM: Any = typer.main.get_command(app)
+COMMANDS = PROGRAM.commands
 
 
 def check_calls(calls: list[list[str]]) -> None:
     """Parse command lines as the program does, and make their configs, without doing the work."""
     for name, *arguments in calls:
-        options = COMMANDS[name].make_context(name, arguments).params
+        options = COMMANDS[name].make_context(name, arguments, parent=PROGRAM.context_class(PROGRAM)).params
         config = CONFIGS[name](**options)
         record = config.record()
         given = {

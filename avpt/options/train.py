@@ -756,8 +756,8 @@ class FuseConfig(MaskConfig, TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.balance_set:
-            object.__setattr__(self, "balance_set", tuple(sorted(self.balance_set)))  # their order changes nothing
+        settings = tuple(sorted(self.balance_set)) if self.balance_set else None  # their order changes nothing
+        object.__setattr__(self, "balance_set", settings)
         of_methods = (self.balance_set, self.balance_gamma, self.teacher_audio, self.teacher_visual)
         if self.balance == "none" and any(value is not None for value in of_methods):
             raise ConfigError("options of a balancing method are given, but --balance is none; name the method")
