@@ -67,7 +67,7 @@ def calls_of(recipe: Path, folder: Path) -> list[list[str]]:
         (folder / "bin" / program).chmod(0o755)
     data = {name: str(folder) for name in ("KINETICS", "VGGSOUND", "ESC50", "IMAGES", "WEIGHTS", "CLIPS")}
     paths = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "VIRTUAL_ENV": str(folder), "OUT": str(folder / "out")}
-    environment = os.environ | data | paths | {"CALLS": str(folder / "calls"), "SEEDS": "0 1"}
+    environment = os.environ | data | paths | {"CALLS": str(folder / "calls"), "SEEDS": "0 1", "JOBS": "1"}
     subprocess.run(["bash", recipe], env=environment, check=True, capture_output=True)
     lines = (folder / "calls").read_text(encoding="utf-8").splitlines()
     told = [line.split("\0")[:-1] for line in lines]

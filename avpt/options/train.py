@@ -603,7 +603,9 @@ class ScoreConfig(MaskConfig):
     share: Annotated[
         float | None,
         Option(
-            help="How much of the training clips --select takes, over 0 up to 1.",
+            min=0,
+            max=1,
+            help="How much of the training clips --select takes.",
             show_default="0.33",
             rich_help_panel=SELECTION,
         ),
