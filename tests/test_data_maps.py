@@ -160,7 +160,7 @@ def test_the_manifest_is_reused_refused_or_replaced(experiment: Experiment, tmp_
         (("--manifest", "m.csv"), "--manifest does nothing without --select"),
         (("--share", "0.5"), "--share and --select-by do nothing without --select"),
         (("--select", "easy", "--manifest", "m.csv", "--share", "0"), "--share is 0; it must be over 0 and at most 1"),
-        (("--select", "easy", "--manifest", "m.csv", "--share", "1.1"), "--share is 1.1; it must be over 0"),
+        (("--select", "easy", "--manifest", "m.csv", "--share", "1.1"), "--share is 1.1; it must be 0 to 1"),
         (("--select", "easy", "--manifest", "m.txt"), "its name must end in .csv"),
         (("--select", "easy", "--manifest", "m.csv", "--csv", "m.csv"), "--csv and --manifest are both m.csv"),
         (("--plot", "map.jpg"), "its name must end in one of .png, .pdf, .svg"),

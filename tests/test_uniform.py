@@ -12,6 +12,7 @@ import torch
 from balancing import State, alike, run_of, step_of
 from helpers import in_processes
 from joint import LABELS, joint_inputs, joint_model
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -58,16 +59,21 @@ def mmpareto_by_hand(fusion: FusionName, gamma: float) -> tuple[State, dict[str,
         cosines[encoder] = float(torch.cosine_similarity(g_m, g_u, dim=0))
         k_m = 0.5
         if cosines[encoder] <= 0:  # the shortest vector between the two, looked for along the segment
-            at = torch.linspace(0, 1, 100_001, dtype=torch.float64)
-            k_m = float(
-                at[(at**2 * (g_m @ g_m) + 2 * at * (1 - at) * (g_m @ g_u) + (1 - at) ** 2 * (g_u @ g_u)).argmin()]
-            )
+            k_m = shortest(g_m, g_u)
             k_m = min(max(k_m, 0.001), 0.999)
         for name in names:
             g_m, g_u = apart["joint"][name], apart[encoder][name]
             h = 2 * k_m * g_m + 2 * (1 - k_m) * g_u
             expected[name] = gamma * h * max(1.0, float((g_m + g_u).norm() / h.norm()))
     return expected, cosines
+
+
+def shortest(g_m: Tensor, g_u: Tensor) -> float:
+    """Where on the segment between two vectors the shortest one lies, as the weight of the first; it is looked for."""
+    found = minimize_scalar(
+        lambda k: float((k * g_m + (1 - k) * g_u).norm()), bounds=(0, 1), method="bounded", options={"xatol": 1e-9}
+    )
+    return float(found.x)
 
 
 def is_of_encoder(name: str) -> bool:
@@ -97,9 +103,7 @@ def test_mmpareto_where_the_losses_disagree(length: float) -> None:
     own = {p: length * (0.5 * torch.randn_like(g) - g) for p, g in joint.items()}
     g_m, g_u = (torch.cat([g[p].flatten() for p in (first, second)]).double() for g in (joint, own))
     assert g_m @ g_u < 0
-    at = torch.linspace(0, 1, 1_000_001, dtype=torch.float64)
-    norms = at**2 * (g_m @ g_m) + 2 * at * (1 - at) * (g_m @ g_u) + (1 - at) ** 2 * (g_u @ g_u)
-    assert joint_weight(joint, own, [first, second]) == pytest.approx(float(at[norms.argmin()]), abs=2e-6)
+    assert joint_weight(joint, own, [first, second]) == pytest.approx(shortest(g_m, g_u), abs=1e-6)
 
 
 def test_mmpareto_of_gradients_that_are_0() -> None:

@@ -21,9 +21,8 @@ class Taught(Balancing):
     def __init__(self, joint: Joint) -> None:
         super().__init__(joint)
         teachers = {modality: teacher.eval() for modality, teacher in joint.teachers().items()}
-        self.teachers: Callable[[], Mapping[Modality, nn.Module]] = lambda: (
-            teachers
-        )  # so that no checkpoint, nor a copy of the model, has them too
+        # behind a function, so that neither a checkpoint nor a copy of the model has them too
+        self.teachers: Callable[[], Mapping[Modality, nn.Module]] = lambda: teachers
 
     def taught_features(self, forward: Forward) -> Mapping[Modality, Tensor]:
         """(batch, width) float32 by modality: the teachers', of the very input that the encoders have.
