@@ -134,8 +134,9 @@ def lock(path: Path, how: int, patience: float = 0.0, create: bool = True) -> in
         handle = os.open(path, os.O_RDWR | os.O_CREAT * create, 0o666)
         try:
             fcntl.flock(handle, how)
-            if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
-                return handle
+            with suppress(FileNotFoundError):  # its last owner may be removing it at this moment
+                if os.fstat(handle).st_ino == path.stat().st_ino:
+                    return handle
         except BlockingIOError:
             os.close(handle)
             if time.monotonic() >= deadline:
