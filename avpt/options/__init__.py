@@ -15,11 +15,14 @@ from avpt.options.base import (
     type_hints,
 )
 from avpt.options.diagnose import CompareConfig, InspectConfig, ProbeConfig, ReportConfig
+from avpt.options.fuse import BALANCING, FuseConfig
 from avpt.options.init import InitConfig
+from avpt.options.masking import MaskConfig
 from avpt.options.older_records import complete, recorded_option, restore_config
 from avpt.options.other_names import unknown_option
+from avpt.options.score import ScoreConfig
 from avpt.options.stores import ManifestConfig, PreprocessConfig, VerifyConfig
-from avpt.options.train import BALANCING, FinetuneConfig, FuseConfig, MaskConfig, ScoreConfig, TrainConfig
+from avpt.options.train import FinetuneConfig, TrainConfig
 from avpt.options.use import (
     STATES,
     EncodersConfig,

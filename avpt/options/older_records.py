@@ -9,9 +9,11 @@ from typing import Any
 from avpt.errors import ConfigError
 from avpt.options.base import Config
 from avpt.options.diagnose import ProbeConfig
+from avpt.options.fuse import FuseConfig
 from avpt.options.init import InitConfig
+from avpt.options.score import ScoreConfig
 from avpt.options.stores import PreprocessConfig
-from avpt.options.train import FinetuneConfig, FuseConfig, ScoreConfig
+from avpt.options.train import FinetuneConfig
 from avpt.options.use import EvaluateConfig
 
 # kind of what is made -> the options that it is made with
