@@ -17,7 +17,7 @@ from avpt.options.base import (
 from avpt.options.diagnose import CompareConfig, InspectConfig, ProbeConfig, ReportConfig
 from avpt.options.fuse import BALANCING, FuseConfig
 from avpt.options.init import InitConfig
-from avpt.options.masking import MaskConfig
+from avpt.options.mask import MaskConfig
 from avpt.options.older_records import complete, recorded_option, restore_config
 from avpt.options.other_names import unknown_option
 from avpt.options.score import ScoreConfig

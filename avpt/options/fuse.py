@@ -8,7 +8,7 @@ from typer import Option
 
 from avpt.errors import ConfigError
 from avpt.options.base import BALANCE, INPUTS, MISSING, MODEL, MOST_EPOCHS, NameOrClass
-from avpt.options.masking import MaskConfig
+from avpt.options.mask import MaskConfig
 from avpt.options.train import TrainConfig
 
 FUSIONS = ("concat", "sum", "film", "gated")  # avpt/models/fusion.py has an entry for each

@@ -9,7 +9,7 @@ from typer import Option
 
 from avpt.errors import ConfigError
 from avpt.options.base import INPUTS, MOST_EPOCHS, OUTPUT, SELECTION, Search, flag
-from avpt.options.masking import MaskConfig
+from avpt.options.mask import MaskConfig
 from avpt.types import FIGURE_SUFFIXES
 
 
