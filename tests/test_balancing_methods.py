@@ -10,25 +10,60 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from helpers import Experiment, avpt, done, files_of, fork, fuse, lines, refused, summary
+from helpers import (
+    STORE_OPTIONS,
+    Experiment,
+    avpt,
+    digit_rows,
+    done,
+    files_of,
+    fork,
+    fuse,
+    lines,
+    refused,
+    summary,
+    write_manifest,
+)
 from kills import chance
 from safetensors.torch import load_file
+from torch import Tensor
 
+from avpt.commands.fuse_train import find_balancing
 from avpt.errors import ConfigError
 from avpt.files import artifacts
+from avpt.machine.own_classes import import_class
 from avpt.models.checkpoint import load_network
-from avpt.options import BALANCING
+from avpt.options import BALANCING, FuseConfig
 from avpt.training import run_state
-from avpt.training.balancing.method import Joint
+from avpt.training.balancing.method import Balancing, Joint
 from avpt.training.balancing.settings import read_settings
 from avpt.training.balancing.uniform import Uniform
 
 PAGE = Path(__file__).parent.parent / "avpt" / "guide" / "balancing.md"
-EARLY: dict[str, tuple[str, ...]] = {}  # options with which a method acts within the first epochs
+EARLY: dict[str, tuple[str, ...]] = {  # options with which a method acts within the first epochs
+    "opm": ("begin=1", "p=1"),
+    "smv": ("begin=1",),
+    "ogm-ge-late": ("begin=1",),
+    "relearning": ("after=1,2",),
+    "g-blend": ("every=1",),
+}
+METHODS = {name: import_class(named, Balancing, "--balance") for name, named in BALANCING.items()}
+
+
+ODD = """
+from avpt.balancing import Balancing
+class Untyped(Balancing):
+    def __init__(self, joint, *, strength=1.0): ...
+class Unnamed(Balancing):
+    def __init__(self, joint: "Elsewhere", *, strength: float = 1.0): ...
+class Positional(Balancing):
+    def __init__(self, joint, more, *, strength: float = 1.0): ...
+"""
 
 
 def training(experiment: Experiment, name: str, *options: str) -> tuple[str | Path, ...]:
@@ -62,14 +97,24 @@ def kill_after(saves: int, *command: str | Path) -> None:
     assert os.WIFSIGNALED(status)
 
 
+@pytest.fixture(scope="module")
+def unbalanced(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """The model that the same training makes without a method."""
+    run = tmp_path_factory.mktemp("none") / "run"
+    done(*fuse(experiment), "--mask", "none", "--epochs", "3", "--out", run)
+    return load_file(run / "last.safetensors")
+
+
 @pytest.mark.parametrize("name", BALANCING)
-def test_killed_and_resumed_comes_to_the_same_bytes(experiment: Experiment, tmp_path: Path, name: str) -> None:
+def test_killed_and_resumed_comes_to_the_same_bytes(
+    experiment: Experiment, unbalanced: dict[str, Tensor], tmp_path: Path, name: str
+) -> None:
     command = training(experiment, name, "--checkpoint-every", "1", "--epochs", "3")
     whole, run = tmp_path / "whole", tmp_path / "run"
     done(*command, "--out", whole)
     moments = chance()
     for _ in range(2):
-        kill_after(moments.randrange(1, 4), *command, "--out", run)
+        kill_after(moments.randrange(1, 5), *command, "--out", run)
     done(*command, "--out", run)
     assert files_of(run) == files_of(whole)
 
@@ -77,14 +122,16 @@ def test_killed_and_resumed_comes_to_the_same_bytes(experiment: Experiment, tmp_
     model = load_network(run, "fused").network
     assert model.state_dict().keys() == {key for key in state if not key.startswith("balance.")}
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-    plain = load_file(experiment.fused / "model.safetensors")
-    assert any(not torch.equal(value, plain[key]) for key, value in model.state_dict().items())
+    last = load_file(run / "last.safetensors")
+    changed = {key for key, value in unbalanced.items() if not torch.equal(value, last[key])}
+    assert any(key.startswith("audio.") for key in changed)
+    assert any(key.startswith("visual.") for key in changed)
     assert recorded(run)["balance"] == name
 
 
 @pytest.mark.parametrize("name", BALANCING)
 def test_every_method_goes_with_the_rest(experiment: Experiment, tmp_path: Path, name: str) -> None:
-    """With FusT's masks, absent modalities, batches in parts, the average of the weights, bfloat16, another fusion."""
+    """With FusT's masks, absent modalities, batches in parts, the average of the weights, another fusion."""
     masked = ("--confidence", experiment.confidence, "--mask-threshold", "0.1", "--modality-dropout", "0.3")
     rest = ("--accumulate", "2", "--ema", "0.5", "--clip-grad", "5", "--fusion", "film", "--epochs", "2")
     given = [word for setting in EARLY.get(name, ()) for word in ("--balance-set", setting)]
@@ -111,6 +158,40 @@ def test_teachers_need_not_be_what_training_starts_at(experiment: Experiment, tm
     refused(*other, "--balance", "uniform", says="--balance uniform learns from no stage-1 run")
 
 
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.through_encoders])
+def test_frozen_encoders_are_refused(experiment: Experiment, tmp_path: Path, name: str) -> None:
+    command = (*training(experiment, name), "--freeze-encoders", "--out", tmp_path / "run")
+    refused(*command, says=f"--balance {name} changes how the encoders learn")
+
+
+@pytest.mark.parametrize("name", ["opm", "smv", "relearning", "ogm-ge-late"])
+def test_a_method_that_never_begins_is_told(experiment: Experiment, tmp_path: Path, name: str) -> None:
+    told = done(*fuse(experiment), "--mask", "none", "--balance", name, "--epochs", "1", "--out", tmp_path / "run")
+    assert re.search(rf"warning: --balance {name} begins with epoch \d+, counted from 0, behind the last", told.stderr)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.one_label])
+def test_several_labels_are_refused(name: str) -> None:
+    config = FuseConfig(store=Path(), audio=Path(), visual=Path(), out=Path(), mask="none", balance=name)
+    store = SimpleNamespace(multi_label=True)
+    with pytest.raises(ConfigError, match=f"--balance {name} is made for one label a clip"):
+        find_balancing(config, store)  # type: ignore[arg-type]
+
+
+def test_teachers_are_of_the_store_its_classes_and_the_encoder(
+    experiment: Experiment, resnet18: Experiment, tmp_path: Path
+) -> None:
+    taught = ("--mask", "none", "--balance", "umt", "--out", tmp_path / "run")
+    refused(*fuse(experiment), "--teacher-audio", resnet18.audio, *taught, says="was trained on another store")
+    two = write_manifest(tmp_path / "two.csv", [row for row in digit_rows() if row["label"] != "2"])
+    done("preprocess", two, "--out", tmp_path / "two", *STORE_OPTIONS)
+    fewer = replace(experiment, store=tmp_path / "two")
+    refused(*fuse(fewer), *taught, says="was trained for other classes than the store has")
+    one = replace(experiment, store=resnet18.store)
+    wider = ("--teacher-audio", resnet18.audio, "--teacher-visual", resnet18.visual)
+    refused(*fuse(one), *wider, *taught, says="has 512 features, the audio encoder 96")
+
+
 # --- one's own ---------------------------------------------------------------------------------------------------
 
 
@@ -123,7 +204,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (tmp_path / name.removeprefix("# ")).write_text(code, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    for module in ("behind", "bilinear", "broken"):
+    for module in ("behind", "bilinear", "broken", "leaves", "odd"):
         sys.modules.pop(module, None)
 
 
@@ -169,6 +250,16 @@ def test_the_pages_fusion_runs_once_it_is_trusted(
         (("--balance", "uniform", "--balance-set", "gamma=2", "--balance-gamma", "2"), "was given before"),
         (("--balance", "ogm-ge", "--balance-gamma", "2"), "--balance ogm-ge has no option gamma"),
         (("--balance-gamma", "2"), "--balance is none; name the method"),
+        (("--balance", "ogm-ge", "--balance-set", "alpha=0.8"), "--balance-set alpha has an option of its own"),
+        (("--balance", "g-blend", "--balance-set", "every=0"), "every must be 1 to 100000"),
+        (("--balance", "agm", "--balance-set", "alpha=100"), "alpha must be 0 to 8"),
+        (("--balance", "uniform", "--balance-set", "gamma=-5"), "gamma must be 0 to 1000"),
+        (("--balance", "behind:Behind", "--balance-set", "strength=nan"), "strength must be finite"),
+        (("--balance", "umt", "--balance-set", "window=9,1"), "the first epoch of a window comes first"),
+        (("--balance", "odd:Untyped"), "option strength needs a default"),
+        (("--balance", "odd:Unnamed"), "types of its options can't be read"),
+        (("--balance", "odd:Positional"), "can't be made of the run and its options"),
+        (("--balance", "leaves:Method"), "can't be imported (SystemExit"),
         (("--fusion", "bilinear:Linear"), "bilinear has no Linear; it has Bilinear"),
         (("--fusion", "behind:torch"), "is not a class"),
         (("--fusion", "attention"), "is not one of concat, sum, film, gated"),
@@ -176,6 +267,8 @@ def test_the_pages_fusion_runs_once_it_is_trusted(
 )
 def test_what_is_refused(experiment: Experiment, own: Path, options: tuple[str, ...], says: str) -> None:
     (own / "broken.py").write_text("1 / 0\n", encoding="utf-8")
+    (own / "leaves.py").write_text("raise SystemExit(3)\n", encoding="utf-8")
+    (own / "odd.py").write_text(ODD, encoding="utf-8")
     refused(*fuse(experiment), "--mask", "none", *options, "--out", own / "run", says=says)
     assert not (own / "run").exists()
 

@@ -7,6 +7,7 @@ import shlex
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,9 @@ from avpt.training.world import World, join_world
 from avpt.types import MODALITIES, Modality, Report
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
+    from avpt.models.fusion import FusedModel
     from avpt.training.balancing.method import Balancing
 
 log = logging.getLogger(__name__)
@@ -109,8 +110,6 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
         m for m, loaded in (("audio", audio), ("visual", visual)) if loaded.store not in (None, store.fingerprint)
     ]:
         log.warning("%s encoder(s) were trained on another store than %s", " and ".join(strangers), config.store)
-    if config.balance == "ogm-ge" and config.ogm_window[0] >= config.epochs:
-        log.warning("--ogm-window starts behind the last epoch: nothing is balanced")
     pipeline = fit_pipeline(store.input_spec(side, count), {config.audio: audio.spec, config.visual: visual.spec})
     splits = training_splits(store, MODALITIES, config.val_fraction)
     clips = splits["train"].ids
@@ -144,9 +143,15 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
     model = FusedModel(audio.encoder, visual.encoder, fusion, len(store.classes)).to(device)
     if balancing is not None:
         method, values = balancing
-        teachers = partial(load_teachers, config, store, device)
+        teachers = partial(load_teachers, config, store, model, pipeline)
         joint = Joint(model, len(store.classes), config.epochs, config.seed, world, teachers)
-        model.balance = method(joint, **values).to(device)
+        made = method(joint, **values).to(device)
+        if made.first_epoch >= config.epochs:
+            log.warning(
+                "--balance %s begins with epoch %d, counted from 0, behind the last: it changes nothing",
+                *(config.balance, made.first_epoch),
+            )
+        model.balance = made
     return training_run.train(config, model, store, splits, MODALITIES, pipeline, header, begin, world, masking)
 
 
@@ -170,7 +175,12 @@ def find_balancing(config: FuseConfig, store: Store) -> tuple[type[Balancing], d
         raise ConfigError(
             f"--balance {config.balance} changes how the encoders learn; with --freeze-encoders they do not"
         )
-    return method, read_settings(method, config.balance, config.balance_set or (), config.given_to_balance)
+    values = read_settings(method, config.balance, config.balance_set or (), config.given_to_balance)
+    try:
+        signature(method).bind(None, **values)
+    except TypeError as error:
+        raise ConfigError(f"--balance {config.balance} can't be made of the run and its options ({error})") from None
+    return method, values
 
 
 def teachers_of(config: FuseConfig) -> dict[Modality, Path]:
@@ -178,13 +188,18 @@ def teachers_of(config: FuseConfig) -> dict[Modality, Path]:
     return {"audio": config.teacher_audio or config.audio, "visual": config.teacher_visual or config.visual}
 
 
-def load_teachers(config: FuseConfig, store: Store, device: torch.device) -> dict[Modality, nn.Module]:
+def load_teachers(
+    config: FuseConfig, store: Store, model: FusedModel, pipeline: InputSpec
+) -> dict[Modality, nn.Module]:
     """The stage-1 models that a method learns from, frozen; each has an `encoder` and a `head`.
 
     Raises:
-        AvptError: one is not a stage-1 run, or was trained on another store, or for other classes.
+        AvptError: one is not a stage-1 run, was trained on another store, for other classes, or on pictures that were
+            normalised otherwise, or has other features than the encoder that it teaches.
     """
-    from avpt.models.checkpoint import load_network
+    from avpt.models.checkpoint import load_network, read_input
+
+    device = next(model.parameters()).device
 
     teachers: dict[Modality, nn.Module] = {}
     for modality, path in teachers_of(config).items():
@@ -198,5 +213,12 @@ def load_teachers(config: FuseConfig, store: Store, device: torch.device) -> dic
             raise ArtifactError(f"{path} was trained for other classes than the store has; {step}")
         if loaded.header.inputs.get("store") != store.fingerprint:
             raise ArtifactError(f"{path} was trained on another store; {step}")
+        if (width := loaded.encoder(modality).width) != (own := getattr(model, modality).width):
+            raise ArtifactError(
+                f"{path} has {width} features, the {modality} encoder {own}; {step} of one architecture"
+            )
+        colours = read_input(path, loaded.header).colours
+        if modality == "visual" and colours != pipeline.colours:
+            raise ArtifactError(f"{path} learned from pictures that are normalised otherwise than here; {step}")
         teachers[modality] = loaded.network.requires_grad_(False).to(device)
     return teachers

@@ -25,17 +25,13 @@ def import_class(named: str, base: type[Base], option: str) -> type[Base]:
     """
     module_name, _, name = named.partition(":")
     here = str(Path.cwd())
-    added = here not in sys.path
-    if added:
-        sys.path.append(here)
+    if here not in sys.path:
+        sys.path.append(here)  # where it stays: the class may import more when it is used
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the module itself raises
+    except (Exception, SystemExit) as error:  # whatever the module itself raises
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise ConfigError(f"{option} {named} can't be imported ({reason}); it is package.module:Class") from error
-    finally:
-        if added:
-            sys.path.remove(here)
     found = getattr(module, name, None)
     if found is None:
         own = [

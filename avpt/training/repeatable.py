@@ -67,7 +67,7 @@ def _answer(model: nn.Module, batch: Batch, stepping: Stepping) -> list[Tensor]:
     """Logits, loss and gradients of a training step; each time with the same random numbers, on a copy of the model."""
     device = batch.labels.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        trained = copy.deepcopy(model).train()  # with all that a pass changes: BatchNorm's statistics, OGM-GE
+        trained = copy.deepcopy(model).train()  # with all that a pass changes: BatchNorm's statistics
         if stepping.mix is not None:
             batch = stepping.mix(batch, 0)
         with stepping.autocast(device):

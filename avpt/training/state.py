@@ -35,7 +35,9 @@ class EpochState:
     step: int = 0  # steps taken
     skipped: int = 0  # of these, by the scaler of fp16, because a gradient was too large for it
     norms: dict[str, float] = field(default_factory=dict)  # of the gradients that reach each encoder, sums over steps
-    factors: dict[str, float] = field(default_factory=dict)  # OGM-GE's k of each encoder, sums over steps
+    factors: dict[str, float] = field(
+        default_factory=dict
+    )  # of each encoder's gradients, by the balancing method; sums over steps
     further: Tensor | None = None  # clips that a balancing method adds, (n, 3) int64: `Loader`; their rows come last
 
     def record(self, logits: Tensor, batch: Batch) -> None:

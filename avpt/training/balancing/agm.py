@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ class Agm(Balancing):
         window: first and last epoch in which it does, counted from 0.
     """
 
+    ranges: ClassVar = {"alpha": (0, 8), "window": (0, 100_000)}  # exp(10 alpha) is a float32
     one_label = True
     apart = True
     mean_scores: Tensor
@@ -49,6 +51,11 @@ class Agm(Balancing):
         self.register_buffer("mean_scores", torch.zeros(2))  # T_audio, T_visual
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # that it is the mean of
         self.sums = torch.zeros(3, dtype=torch.float64)  # over the step so far: S of its clips, and their number
+
+    @property
+    def first_epoch(self) -> int:
+        """The first epoch, from 0, in which it differs from plain training."""
+        return self.window[0]
 
     def losses(self, forward: Forward) -> dict[str, Tensor]:
         """Two losses whose gradients are those that flow through m_a and m_v."""

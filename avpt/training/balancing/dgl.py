@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -28,6 +30,8 @@ class Dgl(Balancing):
     Raises:
         ConfigError: of one modality alone the fusion makes nothing, so that its encoder would learn nothing.
     """
+
+    ranges: ClassVar = {"alpha": (0, 1000)}
 
     def __init__(self, joint: Joint, *, alpha: float = 4.0) -> None:
         super().__init__(joint)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -29,6 +31,7 @@ class G2d(Taught):
         window: first and last epoch in which an encoder waits, counted from 0.
     """
 
+    ranges: ClassVar = {"window": (0, 100_000)}
     one_label = True
 
     def __init__(self, joint: Joint, *, window: tuple[int, int] = (0, 150)) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +40,7 @@ class GBlend(OwnHeads):
         every: epochs of a super-epoch.
     """
 
+    ranges: ClassVar = {"every": (1, 100_000)}
     weights: Tensor  # of BLENDED
 
     def __init__(self, joint: Joint, *, every: int = 10) -> None:

@@ -120,10 +120,16 @@ class Balancing(nn.Module):
     one_label: ClassVar[bool] = False  # it needs clips that have one label each
     through_encoders: ClassVar[bool] = True  # it does nothing where the encoders are frozen
     taught: ClassVar[bool] = False  # it asks for the stage-1 models
+    ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}  # of options; of others any number is taken
     apart: ClassVar[bool] = False  # each of its losses is back-propagated by itself
 
     def __init__(self, joint: Joint) -> None:
         super().__init__()
+
+    @property
+    def first_epoch(self) -> int:
+        """The first epoch, from 0, in which it differs from plain training."""
+        return 0
 
     def begin_epoch(self, epoch: int, clips: PlainClips) -> Tensor | None:
         """Prepare an epoch (from 0), before its first step; the model may be changed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ class MMPareto(OwnHeads):
         gamma: by which the encoders' gradients are multiplied.
     """
 
+    ranges: ClassVar = {"gamma": (0, 1000)}
     apart = True
 
     def __init__(self, joint: Joint, *, gamma: float = 1.5) -> None:
@@ -56,8 +58,8 @@ def joint_weight(
     """k_m of the gradients of the joint loss and of the encoder's own."""
 
     def product(first: Mapping[nn.Parameter, Tensor], second: Mapping[nn.Parameter, Tensor]) -> float:
-        products = [(first[parameter] * second[parameter]).sum(dtype=torch.float64) for parameter in parameters]
-        return float(torch.stack(products).sum())
+        products = [(first[parameter] * second[parameter]).sum() for parameter in parameters]
+        return float(torch.stack(products).cpu().double().sum())
 
     across = product(joint, own)
     if across > 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ class OgmGe(Balancing):
     """
 
     one_label = True
+    ranges: ClassVar = {"alpha": (0, 1000), "begin": (0, 100_000)}
 
     def __init__(self, joint: Joint, *, alpha: float = 0.1, window: tuple[int, int] = (0, 50)) -> None:
         super().__init__(joint)
@@ -36,6 +38,11 @@ class OgmGe(Balancing):
             for modality in MODALITIES
         }
         self.scores = torch.zeros(2, dtype=torch.float64)  # s_audio, s_visual of the step so far
+
+    @property
+    def first_epoch(self) -> int:
+        """The first epoch, from 0, in which it differs from plain training."""
+        return self.window[0]
 
     def losses(self, forward: Forward) -> dict[str, Tensor]:
         """The joint loss; its clips are added to the scores of the step."""
@@ -53,7 +60,8 @@ class OgmGe(Balancing):
         for modality, parameters in self.convolutions.items():
             for name, parameter in parameters.items():
                 gradient = parameter.grad
-                assert gradient is not None
+                if gradient is None:  # a convolution that the network does not use
+                    continue
                 generator = torch.Generator(gradient.device)
                 generator.manual_seed(seed_for(self.seed, step.number, "ogm-ge", modality, name))
                 noise = torch.randn(gradient.shape, generator=generator, device=gradient.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,7 @@ class Opm(Balancing):
         begin: the first epoch in which features are withheld, counted from 0.
     """
 
+    ranges: ClassVar = {"p": (0, 1), "q": (0, 1), "gain": (0, 1000), "begin": (0, 100_000)}
     one_label = True
     through_encoders = False
 
@@ -39,12 +42,17 @@ class Opm(Balancing):
         super().__init__(joint)
         self.p, self.q, self.gain, self.begin, self.seed = p, q, gain, begin, joint.seed
 
+    @property
+    def first_epoch(self) -> int:
+        """The first epoch, from 0, in which it differs from plain training."""
+        return self.begin
+
     def losses(self, forward: Forward) -> dict[str, Tensor]:
         """The joint loss, of what is left of the features."""
         if forward.epoch < self.begin or self._drawn(forward, "batch") >= self.p:
             return super().losses(forward)
         features = forward.audio, forward.visual
-        shares = self.shares(forward.true_probabilities().double().sum(dim=1))
+        shares = self.shares(forward.true_probabilities().cpu().double().sum(dim=1))
         widths = [values.shape[1] for values in features]
         theta = sum(q * width for q, width in zip(shares, widths, strict=True)) / sum(widths)
         draws = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ class Pmr(Balancing):
         window: first and last epoch in which it balances, counted from 0.
     """
 
+    ranges: ClassVar = {"alpha": (0, 1000), "momentum": (0, 1), "window": (0, 100_000)}
     one_label = True
     apart = True
     seen: Tensor
@@ -54,6 +56,11 @@ class Pmr(Balancing):
 
     def _balances(self, epoch: int) -> bool:
         return self.window[0] <= epoch <= self.window[1]
+
+    @property
+    def first_epoch(self) -> int:
+        """The first epoch, from 0, in which it differs from plain training."""
+        return self.window[0]
 
     @torch.no_grad()
     def begin_epoch(self, epoch: int, clips: PlainClips) -> None:

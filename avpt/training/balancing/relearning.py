@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ class Relearning(Balancing):
         strength: how far encoders are set back.
     """
 
+    ranges: ClassVar = {"after": (1, 100_000), "strength": (0, 1000)}
     one_label = True
 
     def __init__(self, joint: Joint, *, after: tuple[int, ...] = (20, 40, 60), strength: float = 3.0) -> None:
@@ -50,6 +51,11 @@ class Relearning(Balancing):
             modality: [parameter.detach().cpu().clone() for parameter in parameters]
             for modality, parameters in self.encoders.items()
         }
+
+    @property
+    def first_epoch(self) -> int:
+        """The first epoch, from 0, in which it differs from plain training."""
+        return min(self.after, default=0)
 
     @torch.no_grad()
     def begin_epoch(self, epoch: int, clips: PlainClips) -> None:

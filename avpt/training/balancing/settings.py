@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -25,13 +26,22 @@ def read_settings(method: type[Balancing], name: str, typed: Sequence[str], give
         ConfigError: the method has no such option, or a value is not of its type.
     """
     known = {key: one for key, one in inspect.signature(method).parameters.items() if one.kind is one.KEYWORD_ONLY}
-    kinds = get_type_hints(method.__init__)
+    try:
+        kinds = get_type_hints(method.__init__)
+    except NameError as error:
+        raise ConfigError(f"--balance {name}: types of its options can't be read ({error}); import them") from None
+    if odd := [key for key in known if _kind(kinds.get(key)) is None or known[key].default is inspect.Parameter.empty]:
+        raise ConfigError(
+            f"--balance {name}: option {odd[0]} needs a default, and a type: int, float, bool, str or a tuple of these"
+        )
     there = listed([f"{key} ({_shown(one.default)})" for key, one in known.items()]) or "none"
     values = dict(given)
     for words in typed:
         key, equals, text = words.partition("=")
         if not equals:
             raise ConfigError(f"--balance-set {words} is not NAME=VALUE; options of {name}: {there}")
+        if key in given:
+            raise ConfigError(f"--balance-set {key} has an option of its own; use --ogm-... or --balance-... alone")
         if key in values:
             raise ConfigError(f"--balance-set {key} was given before; leave one out")
         if key not in known:
@@ -42,6 +52,13 @@ def read_settings(method: type[Balancing], name: str, typed: Sequence[str], give
             raise ConfigError(
                 f"--balance-set {words}: {key} is {_kind(kinds[key])}, as in {key}={_shown(known[key].default)}"
             ) from None
+        low, high = method.ranges.get(key, (-math.inf, math.inf))
+        numbers = values[key] if isinstance(values[key], tuple) else (values[key],)
+        if any(isinstance(one, float | int) and not (low <= one <= high and math.isfinite(one)) for one in numbers):
+            within = f"{low:g} to {high:g}" if math.isfinite(low) else "finite"
+            raise ConfigError(f"--balance-set {words}: {key} must be {within}")
+        if key == "window" and list(numbers) != sorted(numbers):
+            raise ConfigError(f"--balance-set {words}: the first epoch of a window comes first")
     if foreign := [key for key in given if key not in known]:
         raise ConfigError(f"--balance {name} has no option {foreign[0]}; it has {there}")
     return values
@@ -62,10 +79,11 @@ def _read(text: str, kind: Any) -> Any:
     return kind(text)
 
 
-def _kind(kind: Any) -> str:
-    if get_origin(kind) is tuple:
+def _kind(kind: Any) -> str | None:
+    """What a type takes, in words; None for one that no text is read as."""
+    if get_origin(kind) is tuple and all(one is Ellipsis or _kind(one) for one in get_args(kind)):
         return "several values with commas between them"
-    return {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "a word")
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}.get(kind)
 
 
 def _shown(value: Any) -> str:

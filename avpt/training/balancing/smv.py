@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ class Smv(Balancing):
         begin: the first epoch with copies, counted from 0: so many come before it.
     """
 
+    ranges: ClassVar = {"begin": (0, 100_000)}
     one_label = True
     through_encoders = False
 
@@ -38,6 +40,11 @@ class Smv(Balancing):
         super().__init__(joint)
         self.begin, self.world = begin, joint.world
         self.joint = (joint.model,)  # in which this is a submodule
+
+    @property
+    def first_epoch(self) -> int:
+        """The first epoch, from 0, in which it differs from plain training."""
+        return self.begin
 
     def begin_epoch(self, epoch: int, clips: PlainClips) -> Tensor | None:
         """The copies of the epoch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -57,9 +58,16 @@ class Umt(Taught):
         window: first and last epoch in which they teach, counted from 0.
     """
 
+    ranges: ClassVar = {"weight": (0, 1_000_000), "window": (0, 100_000)}
+
     def __init__(self, joint: Joint, *, weight: float = 10.0, window: tuple[int, int] = (0, 80)) -> None:
         super().__init__(joint)
         self.weight, self.window = weight, window
+
+    @property
+    def first_epoch(self) -> int:
+        """The first epoch, from 0, in which it differs from plain training."""
+        return self.window[0]
 
     def losses(self, forward: Forward) -> dict[str, Tensor]:
         """The joint loss, and each encoder's distance from its teacher."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,8 @@ class Uniform(OwnHeads):
         gamma: by which the encoders' gradients are multiplied; 1.5 is what `MMPareto` does to them where the losses
             agree, so that the difference from it is what the direction alone is worth.
     """
+
+    ranges: ClassVar = {"gamma": (0, 1000)}
 
     def __init__(self, joint: Joint, *, gamma: float = 1.0) -> None:
         super().__init__(joint)
