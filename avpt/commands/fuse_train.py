@@ -215,7 +215,7 @@ def load_teachers(
             raise ArtifactError(f"{path} was trained on another store; {step}")
         if (width := loaded.encoder(modality).width) != (own := getattr(model, modality).width):
             raise ArtifactError(
-                f"{path} has {width} features, the {modality} encoder {own}; {step} of one architecture"
+                f"{path} has {width} features, the {modality} encoder {own}; name one of its architecture"
             )
         colours = read_input(path, loaded.header).colours
         if modality == "visual" and colours != pipeline.colours:

@@ -60,10 +60,12 @@ def find_architecture(name: str) -> Architecture:
     timm = timm_package(name)
     base, _, tag = name.partition(".")
     if not timm.is_model(base) or (tag and not timm.models.is_model_pretrained(name)):
-        known = [*RESNETS, *timm.list_models(), *(timm.list_pretrained(f"{base}.*") if tag else ())]
+        known = list(
+            dict.fromkeys([*RESNETS, *timm.list_models(), *(timm.list_pretrained(f"{base}.*") if tag else ())])
+        )
         near = get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"; do you mean {' or '.join(near)}?" if near else ""
-        raise ConfigError(f"there is no architecture {name!r:.80}{hint} `avpt encoders PATTERN` lists them")
+        hint = f"; do you mean {' or '.join(near)}" if near else ""
+        raise ConfigError(f"there is no architecture {name!r:.80}{hint}; `avpt encoders PATTERN` lists them")
     facts = timm.get_pretrained_cfg(name)
     return Architecture(
         name,

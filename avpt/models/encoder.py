@@ -5,6 +5,7 @@ Shapes: audio (batch, 1, frame, mel), visual (batch, frames, 3, height, width), 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache, lru_cache
@@ -69,6 +70,9 @@ def describe_encoder(arch: str, modality: Modality, norm: Norm, size: Size | Non
     if modality == "visual" and facts.colours != IMAGENET:
         colours = dict(zip(("mean", "std"), facts.colours, strict=True))
     spec = EncoderSpec(arch, modality, norm, size, **colours)
+    if size is not None and max(size) ** 2 > LARGEST_INPUT:
+        most = math.isqrt(LARGEST_INPUT)
+        raise ConfigError(f"--input-size {size[0]}x{size[1]} is too large; {most} a side is the most")
     if size is not None:
         try:
             features_shape(spec, size)

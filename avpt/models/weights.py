@@ -265,6 +265,8 @@ def fit_weights(
             raise ArtifactError(f"{source} does not fit {spec.arch}: {known.advice()} ({few})")
         if known is None and everywhere:
             raise ArtifactError(f"{source} {nothing_alike()}; as {spec.arch}: {listed(problems)}; {ELSEWHERE}")
+        if not wrong:  # all is there, but for values that no training leaves
+            raise ArtifactError(f"{source}: {'; '.join(problems)}; take a checkpoint from before training diverged")
         raise ArtifactError(f"{source} does not fit {spec.arch}: {'; '.join(problems)}")
     return fitted, report
 
