@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -714,3 +715,8 @@ def test_of_two_formats_of_a_clip_of_ones_own_one_is_taken_and_it_is_said(tmp_pa
     (other,) = {"own/toy/rabbit.mp4", "own/toy/rabbit.webm"} - {taken}
     says = f"more than once there: 1 clip; of {taken.removeprefix('own/')} and {other.removeprefix('own/')} the first"
     assert says in " ".join(result.stderr.split())
+    touch(folder, "cat/a.avi", "toy/pig.mkv")
+    told = " ".join(done("manifest", "folder", folder, "--out", tmp_path / "n.csv").stderr.split())
+    named = {"cat/a.avi", "cat/a.mp4", "toy/pig.mkv", "toy/pig.mp4"} & set(re.findall(r"[\w/]+\.\w+", told))
+    assert "more than once there: 3 clips" in told
+    assert len(named) >= 2  # each that is left out is named

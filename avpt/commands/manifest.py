@@ -220,7 +220,9 @@ def warn(config: ManifestConfig, out: Path, media: Media, gathered: GatheredClip
         log.warning("%s are left out for their names (%s): %s; rename them", share, UNFIT, shown_of(unfit))
     if twice := [(taken, other) for key, taken, other in media.twice if key in gathered.used]:
         clips = format_count(len(twice), "clip")
-        log.warning("more than once there: %s; of %s and %s the first is taken", clips, *twice[0])
+        more = [str(other) for _, other in twice[1:]]
+        rest = f"; left out likewise: {listed(more)}; rename what is not the same clip" if more else ""
+        log.warning("more than once there: %s; of %s and %s the first is taken%s", clips, *twice[0], rest)
 
 
 def warn_of_torn_groups(folds: Sequence[GatheredClips]) -> None:
