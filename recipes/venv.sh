@@ -26,8 +26,7 @@ install() {
     "$python" -m venv .venv
   fi
   echo "installing avpt into .venv (torch and its friends: a few minutes, once)" >&2
-  # compiling all that is never imported would take a minute
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --editable "$1"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable "$1"
   touch ".venv/installed-$2"
 }
 
