@@ -11,7 +11,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from avpt.errors import ArtifactError, ConfigError
+from avpt.errors import ArtifactError, AvptError, ConfigError
 from avpt.files import artifacts
 from avpt.files.checking import RecordError, convert
 from avpt.files.locks import claim
@@ -145,7 +145,13 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
         method, values = balancing
         teachers = partial(load_teachers, config, store, model, pipeline)
         joint = Joint(model, len(store.classes), config.epochs, config.seed, world, teachers)
-        made = method(joint, **values).to(device)
+        try:
+            made = method(joint, **values).to(device)
+        except Exception as error:  # whatever a class of the user's own raises
+            if isinstance(error, AvptError) or ":" not in config.balance:
+                raise
+            what = f"{type(error).__name__}: {error}".partition("\n")[0]
+            raise ConfigError(f"--balance {config.balance} can't be made ({what}); --debug shows where") from error
         if made.first_epoch >= config.epochs:
             log.warning(
                 "--balance %s begins with epoch %d, counted from 0, behind the last: it changes nothing",
@@ -166,7 +172,9 @@ def find_balancing(config: FuseConfig, store: Store) -> tuple[type[Balancing], d
 
     if config.balance == "none":
         return None
-    method = import_class(BALANCING.get(config.balance, config.balance), Balancing, "--balance")
+    method = import_class(
+        BALANCING.get(config.balance, config.balance), Balancing, "--balance", "avpt.balancing.Balancing"
+    )
     if not method.taught and teachers_of(config) != {"audio": config.audio, "visual": config.visual}:
         raise ConfigError(f"--balance {config.balance} learns from no stage-1 run; leave --teacher-... out")
     if method.one_label and store.multi_label:

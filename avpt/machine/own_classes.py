@@ -12,13 +12,14 @@ from avpt.errors import ConfigError
 Base = TypeVar("Base")
 
 
-def import_class(named: str, base: type[Base], option: str) -> type[Base]:
+def import_class(named: str, base: type[Base], option: str, public: str = "") -> type[Base]:
     """The class that `package.module:Class` names; modules in the current directory are found too.
 
     Args:
         named: the module and the class, between them a colon.
         base: what the class must derive from.
         option: the option that names it, for messages.
+        public: what `base` is called where users import it from, for messages.
 
     Raises:
         ConfigError: there is no such module or class, it can't be imported, or it is of another kind.
@@ -39,5 +40,5 @@ def import_class(named: str, base: type[Base], option: str) -> type[Base]:
         ]
         raise ConfigError(f"{option} {named}: {module_name} has no {name}; it has {', '.join(own) or 'no class'}")
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ConfigError(f"{option} {named} is not a class that derives from {base.__module__}.{base.__qualname__}")
+        raise ConfigError(f"{option} {named} is not a class that derives from {public or base.__qualname__}")
     return found

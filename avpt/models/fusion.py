@@ -90,7 +90,7 @@ def find_fusion(named: str, option: str) -> type[nn.Module]:
     Raises:
         ConfigError: it can't be imported, or is no module.
     """
-    return FUSIONS[named] if named in FUSIONS else import_class(named, nn.Module, option)
+    return FUSIONS[named] if named in FUSIONS else import_class(named, nn.Module, option, "torch.nn.Module")
 
 
 def recorded_fusion(named: str) -> type[nn.Module]:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from avpt.errors import ConfigError
 from avpt.models.encoder import encode
 from avpt.models.fusion import FusedModel, Sum, shares
 from avpt.training import objective
@@ -198,7 +199,11 @@ class Balanced(nn.Module):
             number,
             batch.rows,
         )
-        return logits.detach(), self.method[0].losses(seen)
+        method = self.method[0]
+        losses = method.losses(seen)
+        if not isinstance(losses, dict) or not losses or any(loss.ndim for loss in losses.values()):
+            raise ConfigError(f"{type(method).__name__}.losses must return means by name; see `avpt guide balancing`")
+        return logits.detach(), losses
 
 
 class Features(nn.Module):
