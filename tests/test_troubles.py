@@ -32,7 +32,9 @@ from avpt.media.clip import TROUBLES, ClipSettings, Notes, kind_of
 from avpt.media.decode import decode_clip
 from avpt.media.video import read_frames, read_images
 from avpt.models.checkpoint import read_input
+from avpt.models.encoder import Classifier, EncoderSpec, build_encoder
 from avpt.runs.trained_model import check_clips
+from avpt.types import Modality
 
 RATE = 16000
 SILENCE = -15.94  # log-mel
@@ -446,13 +448,14 @@ def test_how_long_a_stream_is_of_which_no_header_tells(tmp_path: Path, suffix: s
 def test_what_the_model_does_not_look_at_may_be_longer() -> None:
     spec = InputSpec(RATE, 4, 8, "zero", 1.0, 1, 16, 0.0, 1.0, image_size=16, num_frames=1)
     decoded = replace(tiny.clip(1), seconds={"audio": 0.08, "visual": 60.0})
-    model = SimpleNamespace(outputs=lambda inputs: {"logits": torch.zeros(1, 2)})
-    for modalities, longer in ((("audio",), False), (("visual",), True)):
+    cases: tuple[tuple[Modality, bool], ...] = (("audio", False), ("visual", True))
+    for modality, longer in cases:
+        model = Classifier(build_encoder(EncoderSpec("resnet18", modality, "batchnorm")), 2).eval()
         trained: Any = SimpleNamespace(
-            input=spec, modalities=modalities, model=model, multi_label=False, classes=["a", "b"]
+            input=spec, modalities=(modality,), model=model, multi_label=False, classes=["a", "b"]
         )
         actual = answer(clip_of(Path("a.mp4")), decoded, clip_settings(spec), trained, 1, torch.device("cpu"))
-        assert (actual.modalities, actual.longer) == (modalities, longer)
+        assert (actual.modalities, actual.longer) == ((modality,), longer)
 
 
 # --- through the command -------------------------------------------------------------------------------------------
