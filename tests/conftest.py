@@ -17,6 +17,7 @@ from helpers import (
     DIGITS,
     PATCHES,
     STORE_OPTIONS,
+    THREADS,
     WIDE,
     Experiment,
     digit_rows,
@@ -50,7 +51,7 @@ def seeded() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     # tiny tensors: more threads only wait for one another, and do not live on in the copies that some tests fork
-    torch.set_num_threads(int(os.environ.get("AVPT_TEST_THREADS", "1")))
+    torch.set_num_threads(int(THREADS["OMP_NUM_THREADS"]))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it in the background; some tests send it
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -37,6 +37,7 @@ from avpt.store.store import Store
 from avpt.training.world import World, join_world
 
 ROOT = Path(__file__).parent.parent
+THREADS = {"OMP_NUM_THREADS": os.environ.get("AVPT_TEST_THREADS", "1")}  # of every process: sums depend on it
 DIGITS = tempfile.TemporaryDirectory(prefix="avpt-digits-")
 ARCH, WIDTH = "test_resnet", 96  # of the experiment's encoders, and of their features: a thirtieth of ResNet-18
 GREY = (0.5, 0.5, 0.5)  # the mean and standard deviation of its pictures

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from helpers import THREADS
+
 from avpt.commands import _shards
 from avpt.media.clip import DecodedClip
 from avpt.store.store import Failure
@@ -43,7 +45,7 @@ def running(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
     """`python -m avpt ...` in a session of its own; nothing of it is left afterwards."""
     process = subprocess.Popen(
         [sys.executable, "-m", "avpt", *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | THREADS,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -22,6 +22,7 @@ from helpers import (
     PATCHES,
     RUNAWAY,
     STORE_OPTIONS,
+    THREADS,
     TRAIN_OPTIONS,
     Experiment,
     Result,
@@ -771,7 +772,7 @@ def on_full_disk(script: Path, size: int, *command: str | Path) -> Result:
     script.write_text(f"if __name__ == '__main__':\n{FULL_DISK}".replace("\n", "\n    "), encoding="utf-8")
     process = subprocess.run(
         [sys.executable, script, str(size), *map(str, command)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | THREADS,
         capture_output=True,
         text=True,
         timeout=120,

@@ -22,6 +22,7 @@ from helpers import (
     PATCHES,
     ROOT,
     STORE_OPTIONS,
+    THREADS,
     TRAIN_OPTIONS,
     Experiment,
     avpt,
@@ -42,7 +43,6 @@ from avpt.options import BALANCING
 COMMANDS = tuple(CONFIGS)
 HEAVY = ("torch", "torchvision", "torchaudio", "h5py", "av", "numpy", "sklearn", "safetensors", "matplotlib")
 STEPS = ("store", "visual_init", "audio_init", "visual", "audio", "confidence", "fused")
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 def step(experiment: Experiment, name: str) -> tuple[str | Path, ...]:
@@ -70,7 +70,7 @@ REPORT_LOADED = f"print('loaded:', *[name for name in {HEAVY!r} if name in sys.m
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code],
-        env=os.environ | ONE_THREAD | environment,
+        env=os.environ | THREADS | environment,
         capture_output=True,
         text=True,
         timeout=60,
@@ -144,7 +144,7 @@ def avpt_program() -> Path:
 def test_completion_files_are_what_the_program_prints(shell: str, file: str) -> None:
     process = subprocess.run(
         [avpt_program()],
-        env=os.environ | ONE_THREAD | {"_AVPT_COMPLETE": f"source_{shell}"},
+        env=os.environ | THREADS | {"_AVPT_COMPLETE": f"source_{shell}"},
         capture_output=True,
         timeout=60,
         check=True,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import STORE_OPTIONS, avpt, digit_rows, done, failures_of, untimed, write_manifest
+from helpers import STORE_OPTIONS, THREADS, avpt, digit_rows, done, failures_of, untimed, write_manifest
 from kills import killed, running, stopped, to_go_on, wait_for
 from media import Clips, grey_png
 
@@ -91,7 +91,7 @@ def nodes() -> Iterator[Nodes]:
     pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patched:
         for name, value in (
-            ("OMP_NUM_THREADS", "1"),
+            *THREADS.items(),
             ("RAY_USAGE_STATS_ENABLED", "0"),
             ("RAY_DISABLE_MEMORY_MONITOR", "1"),
         ):

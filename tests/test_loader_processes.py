@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import done
+from helpers import THREADS, done
 from kills import alive, descendants, wait_for
 from loading import loader, sums
 
@@ -57,7 +57,7 @@ def script(store: Path, *arguments: str) -> list[str]:
 def test_any_start_method_gives_the_same_batches_and_ends_with_its_parent(store: Path) -> None:
     """From Python 3.14 on forkserver is the default on Linux; macOS has spawn."""
     command = script(store, "spawn,forkserver", "wait")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | THREADS | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         try:
@@ -160,7 +160,7 @@ def test_a_full_dev_shm_is_named(store: Path) -> None:
     small = 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"'
     result = subprocess.run(
         ["unshare", "-m", "sh", "-c", small, "sh", *script(store, "fork", "")],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        env=os.environ | THREADS | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=120,  # what fails where no one looks makes the main process wait for ever
@@ -258,6 +258,7 @@ def test_training_says_once_why_threads_wait(store: Path, tmp_path: Path, monkey
     few = ("--epochs", "1", "--batch-size", "8", "--workers", "0", "--device", "cpu")
     train = ("finetune-unimodal", store, "--modality", "audio", "--init", tmp_path / "init.safetensors", *few)
     hint = "OMP_NUM_THREADS=1"
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
     assert hint not in done(*train, "--out", tmp_path / "one").stderr
     monkeypatch.setattr("torch.get_num_threads", lambda: 2)
     monkeypatch.setattr("torch.set_num_threads", lambda count: None)  # which would make it true

@@ -22,6 +22,7 @@ import pytest
 import torch
 from helpers import (
     STORE_OPTIONS,
+    THREADS,
     Experiment,
     Result,
     avpt,
@@ -260,7 +261,7 @@ def test_a_kill_before_any_operation_on_a_file_is_made_good(experiment: Experime
         store = tmp_path / f"store-{number}"
         process = subprocess.run(
             [sys.executable, script, str(number), *options, store],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | THREADS,
             capture_output=True,
             text=True,
             timeout=120,

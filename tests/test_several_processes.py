@@ -15,19 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import (
-    Experiment,
-    Result,
-    done,
-    files_of,
-    finetune,
-    forked,
-    fuse,
-    in_processes,
-    job,
-    near,
-    places,
-)
+from helpers import THREADS, Experiment, Result, done, files_of, finetune, forked, fuse, in_processes, job, near, places
 from hypothesis import given
 from hypothesis import strategies as st
 from kills import PATIENCE, alive, chance, descendants, wait_for
@@ -270,7 +258,7 @@ def torchrun(*command: str | Path, log: Path) -> subprocess.Popen[str]:
     with log.open("w", encoding="utf-8") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "avpt", *map(str, command)],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | THREADS,
             stdout=subprocess.PIPE,
             stderr=file,
             text=True,
@@ -328,4 +316,6 @@ def test_a_stopped_job_saves_its_step_and_names_its_command(experiment: Experime
     assert line.endswith(f"-m avpt {' '.join(map(str, command))}")
     assert (run / "checkpoint" / "last.pt").stat().st_mtime_ns > before
     state: dict[str, Tensor] = torch.load(run / "checkpoint" / "last.pt", weights_only=True)
-    assert state["job"] == {"processes": 2, "steps": 4, "device": "cpu", "threads": 1, "torch": str(torch.__version__)}
+    threads = int(THREADS["OMP_NUM_THREADS"])
+    version = str(torch.__version__)
+    assert state["job"] == {"processes": 2, "steps": 4, "device": "cpu", "threads": threads, "torch": version}

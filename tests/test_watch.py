@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 import torch
 from curves import assert_curves_say_what_the_files_say, curves, images
-from helpers import Experiment, avpt, done, files_of, finetune, fuse, rows_of
+from helpers import THREADS, Experiment, avpt, done, files_of, finetune, fuse, rows_of
 from kills import PATIENCE, to_go_on
 from torch import Tensor
 from toy import NUM_CLIPS, STEPS, AfterStep, InOrder, Stop, trained
@@ -85,7 +85,7 @@ def on_terminal(
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
     process = subprocess.Popen(
         [sys.executable, "-m", "avpt", *map(str, command)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "TERM": "xterm"},
+        env=os.environ | THREADS | {"TERM": "xterm"},
         stdout=subprocess.PIPE,
         stderr=terminal,
         start_new_session=True,
