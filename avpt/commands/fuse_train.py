@@ -175,8 +175,8 @@ def find_balancing(config: FuseConfig, store: Store) -> tuple[type[Balancing], d
     method = import_class(
         BALANCING.get(config.balance, config.balance), Balancing, "--balance", "avpt.balancing.Balancing"
     )
-    if not method.taught and teachers_of(config) != {"audio": config.audio, "visual": config.visual}:
-        raise ConfigError(f"--balance {config.balance} learns from no stage-1 run; leave --teacher-... out")
+    if not method.taught:
+        config.check_no_teacher()
     if method.one_label and store.multi_label:
         raise ConfigError(f"--balance {config.balance} is made for one label a clip, {config.store} has several")
     if method.through_encoders and config.freeze_encoders:
