@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 CHECKSUM = re.compile("[0-9a-f]{64}")
 SUGGESTED = ("confidence.audio_patch", "confidence.visual_patch")  # to the run, which records what it took
 MOST_NAMED = 3  # options in the name of a group
+BALANCE_SETTINGS = ("balance_set", "balance_gamma")  # which say nothing without the method
 POOLED = (
     "what %d of the runs were made from was not found: runs with equal options and other seeds count as "
     "repeats, whatever their inputs; name folders to look in with --search"
@@ -130,8 +131,29 @@ def _distinguish(own: int, options: Sequence[Mapping[str, Any]], names: Sequence
         for chosen in combinations(have[:12], count):
             alike = [all(n in group and group[n] == options[own][n] for n in chosen) for group in options]
             if sum(alike) == 1:
-                return ", ".join(f"{name}={value_in_words(options[own][name])}" for name in chosen)
+                return ", ".join(dict.fromkeys(_choice_in_words(options[own], name) for name in chosen))
     return ""
+
+
+def _choice_in_words(options: Mapping[str, Any], name: str) -> str:
+    """An option and its value; settings of a balancing method stand behind the method, as in uniform(gamma=2)."""
+    above, dot, last = name.rpartition(".")
+    if last in BALANCE_SETTINGS:
+        method = balance_in_words(options, above + dot)
+        return f"{above}{dot}{method}" if "(" in method else f"{above}{dot}balance={method}"
+    return f"{name}={value_in_words(options[name])}"
+
+
+def balance_in_words(options: Mapping[str, Any], above: str = "") -> str:
+    """The balancing method of a run with the settings that it was given: ogm-ge, uniform(gamma=2).
+
+    `above` is what stands before the options' names in the history of something that was made from the run.
+    """
+    settings = [*(options.get(f"{above}balance_set") or ())]
+    if (gamma := options.get(f"{above}balance_gamma")) is not None:
+        settings.append(f"gamma={value_in_words(gamma)}")
+    method = str(options.get(f"{above}balance", "none"))
+    return f"{method}({', '.join(settings)})" if settings else method
 
 
 def value_in_words(value: Any) -> str:

@@ -64,6 +64,20 @@ def read_settings(method: type[Balancing], name: str, typed: Sequence[str], give
     return values
 
 
+def as_recorded(values: Mapping[str, Any], typed: Sequence[str]) -> tuple[str, ...]:
+    """The `NAME=VALUE` of a record: as `typed`, but each value spelt in one way, so that 1.50 and 1.5 are the same."""
+    names = [words.partition("=")[0] for words in typed]
+    return tuple(f"{name}={_spelt(values[name])}" for name in names)
+
+
+def _spelt(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_spelt, value))
+    if isinstance(value, str):
+        return value
+    return repr(value).removesuffix(".0").lower()
+
+
 def _read(text: str, kind: Any) -> Any:
     if get_origin(kind) is tuple:
         parts, kinds = text.replace(",", " ").split(), get_args(kind)
