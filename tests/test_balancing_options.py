@@ -17,7 +17,7 @@ from avpt.files import artifacts
 from avpt.models.fusion import recorded_fusion, try_fusion
 from avpt.options import BALANCING, FuseConfig
 from avpt.options.fuse import OGM_GE, TAUGHT
-from avpt.runs.groups import name_groups
+from avpt.runs.groups import differing_options, name_groups
 from avpt.training.balancing.method import Balancing, Step, modulated
 from avpt.training.balancing.ogm_ge import OgmGe
 from avpt.training.balancing.settings import as_recorded, read_settings
@@ -70,8 +70,7 @@ def test_what_is_known_without_torch_is_as_the_classes_say() -> None:
     methods = {name: import_class(named, Balancing, "--balance") for name, named in BALANCING.items()}
     assert {*TAUGHT} == {name for name, method in methods.items() if method.taught}
     given = config(balance="ogm-ge").given_to_balance
-    defaults = OgmGe.__init__.__kwdefaults__
-    assert given == {"alpha": defaults["alpha"], "window": defaults["window"]}
+    assert given == OgmGe.__init__.__kwdefaults__
 
 
 @pytest.mark.parametrize(
@@ -168,10 +167,12 @@ def test_groups_are_named_by_the_method_and_its_settings() -> None:
     ]
     assert name_groups(options) == [
         "uniform(head=1)",
-        "lr=0.1, uniform(head=2, tail=3)",
+        "uniform(head=2, tail=3), lr=0.1",
         "lr=0.2",
         "uniform(gamma=1.5)",
     ]
+    assert name_groups([uniform, uniform | {"balance_set": ["head=2"]}]) == ["balance=uniform", "uniform(head=2)"]
+    assert differing_options([{"balance": "none"}, uniform | {"balance_set": ["head=2"]}]) == ["balance"]
     both = [{"balance": name, "balance_set": [value]} for name in ("opm", "smv") for value in ("begin=1", "begin=2")]
     assert name_groups(both) == ["opm(begin=1)", "opm(begin=2)", "smv(begin=1)", "smv(begin=2)"]
     assert name_groups([{"balance": "opm"}, {"balance": "smv"}]) == ["balance=opm", "balance=smv"]
@@ -184,10 +185,10 @@ def test_groups_are_named_by_the_method_and_its_settings() -> None:
 
 def test_several_fusions_are_trusted(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AVPT_FUSION", raising=False)
-    with pytest.raises(ConfigError, match="set AVPT_FUSION=mine:Narrow$"):
+    with pytest.raises(ConfigError, match=r"set AVPT_FUSION=mine:Narrow$"):
         recorded_fusion("mine:Narrow")
     monkeypatch.setenv("AVPT_FUSION", "other.module:Fusion")
-    with pytest.raises(ConfigError, match="set AVPT_FUSION=other.module:Fusion:mine:Narrow$"):
+    with pytest.raises(ConfigError, match=r"set AVPT_FUSION=other\.module:Fusion:mine:Narrow$"):
         recorded_fusion("mine:Narrow")
     for trusted in ("mine:Narrow", "other.module:Fusion:mine:Narrow", "mine:Narrow:other.module:Fusion"):
         monkeypatch.setenv("AVPT_FUSION", trusted)
