@@ -78,6 +78,9 @@ def test_what_is_known_without_torch_is_as_the_classes_say() -> None:
     [
         (("--balance", "uniform", "--ogm-alpha", "0.1"), "--ogm-alpha goes with --balance ogm-ge alone, not with unif"),
         (("--balance", "ogm-ge-late", "--ogm-window", "0", "50"), "--ogm-window goes with --balance ogm-ge alone"),
+        (("--balance", "mine:"), "'mine:' is not one of none, "),
+        (("--fusion", ":Narrow"), "':Narrow' is not one of concat, "),
+        (("--balance", "uniform", "--balance-set", "=2"), "--balance-set =2 is not NAME=VALUE"),
         (("--ogm-alpha", "0.8"), "--ogm-alpha is given, but --balance is none; name the method"),
         (("--balance", "mine:Misnamed", "--teacher-audio", "AUDIO"), "mine:Misnamed learns from no stage-1 run"),
         (("--balance", "ogm-ge-late", "--balance-set", "begin=60"), "begins with epoch 60 and ends with 50; set end"),

@@ -38,7 +38,7 @@ def read_settings(method: type[Balancing], name: str, typed: Sequence[str], give
     values = dict(given)
     for words in typed:
         key, equals, text = words.partition("=")
-        if not equals:
+        if not equals or not key:
             raise ConfigError(f"--balance-set {words} is not NAME=VALUE; options of {name}: {there}")
         if key in given:
             raise ConfigError(f"--balance-set {key} has an option of its own; use --ogm-... or --balance-... alone")
