@@ -530,7 +530,7 @@ def test_bad_lists(tmp_path: Path) -> None:
     )
     path = write(tmp_path / "vggsound.csv", "aaaaaaaaaaa,1,x,train", "aaaaaaaaaaa,1,x,train", "aaaaaaaaaaa,1,x,test")
     says = refusal("vggsound", tmp_path, *options, path)
-    assert f"{path}: line 3: aaaaaaaaaaa_000001 is x of test, but x of train in line 1 of {path}; take one" in says
+    assert f"{path}: line 3: aaaaaaaaaaa_000001 is in test here, but in train in line 1 of {path}; take one" in says
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a file's name can't be of any bytes")

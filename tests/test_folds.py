@@ -244,6 +244,7 @@ def test_folds_of_esc50_are_its_own(tmp_path: Path) -> None:
         ("folder", ("--group-by", "(zebra)?"), "matches no clip's path, such as calm/actor1_0"),
         ("folder", ("--group-by", "actor"), "finds actor in every clip's path, so that there is one group alone"),
         ("folder", ("--group-by", "(["), "--group-by is no regular expression"),
+        ("folder", ("--group-by", ""), "--group-by is empty, which finds nothing in a path"),
         ("vggsound", ("--folds", "3"), "--folds does not go with vggsound: its lists say which clips are test"),
         ("vggsound", ("--group-by", "x"), "it knows which of its clips belong together"),
         ("crema-d", ("--folds", "3", "--list", "x.csv"), "its lists say which clips are test"),

@@ -114,8 +114,8 @@ def test_ogm_ge_keeps_to_its_window() -> None:
         assert (state.factors == {"audio": 1.0, "visual": 1.0}) is not inside
 
 
-def test_the_later_form_leaves_the_first_five_epochs_alone() -> None:
-    for epoch, inside in ((0, False), (4, False), (5, True), (59, True)):
+def test_the_later_form_leaves_the_first_five_epochs_alone_and_ends_as_ogm_ge_does() -> None:
+    for epoch, inside in ((0, False), (4, False), (5, True), (50, True), (51, False), (59, False)):
         _, state = step_of(partial(LateOgmGe, alpha=0.8), epoch=epoch)
         assert (min(state.factors.values()) < 1) is inside
 

@@ -79,6 +79,9 @@ def test_pmr_is_its_formula(fusion: FusionName, ahead: Modality) -> None:
     actual, state = step_of(partial(pmr, alpha=2.5, outputs=outputs), fusion=fusion)
     alike(actual, expected)
     assert state.factors == {}
+    for modality, norm in state.norms.items():  # of the loss with its weights, which is what is minimised
+        own = [gradient for name, gradient in expected.items() if name.startswith(f"{modality}.")]
+        assert norm == pytest.approx(float(torch.cat([gradient.flatten() for gradient in own]).norm()), rel=1e-4)
 
 
 def test_with_modality_dropout() -> None:

@@ -247,6 +247,8 @@ def test_methods_are_named_by_their_own_options() -> None:
 
     assert describe_method(run()) == "nothing masked"
     assert describe_method(run(balance="my_package.methods:Mine")) == "balanced: my_package.methods:Mine"
+    settings = {"balance": "uniform", "balance_set": ["head=2"], "balance_gamma": 1.5}
+    assert describe_method(run(**settings)) == "balanced: uniform(head=2, gamma=1.5)"
     assert describe_method(run(mask="adaptive", mask_rule="released")) == "masked: adaptive, released rule"
     assert describe_method(run(fusion="film", modality_dropout=0.25)) == "fusion: film, modality dropout 0.25"
     assert is_plain(run(fusion="film"))

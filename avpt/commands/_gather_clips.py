@@ -49,8 +49,10 @@ def gather(config: ManifestConfig, dataset: Dataset, source: Source, base: str) 
             first[row.id] = row.label, row.split, row.place
             add_clip(gathered, source.media, row, prefix, " ".join(plan[row.id] for plan in plans))
         elif (label, split) != (row.label, row.split):
-            here = f"{row.id} is {row.label} of {row.split}"
-            source.bad(*row.place, f"{here}, but {label} of {split} in line {line} of {path}; take one out")
+            here = f"is in {row.split} here, but in {split}"
+            if label != row.label:
+                here = f"has the label {row.label} here, but {label}"
+            source.bad(*row.place, f"{row.id} {here} in line {line} of {path}; take one of the two lines out")
     source.check()
     check_gathered(config, gathered)
     if config.segment is not None:

@@ -34,9 +34,10 @@ log = logging.getLogger(__name__)
 
 
 def run(config: FuseConfig) -> Report:
-    """Do nothing where the run is already there; torch is loaded only when there is work."""
+    """Do nothing where the run is already there; torch is loaded only for work, or to read a method's settings."""
     with join_world() as world, ExitStack() as held:
         store = Store(config.store)
+        config = replace(config, balance_set=settings_recorded(config))
         inputs = {"store": store.fingerprint}
         inputs |= {modality: artifacts.model_hash(getattr(config, modality)) for modality in MODALITIES}
         if config.mask != "none" and config.confidence is not None:
@@ -89,7 +90,7 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
     from avpt.loading.masking import plan_masking
     from avpt.models.checkpoint import check_frozen, check_input, load_encoder
     from avpt.models.encoder import fit_pipeline
-    from avpt.models.fusion import FusedModel, find_fusion
+    from avpt.models.fusion import FusedModel, find_fusion, try_fusion
     from avpt.runs import training_run
     from avpt.store.splits import training_splits
     from avpt.training.balancing.method import Joint
@@ -97,6 +98,7 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
     device = training_run.start(config, world)
     balancing = find_balancing(config, store)
     fusion = find_fusion(config.fusion, "--fusion")
+    classes = len(store.classes)
     audio, visual = load_encoder(config.audio, "audio"), load_encoder(config.visual, "visual")
     check_input(audio, config.audio, store.settings)
     if config.freeze_encoders:
@@ -140,11 +142,13 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
         folder.begin_run(config.out, settings, config.overwrite, paths)
         files.save_ratios(config.out / "mask.safetensors", header, ratios, clips)
 
-    model = FusedModel(audio.encoder, visual.encoder, fusion, len(store.classes)).to(device)
+    if ":" in config.fusion:
+        try_fusion(fusion, (audio.encoder.width, visual.encoder.width, classes), f"--fusion {config.fusion}")
+    model = FusedModel(audio.encoder, visual.encoder, fusion, classes).to(device)
     if balancing is not None:
         method, values = balancing
         teachers = partial(load_teachers, config, store, model, pipeline)
-        joint = Joint(model, len(store.classes), config.epochs, config.seed, world, teachers)
+        joint = Joint(model, classes, config.epochs, config.seed, world, teachers)
         try:
             made = method(joint, **values).to(device)
         except Exception as error:  # whatever a class of the user's own raises
@@ -161,22 +165,44 @@ def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: Wor
     return training_run.train(config, model, store, splits, MODALITIES, pipeline, header, begin, world, masking)
 
 
+def settings_recorded(config: FuseConfig) -> list[str] | None:
+    """The settings of the balancing method, as the run records them.
+
+    Raises:
+        ConfigError: there is no such method, or no such setting.
+    """
+    if not config.balance_set:
+        return None
+    from avpt.training.balancing.settings import as_recorded, read_settings
+
+    values = read_settings(find_method(config.balance), config.balance, config.balance_set, config.given_to_balance)
+    return list(as_recorded(values, config.balance_set))
+
+
+def find_method(name: str) -> type[Balancing]:
+    """The balancing method of a name, or the user's own class `package.module:Class`.
+
+    Raises:
+        ConfigError: there is no such class.
+    """
+    from avpt.training.balancing.method import Balancing
+
+    return import_class(BALANCING.get(name, name), Balancing, "--balance", "avpt.balancing.Balancing")
+
+
 def find_balancing(config: FuseConfig, store: Store) -> tuple[type[Balancing], dict[str, Any]] | None:
     """The balancing method that is asked for, and its options; None for none.
 
     Raises:
         ConfigError: there is no such class, it has no such option, or it does not go with the rest of the run.
     """
-    from avpt.training.balancing.method import Balancing
     from avpt.training.balancing.settings import read_settings
 
     if config.balance == "none":
         return None
-    method = import_class(
-        BALANCING.get(config.balance, config.balance), Balancing, "--balance", "avpt.balancing.Balancing"
-    )
-    if not method.taught and teachers_of(config) != {"audio": config.audio, "visual": config.visual}:
-        raise ConfigError(f"--balance {config.balance} learns from no stage-1 run; leave --teacher-... out")
+    method = find_method(config.balance)
+    if not method.taught:
+        config.check_no_teacher()
     if method.one_label and store.multi_label:
         raise ConfigError(f"--balance {config.balance} is made for one label a clip, {config.store} has several")
     if method.through_encoders and config.freeze_encoders:

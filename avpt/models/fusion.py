@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from typing import Literal
 
@@ -74,7 +75,7 @@ class Gated(nn.Module):
         return logits
 
 
-TRUSTED = "AVPT_FUSION"  # environment variable with the class, of the user's own, that a model's file may name
+TRUSTED = "AVPT_FUSION"  # environment variable with classes of the user's own that a model's file may name
 
 FUSIONS: dict[str, type[nn.Module]] = {
     "concat": Concat,
@@ -93,16 +94,50 @@ def find_fusion(named: str, option: str) -> type[nn.Module]:
     return FUSIONS[named] if named in FUSIONS else import_class(named, nn.Module, option, "torch.nn.Module")
 
 
+def try_fusion(fusion: type[nn.Module], sizes: tuple[int, int, int], named: str) -> None:
+    """Make a fusion of the user's own and give it the features of two clips; no random number of the run is drawn.
+
+    Args:
+        fusion: its class.
+        sizes: of the features of sound and of pictures, and the number of classes.
+        named: the option that names it, for messages.
+
+    Raises:
+        ConfigError: it can't be made or used, or what it makes are not the logits of two clips.
+    """
+    audio, visual, classes = sizes
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            head = fusion(audio, visual, classes).eval()
+            logits = head(torch.zeros(2, audio), torch.ones(2, visual))
+    except Exception as error:  # whatever the class itself raises
+        what = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ConfigError(
+            f"{named} can't be used on features of {audio} and {visual} numbers and {classes} classes ({what}); "
+            "--debug shows where"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.shape != (2, classes) or not logits.is_floating_point():
+        made = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ConfigError(
+            f"{named} makes {made.removeprefix('torch.')} of the features of two clips, not logits (2, {classes})"
+        )
+
+
+def trusted_fusions() -> list[str]:
+    """The classes that AVPT_FUSION names, with colons between them as in PATH; each has a colon of its own."""
+    return re.findall(r"[^:\s]+:[^:\s]+", os.environ.get(TRUSTED, ""))
+
+
 def recorded_fusion(named: str) -> type[nn.Module]:
     """The fusion that a model's file names. A class is imported only if the user says that it is trusted.
 
     Raises:
         ConfigError: it is a class that AVPT_FUSION does not name, or that can't be imported.
     """
-    if named not in FUSIONS and os.environ.get(TRUSTED) != named:
+    if named not in FUSIONS and named not in (trusted := trusted_fusions()):
         raise ConfigError(
             f"its fusion is the class {named!r:.100}, and using it runs that code; "
-            f"if you trust it, set {TRUSTED}={shlex.quote(named):.100}"
+            f"if you trust it, set {TRUSTED}={':'.join([*trusted, shlex.quote(named)[:100]])}"
         )
     return find_fusion(named, TRUSTED)
 

@@ -15,7 +15,7 @@ from avpt.options.base import (
     type_hints,
 )
 from avpt.options.diagnose import CompareConfig, InspectConfig, ProbeConfig, ReportConfig
-from avpt.options.fuse import BALANCING, FuseConfig
+from avpt.options.fuse import BALANCING, COSTS, FuseConfig
 from avpt.options.init import InitConfig
 from avpt.options.mask import MaskConfig
 from avpt.options.older_records import complete, recorded_option, restore_config
@@ -36,6 +36,7 @@ from avpt.options.use import (
 __all__ = [
     "BALANCING",
     "COMMON",
+    "COSTS",
     "PANELS",
     "STATES",
     "CompareConfig",

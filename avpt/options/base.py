@@ -55,9 +55,10 @@ class NameOrClass:
         """Refuse what is neither.
 
         Raises:
-            ConfigError: it is not one of the names, and has no colon.
+            ConfigError: it is not one of the names, and has no colon with something on either side.
         """
-        if value not in self.names and ":" not in value:
+        module, _, class_name = value.partition(":")
+        if value not in self.names and not (module and class_name):
             near = [f"did you mean {name}? " for name in get_close_matches(value, self.names, n=1)]
             raise ConfigError(
                 f"{option} {shortened(value, 40)!r} is not one of {', '.join(self.names)}; {''.join(near)}"

@@ -170,6 +170,8 @@ class ManifestConfig(OutputConfig):
             raise ConfigError("--hop and --last-piece do nothing without --segment; add that, or leave them out")
         if self.hop is not None and self.segment is not None and self.hop > self.segment:
             raise ConfigError(f"--hop {self.hop:g} is over --segment {self.segment:g}: what lies between would be lost")
+        if self.group_by == "":
+            raise ConfigError("--group-by is empty, which finds nothing in a path; write a pattern, or leave it out")
         try:
             re.compile(self.group_by or "")
         except re.error as error:

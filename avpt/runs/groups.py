@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 CHECKSUM = re.compile("[0-9a-f]{64}")
 SUGGESTED = ("confidence.audio_patch", "confidence.visual_patch")  # to the run, which records what it took
 MOST_NAMED = 3  # options in the name of a group
+BALANCE_SETTINGS = ("balance_set", "balance_gamma")  # which say nothing without the method
 POOLED = (
     "what %d of the runs were made from was not found: runs with equal options and other seeds count as "
     "repeats, whatever their inputs; name folders to look in with --search"
@@ -109,10 +110,11 @@ def count_pooled(groups: Sequence[Group]) -> int:
 def differing_options(options: Sequence[Mapping[str, Any]]) -> list[str]:
     """The options in which groups that have them disagree, those of the runs themselves first.
 
-    An option that some groups lack (the shape of a mask) follows from another (whether there is one).
+    An option that some groups lack (the shape of a mask) follows from another (whether there is one), but for the
+    settings of a balancing method, which groups with the same method may lack.
     """
     values: dict[str, set[str]] = {}
-    for group in options:
+    for group in _with_settings(options):
         for name, value in group.items():
             values.setdefault(name, set()).add(_key({"": value}))
     return sorted((name for name, some in values.items() if len(some) > 1), key=lambda name: (name.count("."), name))
@@ -120,8 +122,26 @@ def differing_options(options: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def name_groups(options: Sequence[Mapping[str, Any]]) -> list[str]:
     """For each group the fewest options that distinguish it from all others; empty where no few of them do."""
-    names = differing_options(options)
-    return [_distinguish(i, options, names) for i in range(len(options))]
+    names, whole = differing_options(options), _with_settings(options)
+    return [_distinguish(i, whole, names) for i in range(len(whole))]
+
+
+def _with_settings(options: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The groups' options, with None for a setting that a group lacks and another with its balancing method has."""
+    lacking: list[dict[str, Any]] = [{} for _ in options]
+    for group in options:
+        for above, last in (_parts(name) for name in group):
+            if last in BALANCE_SETTINGS:
+                for other, lacks in zip(options, lacking, strict=True):
+                    if other.get(f"{above}balance") == group.get(f"{above}balance") is not None:
+                        lacks[above + last] = None
+    return [lacks | dict(group) for group, lacks in zip(options, lacking, strict=True)]
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """`model.balance` -> `model.`, `balance`."""
+    above, dot, last = name.rpartition(".")
+    return above + dot, last
 
 
 def _distinguish(own: int, options: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
@@ -130,8 +150,32 @@ def _distinguish(own: int, options: Sequence[Mapping[str, Any]], names: Sequence
         for chosen in combinations(have[:12], count):
             alike = [all(n in group and group[n] == options[own][n] for n in chosen) for group in options]
             if sum(alike) == 1:
-                return ", ".join(f"{name}={value_in_words(options[own][name])}" for name in chosen)
+                return ", ".join(dict.fromkeys(_choice_in_words(options[own], name, chosen) for name in chosen))
     return ""
+
+
+def _choice_in_words(options: Mapping[str, Any], name: str, chosen: Sequence[str]) -> str:
+    """An option and its value; settings of a balancing method stand behind the method, as in uniform(gamma=2)."""
+    above, last = _parts(name)
+    method = balance_in_words(options, above)
+    of_settings = last in BALANCE_SETTINGS or (
+        last == "balance" and any(above + setting in chosen for setting in BALANCE_SETTINGS)
+    )
+    if of_settings:
+        return f"{above}{method}" if method.endswith(")") else f"{above}balance={method}"
+    return f"{name}={value_in_words(options[name])}"
+
+
+def balance_in_words(options: Mapping[str, Any], above: str = "") -> str:
+    """The balancing method of a run with the settings that it was given: ogm-ge, uniform(gamma=2).
+
+    `above` is what stands before the options' names in the history of something that was made from the run.
+    """
+    settings = [*(options.get(f"{above}balance_set") or ())]
+    if (gamma := options.get(f"{above}balance_gamma")) is not None:
+        settings.append(f"gamma={value_in_words(gamma)}")
+    method = str(options.get(f"{above}balance", "none"))
+    return f"{method}({', '.join(settings)})" if settings else method
 
 
 def value_in_words(value: Any) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from avpt.training import objective
-from avpt.training.balancing.method import Balancing, Step
+from avpt.training.balancing.method import Balancing, Step, modulated
 from avpt.training.state import EpochState, new_epoch
 from avpt.training.world import World
 from avpt.types import Batch
@@ -59,8 +59,9 @@ def train_epoch(
 
     The model is called with a batch's inputs and returns logits; with `stepping.balance` it is `Balanced`.
     A step averages over all clips of its batch, however they are divided among processes and parts. The norms
-    recorded are those of the loss alone, before gradients are balanced or clipped. `after_step` receives the rows of
-    the step's clips; `epoch` counts from 0, and the epoch's first step is `first_step` of the run.
+    recorded are those of the loss that is minimised, before gradients are balanced or clipped: of the sum of a method's
+    losses, or where it weighs them itself, of what it made of them. `after_step` receives the rows of the step's clips;
+    `epoch` counts from 0, and the epoch's first step is `first_step` of the run.
 
     Raises:
         NotFiniteError: the loss, or a gradient, is not a number.
@@ -95,14 +96,17 @@ def train_epoch(
         apart = {} if gradients is None else gradients.finish(world, scaler)
         scaler.unscale_(optimizer)
         norms = {name: _norm(parameters) for name, parameters in watched.items()}
-        if all(map(math.isfinite, (*norms.values(), _norm(others)))):
-            state.norms = _added(state.norms, norms)
-        elif scaler.is_enabled() and scaler.get_scale() >= 1:
-            state.skipped += 1
-        else:  # after this step the model would be lost
+        finite = all(map(math.isfinite, (*norms.values(), _norm(others))))
+        if not finite and not (scaler.is_enabled() and scaler.get_scale() >= 1):  # the step would ruin the model
             raise NotFiniteError("gradient is not finite", state, batch)
         if method is not None:
-            state.factors = _added(state.factors, method.modulate(Step(epoch, first_step + state.step, apart)))
+            state.factors = _added(state.factors, modulated(method, Step(epoch, first_step + state.step, apart)))
+            if method.weighs_losses:
+                norms = {name: _norm(parameters) for name, parameters in watched.items()}
+        if finite:
+            state.norms = _added(state.norms, norms)
+        else:
+            state.skipped += 1
         if stepping.clip_grad is not None:
             nn.utils.clip_grad_norm_(model.parameters(), stepping.clip_grad)
         scaler.step(optimizer)

@@ -30,8 +30,9 @@ class Agm(Balancing):
     f(0, v) and f(a, 0) are computed in evaluation mode, and all clips share what encoders make of an input of zeros.
     kappa is that of the whole step, in all its parts and processes: gradients through m_a and m_v are made apart.
 
-    Until the end of the window a second forward pass, two backward passes through both, and two gradients of the
-    model in memory; after that as without balancing, as f(0, v) and f(a, 0) cancel out where both kappa are 1.
+    Until the end of the window a second forward pass, two backward passes through both, and three gradients of the
+    model in memory; after that the passes are those of plain training, as f(0, v) and f(a, 0) cancel out where both
+    kappa are 1.
 
     Args:
         joint: the run.

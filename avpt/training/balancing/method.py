@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 from avpt.errors import ConfigError
 from avpt.models.encoder import encode
 from avpt.models.fusion import FusedModel, Sum, shares
+from avpt.text import shortened
 from avpt.training import objective
 from avpt.training.world import World
-from avpt.types import Batch, Modality, Split
+from avpt.types import MODALITIES, Batch, Modality, Split
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ class Balancing(nn.Module):
     taught: ClassVar[bool] = False  # it asks for the stage-1 models
     ranges: ClassVar[Mapping[str, tuple[float, float]]] = {}  # of options; of others any number is taken
     apart: ClassVar[bool] = False  # each of its losses is back-propagated by itself
+    weighs_losses: ClassVar[bool] = False  # `modulate` first makes its losses what the step minimises, by their weights
 
     def __init__(self, joint: Joint) -> None:
         super().__init__()
@@ -151,9 +154,27 @@ class Balancing(nn.Module):
     def modulate(self, step: Step) -> dict[str, float]:
         """Change the gradients of a step before they are clipped and applied.
 
-        Returns each encoder's factor, which is recorded; nothing where a method has none.
+        Returns each encoder's factor by modality, which is recorded; nothing where a method has none.
         """
         return {}
+
+
+def modulated(method: Balancing, step: Step) -> dict[str, float]:
+    """Let a method change the gradients of a step; returns the factors that it says, by modality.
+
+    Raises:
+        ConfigError: there is a factor of something else than a modality, or one that is no number.
+    """
+    factors: object = method.modulate(step)
+    if factors is None:
+        return {}
+    if isinstance(factors, dict) and set(factors) <= set(MODALITIES):
+        with suppress(TypeError, ValueError):
+            return {name: float(factor) for name, factor in factors.items()}
+    raise ConfigError(
+        f"{type(method).__name__}.modulate returned {shortened(repr(factors), 80)}; it may return factors of "
+        f"{' and '.join(MODALITIES)}, which are numbers, or nothing"
+    )
 
 
 class Alone(Balancing):

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from avpt.errors import ConfigError
 from avpt.machine.seeds import seed_for
 from avpt.training.balancing.method import Balancing, Forward, Joint, Step
 from avpt.types import MODALITIES, Modality
@@ -21,6 +22,8 @@ class OgmGe(Balancing):
     else 1. The gradient g of each convolution of encoder u becomes k_u g + N(0, std(g) + 1e-8), with noise that is the
     same in every process.
 
+    One backward pass; the fusion head is applied twice more, for the shares; no memory to speak of.
+
     Args:
         joint: the run.
         alpha: how hard the stronger modality is held back.
@@ -28,7 +31,7 @@ class OgmGe(Balancing):
     """
 
     one_label = True
-    ranges: ClassVar = {"alpha": (0, 1000), "begin": (0, 100_000)}
+    ranges: ClassVar = {"alpha": (0, 1000), "begin": (0, 100_000), "end": (0, 100_000)}
 
     def __init__(self, joint: Joint, *, alpha: float = 0.1, window: tuple[int, int] = (0, 50)) -> None:
         super().__init__(joint)
@@ -74,13 +77,21 @@ class OgmGe(Balancing):
 
 
 class LateOgmGe(OgmGe):
-    """OGM-GE's later form (TPAMI 2024): as before, without modulation in the first epochs and without an end.
+    """OGM-GE's later form (TPAMI 2024): as before, in a window of which the first epochs are left out.
+
+    The window ends where OGM-GE's does; the paper's code, which has 100 epochs, takes 80 where nothing is said.
 
     Args:
         joint: the run.
         alpha: how hard the stronger modality is held back.
         begin: the first epoch in which it is, counted from 0.
+        end: the last epoch in which it is.
+
+    Raises:
+        ConfigError: the window ends before it begins.
     """
 
-    def __init__(self, joint: Joint, *, alpha: float = 0.1, begin: int = 5) -> None:
-        super().__init__(joint, alpha=alpha, window=(begin, joint.epochs))
+    def __init__(self, joint: Joint, *, alpha: float = 0.1, begin: int = 5, end: int = 50) -> None:
+        if end < begin:
+            raise ConfigError(f"--balance ogm-ge-late begins with epoch {begin} and ends with {end}; set end too")
+        super().__init__(joint, alpha=alpha, window=(begin, end))

@@ -22,9 +22,9 @@ class Opm(Balancing):
     of the features; clips that have no features left do not count. What is recorded of the clips is the answer from
     whole features.
 
-    One backward pass, in which the fusion head is applied once more; no memory to speak of. The sums are over the clips
-    that go through the model together, as they are needed before the loss: with `--accumulate` and in several processes
-    each part of a batch has its own. What is drawn depends on seed, step and clip alone.
+    One backward pass; the fusion head is applied three times more, twice for the shares; no memory to speak of. The
+    sums are over the clips that go through the model together, as they are needed before the loss: with `--accumulate`
+    and in several processes each part of a batch has its own. What is drawn depends on seed, step and clip alone.
 
     Args:
         joint: the run.

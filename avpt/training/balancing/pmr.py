@@ -25,7 +25,8 @@ class Pmr(Balancing):
     a class that has none is left out of d. A clip from which a modality is withheld has neither loss nor score there.
 
     A forward pass over the training clips before each epoch; three backward passes, of which two go through one
-    encoder each; and two gradients of each encoder in memory.
+    encoder each; and three gradients of each encoder in memory. The norm that is recorded is that of L's gradient, as
+    `modulate` makes it.
 
     Args:
         joint: the run.
@@ -37,6 +38,7 @@ class Pmr(Balancing):
     ranges: ClassVar = {"alpha": (0, 1000), "momentum": (0, 1), "window": (0, 100_000)}
     one_label = True
     apart = True
+    weighs_losses = True
     seen: Tensor
 
     def __init__(

@@ -38,7 +38,7 @@ def read_settings(method: type[Balancing], name: str, typed: Sequence[str], give
     values = dict(given)
     for words in typed:
         key, equals, text = words.partition("=")
-        if not equals:
+        if not equals or not key:
             raise ConfigError(f"--balance-set {words} is not NAME=VALUE; options of {name}: {there}")
         if key in given:
             raise ConfigError(f"--balance-set {key} has an option of its own; use --ogm-... or --balance-... alone")
@@ -62,6 +62,20 @@ def read_settings(method: type[Balancing], name: str, typed: Sequence[str], give
     if foreign := [key for key in given if key not in known]:
         raise ConfigError(f"--balance {name} has no option {foreign[0]}; it has {there}")
     return values
+
+
+def as_recorded(values: Mapping[str, Any], typed: Sequence[str]) -> tuple[str, ...]:
+    """The `NAME=VALUE` of a record: as `typed`, but each value spelt in one way, so that 1.50 and 1.5 are the same."""
+    names = [words.partition("=")[0] for words in typed]
+    return tuple(f"{name}={_spelt(values[name])}" for name in names)
+
+
+def _spelt(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_spelt, value))
+    if isinstance(value, str):
+        return value
+    return repr(value).removesuffix(".0").lower()
 
 
 def _read(text: str, kind: Any) -> Any:
