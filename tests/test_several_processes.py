@@ -291,9 +291,8 @@ def test_a_killed_process_ends_the_job_and_the_same_command_goes_on(
     assert any("the same command" in line and "goes on from" in line for line in said), log.read_text(encoding="utf-8")
     assert not (run / "summary.json").exists()
 
-    again = torchrun(*command, "--workers", "0", log=log)  # which loads nothing again for workers
-    stdout, _ = again.communicate(timeout=PATIENCE)
-    assert (again.returncode, stdout) == (0, f"{run}\n"), log.read_text(encoding="utf-8")
+    first, _ = job(tmp_path / "again", *command, "--workers", "0")
+    assert (first.code, first.stdout) == (0, f"{run}\n"), first.stderr
     assert files_of(run) == files_of(whole[0])
 
 
