@@ -651,6 +651,8 @@ def test_parameters_of_any_network_are_looked_at(experiment: Experiment, tmp_pat
     torch.save({"state_dict": network.state_dict(), "epoch": 3}, tmp_path / "strange.pt")
     check_parameters(tmp_path / "strange.pt", network.state_dict())
     refused("inspect", tmp_path / "strange.pt", "--store", experiment.store, says="--arch says which", silent=False)
+    result = refused("inspect", tmp_path / "strange.pt", "--arch", "resnet34", says="; leave --arch out")
+    assert "avpt inspect" not in result.error
     other = nn.Sequential(nn.Conv2d(3, 20, 3), nn.BatchNorm2d(20))
     torch.save(other.state_dict(), tmp_path / "other.pt")
     both = ("inspect", tmp_path / "strange.pt", "--after", tmp_path / "other.pt")
@@ -670,13 +672,13 @@ def test_the_architecture_is_looked_up_once(
         return search(state, everywhere, seconds)
 
     monkeypatch.setattr(known_architectures, "_search", counted)
-    network = timm.create_model("test_efficientnet", in_chans=1)
+    network = timm.create_model("resnet18d", in_chans=1)
     torch.save({"state_dict": {f"net.{key}": value for key, value in network.state_dict().items()}}, tmp_path / "x.pt")
     result = done("inspect", tmp_path / "x.pt", "--json")
     record = result.json()
-    assert (record["arch"], record["modality"], searched) == ("test_efficientnet", "audio", [True])
-    assert f"{tmp_path / 'x.pt'} looks like test_efficientnet, and is read as that" in result.stderr
-    assert done("inspect", tmp_path / "x.pt", "--arch", "test_efficientnet", "--json").json() == record
+    assert (record["arch"], record["modality"], searched) == ("resnet18d", "audio", [True])
+    assert f"{tmp_path / 'x.pt'} looks like resnet18d, and is read as that" in result.stderr
+    assert done("inspect", tmp_path / "x.pt", "--arch", "resnet18d", "--json").json() == record
     done("inspect", tmp_path / "x.pt", "--store", experiment.store, *FEW, *HERE)
 
     searched.clear()
@@ -700,7 +702,7 @@ def test_networks_that_take_no_usual_sound(arch: str, layers: int, says: str, tm
         state = timm.create_model(arch).state_dict()
     full = {key: torch.full(value.shape, 0.5).to(value.dtype) for key, value in state.items()}
     torch.save(full, tmp_path / "x.pt")
-    for named in ((), ("--arch", arch)):
+    for named in (("--arch", arch), ())[: 1 if says else 2]:  # the larger is looked up no further
         record = done("inspect", tmp_path / "x.pt", *named, "--json").json()
         assert (record["arch"], record["modality"], len(record["layers"])) == (arch, "visual", layers)
     as_sound = ("inspect", tmp_path / "x.pt", "--arch", arch, "--modality", "audio")
@@ -708,6 +710,14 @@ def test_networks_that_take_no_usual_sound(arch: str, layers: int, says: str, tm
         refused(*as_sound, says=says)
     else:
         assert done(*as_sound, "--json").json()["modality"] == "audio"
+
+
+def test_networks_without_batch_norm_are_told_as_that(tmp_path: Path) -> None:
+    says = "has no BatchNorm layer, so there are no abnormal or dead channels to look for"
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "vit.pt")
+    refused("inspect", tmp_path / "vit.pt", says=says)
+    torch.save(timm.create_model("csatv2").state_dict(), tmp_path / "csatv2.pt")
+    refused("inspect", tmp_path / "csatv2.pt", "--arch", "csatv2", says=says)
 
 
 def test_a_batch_norm_without_parameters_is_passed_over(experiment: Experiment, before: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 import torchvision
 from helpers import PATCHES, Experiment, done, near, refused
 from safetensors.torch import load_file
-from timm.layers import BatchNormAct2d
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 

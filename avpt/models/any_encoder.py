@@ -30,7 +30,8 @@ from avpt.models.encoder import (
 )
 from avpt.models.fitting import check_values, misfits, wrong_values
 from avpt.models.known_architectures import nothing_alike, recognise
-from avpt.models.weights import adapt_conv1, find_weights, fit_weights, guess_arch, read_largest
+from avpt.models.layouts import find_places
+from avpt.models.weights import ELSEWHERE, adapt_conv1, find_weights, fit_weights, guess_arch, read_largest
 from avpt.types import CHANNELS, MODALITIES, Modality
 
 log = logging.getLogger(__name__)
@@ -75,11 +76,13 @@ def load_any_encoder(name: Path, modality: Modality | None, arch: str | None, ke
         return _load_own(name, modality, arch, header)
     try:
         return _load_fitting(name, modality, arch, key)
-    except ArtifactError:
+    except ArtifactError as error:
         other = None if arch is not None or published or key is not None else _of_another(name, modality)
-        if other is None:
-            raise
-        return other
+        if other is not None:
+            return other
+        if (what := str(error).removesuffix(f"; {ELSEWHERE}")) != str(error):  # which names this very command
+            raise ArtifactError(f"{what}; leave --arch out" if arch is not None else what) from None
+        raise
 
 
 def _load_fitting(name: Path, modality: Modality | None, arch: str | None, key: str | None) -> AnyEncoder:
@@ -175,11 +178,16 @@ def _of_another(name: Path, modality: Modality | None) -> AnyEncoder | None:
     """The encoder of weights of another architecture than torchvision's three, or its BatchNorm parameters alone.
 
     None where these are of one of the three, and damaged, or have no parameters that can be read.
+
+    Raises:
+        ArtifactError: they are of another architecture, and have no BatchNorm.
     """
     state = read_largest(artifacts.model_file(name))
     layers = norm_layers(state)
     with torch.device("meta"):
         shapes = build_encoder(EncoderSpec(guess_arch(state), "visual", "batchnorm")).state_dict()
+    if not layers and any("." in key for key in state) and not _begins_like(state, shapes):
+        raise ArtifactError(f"{name} has no BatchNorm layer, so there are no abnormal or dead channels to look for")
     unfit = misfits(shapes, state)
     abri = any(".new_" in key for key in state)
     if not layers or abri or len(unfit) < LITTLE * len(shapes):  # one of torchvision's three, and damaged
@@ -201,6 +209,11 @@ def _of_another(name: Path, modality: Modality | None) -> AnyEncoder | None:
     _tell_passed_over(name, _without_parameters(state))
     spec = EncoderSpec(known_as.name if known_as else UNKNOWN, modality or "visual", "batchnorm")
     return AnyEncoder(None, known, spec, spec.modality, None)
+
+
+def _begins_like(state: Mapping[str, Tensor], shapes: Mapping[str, Tensor]) -> bool:
+    first = next(iter(shapes))
+    return any(first in place.wanted for place in find_places(dict(state), shapes))
 
 
 def _load_own(name: Path, modality: Modality | None, arch: str | None, header: Header) -> AnyEncoder:
