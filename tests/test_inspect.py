@@ -11,9 +11,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
-from helpers import STORE_OPTIONS, Experiment, digit_rows, done, refused, write_manifest
+from helpers import STORE_OPTIONS, Experiment, avpt, digit_rows, done, refused, write_manifest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.container import BarContainer
@@ -25,6 +26,7 @@ from torch.nn import functional as F
 from avpt.diagnosis.channel_tables import describe_prediction, percent
 from avpt.diagnosis.dead_channels import measure, score_prediction
 from avpt.figures import channels as figures
+from avpt.models import known_architectures
 from avpt.models.any_encoder import load_any_encoder
 from avpt.types import Batch
 
@@ -649,6 +651,90 @@ def test_parameters_of_any_network_are_looked_at(experiment: Experiment, tmp_pat
     torch.save({"state_dict": network.state_dict(), "epoch": 3}, tmp_path / "strange.pt")
     check_parameters(tmp_path / "strange.pt", network.state_dict())
     refused("inspect", tmp_path / "strange.pt", "--store", experiment.store, says="--arch says which", silent=False)
+    result = refused("inspect", tmp_path / "strange.pt", "--arch", "resnet34", says="; leave --arch out")
+    assert "avpt inspect" not in result.error
+    other = nn.Sequential(nn.Conv2d(3, 20, 3), nn.BatchNorm2d(20))
+    torch.save(other.state_dict(), tmp_path / "other.pt")
+    both = ("inspect", tmp_path / "strange.pt", "--after", tmp_path / "other.pt")
+    result = avpt(*both)
+    assert (result.code, result.stdout) == (1, "")
+    assert "do not have the same BatchNorm layers" in result.error
+
+
+def test_the_architecture_is_looked_up_once(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = []
+    search = known_architectures._search
+
+    def counted(state: State, everywhere: bool, seconds: float) -> known_architectures.Known | None:
+        searched.append(everywhere)
+        return search(state, everywhere, seconds)
+
+    monkeypatch.setattr(known_architectures, "_search", counted)
+    network = timm.create_model("resnet18d", in_chans=1)
+    torch.save({"state_dict": {f"net.{key}": value for key, value in network.state_dict().items()}}, tmp_path / "x.pt")
+    result = done("inspect", tmp_path / "x.pt", "--json")
+    record = result.json()
+    assert (record["arch"], record["modality"], searched) == ("resnet18d", "audio", [True])
+    assert f"{tmp_path / 'x.pt'} looks like resnet18d, and is read as that" in result.stderr
+    assert done("inspect", tmp_path / "x.pt", "--arch", "resnet18d", "--json").json() == record
+    done("inspect", tmp_path / "x.pt", "--store", experiment.store, *FEW, *HERE)
+
+    searched.clear()
+    small = {key: value[:4] for key, value in network.state_dict().items() if value.ndim}
+    torch.save(small, tmp_path / "strange.pt")
+    result = done("inspect", tmp_path / "strange.pt")
+    assert "looks like none of torchvision's or timm's architectures" in result.stderr
+    assert "avpt inspect" not in result.stderr
+    assert searched == [True]
+
+
+@pytest.mark.parametrize(
+    ("arch", "layers", "says"),
+    [
+        ("efficientformer_l1", 33, ""),  # takes sound of no usual size
+        ("tresnet_m", 60, "takes patches of it as 48 channels, which can't be carried across; leave --modality out"),
+    ],
+)
+def test_networks_that_take_no_usual_sound(arch: str, layers: int, says: str, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        state = timm.create_model(arch).state_dict()
+    full = {key: torch.full(value.shape, 0.5).to(value.dtype) for key, value in state.items()}
+    torch.save(full, tmp_path / "x.pt")
+    for named in (("--arch", arch), ())[: 1 if says else 2]:  # the larger is looked up no further
+        record = done("inspect", tmp_path / "x.pt", *named, "--json").json()
+        assert (record["arch"], record["modality"], len(record["layers"])) == (arch, "visual", layers)
+    as_sound = ("inspect", tmp_path / "x.pt", "--arch", arch, "--modality", "audio")
+    if says:
+        refused(*as_sound, says=says)
+    else:
+        assert done(*as_sound, "--json").json()["modality"] == "audio"
+
+
+def test_networks_without_batch_norm_are_told_as_that(tmp_path: Path) -> None:
+    says = "has no BatchNorm layer, so there are no abnormal or dead channels to look for"
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "vit.pt")
+    refused("inspect", tmp_path / "vit.pt", says=says)
+    torch.save(timm.create_model("csatv2").state_dict(), tmp_path / "csatv2.pt")
+    refused("inspect", tmp_path / "csatv2.pt", "--arch", "csatv2", says=says)
+
+
+def test_a_batch_norm_without_parameters_is_passed_over(experiment: Experiment, before: Path, tmp_path: Path) -> None:
+    state = load_file(before)
+    for part in ("weight", "bias"):
+        del state[f"layer2.0.bn1.{part}"]
+    save_file(state, tmp_path / "x.safetensors")
+    result = done("inspect", tmp_path / "x.safetensors", "--json")
+    whole = {layer["name"]: layer for layer in inspect(before)["layers"]}
+    del whole["layer2.0.bn1"]
+    assert result.json()["layers"] == list(whole.values())
+    says = "passed over, as they have no gamma and beta (affine=False): layer2.0.bn1"
+    assert result.stderr.count(says) == 1
+    fed = done("inspect", tmp_path / "x.safetensors", "--store", experiment.store, *FEW, *HERE, "--json").json()
+    assert "layer2.0.bn1" not in [layer["name"] for layer in fed["layers"]]
+    init = ("init", "--modality", "visual", "--weights", tmp_path / "x.safetensors", "--bn", "abri")
+    refused(*init, "--out", tmp_path / "y.safetensors", says="save them as 1 and 0, which amounts to the same")
 
 
 @pytest.mark.parametrize("name", ["resnet20-12fca82f", "resnet56-4bfd9763"])

@@ -13,16 +13,17 @@ import torch
 import torchvision
 from helpers import PATCHES, Experiment, done, near, refused
 from safetensors.torch import load_file
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import avpt
 from avpt.diagnosis.dead_channels import measure
 from avpt.errors import ConfigError
-from avpt.models.abri import AbriBatchNorm, convert, fold, norm_eps
+from avpt.models.abri import AbriBatchNorm, convert, fold, fold_network, norm_eps
 from avpt.models.architectures import find_architecture, list_architectures
-from avpt.models.encoder import build_encoder, check_size, describe_encoder, encoder_spec
-from avpt.types import Batch
+from avpt.models.encoder import build_encoder, check_size, describe_encoder, encoder_spec, features_shape
+from avpt.types import Batch, Modality
 
 WITH_BATCHNORM = ("resnet18d", "regnety_002", "efficientnet_lite0", "mobilenetv3_small_100", "densenet121")
 SMALL = ("--image-size", "32", "--num-frames", "1", "--device", "cpu", "--quiet")
@@ -120,6 +121,45 @@ def test_a_layer_that_stands_in_two_places_is_still_one() -> None:
     network = convert(nn.ModuleList([layer, nn.Sequential(layer)]))
     assert network.get_submodule("0") is network.get_submodule("1.0")
     assert isinstance(fold(convert(nn.BatchNorm1d(3))), nn.BatchNorm1d)  # type: ignore[arg-type]
+    assert norm_eps(network).keys() == {"0", "1.0"}
+    folded = fold_network(network)
+    assert isinstance(folded.get_submodule("0"), nn.BatchNorm1d)
+    assert folded.get_submodule("0") is folded.get_submodule("1.0")
+    assert not any(isinstance(layer, AbriBatchNorm) for layer in folded.modules())
+
+
+def test_an_activation_keeps_its_weights() -> None:
+    layer = BatchNormAct2d(4, act_layer=nn.PReLU)
+    slopes = layer.get_parameter("act.weight")
+    with torch.no_grad():
+        slopes.fill_(0.7)
+    network = convert(nn.Sequential(layer))
+    inputs = torch.randn(3, 4, 5, 5)
+    expected = network.eval()(inputs)
+    folded = fold_network(network).eval()
+    assert type(folded[0]) is BatchNormAct2d  # type: ignore[index]
+    assert torch.equal(folded.get_parameter("0.act.weight"), torch.full_like(slopes, 0.7))
+    near(folded(inputs).detach(), expected.detach())
+
+
+@pytest.mark.parametrize("frozen", [("weight", "bias"), ("weight",), ()])
+def test_what_is_frozen_stays_frozen(frozen: tuple[str, ...]) -> None:
+    layer = nn.BatchNorm2d(3)
+    for name in frozen:
+        layer.get_parameter(name).requires_grad_(False)
+    blended = convert(nn.Sequential(layer))
+    trained = {name for name, value in blended.named_parameters() if value.requires_grad}
+    parts = [name for name in ("weight", "bias") if name not in frozen]
+    assert trained == {f"0.{branch}{name}" for name in parts for branch in ("", "new_")} | (
+        {"0.alpha"} if parts else set()
+    )
+    folded = fold_network(blended)
+    assert [name for name, value in folded.named_parameters() if not value.requires_grad] == [f"0.{n}" for n in frozen]
+
+
+def test_a_batch_norm_without_parameters_stays_as_it_is() -> None:
+    network = convert(nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, affine=False)))
+    assert [type(layer).__name__ for layer in network.children()] == ["AbriBatchNorm2d", "BatchNorm2d"]
 
 
 @pytest.mark.parametrize(
@@ -172,6 +212,65 @@ def test_sizes_that_do_not_fit_are_refused_with_the_nearest() -> None:
         check_size(small, (16, 16), "densenet")
 
 
+@pytest.mark.parametrize(
+    ("arch", "modality", "asked", "nearest"),
+    [
+        ("efficientformer_l1", "audio", None, (224, 224)),  # no size but that of its weights
+        ("efficientformer_l1", "visual", (256, 192), (224, 224)),
+        ("test_convnext", "visual", (1, 2), (32, 32)),
+    ],
+)
+def test_the_nearest_size_works(
+    arch: str, modality: Modality, asked: tuple[int, int] | None, nearest: tuple[int, int]
+) -> None:
+    def ask() -> None:
+        if find_architecture(arch).fixed_size:
+            describe_encoder(arch, modality, "batchnorm", asked)
+        elif asked is not None:
+            check_size(describe_encoder(arch, modality, "batchnorm"), asked, "it")
+
+    with pytest.raises(ConfigError, match=f"nearest that it takes is {nearest[0]}x{nearest[1]}"):
+        ask()
+    size = nearest if find_architecture(arch).fixed_size else None
+    assert len(features_shape(describe_encoder(arch, modality, "batchnorm", size), nearest)) == 2
+
+
+def test_patches_that_leave_a_rest_are_told(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    convnext = describe_encoder("test_convnext", "visual", "batchnorm")
+    check_size(convnext, (32, 32), "encoder.safetensors")
+    assert not caplog.records
+    check_size(convnext, (35, 32), "encoder.safetensors")
+    (record,) = caplog.records
+    says = "encoder.safetensors: the patches of test_convnext do not divide inputs of 35x32 without a rest"
+    assert record.getMessage().startswith(says)
+    assert record.getMessage().endswith("the nearest that they divide is 32x32")
+    sized = ("init", "--arch", "vit_tiny_patch16_224", "--modality", "audio", "--weights", "random", "--out")
+    result = done(*sized, tmp_path / "x.safetensors", "--input-size", "50x32")
+    assert result.stderr.count("the edge is cut off or padded; the nearest that they divide is 48x32") == 1
+    assert "edge" not in done(*sized, tmp_path / "y.safetensors", "--input-size", "48x32").stderr
+
+
+def test_an_architecture_for_pictures_alone_says_so(tmp_path: Path) -> None:
+    says = "csatv2 takes pictures of 3 channels alone, and sound has 1"
+    made = ("init", "--arch", "csatv2", "--weights", "random", "--out", tmp_path / "x.safetensors", "--modality")
+    assert "takes inputs of" not in refused(*made, "audio", says=says).stderr
+    shown = [line.split() for line in done("encoders", "csatv2.r512_in1k").stdout.splitlines()]
+    (row,) = (words for words in shown if words[:1] == ["csatv2.r512_in1k"] and "M" in words)
+    assert row[-1] == "sound"
+    (known,) = done("encoders", "csatv2.r512_in1k", "--json").json()["encoders"]
+    assert (known["problem"], known["width"]) == (says.replace("csatv2", "csatv2.r512_in1k"), 386)
+
+
+def test_an_architecture_whose_features_are_no_vector_is_refused(tmp_path: Path) -> None:
+    says = "the features of mobilenetv5_300m_enc are not a vector but 2048 x 16 x 16, so it can't be an encoder"
+    made = ("init", "--arch", "mobilenetv5_300m_enc", "--modality", "visual", "--weights", "random")
+    refused(*made, "--out", tmp_path / "x.safetensors", says=says)
+    shown = done("encoders", "mobilenetv5_300m_enc").stdout
+    assert "can't take" in shown
+    assert "anything" in shown
+    assert says in " ".join(shown.split())
+
+
 def test_dead_channels_are_found_behind_any_activation() -> None:
     """Against hooks on timm's own activation modules, where the BatchNorm carries its activation along."""
     torch.manual_seed(0)
@@ -211,6 +310,12 @@ def test_patterns_of_names() -> None:
     assert list_architectures("vit_tiny_patch16_2*4") == ["vit_tiny_patch16_224"]
     assert set(timm.list_models()) <= set(list_architectures(""))
     assert find_architecture("resnet18.a1_in1k").library == "timm"
+    assert list_architectures("ResNet18.A1_in1k") == ["resnet18.a1_in1k"]
+    assert list_architectures("RESNET18") == list_architectures("resnet18")
+    (one,) = done("encoders", "resnet18.a1_in1k", "--json").json()["encoders"]
+    assert (one["name"], one["width"], one["problem"]) == ("resnet18.a1_in1k", 512, None)
+    with pytest.raises(ConfigError, match=r"no architecture 'RESNET18D'; do you mean resnet18d"):
+        find_architecture("RESNET18D")
 
 
 # --- the commands ------------------------------------------------------------------------------------------------

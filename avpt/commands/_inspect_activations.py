@@ -74,7 +74,10 @@ def measure(config: InspectConfig, path: Path, before: Side, after: Side | None)
         sides = dead_channels.measure(encoders, batches(), config.zero)
     return Measurements(
         sides,
-        [side.dead(config.dead_share) for side in sides],
+        [
+            {layer: mask for layer, mask in activity.dead(config.dead_share).items() if layer in before.own}
+            for activity in sides
+        ],
         len(index),
         index.ids[int(first[0].positions)],
         first[0].inputs[0].flatten(0, -4)[0].cpu(),

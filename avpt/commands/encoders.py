@@ -31,13 +31,15 @@ def run(config: EncodersConfig) -> Report:
             encoders.append(describe(name, counted=counted))
     if not counted:
         log.info("parameters, width and BatchNorm of up to %d are counted; narrow it with a PATTERN", MOST_BUILT)
-    return Report({"encoders": encoders}, tables=[table_of(encoders, counted=counted)])
+    problems = [encoder["problem"] for encoder in encoders if encoder["problem"] is not None]
+    table = table_of(encoders, counted=counted)
+    return Report({"encoders": encoders}, tables=[table], words="\n".join(problems))
 
 
 def describe(name: str, *, counted: bool) -> dict[str, Any]:
-    """What there is to know of an architecture; where it can't be an encoder, why in `problem`."""
+    """What there is to know of an architecture; where it can't be an encoder, or none of sound, why in `problem`."""
     from avpt.models.architectures import find_architecture
-    from avpt.models.encoder import count_encoder
+    from avpt.models.encoder import check_sound, count_encoder
 
     facts = find_architecture(name)
     described: dict[str, Any] = {
@@ -55,6 +57,7 @@ def describe(name: str, *, counted: bool) -> dict[str, Any]:
     if counted:
         try:
             described |= count_encoder(name)
+            check_sound(name)
         except AvptError as error:
             described["problem"] = str(error)
     return described
@@ -63,6 +66,7 @@ def describe(name: str, *, counted: bool) -> dict[str, Any]:
 def table_of(encoders: list[dict[str, Any]], *, counted: bool) -> Table:
     """One row for each architecture."""
     rows = []
+    some_can_not = any(encoder["problem"] is not None for encoder in encoders)
     for encoder in encoders:
         size = "x".join(map(str, encoder["picture_size"])) + (" only" if encoder["fixed_size"] else "")
         counts: tuple[str, ...] = ("-", "-", "-")
@@ -70,10 +74,13 @@ def table_of(encoders: list[dict[str, Any]], *, counted: bool) -> Table:
             counts = (f"{encoder['parameters'] / 1e6:.1f} M", str(encoder["width"]), str(encoder["batchnorm"]))
         colours = " / ".join(_numbers(encoder[part]) for part in ("mean", "std"))
         colours = "ImageNet's" if colours == IMAGENET_WORDS else colours
-        rows.append((encoder["name"], *(counts if counted else ()), size, colours))
+        lacks = "" if encoder["problem"] is None else "sound" if encoder["parameters"] is not None else "anything"
+        row = (encoder["name"], *(counts if counted else ()), size, colours, *((lacks,) if some_can_not else ()))
+        rows.append(row)
     columns = ("weights", "width", "BatchNorm") if counted else ()
+    last = ("can't take",) if some_can_not else ()
     title = f"{len(rows)} architecture{'s' if len(rows) > 1 else ''}; size, and mean / deviation, of the pictures"
-    return Table(title, ("name", *columns, "size", "normalised by"), rows)
+    return Table(title, ("name", *columns, "size", "normalised by", *last), rows)
 
 
 def _numbers(values: list[float]) -> str:

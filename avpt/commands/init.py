@@ -59,7 +59,7 @@ def initialise(config: InitConfig, header: Header) -> Header:
     import torch
 
     from avpt.models import abnormal_channels, weights
-    from avpt.models.encoder import build_encoder, encoder_spec
+    from avpt.models.encoder import build_encoder, encoder_spec, warn_of_edges
 
     torch.manual_seed(config.seed)
     spec = encoder_spec(header.spec["encoder"])
@@ -94,6 +94,8 @@ def initialise(config: InitConfig, header: Header) -> Header:
     elif config.bn == "reset-abnormal":
         state, count = abnormal_channels.reset_abnormal(state, config.abnormal_threshold)
         log.info("%d BatchNorm channels with |gamma| below %g are reset", count, config.abnormal_threshold)
+    if spec.size is not None:
+        warn_of_edges(spec, spec.size, str(config.out))
     encoder = build_encoder(spec, config.alpha)
     encoder.load_state_dict(encoder.state_dict() | state)  # over ABRi's new branch, which state lacks
     if header.inputs:  # before the encoder, which is not made again once it is there

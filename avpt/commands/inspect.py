@@ -9,7 +9,7 @@ from avpt.commands._inspect_activations import Measurements, measure
 from avpt.commands._inspect_figures import draw_first_layer, draw_parameters
 from avpt.commands._inspect_parameters import Side, read
 from avpt.diagnosis.channel_tables import channel_tables, describe_prediction
-from avpt.errors import ArtifactError, OutputError, StoreError
+from avpt.errors import ArtifactError, OutputError, StoreError, listed
 from avpt.options import InspectConfig
 from avpt.types import Report
 
@@ -32,6 +32,11 @@ def run(config: InspectConfig) -> Report:
     if after is not None and after.loaded.spec.arch != before.loaded.spec.arch:
         raise ArtifactError(
             f"{after.path} is a {after.loaded.spec.arch} and {before.path} a {before.loaded.spec.arch}; "
+            "--after takes the same encoder later on"
+        )
+    if after is not None and (differ := set(before.own) ^ set(after.own)):  # of unknown architectures, or passed over
+        raise ArtifactError(
+            f"{after.path} and {before.path} do not have the same BatchNorm layers ({listed(sorted(differ))}); "
             "--after takes the same encoder later on"
         )
     files: dict[str, bytes] = {}

@@ -139,7 +139,8 @@ def convert(network: nn.Module, alpha: float = 0.5, per: Literal["channel", "lay
     """Turn every BatchNorm of a network into an ABRi layer (arXiv 2302.03533), in place; its values are kept.
 
     BatchNorm1d, BatchNorm2d and timm's BatchNormAct2d are converted. A BatchNorm without gamma and beta stays as it
-    is: there is nothing to re-initialise.
+    is: there is nothing to re-initialise. One whose gamma or beta is frozen (`requires_grad` is off) is frozen in both
+    branches, and alpha with both of them.
 
     Args:
         network: any module; it may itself be a BatchNorm, which only the returned module replaces.
@@ -190,6 +191,10 @@ def _converted(name: str, layer: _BatchNorm, alpha: float, per: Literal["channel
     )
     abri.load_state_dict(layer.state_dict(), strict=False)  # what it lacks is the new branch
     _take_modules(abri, layer)
+    for name in ("weight", "bias"):
+        for branch in (name, f"new_{name}"):
+            abri.get_parameter(branch).requires_grad_(layer.get_parameter(name).requires_grad)
+    abri.alpha.requires_grad_(abri.weight.requires_grad or abri.bias.requires_grad)
     return abri
 
 
@@ -225,20 +230,29 @@ def fold(layer: AbriBatchNorm) -> _BatchNorm:
     plain: _BatchNorm = kind(
         layer.num_features, layer.eps, layer.momentum, device=layer.weight.device, dtype=layer.weight.dtype
     )
+    _take_modules(plain, layer)  # before the values, as an activation may have some, such as PReLU's slopes
     plain.load_state_dict(fold_state_dict(layer.state_dict(), layer.eps))
-    _take_modules(plain, layer)
+    for name in ("weight", "bias"):
+        plain.get_parameter(name).requires_grad_(layer.get_parameter(name).requires_grad)
     return plain
 
 
 def fold_network(network: nn.Module) -> nn.Module:
     """Turn every ABRi layer of a network into the plain BatchNorm that it amounts to, in place; see `fold`."""
-    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, AbriBatchNorm)}
-    return _replace(network, {name: fold(layer) for name, layer in layers.items()})
+    folded: dict[str, nn.Module] = {}
+    same: dict[AbriBatchNorm, nn.Module] = {}  # a layer that stands in two places is still one afterwards
+    for name, layer in network.named_modules(remove_duplicate=False):
+        if isinstance(layer, AbriBatchNorm):
+            if layer not in same:
+                same[layer] = fold(layer)
+            folded[name] = same[layer]
+    return _replace(network, folded)
 
 
 def norm_eps(network: nn.Module) -> dict[str, float]:
-    """What each BatchNorm of a network adds to the variance, by the layer's name."""
-    return {name: layer.eps for name, layer in network.named_modules() if isinstance(layer, _BatchNorm)}
+    """What each BatchNorm of a network adds to the variance, by the layer's name, or names where it has several."""
+    modules = network.named_modules(remove_duplicate=False)
+    return {name: layer.eps for name, layer in modules if isinstance(layer, _BatchNorm)}
 
 
 @torch.no_grad()

@@ -63,7 +63,7 @@ def find_architecture(name: str) -> Architecture:
         known = list(
             dict.fromkeys([*RESNETS, *timm.list_models(), *(timm.list_pretrained(f"{base}.*") if tag else ())])
         )
-        near = get_close_matches(name, known, n=3, cutoff=0.5)
+        near = get_close_matches(name.lower(), known, n=3, cutoff=0.5)
         hint = f"; do you mean {' or '.join(near)}" if near else ""
         raise ConfigError(f"there is no architecture {name!r:.80}{hint}; `avpt encoders PATTERN` lists them")
     facts = timm.get_pretrained_cfg(name)
@@ -129,13 +129,18 @@ def fit_size(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tenso
 def list_architectures(pattern: str) -> list[str]:
     """The names that fit a shell pattern, torchvision's first; without timm these are all.
 
-    A pattern without `*`, `?` or `[` fits all names that contain it.
+    A pattern without `*`, `?` or `[` fits all names that contain it; upper and lower case are one. A pattern with a dot
+    is about the tags of weights too, as in `resnet18.a1_in1k`.
     """
+    pattern = pattern.lower()
     if not any(character in pattern for character in "*?["):
         pattern = f"*{pattern}*"
     own = [name for name in RESNETS if fnmatchcase(name, pattern)]
-    theirs = timm_package(pattern).list_models() if find_spec("timm") else []
-    return own + [name for name in theirs if fnmatchcase(name, pattern) and name not in RESNETS]
+    if not find_spec("timm"):
+        return own
+    timm = timm_package(pattern)
+    theirs = timm.list_models() + (timm.list_pretrained() if "." in pattern else [])
+    return own + [name for name in theirs if fnmatchcase(name.lower(), pattern) and name not in RESNETS]
 
 
 def timm_package(name: str) -> Any:

@@ -5,6 +5,7 @@ Shapes: audio (batch, 1, frame, mel), visual (batch, frames, 3, height, width), 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +29,10 @@ from avpt.models.architectures import (
 )
 from avpt.types import CHANNELS, LARGEST_INPUT, Modality
 
+log = logging.getLogger(__name__)
+
 Norm = Literal["batchnorm", "abri-channel", "abri-layer"]
+SOUND_SIZE = (1024, 128)  # frames x mel bins, unless something else is asked for
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def describe_encoder(arch: str, modality: Modality, norm: Norm, size: Size | Non
     if size is not None and not facts.fixed_size:
         raise ConfigError(f"{arch} takes inputs of any size; leave --input-size out")
     if facts.fixed_size and size is None:
-        size = (1024, 128) if modality == "audio" else facts.picture_size
+        size = SOUND_SIZE if modality == "audio" else facts.picture_size
     colours: dict[str, Any] = {}
     if modality == "visual" and facts.colours != IMAGENET:
         colours = dict(zip(("mean", "std"), facts.colours, strict=True))
@@ -77,7 +81,7 @@ def describe_encoder(arch: str, modality: Modality, norm: Norm, size: Size | Non
         try:
             features_shape(spec, size)
         except ConfigError as error:
-            raise ConfigError(f"{error}{_nearest(spec, size)}") from None
+            raise ConfigError(f"{error}{_hint(spec, size)}") from None
     return spec
 
 
@@ -126,17 +130,63 @@ def features_shape(spec: EncoderSpec, size: Size) -> tuple[int, ...]:
     """The shape of the features of two inputs of a size; nothing is computed.
 
     Raises:
-        ConfigError: the architecture can't take inputs of that size.
+        ConfigError: the architecture can't take inputs of that size, or none of that modality.
     """
-    channels = CHANNELS[spec.modality]
-    network = _without_memory(spec.arch, channels, spec.size)
-    with torch.device("meta"), torch.no_grad():
-        try:
+    try:
+        return _try_inputs(spec.arch, CHANNELS[spec.modality], spec.size, size)[0]
+    except ConfigError:
+        own = find_architecture(spec.arch).picture_size
+        if spec.modality == "audio" and not takes_size(spec, own) and takes_size(replace(spec, modality="visual"), own):
+            raise ConfigError(f"{spec.arch} takes pictures of 3 channels alone, and sound has 1") from None
+        raise
+
+
+@cache
+def _try_inputs(arch: str, channels: int, built_for: Size | None, size: Size) -> tuple[tuple[int, ...], bool]:
+    """The shape of the features of two inputs, and whether the network's patches divide these without a rest."""
+    network = _without_memory(arch, channels, built_for)
+    whole = True
+
+    def look(patches: nn.Conv2d, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal whole
+        sides = inputs[0].shape[-2:]
+        cut = any(side % step for side, step in zip(sides, patches.stride, strict=True))
+        padded = any(side > own for side, own in zip(sides, size, strict=True))
+        whole = whole and not cut and not padded
+
+    hooks = [layer.register_forward_pre_hook(look) for layer in network.modules() if _takes_patches(layer)]
+    try:
+        with torch.device("meta"), torch.no_grad():
             features = network(torch.empty(2, channels, *size))
-        except (AssertionError, RuntimeError, ValueError, TypeError, IndexError, ZeroDivisionError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ConfigError(f"{spec.arch} can't take inputs of {size[0]}x{size[1]} ({reason:.150})") from None
-    return tuple(features.shape)
+    except (AssertionError, RuntimeError, ValueError, TypeError, IndexError, ZeroDivisionError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(f"{arch} can't take inputs of {size[0]}x{size[1]} ({reason:.150})") from None
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return tuple(features.shape), whole
+
+
+def _takes_patches(layer: nn.Module) -> bool:
+    """Whether a layer cuts its input into patches that neither overlap nor reach beyond the edge."""
+    if not isinstance(layer, nn.Conv2d) or layer.padding not in ((0, 0), "valid"):
+        return False
+    return layer.kernel_size == layer.stride != (1, 1)
+
+
+def takes_size(spec: EncoderSpec, size: Size, *, whole: bool = False) -> bool:
+    """Whether an architecture can take inputs of a size, built for it where it takes one alone.
+
+    Args:
+        spec: of an encoder; its own size is ignored.
+        size: of the inputs.
+        whole: ask also that its patches divide them.
+    """
+    try:
+        _, fits = _try_inputs(spec.arch, CHANNELS[spec.modality], None if spec.size is None else size, size)
+    except ConfigError:
+        return False
+    return fits or not whole
 
 
 @lru_cache(maxsize=4)  # the nearest size is looked for with one network
@@ -158,6 +208,18 @@ def count_encoder(arch: str) -> dict[str, int]:
     return {"parameters": parameters, "width": encoder.width, "batchnorm": len(norm_layers(encoder.state_dict()))}
 
 
+def check_sound(arch: str) -> None:
+    """Check that an encoder can take sound, where its first layer is no convolution that takes any channels.
+
+    Raises:
+        ConfigError: it can't.
+    """
+    facts = find_architecture(arch)
+    if not facts.first_convolutions:
+        size = facts.picture_size if facts.fixed_size else None
+        features_shape(EncoderSpec(arch, "audio", "batchnorm", size), facts.picture_size)
+
+
 def check_size(spec: EncoderSpec, size: Size, name: str) -> None:
     """Check that an encoder takes inputs of a size.
 
@@ -165,6 +227,8 @@ def check_size(spec: EncoderSpec, size: Size, name: str) -> None:
         spec: of the encoder.
         size: (height, width) of pictures, (frames, mel bins) of spectrograms.
         name: what to call the encoder.
+
+    A warning is logged where it does, but its patches leave a rest at the edge.
 
     Raises:
         ConfigError: it does not; the message names what to change, and the nearest size that it takes.
@@ -182,27 +246,55 @@ def check_size(spec: EncoderSpec, size: Size, name: str) -> None:
                 f"{name} is a {spec.arch} for inputs of {has} and no others, and these are {asked}; {mend}, or make "
                 f"the encoder again with `avpt init --input-size {asked}`"
             )
-        return
-    try:
-        features_shape(spec, size)
-    except ConfigError as error:
-        raise ConfigError(f"{name}: {error}{_nearest(spec, size)}") from None
-
-
-def _nearest(spec: EncoderSpec, size: Size) -> str:
-    """The end of a message on a size that an architecture can't take: the nearest pair of multiples that it can."""
-    pairs = {
-        (max(step, size[0] // step * step + more), max(step, size[1] // step * step + more))
-        for step in (8, 14, 16, 32)  # of patches and strides
-        for more in (0, step)
-    }
-    for tried in sorted(pairs, key=lambda one: abs(one[0] - size[0]) + abs(one[1] - size[1])):
+    else:
         try:
-            features_shape(replace(spec, size=None if spec.size is None else tried), tried)
-        except ConfigError:
-            continue
-        return f"; the nearest that it takes is {tried[0]}x{tried[1]}"
-    return ""
+            features_shape(spec, size)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}{_hint(spec, size)}") from None
+    warn_of_edges(spec, size, name)
+
+
+def warn_of_edges(spec: EncoderSpec, size: Size, name: str) -> None:
+    """Log a warning where an encoder takes inputs of a size, but its patches leave a rest at their edge.
+
+    Args:
+        spec: of the encoder.
+        size: as `check_size` takes it.
+        name: what to call the encoder.
+    """
+    if spec.arch in RESNETS or takes_size(spec, size, whole=True):
+        return
+    near = _nearest(spec, size)
+    log.warning(
+        "%s: the patches of %s do not divide inputs of %s without a rest, so the edge is cut off or padded%s",
+        *(name, spec.arch, f"{size[0]}x{size[1]}"),
+        "" if near is None else f"; the nearest that they divide is {near[0]}x{near[1]}",
+    )
+
+
+def _hint(spec: EncoderSpec, size: Size) -> str:
+    """The end of a message on a size that an architecture can't take."""
+    near = _nearest(spec, size)
+    return "" if near is None else f"; the nearest that it takes is {near[0]}x{near[1]}"
+
+
+def _nearest(spec: EncoderSpec, size: Size) -> Size | None:
+    """The nearest of likely sizes that an architecture takes whole; None where it takes none, as of a modality."""
+    own = find_architecture(spec.arch).picture_size
+    if not takes_size(spec, own):
+        return None
+    pairs = {own}
+    for step in {8, 14, 16, 32, 64, *own}:  # of patches and strides, of windows, and of what is made for one size
+        heights, widths = ({max(step, side // step * step), side // step * step + step} for side in size)
+        pairs |= {(height, width) for height in heights for width in widths}
+        pairs |= {(side, side) for side in heights | widths}  # some take squares alone
+
+    def distance(one: Size) -> tuple[int, bool, Size]:
+        return abs(one[0] - size[0]) + abs(one[1] - size[1]), one != own, one
+
+    tried = sorted(pairs - {size}, key=distance)
+    fit = (one for one in tried if max(one) ** 2 <= LARGEST_INPUT and takes_size(spec, one, whole=True))
+    return next(fit, None)
 
 
 def fit_pipeline(pipeline: InputSpec, encoders: Mapping[Path, EncoderSpec]) -> InputSpec:

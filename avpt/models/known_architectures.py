@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import takewhile
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 
 from avpt.machine.light_imports import without_compiler
 from avpt.models.architectures import RESNETS, find_architecture, timm_package
-from avpt.models.layouts import COUNTER, find_places
+from avpt.models.layouts import CLASSIFIERS, COUNTER, find_places
+from avpt.types import CHANNELS
 
 with without_compiler():
     import torchvision
@@ -32,6 +34,7 @@ DEEPEST = 8  # dots in a key that are looked at
 SMALL = 4  # numbers up to this one are in every code
 ALIKE = 0.97  # share of tensors that fit, for weights to be of an architecture
 CLASSES = 1013  # of the classifiers built here: of no tensor else the size, so that they are told from it
+KEPT = 8  # answers
 NO_WORDS = frozenset({"weight", "bias", "running_mean", "running_var", COUNTER})
 
 
@@ -62,11 +65,41 @@ def recognise(state: Mapping[str, Tensor], *, everywhere: bool = True, seconds: 
     Only shapes are compared, without the classifier, and without the number of input channels. What takes time is
     to build architectures, so the likeliest go first: those whose code has the names and numbers of the weights.
 
+    The last answers are kept.
+
     Args:
         state: the weights.
         everywhere: search torchvision and timm, which takes seconds, besides the ResNets that avpt has of its own.
         seconds: of one core, to search for.
     """
+    question = (_compared(state), everywhere, importlib.util.find_spec("timm") is None)
+    if question not in _answers:
+        if len(_answers) >= KEPT:
+            _answers.clear()
+        _answers[question] = _search(state, everywhere, seconds)
+    return _answers[question]
+
+
+_Compared = frozenset[tuple[str, tuple[int, ...]]]
+_answers: dict[tuple[_Compared, bool, bool], Known | None] = {}  # whoever asks again need not wait again
+
+
+def _compared(state: Mapping[str, Tensor]) -> _Compared:
+    """The names and shapes that are compared: without a common prefix, classifier, counters and input channels."""
+    names = {key: key for key in state}
+    for _ in range(2):  # below the prefix of the network, and of its body
+        paths = zip(*(name.split(".")[:-1] for name in names.values()), strict=False)
+        shared = sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, paths))
+        names = {key: name.split(".", shared)[-1] for key, name in names.items()}
+        names = {key: name for key, name in names.items() if not name.startswith(CLASSIFIERS)}
+    shapes = {
+        key: (one.shape[0], *one.shape[2:]) if one.ndim == 4 and one.shape[1] in CHANNELS.values() else one.shape
+        for key, one in state.items()
+    }
+    return frozenset((name, tuple(shapes[key])) for key, name in names.items() if not name.endswith(COUNTER))
+
+
+def _search(state: Mapping[str, Tensor], everywhere: bool, seconds: float) -> Known | None:
     spent, best, nearest = 0.0, 0.0, None
     for known, build in _candidates(state, everywhere):
         begun = time.process_time()
