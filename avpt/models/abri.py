@@ -78,9 +78,8 @@ class AbriBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise `input` (batch, channel, ...) with both branches, in one batch-norm call."""
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
-        mean = torch.zeros_like(self.running_mean)
         if self.training:
-            var = torch.zeros_like(self.running_var)
+            mean, var = self.running_mean.new_zeros(2, self.num_features).unbind()
             # Both branches share x_hat: y = x_hat * (alpha g1 + (1 - alpha) g2) + alpha b1 + (1 - alpha) b2.
             weight = torch.lerp(self.new_weight, self.weight, self.alpha)
             bias = torch.lerp(self.new_bias, self.bias, self.alpha)
@@ -95,6 +94,7 @@ class AbriBatchNorm(_BatchNorm):
                 self.eps,
             )
             # Mean 0 and variance 1 - eps leave the kernel nothing to do but scale and shift.
+            mean = torch.zeros_like(self.running_mean)
             var = torch.full_like(self.running_var, 1.0 - self.eps)
             output = F.batch_norm(input, mean, var, scale, shift, eps=self.eps)
         for name in AFTER:
@@ -107,10 +107,8 @@ class AbriBatchNorm(_BatchNorm):
         """Move both branches' running statistics towards those of one batch."""
         self.num_batches_tracked.add_(1)
         step = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, step)
-        self.running_var.lerp_(var, step)
-        self.new_running_mean.lerp_(mean, step)
-        self.new_running_var.lerp_(var, step)
+        pretrained, new = (self.running_mean, self.running_var), (self.new_running_mean, self.new_running_var)
+        torch._foreach_lerp_((*pretrained, *new), (mean, var, mean, var), step)
 
 
 class AbriBatchNorm1d(AbriBatchNorm, nn.BatchNorm1d):
