@@ -81,8 +81,7 @@ class AbriBatchNorm(_BatchNorm):
         if self.training:
             mean, var = self.running_mean.new_zeros(2, self.num_features).unbind()
             # Both branches share x_hat: y = x_hat * (alpha g1 + (1 - alpha) g2) + alpha b1 + (1 - alpha) b2.
-            weight = torch.lerp(self.new_weight, self.weight, self.alpha)
-            bias = torch.lerp(self.new_bias, self.bias, self.alpha)
+            weight, bias = _Blend.apply(self.weight, self.bias, self.new_weight, self.new_bias, self.alpha)
             # Momentum 1 leaves exactly the batch's own statistics in the two fresh buffers.
             output = F.batch_norm(input, mean, var, weight, bias, training=True, momentum=1.0, eps=self.eps)
             self._track(mean, var)
@@ -117,6 +116,34 @@ class AbriBatchNorm1d(AbriBatchNorm, nn.BatchNorm1d):
 
 class AbriBatchNorm2d(AbriBatchNorm, nn.BatchNorm2d):
     """ABRi in the place of a BatchNorm2d or timm's BatchNormAct2d: (batch, channel, height, width)."""
+
+
+class _Blend(torch.autograd.Function):
+    """Gamma and beta of both branches blended by alpha: `torch.lerp` and its gradients, in fewer and larger operations.
+
+    On a GPU such short vectors cost their launches: five here, forward and backward, where two `torch.lerp` take
+    fifteen. Each layer stands alone, so that checkpointing works and DistributedDataParallel can send a layer's
+    gradients while those before it are computed. `setup_context`, which torch.func would need, is left out: it makes
+    the call five times as dear.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, bias: Tensor, new_weight: Tensor, new_bias: Tensor, alpha: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(weight, bias, new_weight, new_bias, alpha)
+        return tuple(torch._foreach_lerp((new_weight, new_bias), (weight, bias), (alpha, alpha)))
+
+    @staticmethod
+    def backward(ctx: Any, by_gamma: Tensor, by_beta: Tensor) -> tuple[Tensor, ...]:
+        weight, bias, new_weight, new_bias, alpha = ctx.saved_tensors
+        rest = 1.0 - alpha
+        more_gamma, more_beta = torch._foreach_sub((weight, bias), (new_weight, new_bias))
+        *gradients, through_gamma, through_beta = torch._foreach_mul(
+            (by_gamma, by_beta) * 3, (alpha, alpha, rest, rest, more_gamma, more_beta)
+        )
+        # One alpha for the layer takes the sum over the channels.
+        return (*gradients, through_gamma.sum_to_size(alpha.shape) + through_beta.sum_to_size(alpha.shape))
 
 
 _Branch = tuple[Tensor, Tensor, Tensor, Tensor]  # weight, bias, running mean, running variance, each (C,)
