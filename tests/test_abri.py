@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torchvision.models import resnet18, resnet50
 
 from avpt.models.abri import AbriBatchNorm2d, fold, fold_state_dict
@@ -209,6 +210,83 @@ def test_both_branches_tiny_keep_their_digits() -> None:
     cotangent = torch.randn(input.shape, dtype=torch.float64)
     backward((layer(input) * cotangent).sum())
     torch.testing.assert_close(grad(layer.alpha), (plain * cotangent).sum((0, 2, 3)) * -2e-40, rtol=1e-9, atol=0.0)
+
+
+@pytest.mark.parametrize("per", ["channel", "layer"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_blend_is_that_of_lerp_to_the_last_bit(per: Per, dtype: torch.dtype) -> None:
+    """And the statistics are those of one lerp for each, so that a run goes on as it began."""
+    layer = AbriBatchNorm2d(37, momentum=0.3, per=per, dtype=dtype)
+    scramble(layer, 4, exponents=(0.0, -3.0))
+    before = copy.deepcopy(layer)
+    input, cotangent = torch.randn(2, 3, 37, 5, 5).to(dtype)
+    ours, theirs = input.clone().requires_grad_(), input.clone().requires_grad_()
+    output = layer(ours)
+    backward((output * cotangent).sum())
+
+    weight = torch.lerp(before.new_weight, before.weight, before.alpha)
+    bias = torch.lerp(before.new_bias, before.bias, before.alpha)
+    mean, var = torch.zeros_like(before.running_mean), torch.zeros_like(before.running_var)
+    expected = F.batch_norm(theirs, mean, var, weight, bias, training=True, momentum=1.0, eps=before.eps)
+    backward((expected * cotangent).sum())
+    assert torch.equal(output, expected)
+    assert torch.equal(grad(ours), grad(theirs))
+    for name in VECTORS:
+        assert torch.equal(grad(getattr(layer, name)), grad(getattr(before, name))), name
+    for prefix in ("", "new_"):
+        for name, value in (("running_mean", mean), ("running_var", var)):
+            old = getattr(before, prefix + name)
+            assert torch.equal(getattr(layer, prefix + name), torch.lerp(old, value, 0.3)), prefix + name
+
+
+@pytest.mark.parametrize("per", ["channel", "layer"])
+def test_gradients_are_those_of_finite_differences(per: Per) -> None:
+    layer = AbriBatchNorm2d(3, per=per, dtype=torch.float64)
+    scramble(layer, 6, exponents=(0.0,))
+
+    def output(input: Tensor, *vectors: Tensor) -> Tensor:
+        result = torch.func.functional_call(layer, dict(zip(VECTORS, vectors, strict=True)), (input,))
+        assert isinstance(result, Tensor)
+        return result
+
+    inputs = (torch.randn(3, 3, 2, 2, dtype=torch.float64, requires_grad=True), *layer.parameters())
+    assert torch.autograd.gradcheck(output, inputs)
+    assert torch.autograd.gradgradcheck(output, inputs)
+
+
+def test_a_layer_runs_twice_in_one_step_and_again_when_checkpointed() -> None:
+    layer = AbriBatchNorm2d(4, dtype=torch.float64)
+    scramble(layer, 8, exponents=(0.0,))
+    reference = TwoBranch(4).double()
+    reference.load_state_dict(layer.state_dict())
+    input = torch.randn(3, 4, 3, 3, dtype=torch.float64)
+    for use_reentrant in (False, True):
+        gradients = []
+        for module in (layer, reference):
+            module.zero_grad()
+            start = input.clone().requires_grad_()
+            once = checkpoint(module, start, use_reentrant=use_reentrant)
+            backward(module(once).square().sum())
+            gradients.append([grad(start), *(grad(getattr(module, name)) for name in VECTORS)])
+        for ours, theirs in zip(*gradients, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("per", ["channel", "layer"])
+def test_a_compiled_layer_breaks_no_graph(per: Per) -> None:
+    layer = AbriBatchNorm2d(4, per=per)
+    scramble(layer, 9, exponents=(0.0,))
+    compiled, plain = copy.deepcopy(layer), layer
+    input = torch.randn(3, 4, 3, 3)
+    output = torch.compile(compiled, backend="aot_eager", fullgraph=True)(input)
+    expected = plain(input)
+    torch.testing.assert_close(output, expected)
+    backward(output.square().sum())
+    backward(expected.square().sum())
+    for name in VECTORS:
+        torch.testing.assert_close(grad(getattr(compiled, name)), grad(getattr(plain, name)))
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(compiled.state_dict()[name], value)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])

@@ -59,6 +59,14 @@ def test_abri(arch: str) -> None:
     assert record["settings"]["image_size"] == 32
 
 
+def test_abri_launches_little_more_than_batch_norm() -> None:
+    """Seven operations a layer and step: one to blend and four for its gradients, two for the statistics."""
+    counted = benchmark("abri", "--count", "--image-size", "32", "--batch-size", "2")
+    assert counted["plain_train_operations"] > 100
+    assert counted["train_operations"] <= counted["plain_train_operations"] + 7 * 20
+    assert counted["eval_operations"] <= counted["plain_eval_operations"] + 12 * 20
+
+
 @pytest.mark.slow
 def test_preprocess(clips: Clips, tmp_path: Path) -> None:
     for name in ("red.webm", "mono.wav"):

@@ -78,12 +78,10 @@ class AbriBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise `input` (batch, channel, ...) with both branches, in one batch-norm call."""
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
-        mean = torch.zeros_like(self.running_mean)
         if self.training:
-            var = torch.zeros_like(self.running_var)
+            mean, var = self.running_mean.new_zeros(2, self.num_features).unbind()
             # Both branches share x_hat: y = x_hat * (alpha g1 + (1 - alpha) g2) + alpha b1 + (1 - alpha) b2.
-            weight = torch.lerp(self.new_weight, self.weight, self.alpha)
-            bias = torch.lerp(self.new_bias, self.bias, self.alpha)
+            weight, bias = _Blend.apply(self.weight, self.bias, self.new_weight, self.new_bias, self.alpha)
             # Momentum 1 leaves exactly the batch's own statistics in the two fresh buffers.
             output = F.batch_norm(input, mean, var, weight, bias, training=True, momentum=1.0, eps=self.eps)
             self._track(mean, var)
@@ -95,6 +93,7 @@ class AbriBatchNorm(_BatchNorm):
                 self.eps,
             )
             # Mean 0 and variance 1 - eps leave the kernel nothing to do but scale and shift.
+            mean = torch.zeros_like(self.running_mean)
             var = torch.full_like(self.running_var, 1.0 - self.eps)
             output = F.batch_norm(input, mean, var, scale, shift, eps=self.eps)
         for name in AFTER:
@@ -107,10 +106,8 @@ class AbriBatchNorm(_BatchNorm):
         """Move both branches' running statistics towards those of one batch."""
         self.num_batches_tracked.add_(1)
         step = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, step)
-        self.running_var.lerp_(var, step)
-        self.new_running_mean.lerp_(mean, step)
-        self.new_running_var.lerp_(var, step)
+        pretrained, new = (self.running_mean, self.running_var), (self.new_running_mean, self.new_running_var)
+        torch._foreach_lerp_((*pretrained, *new), (mean, var, mean, var), step)
 
 
 class AbriBatchNorm1d(AbriBatchNorm, nn.BatchNorm1d):
@@ -119,6 +116,34 @@ class AbriBatchNorm1d(AbriBatchNorm, nn.BatchNorm1d):
 
 class AbriBatchNorm2d(AbriBatchNorm, nn.BatchNorm2d):
     """ABRi in the place of a BatchNorm2d or timm's BatchNormAct2d: (batch, channel, height, width)."""
+
+
+class _Blend(torch.autograd.Function):
+    """Gamma and beta of both branches blended by alpha: `torch.lerp` and its gradients, in fewer and larger operations.
+
+    On a GPU such short vectors cost their launches: five here, forward and backward, where two `torch.lerp` take
+    fifteen. Each layer stands alone, so that checkpointing works and DistributedDataParallel can send a layer's
+    gradients while those before it are computed. `setup_context`, which torch.func would need, is left out: it makes
+    the call five times as dear.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, bias: Tensor, new_weight: Tensor, new_bias: Tensor, alpha: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(weight, bias, new_weight, new_bias, alpha)
+        return tuple(torch._foreach_lerp((new_weight, new_bias), (weight, bias), (alpha, alpha)))
+
+    @staticmethod
+    def backward(ctx: Any, by_gamma: Tensor, by_beta: Tensor) -> tuple[Tensor, ...]:
+        weight, bias, new_weight, new_bias, alpha = ctx.saved_tensors
+        rest = 1.0 - alpha
+        more_gamma, more_beta = torch._foreach_sub((weight, bias), (new_weight, new_bias))
+        *gradients, through_gamma, through_beta = torch._foreach_mul(
+            (by_gamma, by_beta) * 3, (alpha, alpha, rest, rest, more_gamma, more_beta)
+        )
+        # One alpha for the layer takes the sum over the channels.
+        return (*gradients, through_gamma.sum_to_size(alpha.shape) + through_beta.sum_to_size(alpha.shape))
 
 
 _Branch = tuple[Tensor, Tensor, Tensor, Tensor]  # weight, bias, running mean, running variance, each (C,)

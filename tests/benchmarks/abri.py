@@ -1,6 +1,7 @@
 """What ABRi costs: steps of a network with ABRi layers against plain BatchNorm's, paired in one process.
 
-Prints one JSON line. Also times the form with two whole batch norms in each layer, for reference.
+Prints one JSON line. Also times the form with two whole batch norms in each layer, for reference. With `--count` it
+counts the operations of a step instead, which is what a small step costs on a GPU.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import resnet18
 
 from avpt.models.abri import AFTER, convert
@@ -25,6 +28,11 @@ METHOD = (
     "which goes first alternates. A training step is forward, cross-entropy, backward and SGD step; an "
     "evaluation step is one forward without gradients. A ratio is the median over pairs of other / plain, "
     "after warm-up."
+)
+COUNTED = (
+    "Operations that torch dispatches in one step, but for views and bare allocations, which launch nothing; one over "
+    "a list of tensors is one, as on a GPU where they are of one shape. A training step is forward, cross-entropy and "
+    "backward, without the optimizer's."
 )
 TARGETS = {"train": 1.05, "eval": 1.03}
 
@@ -86,6 +94,30 @@ def steps(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Step, Step]
     return train, evaluate
 
 
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Count what is dispatched and launches something."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.count += not (func.is_view or name == "detach" or name.startswith("empty"))
+        return func(*args, **(kwargs or {}))
+
+
+def operations(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[int, int]:
+    """Return how many operations a training step and an evaluation step of a network take."""
+    model = model.to(images.device).train()
+    with Operations() as training:
+        torch.autograd.backward(F.cross_entropy(model(images), labels))
+    model.eval()
+    with Operations() as evaluation, torch.no_grad():
+        model(images)
+    return training.count, evaluation.count
+
+
 def wait(device: torch.device) -> None:
     """Let a GPU finish what it was given."""
     if device.type == "cuda":
@@ -120,14 +152,25 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--count", action="store_true", help="count the operations of a step, time nothing")
     options = parser.parse_args()
 
     torch.manual_seed(0)
     images = torch.randn(options.batch_size, 3, options.image_size, options.image_size, device=options.device)
     labels = torch.randint(100, (options.batch_size,), device=options.device)
-    plain_train, plain_eval = steps(network(options.arch), images, labels)
-    abri_train, abri_eval = steps(convert(network(options.arch)), images, labels)
-    two_train, two_eval = steps(with_two_branches(network(options.arch)), images, labels)
+    plain, abri = network(options.arch), convert(network(options.arch))
+    two = with_two_branches(network(options.arch))
+    common = {"settings": vars(options), "torch": torch.__version__}
+    if options.count:
+        counts: dict[str, int] = {}
+        for name, model in (("", abri), ("plain_", plain), ("two_branch_", two)):
+            training, evaluation = operations(model, images, labels)
+            counts |= {f"{name}train_operations": training, f"{name}eval_operations": evaluation}
+        print(json.dumps({"benchmark": "abri", **counts, **common, "method": COUNTED}))
+        return
+    plain_train, plain_eval = steps(plain, images, labels)
+    abri_train, abri_eval = steps(abri, images, labels)
+    two_train, two_eval = steps(two, images, labels)
 
     def ratio(other: Step, plain: Step) -> float:
         return round(paired_ratio(other, plain, options.pairs, options.warmup), 4)
@@ -139,8 +182,7 @@ def main() -> None:
         "two_branch_train_ratio": ratio(two_train, plain_train),
         "two_branch_eval_ratio": ratio(two_eval, plain_eval),
         "targets": TARGETS,
-        "settings": vars(options),
-        "torch": torch.__version__,
+        **common,
         "threads": torch.get_num_threads(),
         "method": METHOD,
     }
