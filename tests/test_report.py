@@ -49,10 +49,18 @@ from avpt.options import FuseConfig, InitConfig
 from avpt.report.axis import Axis, choose_axes
 from avpt.report.chapters import initialisation, learning, overview
 from avpt.report.chapters.results import Scores
-from avpt.report.chapters.verdicts import three_questions
-from avpt.report.chapters.verdicts.answers import list_unsettled
+from avpt.report.chapters.verdicts import questions
+from avpt.report.chapters.verdicts.answers import list_unsettled, weigh_gains
 from avpt.report.chapters.verdicts.starved_modality import Evidence, explain_shares, weigh
-from avpt.report.differences import CHANCE, compare, compare_seeds, describe_outcome, format_p
+from avpt.report.differences import (
+    CHANCE,
+    compare,
+    compare_seeds,
+    describe_outcome,
+    explain_limit,
+    format_p,
+    set_limit,
+)
 from avpt.report.drawing import colour_input, name_clip, pick_telling
 from avpt.report.experiment import gather
 from avpt.report.methods import describe_method, is_plain
@@ -872,7 +880,7 @@ def seeded(run: Path, out: Path, seed: int, wrong: int) -> Path:
 def judge(runs: list[Path], *folders: Path) -> list[Verdict]:
     """The verdicts on some runs, without their page."""
     found = gather(runs, folders)
-    return three_questions.answer_questions(found, initialisation.find_starts(found), folders[0])
+    return questions.answer_questions(found, initialisation.find_starts(found), folders[0])
 
 
 def probe(folder: Path, run: Path, modality: str, difference: float, p: float | None = 0.5) -> None:
@@ -987,6 +995,74 @@ def test_a_gain_that_is_the_same_in_all_seeds_is_no_lack_of_one(
     assert verdict.headline == (
         "Not to be judged: `by` +100.0 points in all 3 seeds alike, so that no test over seeds is possible."
     )
+
+
+def test_a_headline_says_why_a_small_p_does_not_count() -> None:
+    """Eight clips gained are p = 0.008, which is too much for a tenth of 0.05."""
+    ids = [str(clip) for clip in range(40)]
+    wrong, right = dict.fromkeys(ids, False), {clip: int(clip) < 8 for clip in ids}
+    gain = compare([wrong, wrong], [right, right], [0, 1])
+    assert gain is not None
+    answer, headline = weigh_gains([("by", gain)], set_limit(10), "masking", "without masking")
+    assert (answer, headline) == (
+        "unclear",
+        "Trained models can't be said to differ (`by` +20.0 points: p = 0.008 (not below 0.005) over clips); 2 seeds "
+        "can't tell what masking does.",
+    )
+    assert "(p = 0.008 (not below 0.005) over clips); one or two seeds" in describe_outcome(gain, set_limit(10))
+    _, headline = weigh_gains([("by", gain)], set_limit(1), "masking", "without masking")
+    assert headline.startswith("Trained models differ on these clips (`by`)")
+    apart = compare([wrong, wrong, wrong], [right, right, right | {"0": False}], [0, 1, 2])
+    assert apart is not None
+    doubtful = replace(apart, seeds=replace(apart.seeds, p=0.2))
+    _, headline = weigh_gains([("by", doubtful)], set_limit(1), "masking", "without masking")
+    assert headline.endswith("p = 0.008 over clips is not borne out over seeds.")
+    few = replace(apart, p=0.3)
+    assert describe_outcome(few).endswith("p < 0.001 over seeds is not borne out over clips")
+
+
+def test_p_is_held_against_one_rule() -> None:
+    assert explain_limit(1) == "1 comparison: the limit for each p is 0.05."
+    assert explain_limit(4) == "4 comparisons: the limit for each p is 0.05 / 4 = 0.013."
+    assert set_limit(4) == CHANCE / 4
+
+
+def test_balancing_is_judged_against_none_and_uniform(joint: Path, tmp_path: Path) -> None:
+    """By methods that were never heard of too; a method of another learning rate has nothing to be compared with."""
+    runs = []
+    for method, rate, wrongs in (
+        ("none", 0.1, (9, 9, 9)),
+        ("uniform", 0.1, (8, 9, 9)),
+        ("mine:Own", 0.1, (0, 1, 0)),
+        ("agm", 0.2, (0, 1, 0)),
+    ):
+        for seed, wrong in enumerate(wrongs):
+            run = seeded(joint, tmp_path / str(seed) / method, seed, wrong)
+            header, _ = artifacts.read_header(run / "model.safetensors")
+            header = replace(header, config=header.config | {"balance": method, "lr": rate})
+            artifacts.save(run / "model.safetensors", header, {"weight": torch.zeros(1)})
+            runs.append(run)
+    for run, accuracy in [(run, 0.0) for run in runs[:3]] + [
+        (run, -0.1 - seed / 100) for seed, run in enumerate(runs[6:9])
+    ]:
+        for modality in MODALITIES:
+            probe(run.parent, run, modality, accuracy)
+    verdict = judge(runs, tmp_path)[3]
+    assert (verdict.answer, verdict.short) == ("yes", "Balancing helps")
+    assert verdict.headline.startswith("Accuracy is higher with `mine:Own` +96.3 points (95 % interval ")
+    assert "than without balancing. Against `uniform`: `mine:Own` +92.6 points" in verdict.headline
+    assert "The weaker modality, by its share of the answer: " in verdict.headline
+    words = " ".join(verdict.details)
+    assert verdict.details[0] == "3 comparisons: the limit for each p is 0.05 / 3 = 0.017."
+    assert "`mine:Own`: 0.0 % without balancing, 96.3 % with it, +96.3 points" in words
+    assert "`mine:Own`: 3.7 % with `uniform`, 96.3 % with it, +92.6 points" in words
+    assert "agm" not in words
+    assert re.search(
+        r"share of the weaker modality \((audio|visual)\) in `mine:Own`: [\d.]+ % without balancing", words
+    )
+    assert re.search(r"linear probes of the (audio|visual) encoder of `mine:Own` .*: \+0.0 points", words)
+    assert judge(runs[:1] + runs[9:], tmp_path)[3].answer == "not measured"
+    assert len(judge(runs[:3], tmp_path)) == 3
 
 
 def test_runs_that_were_best_at_their_last_epoch_are_not_done_learning(experiment: Experiment) -> None:
