@@ -1018,7 +1018,7 @@ def test_a_headline_says_why_a_small_p_does_not_count() -> None:
     _, headline = weigh_gains([("by", doubtful)], set_limit(1), "masking", "without masking")
     assert headline.endswith("p = 0.008 over clips is not borne out over seeds.")
     few = replace(apart, p=0.3)
-    assert describe_outcome(few).endswith("p < 0.001 over seeds is not borne out over clips")
+    assert describe_outcome(few).endswith("p = 0.002 over seeds is not borne out over clips")
 
 
 def test_p_is_held_against_one_rule() -> None:

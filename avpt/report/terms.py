@@ -69,7 +69,8 @@ TERMS = (
         "share of a modality",
         r"(audio|visual) share|[Ss]hares? of the joint answer|by its share",
         "what sound or pictures add to the joint model's answer (a Shapley value: the mean of what each adds to "
-        "nothing and to the other); its accuracy is that of the answer which the share alone would give. It is not trained to answer alone.",
+        "nothing and to the other); its accuracy is that of the answer which the share alone "
+        "would give. It is not trained to answer alone.",
     ),
     (
         "linear probe",

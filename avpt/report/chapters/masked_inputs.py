@@ -87,7 +87,7 @@ def show_run_inputs(experiment: Experiment, node: Node, store: Store, clips: int
         cards.append(Card(name_clip(index.ids[position]), pictures, lines))
     title = (
         f"{experiment.name(node)}, epoch 1; what is masked is blue in the audio and orange in the visual input. "
-        "Patches are those of the whole input, with the padding (black) behind a short sound; the ratio times their number, "
-        f"rounded down, is masked. {SPECTROGRAM}"
+        "Patches are those of the whole input, with the padding (black) behind a short sound; the ratio times their "
+        f"number, rounded down, is masked. {SPECTROGRAM}"
     )
     return Cards(title, cards)

@@ -122,7 +122,8 @@ def compare_methods(experiment: Experiment, results: Results) -> list[Comparison
             if difference is None:
                 continue
             shares = {m: share for m in MODALITIES if (share := compare_runs(several, results, m)) is not None}
-            weaker = min(shares, key=lambda m: shares[m].before) if len(shares) == len(MODALITIES) else None
+            by_share = sorted(shares, key=lambda modality: shares[modality].before)
+            weaker = by_share[0] if len(shares) == len(MODALITIES) else None
             probed = None
             if weaker is not None:
                 sides = [list(side) for side in zip(*several, strict=True)]
