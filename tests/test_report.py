@@ -238,6 +238,33 @@ def test_dots_show_the_spread_over_seeds(experiment: Experiment) -> None:
     assert (dot.number, dot.note, dot.each) == ("50.0 %", "1 seed", [])
 
 
+def test_a_single_seed_is_hollow_and_stands_below_several(experiment: Experiment) -> None:
+    found = gather([experiment.audio], [experiment.folder])
+    (node,) = found.stage1("audio")
+    one, two = (Scores("audio", [node], "test", "accuracy", numbers) for numbers in ([0.9], [0.5, 0.7]))
+    assert sorted([one, two], key=overview.place_score) == [two, one]
+    dots = [overview.draw_score(found, scores, Axis(0.5, 0.9, 0.1)) for scores in (two, one)]
+    made = render(Page("x", [], [], [], {}, [Dots("title", dots, [(0, "50 %"), (1, "90 %")])]), "#1b1b1d")
+    assert re.findall(r'class="(track[^"]*)"', made) == ["track", "track single"]
+    title = next(block.title for block in overview.draw_scores(found) if isinstance(block, Dots))
+    assert "a hollow dot is a single seed, of which no spread is known" in title
+
+
+def test_accuracies_come_first_and_a_single_seed_is_no_end_of_their_range(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = gather([experiment.audio], [experiment.folder])
+    (node,) = found.stage1("audio")
+    groups = [Scores("a", [node], "test", "accuracy", numbers) for numbers in ([0.9], [0.5, 0.7], [0.3, 0.4])]
+    for count, says in (
+        (1, "sound alone 90.0 % (1 seed)"),
+        (2, "sound alone 60.0 % ± 14.1"),
+        (3, "sound alone 35.0 % to 60.0 % (2 ways of training)"),
+    ):
+        monkeypatch.setattr(overview, "collect_scores", lambda _, count=count: groups[:count])
+        assert overview.give_numbers(found) == [Text(f"Test accuracy: {says}.")]
+
+
 def test_small_differences_are_seen_on_axes_that_say_where_they_begin() -> None:
     """One axis for all runs or, where that would squeeze what is compared, one for each kind."""
     assert [axis.words for axis in choose_axes([[0.90, 0.93], [0.96, 0.97]])] == ["88 % to 98 %"]
@@ -365,6 +392,36 @@ def test_numbers_are_those_of_the_runs(page: Path, experiment: Experiment, joint
     assert "36 clips of 3 classes" in words
     for file in (experiment.confidence, joint / "model.safetensors"):
         assert sha256(file) in words
+    store = json.loads((experiment.store / "store.json").read_text(encoding="utf-8"))["fingerprint"]
+    assert f"made from store, fingerprint {store}" in words
+    model = sha256(experiment.audio / "model.safetensors")
+    assert f"made from audio, sha256 of audio/model.safetensors {model}" in words
+    dynamics = sha256(experiment.audio / "dynamics.safetensors")
+    assert f"made from audio, sha256 of audio/dynamics.safetensors {dynamics}" in words
+    assert f"made from manifest, sha256 of manifest.csv {sha256(experiment.manifest)}" in words
+
+
+def test_numbers_are_explained_where_they_stand(page: Path) -> None:
+    words = " ".join(Parsed(page.read_text(encoding="utf-8")).words.split())
+    for said in (
+        "each run at its best epoch: the first with the highest val accuracy",
+        "; the best epoch is the first with the highest val accuracy",
+        "timm starts the scale of the last BatchNorm of each residual block at zero",
+        "Clips of which the audio encoder is surer than the visual one",
+        "Spectrograms: time to the right, 10 ms a column",
+        "a tie does not vote",
+        "One rule for p in every verdict: it has to be below 0.05 divided by the number of comparisons",
+        "spreads are rounded to 0.1",
+    ):
+        assert said in words
+    assert "at worst" not in words
+    ratios = re.findall(r"mask ratio: audio ([\d.]+), visual ([\d.]+) masked patches: audio (\d+) of (\d+), ", words)
+    assert ratios
+    assert all(int(masked) <= (float(ratio) + 0.005) * int(of) for ratio, _, masked, of in ratios)
+    terms = dict(re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)", page.read_text(encoding="utf-8")))
+    assert {"sign test", "gradient norm", "macro F1", "store", "init"} <= terms.keys()
+    assert "ogm-ge" not in terms  # as no run here uses it
+    assert "Shapley" in terms["share of a modality"]
 
 
 def test_the_same_command_gives_the_same_bytes_and_then_does_nothing(
@@ -410,6 +467,15 @@ def test_colours_have_contrast_in_light_and_dark() -> None:
             for text in ("ink", "soft", "link", "yes", "no", "open"):
                 light, dark = sorted((luminance(colours[text]), luminance(colours[ground])), reverse=True)
                 assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground)
+            for mark in ("audio", "visual", "joint"):
+                light, dark = sorted((luminance(colours[mark]), luminance(colours[ground])), reverse=True)
+                assert (light + 0.05) / (dark + 0.05) >= (3 if scheme is schemes[0] else 6), (mark, ground)
+
+
+def test_drawings_take_the_colours_of_the_modalities_from_the_page(page: Path) -> None:
+    drawn = "".join(re.findall(r"<svg class=\"drawing\".*?</svg>", page.read_text(encoding="utf-8"), re.DOTALL))
+    assert "var(--joint)" in drawn
+    assert not re.search("#0072b2|#d55e00|#009e73", drawn)
 
 
 def luminance(colour: str) -> float:
@@ -446,9 +512,29 @@ def ran(script: str) -> list[list[str]]:
 
 
 def commands(page: Path) -> dict[str, list[str]]:
-    """The words of every command that a page tells, by what it makes."""
+    """The words of every command that a page tells but for its own, by what it makes."""
+    return {line[line.index("--out") + 1]: line for line in every_command(page) if line[1] != "report"}
+
+
+def every_command(page: Path) -> list[list[str]]:
+    """The words of every command that a page tells, in their order."""
     (script,) = re.findall(r"<pre[^>]*><code>(.*?)</code></pre>", page.read_text(encoding="utf-8"), re.DOTALL)
-    return {line[line.index("--out") + 1]: line for line in ran(html.unescape(script))}
+    return ran(html.unescape(script))
+
+
+def test_the_script_ends_with_the_page_itself(
+    page: Path, experiment: Experiment, joint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(page.parent)
+    *others, own = every_command(page)
+    assert own == ["avpt", "report", joint.name, experiment.fused.name, "--out", page.name]
+    assert "report" not in [words[1] for words in others]
+    written = page.stat().st_mtime_ns
+    done(*own[1:])  # taken for the very same page
+    assert page.stat().st_mtime_ns == written
+    done("report", experiment.audio, "--clips", "0", "--title", "it's", "--out", tmp_path / "else.html")
+    own = every_command(tmp_path / "else.html")[-1]
+    assert own == ["avpt", "report", "audio", "--title", "it's", "--clips", "0", "--out", "else.html"]
 
 
 def test_commands_of_the_page_make_the_same_bytes(
@@ -763,6 +849,17 @@ def test_an_encoder_without_batchnorm() -> None:
     assert initialisation.from_report({"layers": []}) is None
     assert initialisation.from_report({}) is None
     assert initialisation.count_abnormal({"conv.weight": torch.ones(3)}, 1e-6) is None
+
+
+def test_of_no_abnormal_channels_there_is_no_bar(experiment: Experiment) -> None:
+    found = gather([experiment.audio], [experiment.folder])
+    start = replace(initialisation.find_starts(found)[0], alphas={})
+    some, none = (initialisation.Channels(["bn1", "bn2"], [4, 4], count) for count in ([1, 2], [0, 0]))
+    for after, says, is_drawn in ((none, " Bars: in the ", False), (some, "after training", True)):
+        _, figure = initialisation.show_start(found, replace(start, loaded=some, trained={"run": after}))
+        assert isinstance(figure, Figure)
+        assert says in figure.caption
+        assert (b"after training" in figure.svg) == is_drawn
 
 
 def test_channels_in_words() -> None:
@@ -1286,6 +1383,14 @@ def test_a_phone_shows_that_a_table_scrolls(page: Path, browser: list[str], tmp_
     assert len(tables) >= 3
     assert all((hint == "true") == (int(columns) >= BROAD) for columns, hint, _ in tables)
     assert all(shaded == "true" for _, _, shaded in tables)
+
+
+def test_a_phone_shows_that_a_wide_figure_scrolls(page: Path, browser: list[str], tmp_path: Path) -> None:
+    script = """[...d.querySelectorAll('.scroll:has(svg)')].map(e => (e.scrollWidth > e.clientWidth) + ' '
+        + w.getComputedStyle(e.parentElement, '::before').content.includes('scroll')).join('; ')"""
+    figures = [one.split() for one in measure(page, browser, tmp_path, script, 390).split("; ")]
+    assert ["true", "true"] in figures
+    assert all(scrolls == hint for scrolls, hint in figures)
 
 
 def test_dark_is_dark_and_light_is_light(page: Path, browser: list[str], tmp_path: Path) -> None:

@@ -54,8 +54,7 @@ def describe_store(store: Store, clips: int) -> list[Block]:
     blocks.append(show_classes(store, counts))
     cards, split = show_examples(store, clips)
     if cards:
-        title = f"The first clips of {len(cards)} classes, as stored ({split}). {SPECTROGRAM}"
-        blocks.append(Cards(title, cards))
+        blocks += [Text(SPECTROGRAM), Cards(f"The first clips of {len(cards)} classes, as stored ({split})", cards)]
     return blocks
 
 

@@ -86,9 +86,9 @@ def show_artifact(experiment: Experiment, data: Confidence, most: float, clips: 
     correlated = f"{correlation:.2f}".replace("-", "−")
     seen = (
         f"{len(audio)} clips; mean confidence: audio {audio.mean():.2f}, visual {visual.mean():.2f}; audio is "
-        f"the surer one in {percent((difference > 0).mean())}; correlation {correlated}; of "
-        f"{int((signed > 0).sum())} clips the mask ratio of audio is above 0, of {int((signed < 0).sum())} that of "
-        "visual"
+        f"the surer one in {percent((difference > 0).mean())}; correlation {correlated}; "
+        f"the mask ratio of audio is above 0 in {int((signed > 0).sum())} clips, that of visual in "
+        f"{int((signed < 0).sum())}"
     )
     marked = [i for end in ends.values() for i in end]
     figure = draw_confidence(

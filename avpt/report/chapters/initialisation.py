@@ -220,13 +220,13 @@ def show_start(experiment: Experiment, start: Start) -> list[Block]:
         before = SOURCE if start.pretrained else RANDOM
         counted = {before: loaded, **({AFTERWARDS: after} if after else {})}
         values = {when: channels.shares for when, channels in counted.items() if any(channels.abnormal)}
-        label = "abnormal share" if len(values) > 1 else f"abnormal share {next(iter(values))}"
         colours = [{before: BEFORE, AFTERWARDS: AFTER}[when] for when in values]
-        figure = draw_bars(loaded.names, values, label=label, colours=colours)
+        figure = draw_bars(loaded.names, values, label="abnormal share", colours=colours)
         alt = describe(loaded, before)
         alt += f"; {describe(after, AFTERWARDS)}" if after else ""
         changed = start.node.option("bn") != "keep"
-        caption = f"Layer by layer: {alt}{f' ({NONE_LEFT})' if changed else ''}."
+        drawn = f" Bars: {next(iter(values))}." if len(counted) > len(values) else ""  # of nothing there is no bar
+        caption = f"Layer by layer: {alt}{f' ({NONE_LEFT})' if changed else ''}.{drawn}"
         blocks += [Heading(f"Abnormal channels of {name}"), make_figure(figure, alt, caption)]
     initial = float(start.node.option("alpha")) if start.alphas else 0.0
     layers = [

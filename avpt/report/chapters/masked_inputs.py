@@ -21,6 +21,12 @@ from avpt.store.splits import training_splits
 from avpt.store.store import Store
 from avpt.types import MODALITIES
 
+LEGEND = (
+    "What is masked is blue in the audio and orange in the visual input. Patches are those of the whole input, with "
+    "the padding (black) behind a short sound; the mask ratio times their number, rounded down, is masked. "
+    f"{SPECTROGRAM}"
+)
+
 
 def show_masked_inputs(experiment: Experiment, nodes: list[Node], clips: int) -> list[Block]:
     """Show clips with and without their masks, for each run that masks (of several seeds the first)."""
@@ -36,7 +42,7 @@ def show_masked_inputs(experiment: Experiment, nodes: list[Node], clips: int) ->
             blocks.append(show_run_inputs(experiment, node, Store(store.path), clips))
         except (AvptError, OSError, KeyError, ValueError) as error:
             blocks.append(Text(explain_error(error), missing=True))
-    return blocks or [Text("None of these runs masks anything.")]
+    return [Text(LEGEND), *blocks] if blocks else [Text("None of these runs masks anything.")]
 
 
 def show_run_inputs(experiment: Experiment, node: Node, store: Store, clips: int) -> Block:
@@ -85,9 +91,4 @@ def show_run_inputs(experiment: Experiment, node: Node, store: Store, clips: int
         lines = [f"class {name_label(store, index, position)}", f"mask ratio: {', '.join(shares)}"]
         lines.append(f"masked patches: {', '.join(counts)}")
         cards.append(Card(name_clip(index.ids[position]), pictures, lines))
-    title = (
-        f"{experiment.name(node)}, epoch 1; what is masked is blue in the audio and orange in the visual input. "
-        "Patches are those of the whole input, with the padding (black) behind a short sound; the ratio times their "
-        f"number, rounded down, is masked. {SPECTROGRAM}"
-    )
-    return Cards(title, cards)
+    return Cards(f"{experiment.name(node)}, epoch 1", cards)

@@ -39,8 +39,8 @@ def section(experiment: Experiment, page: Path, options: Sequence[str] = ()) -> 
         Text(
             f"Run in an empty folder, or in {where} this script makes every artifact and this page again. What no "
             "command makes (manifests with their clips, weights of others) must be there first where its path is a "
-            "relative one. Options that are not named are at their defaults; words in capitals stand for inputs that were not "
-            "found. The same bytes come out on the same kind of machine, with the same number of threads."
+            "relative one. Options that are not named are at their defaults; words in capitals stand for inputs that "
+            "were not found. The same bytes come out on the same kind of machine, with the same number of threads."
         )
     )
     made = [node for node in experiment.nodes if node.kind in COMMANDS]
