@@ -393,12 +393,12 @@ def test_numbers_are_those_of_the_runs(page: Path, experiment: Experiment, joint
     for file in (experiment.confidence, joint / "model.safetensors"):
         assert sha256(file) in words
     store = json.loads((experiment.store / "store.json").read_text(encoding="utf-8"))["fingerprint"]
-    assert f"made from store, fingerprint {store}" in words
+    assert f"made from store, fingerprint{store}" in words
     model = sha256(experiment.audio / "model.safetensors")
-    assert f"made from audio, sha256 of audio/model.safetensors {model}" in words
+    assert f"made from audio, sha256 of audio/model.safetensors{model}" in words
     dynamics = sha256(experiment.audio / "dynamics.safetensors")
-    assert f"made from audio, sha256 of audio/dynamics.safetensors {dynamics}" in words
-    assert f"made from manifest, sha256 of manifest.csv {sha256(experiment.manifest)}" in words
+    assert f"made from audio, sha256 of audio/dynamics.safetensors{dynamics}" in words
+    assert f"made from manifest, sha256 of manifest.csv{sha256(experiment.manifest)}" in words
 
 
 def test_numbers_are_explained_where_they_stand(page: Path) -> None:
