@@ -24,7 +24,7 @@ def loaded_by(code: str) -> list[str]:
 
 def test_reports_and_workers_load_neither_a_compiler_nor_statistics() -> None:
     modules = (
-        *("report.chapters.results", "report.chapters.stage2_together", "report.chapters.verdicts.three_questions"),
+        *("report.chapters.results", "report.chapters.stage2_together", "report.chapters.verdicts.questions"),
         *("media.decode", "loading.loader", "loading.evaluation_clips", "models.checkpoint", "runs.training_run"),
     )
     assert loaded_by("\n".join(f"import avpt.{name}" for name in modules)) == []

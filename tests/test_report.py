@@ -49,10 +49,18 @@ from avpt.options import FuseConfig, InitConfig
 from avpt.report.axis import Axis, choose_axes
 from avpt.report.chapters import initialisation, learning, overview
 from avpt.report.chapters.results import Scores
-from avpt.report.chapters.verdicts import three_questions
-from avpt.report.chapters.verdicts.answers import list_unsettled
+from avpt.report.chapters.verdicts import questions
+from avpt.report.chapters.verdicts.answers import list_unsettled, weigh_gains
 from avpt.report.chapters.verdicts.starved_modality import Evidence, explain_shares, weigh
-from avpt.report.differences import CHANCE, compare, compare_seeds, describe_outcome, format_p
+from avpt.report.differences import (
+    CHANCE,
+    compare,
+    compare_seeds,
+    describe_outcome,
+    explain_limit,
+    format_p,
+    set_limit,
+)
 from avpt.report.drawing import colour_input, name_clip, pick_telling
 from avpt.report.experiment import gather
 from avpt.report.methods import describe_method, is_plain
@@ -230,6 +238,33 @@ def test_dots_show_the_spread_over_seeds(experiment: Experiment) -> None:
     assert (dot.number, dot.note, dot.each) == ("50.0 %", "1 seed", [])
 
 
+def test_a_single_seed_is_hollow_and_stands_below_several(experiment: Experiment) -> None:
+    found = gather([experiment.audio], [experiment.folder])
+    (node,) = found.stage1("audio")
+    one, two = (Scores("audio", [node], "test", "accuracy", numbers) for numbers in ([0.9], [0.5, 0.7]))
+    assert sorted([one, two], key=overview.place_score) == [two, one]
+    dots = [overview.draw_score(found, scores, Axis(0.5, 0.9, 0.1)) for scores in (two, one)]
+    made = render(Page("x", [], [], [], {}, [Dots("title", dots, [(0, "50 %"), (1, "90 %")])]), "#1b1b1d")
+    assert re.findall(r'class="(track[^"]*)"', made) == ["track", "track single"]
+    title = next(block.title for block in overview.draw_scores(found) if isinstance(block, Dots))
+    assert "a hollow dot is a single seed, of which no spread is known" in title
+
+
+def test_accuracies_come_first_and_a_single_seed_is_no_end_of_their_range(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = gather([experiment.audio], [experiment.folder])
+    (node,) = found.stage1("audio")
+    groups = [Scores("a", [node], "test", "accuracy", numbers) for numbers in ([0.9], [0.5, 0.7], [0.3, 0.4])]
+    for count, says in (
+        (1, "sound alone 90.0 % (1 seed)"),
+        (2, "sound alone 60.0 % ± 14.1"),
+        (3, "sound alone 35.0 % to 60.0 % (2 ways of training)"),
+    ):
+        monkeypatch.setattr(overview, "collect_scores", lambda _, count=count: groups[:count])
+        assert overview.give_numbers(found) == [Text(f"Test accuracy: {says}.")]
+
+
 def test_small_differences_are_seen_on_axes_that_say_where_they_begin() -> None:
     """One axis for all runs or, where that would squeeze what is compared, one for each kind."""
     assert [axis.words for axis in choose_axes([[0.90, 0.93], [0.96, 0.97]])] == ["88 % to 98 %"]
@@ -359,6 +394,36 @@ def test_numbers_are_those_of_the_runs(page: Path, experiment: Experiment, joint
     assert "36 clips of 3 classes" in words
     for file in (experiment.confidence, joint / "model.safetensors"):
         assert sha256(file) in words
+    store = json.loads((experiment.store / "store.json").read_text(encoding="utf-8"))["fingerprint"]
+    assert f"made from store, fingerprint{store}" in words
+    model = sha256(experiment.audio / "model.safetensors")
+    assert f"made from audio, sha256 of audio/model.safetensors{model}" in words
+    dynamics = sha256(experiment.audio / "dynamics.safetensors")
+    assert f"made from audio, sha256 of audio/dynamics.safetensors{dynamics}" in words
+    assert f"made from manifest, sha256 of manifest.csv{sha256(experiment.manifest)}" in words
+
+
+def test_numbers_are_explained_where_they_stand(page: Path) -> None:
+    words = " ".join(Parsed(page.read_text(encoding="utf-8")).words.split())
+    for said in (
+        "each run at its best epoch: the first with the highest val accuracy",
+        "; the best epoch is the first with the highest val accuracy",
+        "timm starts the scale of the last BatchNorm of each residual block at zero",
+        "Clips of which the audio encoder is surer than the visual one",
+        "Spectrograms: time to the right, 10 ms a column",
+        "a tie does not vote",
+        "One rule for p in every verdict: it has to be below 0.05 divided by the number of comparisons",
+        "spreads are rounded to 0.1",
+    ):
+        assert said in words
+    assert "at worst" not in words
+    ratios = re.findall(r"mask ratio: audio ([\d.]+), visual ([\d.]+) masked patches: audio (\d+) of (\d+), ", words)
+    assert ratios
+    assert all(int(masked) <= (float(ratio) + 0.005) * int(of) for ratio, _, masked, of in ratios)
+    terms = dict(re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)", page.read_text(encoding="utf-8")))
+    assert {"sign test", "gradient norm", "macro F1", "store", "init"} <= terms.keys()
+    assert "ogm-ge" not in terms  # as no run here uses it
+    assert "Shapley" in terms["share of a modality"]
 
 
 def test_the_same_command_gives_the_same_bytes_and_then_does_nothing(
@@ -404,6 +469,15 @@ def test_colours_have_contrast_in_light_and_dark() -> None:
             for text in ("ink", "soft", "link", "yes", "no", "open"):
                 light, dark = sorted((luminance(colours[text]), luminance(colours[ground])), reverse=True)
                 assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground)
+            for mark in ("audio", "visual", "joint"):
+                light, dark = sorted((luminance(colours[mark]), luminance(colours[ground])), reverse=True)
+                assert (light + 0.05) / (dark + 0.05) >= (3 if scheme is schemes[0] else 6), (mark, ground)
+
+
+def test_drawings_take_the_colours_of_the_modalities_from_the_page(page: Path) -> None:
+    drawn = "".join(re.findall(r"<svg class=\"drawing\".*?</svg>", page.read_text(encoding="utf-8"), re.DOTALL))
+    assert "var(--joint)" in drawn
+    assert not re.search("#0072b2|#d55e00|#009e73", drawn)
 
 
 def luminance(colour: str) -> float:
@@ -440,9 +514,29 @@ def ran(script: str) -> list[list[str]]:
 
 
 def commands(page: Path) -> dict[str, list[str]]:
-    """The words of every command that a page tells, by what it makes."""
+    """The words of every command that a page tells but for its own, by what it makes."""
+    return {line[line.index("--out") + 1]: line for line in every_command(page) if line[1] != "report"}
+
+
+def every_command(page: Path) -> list[list[str]]:
+    """The words of every command that a page tells, in their order."""
     (script,) = re.findall(r"<pre[^>]*><code>(.*?)</code></pre>", page.read_text(encoding="utf-8"), re.DOTALL)
-    return {line[line.index("--out") + 1]: line for line in ran(html.unescape(script))}
+    return ran(html.unescape(script))
+
+
+def test_the_script_ends_with_the_page_itself(
+    page: Path, experiment: Experiment, joint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(page.parent)
+    *others, own = every_command(page)
+    assert own == ["avpt", "report", joint.name, experiment.fused.name, "--out", page.name]
+    assert "report" not in [words[1] for words in others]
+    written = page.stat().st_mtime_ns
+    done(*own[1:])  # taken for the very same page
+    assert page.stat().st_mtime_ns == written
+    done("report", experiment.audio, "--clips", "0", "--title", "it's", "--out", tmp_path / "else.html")
+    own = every_command(tmp_path / "else.html")[-1]
+    assert own == ["avpt", "report", "audio", "--title", "it's", "--clips", "0", "--out", "else.html"]
 
 
 def test_commands_of_the_page_make_the_same_bytes(
@@ -759,6 +853,17 @@ def test_an_encoder_without_batchnorm() -> None:
     assert initialisation.count_abnormal({"conv.weight": torch.ones(3)}, 1e-6) is None
 
 
+def test_of_no_abnormal_channels_there_is_no_bar(experiment: Experiment) -> None:
+    found = gather([experiment.audio], [experiment.folder])
+    start = replace(initialisation.find_starts(found)[0], alphas={})
+    some, none = (initialisation.Channels(["bn1", "bn2"], [4, 4], count) for count in ([1, 2], [0, 0]))
+    for after, says, is_drawn in ((none, " Bars: in the ", False), (some, "after training", True)):
+        _, figure = initialisation.show_start(found, replace(start, loaded=some, trained={"run": after}))
+        assert isinstance(figure, Figure)
+        assert says in figure.caption
+        assert (b"after training" in figure.svg) == is_drawn
+
+
 def test_channels_in_words() -> None:
     names, counts = ["bn1", "bn2"], [64, 64]
     assert initialisation.describe(initialisation.Channels(names, counts, [0, 0]), "now") == "none of 128 channels now"
@@ -874,7 +979,7 @@ def seeded(run: Path, out: Path, seed: int, wrong: int) -> Path:
 def judge(runs: list[Path], *folders: Path) -> list[Verdict]:
     """The verdicts on some runs, without their page."""
     found = gather(runs, folders)
-    return three_questions.answer_questions(found, initialisation.find_starts(found), folders[0])
+    return questions.answer_questions(found, initialisation.find_starts(found), folders[0])
 
 
 def probe(folder: Path, run: Path, modality: str, difference: float, p: float | None = 0.5) -> None:
@@ -989,6 +1094,74 @@ def test_a_gain_that_is_the_same_in_all_seeds_is_no_lack_of_one(
     assert verdict.headline == (
         "Not to be judged: `by` +100.0 points in all 3 seeds alike, so that no test over seeds is possible."
     )
+
+
+def test_a_headline_says_why_a_small_p_does_not_count() -> None:
+    """Eight clips gained are p = 0.008, which is too much for a tenth of 0.05."""
+    ids = [str(clip) for clip in range(40)]
+    wrong, right = dict.fromkeys(ids, False), {clip: int(clip) < 8 for clip in ids}
+    gain = compare([wrong, wrong], [right, right], [0, 1])
+    assert gain is not None
+    answer, headline = weigh_gains([("by", gain)], set_limit(10), "masking", "without masking")
+    assert (answer, headline) == (
+        "unclear",
+        "Trained models can't be said to differ (`by` +20.0 points: p = 0.008 (not below 0.005) over clips); 2 seeds "
+        "can't tell what masking does.",
+    )
+    assert "(p = 0.008 (not below 0.005) over clips); one or two seeds" in describe_outcome(gain, set_limit(10))
+    _, headline = weigh_gains([("by", gain)], set_limit(1), "masking", "without masking")
+    assert headline.startswith("Trained models differ on these clips (`by`)")
+    apart = compare([wrong, wrong, wrong], [right, right, right | {"0": False}], [0, 1, 2])
+    assert apart is not None
+    doubtful = replace(apart, seeds=replace(apart.seeds, p=0.2))
+    _, headline = weigh_gains([("by", doubtful)], set_limit(1), "masking", "without masking")
+    assert headline.endswith("p = 0.008 over clips is not borne out over seeds.")
+    few = replace(apart, p=0.3)
+    assert describe_outcome(few).endswith("p = 0.002 over seeds is not borne out over clips")
+
+
+def test_p_is_held_against_one_rule() -> None:
+    assert explain_limit(1) == "1 comparison: the limit for each p is 0.05."
+    assert explain_limit(4) == "4 comparisons: the limit for each p is 0.05 / 4 = 0.013."
+    assert set_limit(4) == CHANCE / 4
+
+
+def test_balancing_is_judged_against_none_and_uniform(joint: Path, tmp_path: Path) -> None:
+    """By methods that were never heard of too; a method of another learning rate has nothing to be compared with."""
+    runs = []
+    for method, rate, wrongs in (
+        ("none", 0.1, (9, 9, 9)),
+        ("uniform", 0.1, (8, 9, 9)),
+        ("mine:Own", 0.1, (0, 1, 0)),
+        ("agm", 0.2, (0, 1, 0)),
+    ):
+        for seed, wrong in enumerate(wrongs):
+            run = seeded(joint, tmp_path / str(seed) / method, seed, wrong)
+            header, _ = artifacts.read_header(run / "model.safetensors")
+            header = replace(header, config=header.config | {"balance": method, "lr": rate})
+            artifacts.save(run / "model.safetensors", header, {"weight": torch.zeros(1)})
+            runs.append(run)
+    for run, accuracy in [(run, 0.0) for run in runs[:3]] + [
+        (run, -0.1 - seed / 100) for seed, run in enumerate(runs[6:9])
+    ]:
+        for modality in MODALITIES:
+            probe(run.parent, run, modality, accuracy)
+    verdict = judge(runs, tmp_path)[3]
+    assert (verdict.answer, verdict.short) == ("yes", "Balancing helps")
+    assert verdict.headline.startswith("Accuracy is higher with `mine:Own` +96.3 points (95 % interval ")
+    assert "than without balancing. Against `uniform`: `mine:Own` +92.6 points" in verdict.headline
+    assert "The weaker modality, by its share of the answer: " in verdict.headline
+    words = " ".join(verdict.details)
+    assert verdict.details[0] == "3 comparisons: the limit for each p is 0.05 / 3 = 0.017."
+    assert "`mine:Own`: 0.0 % without balancing, 96.3 % with it, +96.3 points" in words
+    assert "`mine:Own`: 3.7 % with `uniform`, 96.3 % with it, +92.6 points" in words
+    assert "agm" not in words
+    assert re.search(
+        r"share of the weaker modality \((audio|visual)\) in `mine:Own`: [\d.]+ % without balancing", words
+    )
+    assert re.search(r"linear probes of the (audio|visual) encoder of `mine:Own` .*: \+0.0 points", words)
+    assert judge(runs[:1] + runs[9:], tmp_path)[3].answer == "not measured"
+    assert len(judge(runs[:3], tmp_path)) == 3
 
 
 def test_runs_that_were_best_at_their_last_epoch_are_not_done_learning(experiment: Experiment) -> None:
@@ -1212,6 +1385,14 @@ def test_a_phone_shows_that_a_table_scrolls(page: Path, browser: list[str], tmp_
     assert len(tables) >= 3
     assert all((hint == "true") == (int(columns) >= BROAD) for columns, hint, _ in tables)
     assert all(shaded == "true" for _, _, shaded in tables)
+
+
+def test_a_phone_shows_that_a_wide_figure_scrolls(page: Path, browser: list[str], tmp_path: Path) -> None:
+    script = """[...d.querySelectorAll('.scroll:has(svg)')].map(e => (e.scrollWidth > e.clientWidth) + ' '
+        + w.getComputedStyle(e.parentElement, '::before').content.includes('scroll')).join('; ')"""
+    figures = [one.split() for one in measure(page, browser, tmp_path, script, 390).split("; ")]
+    assert ["true", "true"] in figures
+    assert all(scrolls == hint for scrolls, hint in figures)
 
 
 def test_dark_is_dark_and_light_is_light(page: Path, browser: list[str], tmp_path: Path) -> None:

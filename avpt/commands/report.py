@@ -106,15 +106,18 @@ def write(config: ReportConfig, experiment: Experiment, record: dict[str, Any]) 
         stage1_alone,
         stage2_together,
     )
-    from avpt.report.chapters.verdicts import three_questions
-    from avpt.report.differences import CAVEAT
+    from avpt.report.chapters.verdicts import questions
+    from avpt.report.differences import RULES
     from avpt.report.page.blocks import Page
     from avpt.report.page.html import render
+    from avpt.report.shell_commands import write_option
 
+    options = [write_option(ReportConfig, name, getattr(config, name)) for name in ("title", "clips")]
+    told = [word for words in options for word in words] if config.title or config.clips != ReportConfig.clips else []
     folder = config.out.absolute().parent
-    log.info("answering the three questions")
+    log.info("answering the questions")
     starts = initialisation.find_starts(experiment)
-    answers = three_questions.answer_questions(experiment, starts, folder)
+    answers = questions.answer_questions(experiment, starts, folder)
     chapters: dict[str, Callable[[], Section]] = {
         "results": lambda: results.section(experiment),
         "the data": lambda: clips.section(experiment, config.clips),
@@ -122,7 +125,7 @@ def write(config: ReportConfig, experiment: Experiment, record: dict[str, Any]) 
         "stage 1": lambda: stage1_alone.section(experiment),
         "confidence": lambda: dominance.section(experiment, config.clips),
         "stage 2": lambda: stage2_together.section(experiment, config.clips),
-        "provenance": lambda: provenance.section(experiment, folder),
+        "provenance": lambda: provenance.section(experiment, config.out, told),
     }
     sections = []
     for number, (name, write_chapter) in enumerate(chapters.items(), 1):
@@ -130,7 +133,7 @@ def write(config: ReportConfig, experiment: Experiment, record: dict[str, Any]) 
         sections.append(write_chapter())
     summary = summarise(experiment, answers)
     first = overview.summarise(experiment, config.clips, answers, sections)
-    page = Page(record["config"]["title"], (*LEAD, CAVEAT), answers, sections, record | {"summary": summary}, first)
+    page = Page(record["config"]["title"], (*LEAD, *RULES), answers, sections, record | {"summary": summary}, first)
     write_text(config.out, render(page, INK))
     return {"report": str(config.out)} | summary
 

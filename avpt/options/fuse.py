@@ -1,5 +1,6 @@
 """The options of `avpt fuse-train`."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -197,6 +198,12 @@ class FuseConfig(MaskConfig, TrainConfig):
         idle = set() if self.balance == "ogm-ge" else {"ogm_alpha", "ogm_window"}
         idle |= set() if self.balance_set else {"balance_set"}
         return super().idle() | idle | (set() if self.balance_gamma is not None else {"balance_gamma"})
+
+    @staticmethod
+    def balance_options() -> set[str]:
+        """The names of the options that say how the modalities are balanced, teachers included."""
+        names = {field.name for field in dataclasses.fields(FuseConfig)}
+        return {name for name in names if name.startswith(("balance", "ogm_", "teacher_"))} - {"balanced_sampling"}
 
     @property
     def given_to_balance(self) -> dict[str, Any]:

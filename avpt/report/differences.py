@@ -13,10 +13,16 @@ CHANCE = 0.05  # a difference counts as one if chance alone would produce it wit
 MOST_DIGITS = 6  # of a p-value
 MARGIN = 0.02  # a smaller loss of accuracy is negligible
 
-CAVEAT = (
-    "A sign test over the clips asks whether these very models differ, and no more. Whether the recipes do is asked "
-    f"by the paired t-test over seeds (as `avpt compare` prints it), which takes {FEWEST_PAIRS} seeds of each; a gain "
-    "or a loss has to pass both."
+RULES = (
+    "A sign test over the clips asks whether these very models differ, and no more: of several seeds a clip votes for "
+    "the side on which more seeds answer it right, and a tie does not vote. Whether the recipes differ is asked by the "
+    f"paired t-test over seeds (as `avpt compare` prints it), which takes {FEWEST_PAIRS} seeds of each; a gain or a "
+    "loss has to pass both.",
+    f"One rule for p in every verdict: it has to be below {CHANCE:g} divided by the number of comparisons that answer "
+    "its question (Bonferroni), as of many comparisons one is soon a hit by chance. What stands beside the question "
+    "is held against nothing.",
+    "Accuracies, their differences and spreads are rounded to 0.1, confidences and mask ratios to 0.01, p to 0.001 or "
+    "as far as tells it from its limit.",
 )
 
 
@@ -137,12 +143,43 @@ def compare_seeds(before: Mapping[int, float], after: Mapping[int, float]) -> Sp
     return Spread(each, test["p"], (test["interval"][0], test["interval"][1]))
 
 
+def set_limit(count: int) -> float:
+    """What each p of so many comparisons, which answer one question, has to be below (Bonferroni)."""
+    return CHANCE / max(1, count)
+
+
+def explain_limit(count: int) -> str:
+    """Say what p is held against in one verdict; the rule itself stands once on the page."""
+    shown = f"{CHANCE:g} / {count} = {set_limit(count):.2g}" if count > 1 else f"{CHANCE:g}"
+    return f"{format_count(count, 'comparison')}: the limit for each p is {shown}."
+
+
+def explain_doubt(difference: Difference, chance: float = CHANCE) -> str:
+    """Say why a p that looks small does not count; empty where none does, or where all is said by the outcome."""
+    if difference.counts(chance):
+        return ""
+    reasons = []
+    over_clips, over_seeds = format_p(difference.p), difference.seeds.p
+    if difference.clips_tell(chance):
+        reasons += [f"{over_clips} over clips is not borne out over seeds"] if over_seeds is not None else []
+    elif difference.p < chance:
+        reasons.append(f"{over_clips} over clips, but the seeds do not all point in one direction")
+    elif difference.p < CHANCE:
+        reasons.append(f"{format_p(difference.p, chance)} over clips")
+    if over_seeds is not None and chance <= over_seeds < CHANCE:
+        reasons.append(f"{format_p(over_seeds, chance)} over seeds")
+    elif over_seeds is not None and over_seeds < chance:
+        reasons.append(f"{format_p(over_seeds)} over seeds is not borne out over clips")
+    return "; ".join(reasons)
+
+
 def describe_outcome(difference: Difference, chance: float = CHANCE) -> str:
     """Say whether a difference is a gain, a loss or neither."""
     if not difference.seeds.enough:
         models = "these two trained models" if len(difference.seeds.each) == 1 else "these trained models"
         differ = "differ" if difference.clips_tell(chance) else "do not differ measurably"
-        return f"{models} {differ} on these clips; one or two seeds say nothing of the recipe"
+        doubt = f" ({why})" if (why := explain_doubt(difference, chance)) else ""
+        return f"{models} {differ} on these clips{doubt}; one or two seeds say nothing of the recipe"
     if difference.counts(chance):
         return "a gain" if difference.mean > 0 else "a loss"
     nothing = "no difference that this data could show"
@@ -150,7 +187,8 @@ def describe_outcome(difference: Difference, chance: float = CHANCE) -> str:
         return f"{nothing}: these trained models differ, but by so unlike amounts that others need not"
     if difference.p < chance and not difference.clips_tell(chance):
         return f"{nothing}: these trained models differ, but not all in one direction"
-    return nothing
+    doubt = explain_doubt(difference, chance)
+    return f"{nothing}: {doubt}" if doubt else nothing
 
 
 def summarise_difference(difference: Difference) -> str:

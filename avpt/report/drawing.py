@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MOST_LOOKED_AT = 24  # frames of a clip among which the one to show is looked for
 LAST_PARTS = 2  # of a clip's path, that name it
+SPECTROGRAM = "Spectrograms: time to the right, 10 ms a column; pitch upwards, a mel bin a row; brighter is louder."
 HIDDEN: dict[Modality, str] = {"audio": AUDIO, "visual": VISUAL}  # the colour of masks, as of points in the scatter
 
 
@@ -44,11 +45,13 @@ def show_stored_clip(store: Store, index: SplitIndex, position: int, label: str)
     if num_visual:
         seen = sorted({int(place) for place in np.linspace(0, num_visual - 1, min(num_visual, MOST_LOOKED_AT))})
         frame = pick_telling(list(read_frames(index, position, seen, store.settings["frame_codec"])))
-        pictures.append(make_picture(frame.permute(1, 2, 0).numpy(), f"frame of a clip of class {label}"))
+        pictures.append(make_picture(frame.permute(1, 2, 0).numpy(), f"frame of a clip of class {label}", "a frame"))
     if num_audio:
         pixels = colour_spectrogram(read_fbank(index, position).numpy(), num_audio)
         seconds = f"{num_audio / 100:.1f} s"
-        pictures.append(make_picture(pixels, f"spectrogram of a clip of class {label}, {seconds}"))
+        pictures.append(
+            make_picture(pixels, f"spectrogram of a clip of class {label}, {seconds}", f"0 to {seconds} →, pitch ↑")
+        )
     return pictures
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,14 @@ def command_of(
             there = typed[field.name]
             words += [option_name(config_type, field.name), _place_file(there.place, there, folder)]
     return [*words, "--out", os.path.relpath(node.path, folder)]
+
+
+def command_of_page(experiment: Experiment, folder: Path, page: Path, options: Sequence[str]) -> list[str]:
+    """The words of the command that writes the page, to be run in `folder`; there too if it lies elsewhere."""
+    page = Path(os.path.normpath(page))
+    runs = sorted(experiment.order, key=lambda path: experiment.order[path])
+    out = os.path.relpath(page, folder) if page.is_relative_to(folder) else page.name
+    return ["avpt", "report", *(os.path.relpath(run, folder) for run in runs), *options, "--out", out]
 
 
 def _options_of(node: Node) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from avpt.errors import AvptError
 from avpt.figures.bars import draw_bars
 from avpt.figures.style import CYCLE
-from avpt.report.drawing import make_figure, name_clip, name_label, percent, show_stored_clip
+from avpt.report.drawing import SPECTROGRAM, make_figure, name_clip, name_label, percent, show_stored_clip
 from avpt.report.experiment import Experiment, explain_error, list_missing
 from avpt.report.page.blocks import Block, Card, Cards, Grid, Heading, Section, Text
 from avpt.store.store import SplitIndex, Store
@@ -54,7 +54,7 @@ def describe_store(store: Store, clips: int) -> list[Block]:
     blocks.append(show_classes(store, counts))
     cards, split = show_examples(store, clips)
     if cards:
-        blocks.append(Cards(f"The first clips of {len(cards)} classes, as stored ({split})", cards))
+        blocks += [Text(SPECTROGRAM), Cards(f"The first clips of {len(cards)} classes, as stored ({split})", cards)]
     return blocks
 
 

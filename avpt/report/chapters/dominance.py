@@ -86,8 +86,9 @@ def show_artifact(experiment: Experiment, data: Confidence, most: float, clips: 
     correlated = f"{correlation:.2f}".replace("-", "−")
     seen = (
         f"{len(audio)} clips; mean confidence: audio {audio.mean():.2f}, visual {visual.mean():.2f}; audio is "
-        f"the surer one in {percent((difference > 0).mean())}; correlation {correlated}; of "
-        f"{int((signed > 0).sum())} clips audio is masked, of {int((signed < 0).sum())} visual"
+        f"the surer one in {percent((difference > 0).mean())}; correlation {correlated}; "
+        f"the mask ratio of audio is above 0 in {int((signed > 0).sum())} clips, that of visual in "
+        f"{int((signed < 0).sum())}"
     )
     marked = [i for end in ends.values() for i in end]
     figure = draw_confidence(
@@ -108,7 +109,12 @@ def show_artifact(experiment: Experiment, data: Confidence, most: float, clips: 
     for modality, end in ends.items():
         if end:
             other = "visual" if modality == "audio" else "audio"
-            blocks.append(Cards(f"Surer by {modality} than by {other}", [make_card(place, data, i) for i in end]))
+            blocks.append(
+                Cards(
+                    f"Clips of which the {modality} encoder is surer than the {other} one",
+                    [make_card(place, data, i) for i in end],
+                )
+            )
     return blocks
 
 
@@ -145,11 +151,11 @@ def make_card(place: tuple[Store, SplitIndex, dict[str, int]], data: Confidence,
     store, index, positions = place
     position = positions[data.ids[i]]
     label = name_label(store, index, position)
-    shown = [f"{percent(float(data.ratio[m][i]))} of {m}" for m in MODALITIES if data.ratio[m][i] > 0]
+    ratios = ", ".join(f"{m} {data.ratio[m][i]:.2f}" for m in MODALITIES)
     lines = (
         name_clip(data.ids[i]),
         f"confidence: audio {data.mean['audio'][i]:.2f}, visual {data.mean['visual'][i]:.2f}",
-        f"masked: {' and '.join(shown) or 'nothing'}",
+        f"mask ratio: {ratios}",
     )
     return Card(f"class {label}", show_stored_clip(store, index, position, label), lines)
 
@@ -202,8 +208,8 @@ def tabulate_masks(experiment: Experiment) -> list[Block]:
             some = values[values > 0]
             cells += [
                 percent(len(some) / len(values)),
-                f"{some.mean():.3f}" if len(some) else "–",
-                f"{values.max():.3f}",
+                f"{some.mean():.2f}" if len(some) else "–",
+                f"{values.max():.2f}",
             ]
         rows.append((experiment.name(run), f"{run.option('mask')}, {run.option('mask_rule')}", *cells))
     if not rows:
@@ -216,6 +222,8 @@ def tabulate_masks(experiment: Experiment) -> list[Block]:
     return [
         Heading("What each run masks"),
         Grid(
-            Table("clips of which some is masked, and the ratio: mean over these, and highest", columns, rows, left=2)
+            Table(
+                "clips whose mask ratio is above 0, and the ratio: mean over these, and highest", columns, rows, left=2
+            )
         ),
     ]

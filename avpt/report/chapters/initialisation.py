@@ -33,6 +33,10 @@ AT_THE_SOURCE = (
     f"What is counted at the source are the weights before BatchNorm was changed; {NONE_LEFT}, so that 0 % after "
     "training is by construction."
 )
+ZERO_BY_DESIGN = (
+    "In random weights such channels are no damage: timm starts the scale of the last BatchNorm of each residual block "
+    "at zero, so that the block begins by passing on its input, and training moves it."
+)
 BN = {
     "keep": "kept as it was",
     "reset": "reset everywhere",
@@ -157,6 +161,8 @@ def section(experiment: Experiment, starts: Sequence[Start]) -> Section:
         blocks.append(Grid(Table("encoders, with their share of abnormal channels", columns, rows, left=4)))
     if any(start.pretrained and start.node.option("bn") != "keep" for start in starts):
         blocks.append(Text(AT_THE_SOURCE))
+    if any(not start.pretrained and start.loaded is not None and any(start.loaded.abnormal) for start in starts):
+        blocks.append(Text(ZERO_BY_DESIGN))
     for start in merge_seeds(experiment, starts):
         blocks += show_start(experiment, start)
     lost = list_missing(experiment, "init", "weights")
@@ -182,7 +188,9 @@ def name_origin(experiment: Experiment, start: Start) -> str:
     if "weights" not in start.node.inputs:
         return str(start.node.option("weights"))
     weights = experiment.origin(start.node, "weights")
-    return "a file that was not found" if weights is None else experiment.name(weights)
+    if weights is None:
+        return "a file that was not found"
+    return f"{experiment.name(weights)}{' (trained here)' if weights.is_run else ''}"
 
 
 def describe(channels: Channels, when: str) -> str:
@@ -210,12 +218,15 @@ def show_start(experiment: Experiment, start: Start) -> list[Block]:
     loaded, after = start.loaded, next(iter(start.trained.values()), None)
     if loaded is not None and (any(loaded.abnormal) or (after is not None and any(after.abnormal))):
         before = SOURCE if start.pretrained else RANDOM
-        values = {before: loaded.shares} | ({AFTERWARDS: after.shares} if after else {})
-        figure = draw_bars(loaded.names, values, label="abnormal share", colours=(BEFORE, AFTER))
+        counted = {before: loaded, **({AFTERWARDS: after} if after else {})}
+        values = {when: channels.shares for when, channels in counted.items() if any(channels.abnormal)}
+        colours = [{before: BEFORE, AFTERWARDS: AFTER}[when] for when in values]
+        figure = draw_bars(loaded.names, values, label="abnormal share", colours=colours)
         alt = describe(loaded, before)
         alt += f"; {describe(after, AFTERWARDS)}" if after else ""
         changed = start.node.option("bn") != "keep"
-        caption = f"Layer by layer: {alt}{f' ({NONE_LEFT})' if changed else ''}."
+        drawn = f" Bars: {next(iter(values))}." if len(counted) > len(values) else ""  # of nothing there is no bar
+        caption = f"Layer by layer: {alt}{f' ({NONE_LEFT})' if changed else ''}.{drawn}"
         blocks += [Heading(f"Abnormal channels of {name}"), make_figure(figure, alt, caption)]
     initial = float(start.node.option("alpha")) if start.alphas else 0.0
     layers = [

@@ -201,4 +201,7 @@ def tabulate_progress(experiment: Experiment, nodes: list[Node], title: str) -> 
         scores = (percent(last.get(key)) if last and key_name_of(last) == key else "–" for key in keys)
         rows.append((experiment.name(node), run.progress, "–" if best is None else str(best), loss, *scores))
     columns = ("run", "is", "best epoch", "last val loss", *(f"last val {WORDS[key]}" for key in keys))
-    return Grid(Table(f"runs of {title}", columns, rows, left=2))
+    best = " or ".join(WORDS[key] for key in keys)
+    return Grid(
+        Table(f"runs of {title}; the best epoch is the first with the highest val {best}", columns, rows, left=2)
+    )

@@ -6,13 +6,13 @@ import torch
 
 from avpt.errors import AvptError
 from avpt.files import artifacts
-from avpt.loading.dataset import ClipDataset, Masking
+from avpt.loading.dataset import ClipDataset, Masking, grid
 from avpt.loading.loader import Loader
-from avpt.loading.masking import most_masked, plan_masking
+from avpt.loading.masking import count_patches, most_masked, plan_masking
 from avpt.models.checkpoint import read_input
 from avpt.options import FuseConfig, restore_config
 from avpt.report.chapters.dominance import read_ratios
-from avpt.report.drawing import name_clip, name_label, show_input
+from avpt.report.drawing import SPECTROGRAM, name_clip, name_label, show_input
 from avpt.report.experiment import Experiment, explain_error, explain_missing
 from avpt.report.page.blocks import Block, Card, Cards, Text
 from avpt.runs import training_run
@@ -20,6 +20,12 @@ from avpt.runs.lineage import Node
 from avpt.store.splits import training_splits
 from avpt.store.store import Store
 from avpt.types import MODALITIES
+
+LEGEND = (
+    "What is masked is blue in the audio and orange in the visual input. Patches are those of the whole input, with "
+    "the padding (black) behind a short sound; the mask ratio times their number, rounded down, is masked. "
+    f"{SPECTROGRAM}"
+)
 
 
 def show_masked_inputs(experiment: Experiment, nodes: list[Node], clips: int) -> list[Block]:
@@ -36,7 +42,7 @@ def show_masked_inputs(experiment: Experiment, nodes: list[Node], clips: int) ->
             blocks.append(show_run_inputs(experiment, node, Store(store.path), clips))
         except (AvptError, OSError, KeyError, ValueError) as error:
             blocks.append(Text(explain_error(error), missing=True))
-    return blocks or [Text("None of these runs masks anything.")]
+    return [Text(LEGEND), *blocks] if blocks else [Text("None of these runs masks anything.")]
 
 
 def show_run_inputs(experiment: Experiment, node: Node, store: Store, clips: int) -> Block:
@@ -64,12 +70,14 @@ def show_run_inputs(experiment: Experiment, node: Node, store: Store, clips: int
         return tuple(values.clone() for values in loader.clips(0, positions).inputs)
 
     plain_inputs, masked = batch(None), batch(masking)
+    patches = {m: count_patches(m, grid(spec, m), config.patch[m], warn=False) for m in MODALITIES}
     cards = []
     for i, position in enumerate(positions):
-        pictures, shares = [], []
+        pictures, shares, counts = [], [], []
         for m, modality in enumerate(MODALITIES):
             ratio = float(there[modality][position])
             shares.append(f"{modality} {ratio:.2f}")
+            counts.append(f"{modality} {int(masking.num_masked[modality][position])} of {patches[modality]}")
             whole, versions = plain_inputs[m][i], list[tuple[torch.Tensor | None, str]]()
             if masking.num_masked[modality][position]:
                 versions += [(None, "as it is"), (masked[m][i], "masked")]
@@ -81,6 +89,6 @@ def show_run_inputs(experiment: Experiment, node: Node, store: Store, clips: int
                 for hidden, how in versions
             ]
         lines = [f"class {name_label(store, index, position)}", f"mask ratio: {', '.join(shares)}"]
+        lines.append(f"masked patches: {', '.join(counts)}")
         cards.append(Card(name_clip(index.ids[position]), pictures, lines))
-    title = f"{experiment.name(node)}, epoch 1; what is masked is blue in the audio and orange in the visual input"
-    return Cards(title, cards)
+    return Cards(f"{experiment.name(node)}, epoch 1", cards)

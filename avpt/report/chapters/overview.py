@@ -33,7 +33,7 @@ PANELS = {"audio": "Sound alone", "visual": "Pictures alone", "joint": "Both tog
 def summarise(
     experiment: Experiment, clips: int, answers: Sequence[Verdict], sections: Sequence[Section]
 ) -> list[Block]:
-    """Say in a line each what the data and the models are, give the answers, show clips, and draw the accuracies.
+    """Say in a line each what the data is and how accurate models are, give the answers, show clips, and draw all.
 
     The terms that are used here or in the sections are explained, folded.
     """
@@ -41,7 +41,7 @@ def summarise(
     models, scores = introduce_models(experiment), draw_scores(experiment)
     terms = explain_terms([*data, *models, *answers, *scores, *sections])
     strip = [Strip(cards)] if cards else []
-    return [*data, *models, Badges(answers), *terms, *strip, *scores]
+    return [*data, *give_numbers(experiment), Badges(answers), *terms, *strip, *scores, *models]
 
 
 def introduce_data(experiment: Experiment, clips: int) -> tuple[list[Block], list[Card]]:
@@ -94,12 +94,38 @@ def name_some(names: Sequence[str]) -> str:
     return ", ".join(names[:CLASSES]) + (", …" if len(names) > CLASSES else "")
 
 
+def give_numbers(experiment: Experiment) -> list[Block]:
+    """Give the accuracies in a line; of several groups that were trained on the same their range, of one its spread.
+
+    Groups of one seed count where there are no others.
+    """
+    scores = collect_scores(experiment)
+    if not scores:
+        return []
+    split, metric = scores[0].split, scores[0].metric
+    parts = []
+    for kind, some in group_kinds([one for one in scores if (one.split, one.metric) == (split, metric)]).items():
+        group = [one for one in some if one.deviation is not None] or some
+        low, high = (pick(group, key=lambda one: one.mean) for pick in (min, max))
+        number = format_score(low) if low is high else f"{percent(low.mean)} to {percent(high.mean)}"
+        how = f" ({len(group)} ways of training)" if len(group) > 1 else ""
+        seeds = " (1 seed)" if len(group) == 1 and low.deviation is None else ""
+        parts.append((ORDER.index(kind), f"{PANELS[kind].lower()} {number}{how}{seeds}"))
+    return [Text(f"{split.capitalize()} {WORDS[metric]}: {', '.join(part for _, part in sorted(parts))}.")]
+
+
+def format_score(scores: Scores) -> str:
+    """Format a mean with its standard deviation, if there is one: 60.0 % ± 14.1."""
+    spread = "" if scores.deviation is None else f" ± {100 * scores.deviation:.1f}"
+    return percent(scores.mean) + spread
+
+
 def draw_scores(experiment: Experiment) -> list[Block]:
     """Draw the accuracy of each group of runs as a dot, with those of its seeds."""
     scores = collect_scores(experiment)
     if not scores:
         return [Text("None of these runs is finished, so there is no accuracy yet.", missing=True)]
-    scores.sort(key=lambda one: (ORDER.index(kind_of(one.nodes[0])), one.nodes[0].option("mask") not in (None, "none")))
+    scores.sort(key=place_score)
     blocks: list[Block] = []
     for split, metric in dict.fromkeys((one.split, one.metric) for one in scores):
         alike = [one for one in scores if (one.split, one.metric) == (split, metric)]
@@ -110,6 +136,8 @@ def draw_scores(experiment: Experiment) -> list[Block]:
         title = f"{split.capitalize()} {WORDS[metric]}"
         if any(one.deviation is not None for one in alike):
             title += ", mean over seeds (strokes: the single seeds; ±: their standard deviation)"
+        if any(one.deviation is None for one in alike):
+            title += "; a hollow dot is a single seed, of which no spread is known"
         if len(axes) == 1:
             blocks.append(draw_dots(experiment, f"{title}. The axis goes from {axes[0].words}", alike, axes[0]))
         else:
@@ -120,6 +148,12 @@ def draw_scores(experiment: Experiment) -> list[Block]:
             ]
         blocks += give_yardsticks(labels) if labels is not None else []
     return blocks
+
+
+def place_score(scores: Scores) -> tuple[int, bool, bool]:
+    """Where a group stands: by what it was trained on; a single seed below several, and what is masked below plain."""
+    node = scores.nodes[0]
+    return ORDER.index(kind_of(node)), scores.deviation is None, node.option("mask") not in (None, "none")
 
 
 def group_kinds(scores: Sequence[Scores]) -> dict[str, list[Scores]]:
@@ -138,9 +172,8 @@ def draw_dots(experiment: Experiment, title: str, scores: Sequence[Scores], axis
 
 def draw_score(experiment: Experiment, scores: Scores, axis: Axis) -> Dot:
     """Draw the dot of one group."""
-    number, note, each = percent(scores.mean), "1 seed", list[float]()
+    number, note, each = format_score(scores), "1 seed", list[float]()
     if scores.deviation is not None:
-        number += f" ± {100 * scores.deviation:.1f}"
         low, high = min(scores.numbers), max(scores.numbers)
         note = f"{format_count(len(scores.numbers), 'seed')}: {100 * low:.1f} to {100 * high:.1f}"
         each = [axis.place(value) for value in scores.numbers]

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from avpt.errors import AvptError
 from avpt.files import artifacts
+from avpt.files.outputs import sha256_if_there
 from avpt.report.experiment import Experiment, find_common_name
 from avpt.report.page.blocks import Block, Command, Facts, Fold, Graph, Heading, Section, Text, Vertex
 from avpt.report.script import Step, write_script
-from avpt.report.shell_commands import COMMANDS, command_of, find_folder
+from avpt.report.shell_commands import COMMANDS, command_of, command_of_page, find_folder
 from avpt.runs.groups import seed_of
 from avpt.runs.lineage import Node
 
@@ -21,18 +22,25 @@ LATE = ("confidence", "fused", "probe", "evaluation")  # each in a column of its
 LABEL = 20  # characters of a name in the graph
 
 
-def section(experiment: Experiment, folder: Path) -> Section:
-    """Write the section: the graph, then a command for each artifact, in the order in which to run them."""
+def section(experiment: Experiment, page: Path, options: Sequence[str] = ()) -> Section:
+    """Write the section: the graph, then a command for each artifact and for the page, in the order to run them in.
+
+    Args:
+        experiment: what the page is about.
+        page: where it is written.
+        options: its own, as words of its command.
+    """
+    folder = page.absolute().parent
     blocks: list[Block] = [Heading("What was made from what"), draw_graph(experiment), Heading("Commands")]
     base = find_folder(experiment, folder)
     where = os.path.relpath(base, folder)
     where = "the folder of this page" if where == "." else f"`{where}`, seen from this page,"
     blocks.append(
         Text(
-            f"Run in an empty folder, or in {where} this script makes every artifact again. What no command "
-            "makes (manifests with their clips, weights of others) must be there first where its path is a relative "
-            "one. Options that are not named are at their defaults; words in capitals stand for inputs that were not "
-            "found. The same bytes come out on the same kind of machine, with the same number of threads."
+            f"Run in an empty folder, or in {where} this script makes every artifact and this page again. What no "
+            "command makes (manifests with their clips, weights of others) must be there first where its path is a "
+            "relative one. Options that are not named are at their defaults; words in capitals stand for inputs that "
+            "were not found. The same bytes come out on the same kind of machine, with the same number of threads."
         )
     )
     made = [node for node in experiment.nodes if node.kind in COMMANDS]
@@ -44,7 +52,14 @@ def section(experiment: Experiment, folder: Path) -> Section:
     steps = [Step([commands[node.path] for node in nodes], list_seeds(experiment, nodes)) for nodes in groups]
     if not is_ordered(experiment, groups, steps):
         steps = [Step([commands[node.path]]) for node in made]
+    steps.append(Step([command_of_page(experiment, base, page.absolute(), options)]))
     blocks.append(Command("One script", write_script(steps)))
+    blocks.append(
+        Text(
+            "A sha256 is that of a file's bytes, as `sha256sum` prints it. A fingerprint stands for what a store holds "
+            "(labels, options, the clips' data), and no file has it."
+        )
+    )
     facts = [Facts(experiment.name(node), list_facts(experiment, node)) for node in made]
     blocks.append(Fold("Checksums and versions of each artifact", facts))
     return Section("provenance", "Provenance", blocks)
@@ -101,7 +116,7 @@ def list_facts(experiment: Experiment, node: Node) -> list[tuple[str, str]]:
     """List checksums, versions, and the environment, on which the bytes depend."""
     own = experiment.checksums[node.path]
     facts = [("fingerprint" if node.kind == "store" else "sha256", own)] if own else []
-    facts += [(f"made from {name}", checksum) for name, checksum in sorted(node.inputs.items())]
+    facts += [(name_input(experiment, node, name), checksum) for name, checksum in sorted(node.inputs.items())]
     file = node.files[0] if node.files else None
     if file is not None:
         try:
@@ -111,6 +126,19 @@ def list_facts(experiment: Experiment, node: Node) -> list[tuple[str, str]]:
         facts.append(("avpt", header.avpt))
         facts += [(name, str(value)) for name, value in sorted(header.environment.items())]
     return facts
+
+
+def name_input(experiment: Experiment, node: Node, name: str) -> str:
+    """Name an input of an artifact, with the file that its checksum is of, or say that it is a fingerprint."""
+    checksum, origin = node.inputs[name], experiment.origin(node, name)
+    if name == "store" or (origin is not None and origin.kind == "store"):
+        return f"made from {name}, fingerprint"
+    file = experiment.files.get(node.path, {}).get(name)
+    if origin is not None and origin.is_run:
+        file = next((one for one in origin.files if sha256_if_there(one) == checksum), None)
+    elif origin is not None:
+        file = origin.path
+    return f"made from {name}, sha256{f' of {os.path.relpath(file, experiment.base)}' if file is not None else ''}"
 
 
 def draw_graph(experiment: Experiment) -> Graph:

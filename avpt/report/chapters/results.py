@@ -21,6 +21,7 @@ from avpt.report.experiment import Experiment, explain_error
 from avpt.report.methods import describe_method
 from avpt.report.page.blocks import Block, Figures, Grid, Heading, Section, Text
 from avpt.runs.lineage import Node
+from avpt.text import format_count
 from avpt.training.metrics import WORDS, is_correct, key_name_of, per_class
 from avpt.types import Table
 
@@ -135,7 +136,9 @@ def tabulate_runs(experiment: Experiment) -> Block:
         kind = f"{node.config['modality']} alone" if "modality" in node.config else f"both, {describe_method(node)}"
         rows.append((experiment.name(node), kind, *map(percent, cells)))
     columns = ("run", "trained on", *(f"{split} {word}" for split, _, word in there))
-    return Grid(Table("the best epoch of each run, chosen on val", columns, rows, left=2))
+    judged = dict.fromkeys(WORDS[key_name_of(summary["val"])] for summary in summaries if summary.get("val"))
+    chosen = f": the first with the highest val {' or '.join(judged)}" if judged else ""
+    return Grid(Table(f"each run at its best epoch{chosen}", columns, rows, left=2))
 
 
 def summarise_groups(experiment: Experiment) -> list[Block]:
@@ -184,7 +187,7 @@ def show_confusions(experiment: Experiment) -> list[Block]:
         pairs = find_worst_pairs(confusion, classes)
         seeds = f" of {len(several)} seeds together" if len(several) > 1 else ""
         alt = f"`{name}`: {int(confusion.trace())} of {int(confusion.sum())} {split} clips right{seeds}"
-        caption = f"{alt}. Taken for another most often: {'; '.join(pairs)}." if pairs else f"{alt}."
+        caption = f"{alt}. Most frequent errors (true class → answer): {'; '.join(pairs)}." if pairs else f"{alt}."
         figures.append(make_figure(draw_confusion(confusion.tolist(), classes), caption.replace("`", ""), caption))
     blocks += [Figures(figures)] if figures else []
     return blocks if len(blocks) > 1 else []
@@ -195,7 +198,7 @@ def find_worst_pairs(confusion: np.ndarray[Any, Any], classes: Sequence[str]) ->
     off = confusion - np.diag(np.diag(confusion))
     order = np.argsort(-off, axis=None, kind="stable")[:3]
     pairs = [divmod(int(place), len(classes)) for place in order if off.flat[place] > 0]
-    return [f"{classes[true]} for {classes[taken]} ({off[true, taken]})" for true, taken in pairs]
+    return [f"{classes[true]} → {classes[taken]}, {format_count(off[true, taken], 'time')}" for true, taken in pairs]
 
 
 def tabulate_precisions(name: str, answers: Answers) -> Block:

@@ -6,6 +6,7 @@ import html
 import math
 import re
 from functools import cache
+from importlib import resources
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +25,7 @@ START = 1 << 20  # bytes of a page within which its provenance lies
 FONT = re.compile(r"font(?:-size)?: ([\d.]+)px")  # as matplotlib writes it
 PROVENANCE = re.compile(r'<meta name="generator" content="avpt report">\s*<meta name="avpt" content="([^"]*)">')
 READABLE = 10  # the least size of text in a drawing as displayed, pixels; a smaller screen scrolls it
+PHONE = 358  # pixels between the margins of a phone
 BROAD = 5  # columns from which a table is wider than a phone
 
 
@@ -38,6 +40,8 @@ def render(page: Page, ink: str) -> str:
         route=route,
         box=BOX,
         broad=BROAD,
+        is_wide=lambda svg: measure(svg.decode())[1] > PHONE,
+        phone=PHONE,
         readable=READABLE,
         place=lambda share: f"{100 * min(1.0, max(0.0, share)):.2f}%",
     )
@@ -71,18 +75,33 @@ def inline(svg: bytes, alt: str, prefix: str, ink: str) -> Markup:
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
     text = text.replace('xlink:href="#', f'xlink:href="#{prefix}-').replace("url(#", f"url(#{prefix}-")
     text = re.sub(f"{ink}|#000000", "currentColor", text)
-    width = float(re.search(r'width="([\d.]+)pt"', text)[1])  # type: ignore[index]
-    smallest = min(map(float, FONT.findall(text)), default=READABLE)  # in the same unit as the width
+    for name, colour in own_colours().items():
+        text = text.replace(colour, f"var(--{name})")
+    width, least = measure(text)
     opening = re.match(r"<svg[^>]*>", text)
     assert opening is not None
     box = re.search(r'viewBox="([^"]*)"', opening[0])
     assert box is not None
     start = (
-        f'<svg class="drawing" style="--points: {width:.0f}; --least: {math.ceil(width * READABLE / smallest)}px" '
+        f'<svg class="drawing" style="--points: {width:.0f}; --least: {least}px" '
         f'viewBox="{box[1]}" role="img" '
         f'aria-label="{html.escape(alt)}" xmlns:xlink="http://www.w3.org/1999/xlink">'
     )
     return Markup(start + text[opening.end() :].strip())
+
+
+def measure(text: str) -> tuple[float, int]:
+    """The width of a drawing in points, and the least one in pixels with which its text can be read."""
+    width = float(re.search(r'width="([\d.]+)pt"', text)[1])  # type: ignore[index]
+    smallest = min(map(float, FONT.findall(text)), default=READABLE)  # in the same unit as the width
+    return width, math.ceil(width * READABLE / smallest)
+
+
+@cache
+def own_colours() -> dict[str, str]:
+    """The colours of the modalities as drawings have them, which are the page's in the light."""
+    css = resources.files("avpt.report.page").joinpath("report.css").read_text(encoding="utf-8")
+    return dict(reversed(re.findall(r"--(audio|visual|joint): (#[0-9a-f]{6})", css)))
 
 
 def read_provenance(path: Path) -> dict[str, Any] | None:

@@ -16,10 +16,10 @@ from avpt.report.chapters.verdicts.answers import (
     Answer,
     Results,
     compare_runs,
-    explain_correction,
+    describe_gain,
     list_unsettled,
 )
-from avpt.report.differences import CHANCE, Difference, describe_outcome, summarise_difference
+from avpt.report.differences import Difference, describe_outcome, explain_limit, set_limit, summarise_difference
 from avpt.report.drawing import percent
 from avpt.report.experiment import Experiment
 from avpt.report.page.blocks import Verdict
@@ -47,7 +47,9 @@ def judge_abnormal_channels(experiment: Experiment, starts: Sequence[Start], res
     headline = (
         f"{count} ({percent(share)}) of the weights that `{experiment.name(worst.node)}` started from were abnormal"
     )
-    headline += f" (both parameters below {threshold:g})."
+    source = experiment.origin(worst.node, "weights")
+    headline += f" (both parameters below {threshold:g})"
+    headline += f"; they were trained here, as `{experiment.group_of(source)}`." if source and source.is_run else "."
     details = describe_sources(experiment, pretrained)
     if answer == "no":
         details.append("There was next to nothing to revive, so these runs can't show what ABRi does about it.")
@@ -57,16 +59,10 @@ def judge_abnormal_channels(experiment: Experiment, starts: Sequence[Start], res
     )
     details += describe_training(experiment, pretrained)
     compared, beside = compare_starts(experiment, results)
-    least, few = (CHANCE / max(1, len(several)) for several in (compared, beside))
-    details += [
-        f"Accuracy of {one.who}: {one.difference.words(least)}; {describe_outcome(one.difference, least)}."
-        for one in compared
-    ]
-    details += explain_correction(len(compared))
-    details += [
-        f"Beside the question: {one.who}: {one.difference.words(few)}; {describe_outcome(one.difference, few)}."
-        for one in beside
-    ]
+    least = set_limit(len(compared))
+    details += [explain_limit(len(compared))] if compared else []
+    details += [f"Accuracy of {one.who}: {describe_gain(one.difference, least)}" for one in compared]
+    details += [f"Beside the question: {one.who}: {one.difference.words()}." for one in beside]
     if answer == "yes" and not compared:
         details.append("Whether ABRi gained accuracy takes a run from the same weights with `--bn keep` beside it.")
     further = [judge_abri(experiment, compared, beside, revived=answer == "yes")] if compared else []
@@ -80,7 +76,7 @@ def judge_abri(
 
     Without abnormal channels that it could have `revived`, a difference is not put down to them.
     """
-    least, few = (CHANCE / max(1, len(several)) for several in (compared, beside))
+    least = set_limit(len(compared))
     asked = [one for one in compared if one.others == KEPT] or compared
     better = {one.difference.mean > 0 for one in asked if one.difference.counts(least)}
     answer: Answer = "unclear" if len(better) != 1 else "yes" if True in better else "no"
@@ -92,8 +88,7 @@ def judge_abri(
     if not revived and better:
         sentences.append("There were next to no abnormal channels to revive, so the difference has another reason.")
     sentences += [
-        f"BatchNorm kept against random weights: {summarise_difference(one.difference)}, "
-        f"{describe_outcome(one.difference, few)}."
+        f"Beside the question, BatchNorm kept against random weights: {summarise_difference(one.difference)}."
         for one in beside
         if one.bn == "keep"
     ]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from avpt.errors import AvptError
+from avpt.options import complete
 from avpt.report.chapters.results import Answers, read_answers
-from avpt.report.differences import CHANCE, Difference, compare
+from avpt.report.differences import Difference, compare, describe_outcome, explain_doubt, summarise_difference
 from avpt.report.experiment import Experiment
 from avpt.runs.groups import seed_of
 from avpt.runs.lineage import Node
+from avpt.text import format_count
 
 Answer = Literal["yes", "no", "unclear", "not measured"]
 
@@ -73,7 +76,60 @@ def list_unsettled(experiment: Experiment, runs: Sequence[Node]) -> str:
     return f"The best epoch of {' and '.join(names)} is the last one: a longer training may change this."
 
 
-def explain_correction(count: int) -> list[str]:
-    """Explain Bonferroni's correction, if there are several comparisons."""
-    rule = f"Of {count} comparisons one is soon a hit by chance: each p has to be below {CHANCE / max(1, count):.2g}."
-    return [rule] if count > 1 else []
+def make_pairing_key(run: Node, options: Collection[str], inputs: Collection[str]) -> str:
+    """Make a key of what compared runs must share: everything but these options and inputs."""
+    config = {name: value for name, value in complete(run.kind, run.config).items() if name not in options}
+    made_from = {name: checksum for name, checksum in run.inputs.items() if name not in inputs}
+    return json.dumps([config, made_from], sort_keys=True)
+
+
+def weigh_gains(gains: Sequence[tuple[str, Difference]], least: float, method: str, without: str) -> tuple[Answer, str]:
+    """Answer whether a method raises accuracy, by its gains over runs without it, and say why.
+
+    Args:
+        gains: of each group of runs with the method, at least one.
+        least: what each p is held against.
+        method: in a word, such as masking.
+        without: the runs that it is compared with, such as without masking.
+    """
+    hits = [(name, difference) for name, difference in gains if difference.counts(least)]
+    up, down = ([(name, d) for name, d in hits if (d.mean > 0) == better] for better in (True, False))
+    changes = [f"{how} with {list_changes(some)}" for how, some in (("higher", up), ("lower", down)) if some]
+    if changes:
+        answer: Answer = "unclear" if up and down else "yes" if up else "no"
+        return answer, f"Accuracy is {' and '.join(changes)} than {without}."
+    clips, seeds = gains[0][1].clips, max(len(difference.seeds.each) for _, difference in gains)
+    if any(difference.seeds.enough for _, difference in gains):
+        alike = any(difference.seeds.enough and difference.seeds.p is None for _, difference in gains)
+        nothing = "Not to be judged" if alike else f"No difference that {seeds} seeds and {clips} clips could show"
+        return "unclear", f"{nothing}: {list_changes(gains, least)}."
+    if differing := [name for name, difference in gains if difference.clips_tell(least)]:
+        models = f"Trained models differ on these clips ({', '.join(f'`{name}`' for name in differing)})"
+    else:
+        doubts = any(explain_doubt(difference, least) for _, difference in gains)
+        models = "Trained models can't be said to differ" if doubts else "No trained models differ measurably"
+        models += f" ({list_changes(gains, least)})"
+    return "unclear", f"{models}; {format_count(seeds, 'seed')} can't tell what {method} does."
+
+
+def list_changes(gains: Sequence[tuple[str, Difference]], least: float | None = None) -> str:
+    """List runs with what a method changed and, if p is held against something, why a small one does not count."""
+    words = []
+    for name, difference in gains:
+        doubt = explain_doubt(difference, least) if least is not None else ""
+        words.append(f"`{name}` {summarise_difference(difference)}{f': {doubt}' if doubt else ''}")
+    return "; ".join(words)
+
+
+def describe_gain(difference: Difference, least: float) -> str:
+    """Describe a difference that answers the question: its tests, and whether it is a gain."""
+    return f"{difference.words(least)}; {describe_outcome(difference, least)}."
+
+
+def explain_precision(clips: int) -> str:
+    """Say how precise an accuracy on so many clips is."""
+    error = 196 * (0.25 / clips) ** 0.5
+    return (
+        f"An accuracy near 50 % on {clips} clips is itself known to ± {error:.1f} points (95 %), one nearer to 0 or "
+        "100 % more precisely."
+    )

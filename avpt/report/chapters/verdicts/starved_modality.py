@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from avpt.errors import listed
 from avpt.report.chapters.results import Probe, read_probe
-from avpt.report.chapters.verdicts.answers import Answer, Results, explain_correction
-from avpt.report.differences import CHANCE, MARGIN, Difference, Spread, compare, compare_seeds, format_p
+from avpt.report.chapters.verdicts.answers import Answer, Results
+from avpt.report.differences import (
+    CHANCE,
+    MARGIN,
+    Difference,
+    Spread,
+    compare,
+    compare_seeds,
+    explain_limit,
+    format_p,
+    set_limit,
+)
 from avpt.report.drawing import percent, points
 from avpt.report.experiment import Experiment, mean_of
 from avpt.report.methods import is_plain
@@ -38,6 +48,7 @@ class Evidence:
     probed: bool
     share: Difference | None  # its share of the joint answers against the encoder alone
     trained: int = 0  # seeds of the group, probed or not
+    probes: Mapping[int, Sequence[Probe]] = field(default_factory=dict)  # by seed
 
     @property
     def name(self) -> str:
@@ -57,19 +68,19 @@ def judge_starvation(experiment: Experiment, results: Results, folder: Path) -> 
     if not is_plain(runs[0]):
         details.append("There is no finished run of plain joint training; these mask or balance.")
     evidence: list[Evidence] = []
-    measured: list[str] = []
+    gradients: list[str] = []
     for name in dict.fromkeys(map(experiment.group_of, runs)):
         group = [run for run in runs if experiment.group_of(run) == name]
-        of_group, words = gather_evidence(experiment, results, name, group)
-        evidence += of_group
-        measured += [*words, *describe_gradients(experiment, name, group)]
-    least = CHANCE / max(1, len(evidence))
+        evidence += gather_evidence(experiment, results, name, group)
+        gradients += describe_gradients(experiment, name, group)
+    least = set_limit(len(evidence))
     shares = [describe_share(one, least) for one in evidence if one.share is not None]
+    measured = [*(describe_probes(one, least) for one in evidence if one.probed), *gradients]
     details += [SHARES, *shares, *measured] if shares else measured
     if not evidence:
         lost = "no linear probe, and no predictions of the stage-1 runs on clips with one label, were found"
         return Verdict(claim, "not measured", f"This can't be judged: {lost}.", details, short)
-    details += explain_correction(len(evidence))
+    details.append(explain_limit(len(evidence)))
     answer, headline = weigh(evidence, least)
     if answer != "yes":
         headline += explain_shares(evidence, least)
@@ -98,6 +109,12 @@ def weigh(evidence: Sequence[Evidence], least: float) -> tuple[Answer, str]:
         most = max(one.trained for one in evidence if len(one.spread.each) == few)
         probed = f"Only {few} of {most} seeds {'was' if few == 1 else 'were'} probed, and " if most > few else ""
         return "unclear", f"{probed}{format_count(few, 'seed')} can't tell what joint training does. {summary}"
+    near = [
+        f"{one.name} {format_p(one.spread.p, least)}"
+        for one in evidence
+        if one.probed and one.spread.p is not None and least <= one.spread.p < CHANCE
+    ]
+    summary += f" Of small p: {'; '.join(near)}." if near else ""
     return "unclear", f"{summary} That neither proves a loss of the encoders nor rules one of {margin} out."
 
 
@@ -124,11 +141,9 @@ def explain_shares(evidence: Sequence[Evidence], least: float) -> str:
     return " A share is not trained to answer alone: whether an encoder got worse is for linear probes (`avpt probe`)."
 
 
-def gather_evidence(
-    experiment: Experiment, results: Results, name: str, runs: Sequence[Node]
-) -> tuple[list[Evidence], list[str]]:
-    """Gather what shares and probes show about runs that differ in the seed alone; what probes show in words too."""
-    evidence, words, trained = [], [], len(set(map(seed_of, runs)))
+def gather_evidence(experiment: Experiment, results: Results, name: str, runs: Sequence[Node]) -> list[Evidence]:
+    """Gather what shares and probes show about runs that differ in the seed alone."""
+    evidence, trained = [], len(set(map(seed_of, runs)))
     for modality in MODALITIES:
         pairs = []
         for run in runs:
@@ -142,11 +157,10 @@ def gather_evidence(
             change = compare_seeds(
                 dict.fromkeys(probed, 0.0), {seed: average_difference(probes) for seed, probes in probed.items()}
             )
-            evidence.append(Evidence(name, modality, change, probed=True, share=fall, trained=trained))
-            words.append(describe_probes(name, modality, probed, change))
+            evidence.append(Evidence(name, modality, change, probed=True, share=fall, trained=trained, probes=probed))
         elif fall is not None:
             evidence.append(Evidence(name, modality, fall.seeds, probed=False, share=fall))
-    return evidence, words
+    return evidence
 
 
 def describe_share(one: Evidence, least: float) -> str:
@@ -203,16 +217,20 @@ def average_difference(probes: Sequence[Probe]) -> float:
     return sum(differences) / len(differences)
 
 
-def describe_probes(name: str, modality: Modality, probed: dict[int, list[Probe]], change: Spread) -> str:
-    """Describe probes in a sentence: the test over the seeds, and for each seed the one over its clips."""
+def describe_probes(one: Evidence, least: float) -> str:
+    """Describe probes in a sentence: the test over the seeds, and for each seed the one over its clips.
+
+    Over the seeds p is held against `least`; those over clips are of single models, and are not.
+    """
     each = [
         f"seed {seed} {points(probe.difference or 0.0)} to {percent(probe.accuracy)} "
         f"({'untested' if probe.p is None else f'McNemar over clips {format_p(probe.p)}'})"
-        for seed, probes in probed.items()
+        for seed, probes in one.probes.items()
         for probe in probes
     ]
-    mean = f"{points(change.mean)} on average ({change.words()})"
-    return f"Linear probe of the {modality} encoder of `{name}` against before joint training: {mean}; {listed(each)}."
+    mean = f"{points(one.spread.mean)} on average ({one.spread.words(least)})"
+    encoder = f"the {one.modality} encoder of `{one.group}`"
+    return f"Linear probe of {encoder} against before joint training: {mean}; {listed(each)}."
 
 
 def describe_gradients(experiment: Experiment, name: str, runs: Sequence[Node]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The three verdicts at the top of the page, which say no more than the numbers support."""
+"""The verdicts at the top of the page, which say no more than the numbers support."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from avpt.report.chapters.initialisation import Start
 from avpt.report.chapters.verdicts.abnormal_channels import judge_abnormal_channels
 from avpt.report.chapters.verdicts.answers import Results
+from avpt.report.chapters.verdicts.balancing_gain import judge_balancing
 from avpt.report.chapters.verdicts.masking_gain import judge_masking
 from avpt.report.chapters.verdicts.starved_modality import judge_starvation
 from avpt.report.experiment import Experiment
@@ -16,13 +17,15 @@ from avpt.report.page.blocks import Verdict
 
 
 def answer_questions(experiment: Experiment, starts: Sequence[Start], folder: Path) -> list[Verdict]:
-    """Answer the three questions; paths in commands are relative to `folder`."""
+    """Answer three questions and, where a run balances, a fourth; paths in commands are relative to `folder`."""
     results = Results(experiment)
     answers = [
         judge_abnormal_channels(experiment, starts, results, folder),
         judge_starvation(experiment, results, folder),
         judge_masking(experiment, results),
     ]
+    if any(run.option("balance") != "none" for run in experiment.of_kind("fused")):
+        answers.append(judge_balancing(experiment, results))
     sets = {tuple(run.header.classes) for run in experiment.runs.values() if run.header is not None}
     if len(sets) < 2:
         return answers
