@@ -16,6 +16,7 @@ ScheduleName = Literal["step", "cosine", "constant"]
 FrameCodec = Literal["jpeg", "raw"]  # avpt/media/codecs.py has an entry for each
 
 MODALITIES: tuple[Modality, ...] = ("audio", "visual")
+IN_WORDS: dict[Modality, str] = {"audio": "sound", "visual": "pictures"}  # what a clip has or lacks
 CHANNELS: dict[Modality, int] = {"audio": 1, "visual": 3}  # of an encoder's input
 TORCHVISION = ("resnet18", "resnet34", "resnet50")  # the architectures that are its; all others are timm's
 SPLITS: tuple[Split, ...] = ("train", "val", "test")

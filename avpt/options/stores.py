@@ -290,6 +290,14 @@ class PreprocessConfig(OutputConfig):
             rich_help_panel=FAILURES,
         ),
     ] = "none"
+    require: Annotated[
+        Literal["none", "audio", "visual", "both"],
+        Option(
+            help="Leave out clips that have no sound (audio), no pictures (visual), or not both: training refuses a "
+            "store in which clips lack what it needs.",
+            rich_help_panel=FAILURES,
+        ),
+    ] = "none"
     on_truncated: Annotated[
         Literal["keep", "fail"],
         Option(
@@ -385,6 +393,10 @@ class PreprocessConfig(OutputConfig):
             )
         if self.ray_address is not None and self.engine != "ray":
             raise ConfigError("--ray-address does nothing without --engine ray; add that, or leave it out")
+
+    def idle(self) -> set[str]:
+        """Where nothing is required the record is the one of an avpt that had no such option."""
+        return super().idle() | ({"require"} if self.require == "none" else set())
 
     @property
     def shards(self) -> slice:
