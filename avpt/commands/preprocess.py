@@ -16,10 +16,12 @@ from typing import Any
 
 from avpt.commands._shards import Job, Shard, make_shard, make_shards, plan_shards, source_of
 from avpt.errors import ManifestError, StoreError, listed
+from avpt.files.checking import RecordError, read
 from avpt.files.locks import claim, sweep, take_turn
 from avpt.files.outputs import read_record, write_json, write_text
+from avpt.files.records import SelectionRecord
 from avpt.files.reuse import begin, check_same, look_into, say_there
-from avpt.files.typed_paths import write_paths
+from avpt.files.typed_paths import record_of, write_paths
 from avpt.machine.progress import track
 from avpt.machine.set_aside import describe_torn, torn_groups
 from avpt.machine.workers import pool_workers
@@ -48,7 +50,7 @@ def run(config: PreprocessConfig) -> Report:
     if not config.multi_label and any(LABEL_SEPARATOR in name for name in manifest.classes):
         log.warning("some labels hold %r; --multi-label takes them for several each", LABEL_SEPARATOR)
     check_pointers(config, manifest.clips[: config.limit])
-    warn_of_untrained(manifest)
+    warn_of_untrained(config.manifest, manifest)
     if torn := torn_groups((source_of(clip), clip.split) for clip in manifest.clips):
         log.warning("%s", describe_torn(torn))
     shards = plan_shards(manifest.clips[: config.limit], config.shard_size)
@@ -99,13 +101,24 @@ def run(config: PreprocessConfig) -> Report:
         return report(out, settings["config"], records)
 
 
-def warn_of_untrained(manifest: Manifest) -> None:
+def warn_of_untrained(path: Path, manifest: Manifest) -> None:
     """Warn of classes that training would refuse: those of val and test of which train has no clip."""
+    why = "are they misspelt?"
+    if is_selection(path):
+        why = "`avpt score-confidence --select` chose none of them; raise its --share"
     labels = {split: {label for clip in manifest.split(split) for label in clip.labels} for split in SPLITS}
     for split in HELD_OUT:
         if labels["train"] and (lacking := sorted(labels[split] - labels["train"])):
-            message = "%s has clips of classes that train lacks (%s); training will refuse them: are they misspelt?"
-            log.warning(message, split, listed(lacking))
+            message = "%s has clips of classes that train lacks (%s); training will refuse them: %s"
+            log.warning(message, split, listed(lacking), why)
+
+
+def is_selection(manifest: Path) -> bool:
+    """Whether `score-confidence` wrote a manifest, as the record beside it says."""
+    try:
+        return bool(read(record_of(manifest), SelectionRecord)["kind"] == "selection")
+    except (OSError, RecordError):
+        return False
 
 
 def check_pointers(config: PreprocessConfig, clips: Sequence[Clip]) -> None:
