@@ -28,6 +28,7 @@ MAX_PIXELS = 64_000_000  # of one frame, decoded or stored; a larger one is refu
 LARGEST_IMAGE = 3072  # side in pixels
 LARGEST_INPUT = 2**25  # values of one clip; a ResNet needs about 50 bytes of memory for each
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg")  # of figures that avpt draws
+PLAIN_SUFFIXES = frozenset({".csv", ".json", ".jsonl", ".md", ".html", *FIGURE_SUFFIXES})  # of what holds no weights
 # in order of preference where several files have one name
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".avif", ".bmp", ".gif", ".jp2", ".pbm", ".pgm", ".ppm"),

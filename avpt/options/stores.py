@@ -23,6 +23,7 @@ from avpt.options.base import (
     Config,
     DecodingWorkers,
     OutputConfig,
+    Suffix,
     Transient,
     WorkerMemory,
     whole_number,
@@ -39,7 +40,7 @@ class ManifestConfig(OutputConfig):
         Argument(help="Which data set; of your own: a folder, or image-folder, of class folders."),
     ]
     folder: Annotated[Path, Argument(help="Folder in which its media lie, at any depth.")]
-    out: Annotated[Path, Option(help="Manifest to write (.csv).", rich_help_panel=OUTPUT)]
+    out: Annotated[Path, Option(help="Manifest to write (.csv).", rich_help_panel=OUTPUT), Suffix((".csv",))]
     lists: Annotated[
         list[Path] | None,
         Option(
