@@ -66,3 +66,9 @@ def test_empty_files_of_a_known_data_set_are_missing(tmp_path: Path) -> None:
     assert f"passed over in {folder}: 1 file of zero bytes (bbbbbbbbbbb_000001.mp4)" in said
     assert "no clip is made of" not in said
     assert "1 of 2 clips are not below" in said
+
+
+def test_of_three_formats_of_a_clip_the_one_that_is_taken_is_named(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "clips", "cat/1.avi", "cat/1.flv", "cat/1.mkv", "dog/1.mp4")
+    said = told("folder", folder, "--out", tmp_path / "m.csv")
+    assert "of cat/1.mkv and cat/1.flv the first is taken; left out likewise: cat/1.avi" in said

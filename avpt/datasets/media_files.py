@@ -64,6 +64,7 @@ def find_media(folder: Path, key: Key) -> Media:
     media = Media({kind: {} for kind in SUFFIXES}, [], [], [], [], [], "")
     listing = hashlib.sha256()
     filled: dict[str, bool] = {}  # folder -> whether there are media in it or below
+    lost: list[tuple[str, str, str]] = []  # kind, key and file where another has both
 
     def add(kind: str, name: str, path: str) -> None:
         listing.update(os.fsencode(path) + b"\0")
@@ -73,7 +74,7 @@ def find_media(folder: Path, key: Key) -> Media:
             if rank < other:
                 media.files[kind][name] = path
             if rank == other or key == "path":  # a known data set has a clip in several formats on purpose
-                media.twice.append((name, *((path, taken) if rank < other else (taken, path))))
+                lost.append((kind, name, taken if rank < other else path))
 
     for inside, files in _walk(str(folder)):
         kinds, images = set(), []
@@ -101,7 +102,8 @@ def find_media(folder: Path, key: Key) -> Media:
         if kinds - {None} and not (key == "image" and "frames" not in kinds):
             filled |= {inside[: i + 1]: True for i, character in enumerate(inside) if character == "/"}
     bare = [inside for inside in filled if not filled[inside] and filled[inside[: inside[:-1].rfind("/") + 1]]]
-    return replace(media, bare=[inside[:-1] for inside in bare], sha256=listing.hexdigest())
+    twice = [(name, media.files[kind][name], path) for kind, name, path in lost]
+    return replace(media, twice=twice, bare=[inside[:-1] for inside in bare], sha256=listing.hexdigest())
 
 
 def _spellings(name: str) -> tuple[str, ...]:
