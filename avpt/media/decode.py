@@ -62,8 +62,9 @@ def decode_clip(
     if waveform is None and not pictures:
         missing = [MediaError(trouble.modality, trouble.what.removeprefix("missing: ")) for trouble in troubles]
         raise next(iter(missing), MediaError("open", "the clip has neither sound nor picture"))
-    for modality, there in (("audio", waveform is not None), ("visual", bool(pictures))):
-        if not there and settings.require in (modality, "both"):
+    there: dict[Modality, bool] = {"audio": waveform is not None, "visual": bool(pictures)}
+    for modality in there:
+        if not there[modality] and settings.require in (modality, "both"):
             raise MediaError(modality, f"{LEFT_OUT}: it has no {IN_WORDS[modality]}, which --require asks for")
     fbank, num_audio_frames = _to_fbank(waveform, settings)
     pictures = pictures or []
