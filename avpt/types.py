@@ -16,6 +16,7 @@ ScheduleName = Literal["step", "cosine", "constant"]
 FrameCodec = Literal["jpeg", "raw"]  # avpt/media/codecs.py has an entry for each
 
 MODALITIES: tuple[Modality, ...] = ("audio", "visual")
+IN_WORDS: dict[Modality, str] = {"audio": "sound", "visual": "pictures"}  # what a clip has or lacks
 CHANNELS: dict[Modality, int] = {"audio": 1, "visual": 3}  # of an encoder's input
 TORCHVISION = ("resnet18", "resnet34", "resnet50")  # the architectures that are its; all others are timm's
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -27,6 +28,7 @@ MAX_PIXELS = 64_000_000  # of one frame, decoded or stored; a larger one is refu
 LARGEST_IMAGE = 3072  # side in pixels
 LARGEST_INPUT = 2**25  # values of one clip; a ResNet needs about 50 bytes of memory for each
 FIGURE_SUFFIXES = (".png", ".pdf", ".svg")  # of figures that avpt draws
+PLAIN_SUFFIXES = frozenset({".csv", ".json", ".jsonl", ".md", ".html", *FIGURE_SUFFIXES})  # of what holds no weights
 # in order of preference where several files have one name
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".avif", ".bmp", ".gif", ".jp2", ".pbm", ".pgm", ".ppm"),

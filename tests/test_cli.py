@@ -262,6 +262,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "--frame-codec": "jpeg",
         "--frame-accuracy": "exact",
         "--allow-missing": "none",
+        "--require": "none",
         "--on-truncated": "keep",
         "--audio-stream": None,
         "--shard-size": 128,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import Experiment, avpt, done, files_of
+from helpers import STORE_OPTIONS, Experiment, avpt, done, files_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
@@ -290,3 +290,31 @@ def test_a_store_that_is_gone_is_named(experiment: Experiment, tmp_path: Path) -
     assert "the store that" in lost.error
     assert "--search" in lost.error
     done(*command, *chosen, "--search", experiment.folder)
+
+
+def test_classes_that_were_not_chosen_are_not_called_misspelt(experiment: Experiment, tmp_path: Path) -> None:
+    out = tmp_path / "one.csv"
+    said = done(*score(experiment, "--select", "easy", "--share", "0.01", "--manifest", out)).stderr
+    assert "which val and test have: training will refuse that; raise --share" in said
+    told = avpt("preprocess", out, "--out", tmp_path / "store", "--workers", "1", *STORE_OPTIONS).stderr
+    assert "`avpt score-confidence --select` chose none of them; raise its --share" in " ".join(told.split())
+    assert "misspelt" not in told
+    out.with_name("one.csv.json").unlink()
+    assert "misspelt" in avpt("preprocess", out, "--out", tmp_path / "other", "--workers", "1", *STORE_OPTIONS).stderr
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [("--select", "easy", "--manifest", "m.csv"), ("--export", "cartography", "--export-to", "e"), ("--csv", "c.csv")],
+)
+def test_nothing_is_said_of_patches_where_nothing_is_masked(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outputs: tuple[str, ...]
+) -> None:
+    """The clips' spectrograms are 48 x 32, their pictures 32 x 32."""
+    monkeypatch.chdir(tmp_path)
+    few = ("--audio-patch", "48x32", "--visual-patch", "32")
+    assert "warning" in done(*score(experiment, *few)).stderr
+    for patches in (few, ("--audio-patch", "64x64"), ()):
+        said = done(*score(experiment, *patches, *outputs, "--overwrite")).stderr
+        assert "patch" not in said
+    assert "warning" in done(*score(experiment, *few, *outputs, "--overwrite", "--out", "c.safetensors")).stderr

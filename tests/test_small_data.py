@@ -28,6 +28,8 @@ def warnings(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
         (640, 64, ""),
         (240, 64, "240 clips has only 4 step(s) at --batch-size 64; set --batch-size 16, which makes 15, and more"),
         (90, 64, "set --batch-size 8, which makes 11, and more --epochs"),
+        (40, 8, "40 clips has only 5 step(s) at --batch-size 8; set --batch-size 4, which makes 10, and more --epochs"),
+        (90, 16, "90 clips has only 6 step(s) at --batch-size 16; set --batch-size 8, which makes 11"),
         (18, 8, "18 clips has only 3 step(s) at --batch-size 8; set more --epochs (`avpt guide small-data`)"),
     ],
 )

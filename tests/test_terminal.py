@@ -379,6 +379,7 @@ def test_numbers_beyond_reason_are_refused_for_stores_too(given: dict[str, Any])
 
 def test_home_is_meant_wherever_a_path_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
+    touch(tmp_path, "c")  # what is there may have any name
     many = CompareConfig(runs=[Path("~/a"), Path("b")], csv=Path("~/c"), search=[Path("~")])
     assert (many.runs, many.csv, many.search) == ([tmp_path / "a", Path("b")], tmp_path / "c", [tmp_path])
     assert PredictConfig(model=Path("~/m"), files=[Path("~nobody-of-this-name/x")]).files == [

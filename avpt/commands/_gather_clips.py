@@ -54,7 +54,7 @@ def gather(config: ManifestConfig, dataset: Dataset, source: Source, base: str) 
                 here = f"has the label {row.label} here, but {label}"
             source.bad(*row.place, f"{row.id} {here} in line {line} of {path}; take one of the two lines out")
     source.check()
-    check_gathered(config, gathered)
+    check_gathered(config, gathered, source.media)
     if config.segment is not None:
         folder = config.out.absolute().parent
         gathered.clips = cut_clips(
@@ -147,7 +147,7 @@ def add_clip(gathered: GatheredClips, media: Media, row: Row, prefix: str, split
         gathered.missing.append((row.id, split, row.label, Path(row.place[0]).name, str(row.place[1])))
 
 
-def check_gathered(config: ManifestConfig, gathered: GatheredClips) -> None:
+def check_gathered(config: ManifestConfig, gathered: GatheredClips, media: Media) -> None:
     """Refuse what shows only when all rows are known.
 
     Raises:
@@ -163,6 +163,8 @@ def check_gathered(config: ManifestConfig, gathered: GatheredClips) -> None:
         elif gathered.missing:
             what = f"none of {len(gathered.missing)} clips; the first would be {', '.join(gathered.sought)}"
         endings = "; ".join(f"{kind} .{', .'.join(suffixes)}" for kind, suffixes in SUFFIXES.items())
+        if config.name == "folder" and media.files["frames"]:
+            endings += "; `avpt manifest image-folder` takes images one by one"
         raise ManifestError(f"{config.folder} and the folders below hold {what} (looked for {endings})")
     if config.test_share and gathered.official:
         raise ConfigError("--test-fraction does not go with folders that are splits already; leave it out")

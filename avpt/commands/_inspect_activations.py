@@ -92,7 +92,7 @@ def clips_of(config: InspectConfig, store: Store, modality: Modality) -> SplitIn
     """
     import numpy as np
 
-    from avpt.store.splits import require_modality
+    from avpt.store.splits import require_modalities
 
     index = store.indices.get(config.split)
     if index is None or len(index) < 2:
@@ -101,7 +101,7 @@ def clips_of(config: InspectConfig, store: Store, modality: Modality) -> SplitIn
             f"{store.path} has {0 if index is None else len(index)} {config.split} clips, and two or more are needed; "
             f"--split can be {listed(usable) or 'nothing'}"
         )
-    require_modality(store, config.split, index, modality)
+    require_modalities(store, config.split, index, [modality])
     if len(index) <= config.clips:
         return index
     return index.take(np.sort(np.random.default_rng(config.seed).permutation(len(index))[: config.clips]))

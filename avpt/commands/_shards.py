@@ -14,7 +14,7 @@ import numpy as np
 from avpt.engines.local import Crashed, Hung, run_isolated
 from avpt.errors import MediaError, wants_memory
 from avpt.machine.processes import begin_peak, peak_since
-from avpt.media.clip import ClipSettings, DecodedClip
+from avpt.media.clip import ClipSettings, DecodedClip, failed
 from avpt.store.manifest import Clip
 from avpt.store.store import Failure, shard_name, write_shard
 from avpt.types import SPLITS
@@ -95,7 +95,7 @@ def make_shards(job: Job, shards: Iterable[Shard]) -> Iterator[bool]:
                     writing.result()
                 del unfinished[shard.name]
                 writing = writer.submit(_write, job, shard, [rows[i] for i in range(len(rows))])
-            yield isinstance(outcome, Failure)
+            yield isinstance(outcome, Failure) and failed(outcome.error)
         if writing is not None:
             writing.result()
 

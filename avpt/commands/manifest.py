@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 COLUMNS = ("id", "label", "split", *SUFFIXES, "start", "end", "recording")
 MISSING = ".missing.csv"  # ends the name of the list of clips whose media are missing
 MISSING_COLUMNS = ("id", "split", "label", "list", "line")
+IMAGES = "left out, as they hold images and no clips: %s; `avpt manifest image-folder` takes each image as a clip"
 MOST_CLASSES = 50  # that the table of classes shows
 NO_FOLD = {"folds": None, "fold": None}  # in a record that is compared with another, which may have them
 
@@ -69,6 +70,7 @@ def run(config: ManifestConfig) -> Report:
             ]
             if len(there) == len(outs):
                 return report(outs, there)
+        warn_of_passed_over(config, dataset, media)
         source = Source(media, lists, classes, config.fold, config.trimmed)
         folds = gather(config, dataset, source, inputs["folder"])
         summaries = [summarise(dataset, media, gathered) for gathered in folds]
@@ -209,6 +211,16 @@ def digest(path: Path) -> str | None:
     return sha256(path) if path.is_file() else None
 
 
+def warn_of_passed_over(config: ManifestConfig, dataset: Dataset, media: Media) -> None:
+    """Warn of files that hold nothing and, in class folders, of all that no clip is made of."""
+    passed = [(media.empty, "file", "of zero bytes")]
+    if dataset.key != "name":  # a known data set has lists and notes beside its media
+        passed += [(media.bare, "folder", "without clips"), (media.others, "file", "that no clip is made of")]
+    what = [f"{format_count(len(paths), kind)} {how} ({listed(paths, 3)})" for paths, kind, how in passed if paths]
+    if what:
+        log.warning("passed over in %s: %s", config.folder, "; ".join(what))
+
+
 def warn(config: ManifestConfig, out: Path, media: Media, gathered: GatheredClips) -> None:
     """Warn of clips that are left out, and of media that lie there twice."""
     if missing := gathered.missing:
@@ -218,6 +230,12 @@ def warn(config: ManifestConfig, out: Path, media: Media, gathered: GatheredClip
     if unfit := gathered.unfit:
         share = f"{len(unfit)} of {len(unfit) + len(gathered.clips)} clips"
         log.warning("%s are left out for their names (%s): %s; rename them", share, UNFIT, shown_of(unfit))
+    if DATASETS[config.name].key != "name" and (keys := sorted(media.names - gathered.used)):
+        alone = [key for key in keys if key in media.files["frames"] and config.name == "folder"]
+        if films := [key for key in keys if key not in alone]:
+            log.warning("in no class folder, and left out: %s (%s)", format_count(len(films), "clip"), listed(films, 3))
+        if alone:
+            log.warning(IMAGES, listed(alone, 3))
     if twice := [(taken, other) for key, taken, other in media.twice if key in gathered.used]:
         clips = format_count(len(twice), "clip")
         more = [str(other) for _, other in twice[1:]]

@@ -183,12 +183,10 @@ def label(config: PredictConfig, clips: Sequence[Clip]) -> list[Answer]:
     longer = [answers[row] for row in range(len(clips)) if answers[row].longer]
     if longer:
         span = min(settings.span(modality) for modality in longer[0].modalities)
-        another = "" if config.segment else ", start and end in a --manifest at another part"
+        first = longer[0].clip if config.manifest else Path(longer[0].clip).name  # one line; the table has the path
         log.warning(
-            "of %d of %d clips only the beginning was looked at: what `avpt preprocess` stores of them with the "
-            "options of the model's store (first %s); --segment %g looks at all of it%s; where the training clips "
-            "were pieces, their --segment gives pieces of the same length",
-            *(len(longer), len(clips), f"{longer[0].clip}: {part_of(longer[0])}", span, another),
+            "of %d of %d clips only the beginning was looked at (first %s: %s); --segment %g looks at all of it",
+            *(len(longer), len(clips), first, part_of(longer[0]), span),
         )
     return [answers[row] for row in range(len(clips))]
 

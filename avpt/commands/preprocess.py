@@ -8,7 +8,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -16,26 +16,28 @@ from typing import Any
 
 from avpt.commands._shards import Job, Shard, make_shard, make_shards, plan_shards, source_of
 from avpt.errors import ManifestError, StoreError, listed
+from avpt.files.checking import RecordError, read
 from avpt.files.locks import claim, sweep, take_turn
 from avpt.files.outputs import read_record, write_json, write_text
+from avpt.files.records import SelectionRecord
 from avpt.files.reuse import begin, check_same, look_into, say_there
-from avpt.files.typed_paths import write_paths
+from avpt.files.typed_paths import record_of, write_paths
 from avpt.machine.progress import track
 from avpt.machine.set_aside import describe_torn, torn_groups
 from avpt.machine.workers import pool_workers
-from avpt.media.clip import FRAME_SHIFT, LOSSES, TROUBLES, ClipSettings, kind_of
+from avpt.media.clip import FRAME_SHIFT, LOSSES, TROUBLES, ClipSettings, failed, kind_of
 from avpt.media.pointers import is_pointer
 from avpt.options import PreprocessConfig
 from avpt.store.json_files import StoreRecord
 from avpt.store.manifest import LABEL_SEPARATOR, Clip, Manifest, read_manifest
-from avpt.store.store import Failure, read_shard_record, store_record
+from avpt.store.store import Failure, Store, read_shard_record, store_record
 from avpt.text import for_sheet, format_count
-from avpt.types import HELD_OUT, SPLITS, Report, Table
+from avpt.types import HELD_OUT, IN_WORDS, MODALITIES, SPLITS, Modality, Report, Table
 
 log = logging.getLogger(__name__)
 
 OWNED = re.compile(
-    r"(settings|store|timing|paths)\.json|(failures|partial)\.csv|(train|val|test)-\d{5,}\.(h5|json)|\..*\.tmp"
+    r"(settings|store|timing|paths)\.json|(failures|partial|lacking)\.csv|(train|val|test)-\d{5,}\.(h5|json)|\..*\.tmp"
 )
 GIB = 2**30
 
@@ -48,7 +50,7 @@ def run(config: PreprocessConfig) -> Report:
     if not config.multi_label and any(LABEL_SEPARATOR in name for name in manifest.classes):
         log.warning("some labels hold %r; --multi-label takes them for several each", LABEL_SEPARATOR)
     check_pointers(config, manifest.clips[: config.limit])
-    warn_of_untrained(manifest)
+    warn_of_untrained(config.manifest, manifest)
     if torn := torn_groups((source_of(clip), clip.split) for clip in manifest.clips):
         log.warning("%s", describe_torn(torn))
     shards = plan_shards(manifest.clips[: config.limit], config.shard_size)
@@ -66,7 +68,8 @@ def run(config: PreprocessConfig) -> Report:
             if begun is None:
                 begin(out, "settings.json", settings, config.overwrite)
             else:
-                check_same(out, begun, settings, config.defaults())
+                asked = settings["config"]
+                check_same(out, begun, settings | {"config": {"require": "none", **asked}}, config.defaults())
             settings = begun or settings  # a store is continued as it was begun, by an older avpt too
             if config.retry_failures:
                 forget_failures(out, mine)
@@ -74,6 +77,7 @@ def run(config: PreprocessConfig) -> Report:
             missing = [shard for shard in mine if shard.name not in records]
             if missing:
                 (out / "store.json").unlink(missing_ok=True)  # from here on the store is unfinished
+                (out / "lacking.csv").unlink(missing_ok=True)
                 write_paths(out, settings["inputs"], {"manifest": config.manifest, "root": config.root})
         if missing:
             make_missing(config, settings["config"], manifest, mine, missing, records)
@@ -93,16 +97,28 @@ def run(config: PreprocessConfig) -> Report:
                 write_table(out / "partial.csv", shards, records, "partial")
                 check_failures(config, shards, records)
                 write_json(out / "store.json", store_record(settings, manifest.classes, by_split(shards, records)))
+            list_lacking(out, records)
         return report(out, settings["config"], records)
 
 
-def warn_of_untrained(manifest: Manifest) -> None:
+def warn_of_untrained(path: Path, manifest: Manifest) -> None:
     """Warn of classes that training would refuse: those of val and test of which train has no clip."""
+    why = "are they misspelt?"
+    if is_selection(path):
+        why = "`avpt score-confidence --select` chose none of them; raise its --share"
     labels = {split: {label for clip in manifest.split(split) for label in clip.labels} for split in SPLITS}
     for split in HELD_OUT:
         if labels["train"] and (lacking := sorted(labels[split] - labels["train"])):
-            message = "%s has clips of classes that train lacks (%s); training will refuse them: are they misspelt?"
-            log.warning(message, split, listed(lacking))
+            message = "%s has clips of classes that train lacks (%s); training will refuse them: %s"
+            log.warning(message, split, listed(lacking), why)
+
+
+def is_selection(manifest: Path) -> bool:
+    """Whether `score-confidence` wrote a manifest, as the record beside it says."""
+    try:
+        return bool(read(record_of(manifest), SelectionRecord)["kind"] == "selection")
+    except (OSError, RecordError):
+        return False
 
 
 def check_pointers(config: PreprocessConfig, clips: Sequence[Clip]) -> None:
@@ -129,7 +145,7 @@ def forget_failures(out: Path, shards: list[Shard]) -> None:
     """Remove the records of shards that have failures, so that these are made again."""
     for shard in shards:
         record = read_shard_record(out / shard.name)
-        if record is not None and record["failures"]:
+        if record is not None and any(failed(row["error"]) for row in record["failures"]):
             (out / f"{shard.name}.json").unlink()
 
 
@@ -149,13 +165,13 @@ def make_missing(
 ) -> None:
     """Make the shards that are not there, on this machine or on a cluster, and show the progress."""
     total, left = (sum(len(shard.clips) for shard in part) for part in (mine, missing))
-    done, failed = total - left, sum(len(records[s.name]["failures"]) for s in mine if s.name in records)
+    done, lost = total - left, count_failed(records[shard.name] for shard in mine if shard.name in records)
     began = time.perf_counter()
     with track(total, "preprocess") as show:
-        show(done, failed)
+        show(done, lost)
         for clip_failed in outcomes(config, recorded, manifest, missing):
-            done, failed = done + 1, failed + clip_failed
-            show(done, failed)
+            done, lost = done + 1, lost + clip_failed
+            show(done, lost)
     seconds = time.perf_counter() - began
     timing = {"seconds": round(seconds, 3), "clips": left, "clips_per_second": round(left / seconds, 2)}
     if not config.shard_range:
@@ -183,6 +199,11 @@ def outcomes(
 
     for done in run_on_ray(make_shard, job, shards, address=config.ray_address, workers=config.workers):
         yield from done
+
+
+def count_failed(records: Iterable[Mapping[str, Any]]) -> int:
+    """How many clips of some shards failed; not those that were left out because that was asked for."""
+    return sum(failed(row["error"]) for record in records for row in record["failures"])
 
 
 def by_split(shards: list[Shard], records: Records) -> dict[str, list[tuple[str, dict[str, Any]]]]:
@@ -217,10 +238,12 @@ def check_failures(config: PreprocessConfig, shards: list[Shard], records: Recor
     }
     lacking = [row for row in tables["partial"] if kind_of(row.error) in LOSSES]
     others = [row for row in tables["partial"] if kind_of(row.error) not in LOSSES]
+    left_out = [row for row in tables["failures"] if not failed(row.error)]
     for name, rows, what in (
         ("partial", others, "to be looked at"),
         ("partial", lacking, "kept in part"),
-        ("failures", tables["failures"], "failed"),
+        ("failures", left_out, "left out, as --require asks"),
+        ("failures", [row for row in tables["failures"] if failed(row.error)], "failed"),
     ):
         if not rows:
             continue
@@ -232,12 +255,46 @@ def check_failures(config: PreprocessConfig, shards: list[Shard], records: Recor
             f"({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}), first {first.id} "
             f"({first.source}): {first.error}; all are in {config.out / name}.csv"
         )
-        if name == "failures" and len(rows) / num_rows > config.max_failures:
+        if what == "failed" and len(rows) / num_rows > config.max_failures:
             raise StoreError(
                 f"{message}. That is more than --max-failures {config.max_failures:g}: "
                 "mend the clips and --retry-failures, or raise it"
             )
         log.warning("%s", message)
+
+
+def count_lacking(records: Iterable[Mapping[str, Any]]) -> dict[Modality, int]:
+    """How many clips have no sound, and no pictures; an older avpt does not record that."""
+    known = [record.get("lacking", {}) for record in records]
+    return {modality: sum(each.get(modality, 0) for each in known) for modality in MODALITIES}
+
+
+def list_lacking(out: Path, records: Records) -> None:
+    """List the clips without sound or pictures in lacking.csv where other clips have these, and warn of them, once.
+
+    Training on sound would refuse such a store, but not one in which no clip has pictures.
+    """
+    clips, counts = sum(record["clips"] for record in records.values()), count_lacking(records.values())
+    some = [modality for modality in MODALITIES if 0 < counts[modality] < clips]
+    if not some or (out / "lacking.csv").exists():
+        return
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["id", "split", "lacks"])
+    names: dict[Modality, list[str]] = {modality: [] for modality in some}
+    for split, index in Store(out).indices.items():
+        for modality in some:
+            ids = [index.ids[i] for i in index.lacking(modality)]
+            names[modality] += ids
+            writer.writerows((for_sheet(clip_id), split, IN_WORDS[modality]) for clip_id in ids)
+    write_text(out / "lacking.csv", text.getvalue())
+    log.warning(
+        "of %d clips %s; all are in %s, and training needs what they lack: --require %s --overwrite leaves them out",
+        clips,
+        ", ".join(f"{len(ids)} have no {IN_WORDS[m]} ({listed(ids, 3)})" for m, ids in names.items()),
+        out / "lacking.csv",
+        "both" if len(some) > 1 else some[0],
+    )
 
 
 def summarise_kept(records: Records) -> tuple[dict[str, int], dict[str, float]]:
@@ -268,6 +325,16 @@ def tables_of(kinds: Mapping[str, int], lengths: Mapping[str, float], config: Ma
     return [*tables, Table(title, ("clips that are", "to change it", "clips"), rows, left=2)] if rows else tables
 
 
+def describe(counts: Mapping[str, int], records: Records) -> tuple[str, dict[str, int]]:
+    """How many clips there are, failed and so on, in words; and those of the numbers that are not in `counts`."""
+    lost, lacking = count_failed(records.values()), count_lacking(records.values())
+    left_out = counts["failures"] - lost
+    parts = [format_count(counts["clips"], "clip"), f"{lost} failed", *([f"{left_out} left out"] if left_out else [])]
+    parts += [f"{count} without {IN_WORDS[modality]}" for modality, count in lacking.items() if count]
+    more = {"left_out": left_out, "without_sound": lacking["audio"], "without_pictures": lacking["visual"]}
+    return ", ".join([*parts, f"{counts['partial']} noted in partial.csv"]), more
+
+
 def report(out: Path, config: Mapping[str, Any], records: Records) -> Report:
     """Show what a finished store holds."""
     step = "remove it and run the same command again, which makes it anew"
@@ -276,8 +343,9 @@ def report(out: Path, config: Mapping[str, Any], records: Records) -> Report:
     splits = [(name, record["splits"][name]) for name in SPLITS if name in record["splits"]]
     rows = [(name, str(split["clips"]), str(len(split["shards"]))) for name, split in splits]
     kinds, lengths = summarise_kept(records)
-    title = f"{format_count(clips, 'clip')}, {record['failures']} failed, {record['partial']} noted in partial.csv"
-    summary = {"store": str(out), "clips": clips, "failures": record["failures"], "partial": record["partial"]}
+    counts = {"clips": clips, "failures": record["failures"], "partial": record["partial"]}
+    title, more = describe(counts, records)
+    summary = {"store": str(out)} | counts | more
     return Report(
         summary=summary | {"partial_kinds": kinds} | lengths,
         outputs=(out,),
@@ -289,17 +357,16 @@ def report_part(config: PreprocessConfig, num_shards: int, made: Records, lackin
     """Show what one of several runs did for a store that still lacks the shards of others."""
     if not made:
         log.warning("--shard-range %s holds none of the shards, which are 0:%d", config.shard_range, num_shards)
-    summary: dict[str, Any] = {
-        "store": str(config.out),
+    counts = {
         "clips": sum(record["clips"] for record in made.values()),
         "failures": sum(len(record["failures"]) for record in made.values()),
         "partial": sum(len({row["id"] for row in record["partial"]}) for record in made.values()),
     }
-    shards, clips = f"{config.shard_range} of 0:{num_shards}", format_count(summary["clips"], "clip")
-    title = f"shards {shards}: {clips}, {summary['failures']} failed, {summary['partial']} noted in partial.csv"
+    described, more = describe(counts, made)
+    title = f"shards {config.shard_range} of 0:{num_shards}: {described}"
     rows = [("to be made by other ranges", str(len(lacking))), ("these are", listed(lacking, 3))]
     return Report(
-        summary | {"missing_shards": len(lacking)},
+        {"store": str(config.out), **counts, **more, "missing_shards": len(lacking)},
         (config.out,),
         [Table(title, ("shards", ""), rows)],
     )

@@ -58,7 +58,10 @@ def score(config: ScoreConfig, header: Header, reused: Header | None = None) -> 
         artifacts.save(config.out, replace(header, metrics=summary), columns | artifacts.pack_ids(ids))
     if config.csv is not None:
         write_csv(config.csv, ids, columns, config.overwrite)
-    tables = [statistics_table(columns), preview_table(columns, dynamics, config)]
+    tables = [statistics_table(columns)]
+    others = (config.csv, config.plot, config.manifest, config.export)
+    if config.out is not None or not any(others):  # what is written besides has no patches
+        tables.append(preview_table(columns, dynamics, config))
     if config.plot is not None:
         draw(config.plot, columns, config.overwrite)
     if config.manifest is not None:

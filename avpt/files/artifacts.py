@@ -19,6 +19,7 @@ from avpt.files.tensors import find_wrong_shape, find_wrong_value
 from avpt.files.tensors import pack_ids as pack_ids
 from avpt.files.tensors import unpack_ids as unpack_ids
 from avpt.files.torch_files import is_saved_by_torch
+from avpt.types import PLAIN_SUFFIXES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +28,7 @@ SCHEMA = 1
 
 Kind = Literal["encoder", "classifier", "fused", "dynamics", "confidence", "mask", "predictions", "probe", "export"]
 
-OTHER_SUFFIXES = frozenset({".pt", ".pth", ".ckpt", ".bin", ".onnx", ".pt2", ".h5", ".npz", ".csv", ".json"})
+OTHER_SUFFIXES = PLAIN_SUFFIXES | {".pt", ".pth", ".ckpt", ".bin", ".onnx", ".pt2", ".h5", ".npz"}
 
 
 A_RUN = "that is what a training command made at its --out"

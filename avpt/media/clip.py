@@ -31,6 +31,7 @@ class ClipSettings:
     allow_missing: Literal["none", "audio", "visual", "either"] = "none"  # what a clip may lose if it is broken
     on_truncated: Literal["keep", "fail"] = "keep"
     audio_stream: int | None = None  # of the audio streams, from 0; None leaves the choice to FFmpeg
+    require: Literal["none", "audio", "visual", "both"] = "none"  # what a clip is left out without
 
     def span(self, modality: Modality) -> float:
         """The most seconds that are stored of a clip's sound or pictures."""
@@ -59,11 +60,17 @@ TROUBLES = {
     "ignored": "files in its folder are no images by their names",
 }
 LOSSES = frozenset({"missing", "truncated", "short", "damaged", "hole"})  # kinds that mean that something is missing
+LEFT_OUT = "left out"  # begins the `error` in failures.csv of a clip that lacks what --require asks for
 
 
 def kind_of(what: str) -> str:
     """The first word of an `error` in partial.csv."""
     return what.partition(":")[0]
+
+
+def failed(what: str) -> bool:
+    """Whether an `error` in failures.csv is of a clip that failed, and was not left out because that was asked for."""
+    return kind_of(what) != LEFT_OUT
 
 
 @dataclass
@@ -94,10 +101,15 @@ class DecodedClip:
     troubles: tuple[Trouble, ...] = ()
     seconds: Mapping[Modality, float] = field(default_factory=dict)  # the length of each, however much of it is stored
 
+    @property
+    def lacking(self) -> list[Modality]:
+        """The modalities that it does not have."""
+        there = {"audio": self.num_audio_frames > 0, "visual": bool(self.frames)}
+        return [modality for modality in MODALITIES if not there[modality]]
+
     def spans(self, settings: ClipSettings) -> dict[Modality, float]:
         """The most seconds that are stored of each modality."""
-        there = {"audio": self.num_audio_frames > 0, "visual": bool(self.frames)}
-        return {modality: settings.span(modality) for modality in MODALITIES if there[modality]}
+        return {modality: settings.span(modality) for modality in MODALITIES if modality not in self.lacking}
 
     def is_longer(self, settings: ClipSettings, modalities: Collection[Modality] = MODALITIES) -> bool:
         """Whether any of the modalities lasts well beyond what is stored of it."""

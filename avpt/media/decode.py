@@ -12,11 +12,11 @@ import numpy as np
 from avpt.errors import MediaError
 from avpt.machine.light_imports import without_compiler
 from avpt.media.audio import read_waveform, samples_needed, spectrogram
-from avpt.media.clip import ClipSettings, DecodedClip, Notes, Trouble, kind_of
+from avpt.media.clip import LEFT_OUT, ClipSettings, DecodedClip, Notes, Trouble, kind_of
 from avpt.media.codecs import encode_frame
 from avpt.media.streams import Opened, open_tracks
 from avpt.media.video import read_frames, read_images
-from avpt.types import Modality
+from avpt.types import IN_WORDS, Modality
 
 with without_compiler():
     import torchvision.io  # noqa: F401 - codecs load it on first use; here it is loaded once for all forked workers
@@ -37,7 +37,7 @@ def decode_clip(
     `start` and `end`, in seconds, cut `video` and `audio`. A video may lack one modality. Raises MediaError if a file
     can't be opened, if an existing stream gives nothing and `settings.allow_missing` does not name it, if a stream is
     truncated and `settings.on_truncated` is "fail", if the file passed as `audio` has no audio stream, or if the clip
-    has neither audio nor pictures.
+    has neither audio nor pictures, or lacks what `settings.require` names.
     """
     begin = start or 0.0
     # both come from one file, which is opened once; not if a stream is asked for by number, which may be missing
@@ -62,6 +62,10 @@ def decode_clip(
     if waveform is None and not pictures:
         missing = [MediaError(trouble.modality, trouble.what.removeprefix("missing: ")) for trouble in troubles]
         raise next(iter(missing), MediaError("open", "the clip has neither sound nor picture"))
+    there: dict[Modality, bool] = {"audio": waveform is not None, "visual": bool(pictures)}
+    for modality in there:
+        if not there[modality] and settings.require in (modality, "both"):
+            raise MediaError(modality, f"{LEFT_OUT}: it has no {IN_WORDS[modality]}, which --require asks for")
     fbank, num_audio_frames = _to_fbank(waveform, settings)
     pictures = pictures or []
     return DecodedClip(

@@ -66,6 +66,25 @@ class NameOrClass:
             )
 
 
+@dataclass(frozen=True)
+class Suffix:
+    """Marks the path of an output that is text, of which the name alone says what it is.
+
+    What is there already is judged by its content, by who writes it.
+    """
+
+    names: tuple[str, ...]
+
+    def check(self, option: str, path: Path | None) -> None:
+        """Refuse a new file whose name says something else, or nothing.
+
+        Raises:
+            ConfigError: it does.
+        """
+        if path is not None and path.suffix.lower() not in self.names and not os.path.lexists(path):
+            raise ConfigError(f"{option} is {path}; its name must end in {' or '.join(self.names)}")
+
+
 def type_hints(config_type: "type[Config]") -> dict[str, Any]:
     """Each field's annotation, with the Option or Argument and the markers that go with it."""
     return _evaluated(cast(Hashable, config_type))
@@ -176,7 +195,7 @@ class Config:
             value, info = _expanded(getattr(self, field.name)), parameter(type(self), field.name)
             object.__setattr__(self, field.name, value)
             for item in get_args(type_hints(type(self))[field.name]):
-                if isinstance(item, NameOrClass):
+                if isinstance(item, NameOrClass | Suffix):
                     item.check(flag(field.name), value)
             numbers = value if isinstance(value, tuple | list) else (value,)
             for number in numbers:

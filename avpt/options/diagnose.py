@@ -20,6 +20,7 @@ from avpt.options.base import (
     LoadingWorkers,
     OutputConfig,
     Search,
+    Suffix,
     Transient,
     WeightsKey,
     flag,
@@ -250,18 +251,20 @@ class CompareConfig(Config):
     csv: Annotated[
         Path | None,
         Option(
-            help="Also write one row per run; means and tests are in --markdown and --json.",
+            help="Also write one row per run (.csv); means and tests are in --markdown and --json.",
             show_default="none",
             rich_help_panel=OUTPUT,
         ),
+        Suffix((".csv",)),
     ] = None
     markdown: Annotated[
         Path | None,
         Option(
-            help="Also write means and spread by group, what differs, and the tests.",
+            help="Also write means and spread by group, what differs, and the tests (.md).",
             show_default="none",
             rich_help_panel=OUTPUT,
         ),
+        Suffix((".md", ".markdown")),
     ] = None
     plot: Annotated[
         Path | None, Option(help="Folder for the curves, PNG and PDF.", show_default="none", rich_help_panel=OUTPUT)
@@ -280,7 +283,7 @@ class ReportConfig(Config):
         list[Path],
         Argument(help="Run folders of one experiment, or folders of runs; what they were made from is found."),
     ]
-    out: Annotated[Path, Option(help="Page to write (.html).", rich_help_panel=OUTPUT)]
+    out: Annotated[Path, Option(help="Page to write (.html).", rich_help_panel=OUTPUT), Suffix((".html", ".htm"))]
     title: Annotated[
         str | None,
         Option(help="Title of the page.", show_default="the name of the runs' folder", rich_help_panel=OUTPUT),
@@ -290,8 +293,3 @@ class ReportConfig(Config):
     overwrite: Annotated[
         bool, Option("--overwrite", help="Replace another page that is there.", rich_help_panel=COMMON), Transient
     ] = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.out.suffix.lower() not in (".html", ".htm"):
-            raise ConfigError(f"--out is {self.out}, and the page is HTML; name a .html file")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from typer import Option
 
 from avpt.errors import ConfigError
-from avpt.options.base import INPUTS, MOST_EPOCHS, OUTPUT, SELECTION, Search, flag
+from avpt.options.base import INPUTS, MOST_EPOCHS, OUTPUT, SELECTION, Search, Suffix, flag
 from avpt.options.mask import MaskConfig
 from avpt.types import FIGURE_SUFFIXES
 
@@ -40,7 +40,10 @@ class ScoreConfig(MaskConfig):
     ] = "error"
     csv: Annotated[
         Path | None,
-        Option(help="Also write the confidence of each clip as CSV.", show_default="none", rich_help_panel=OUTPUT),
+        Option(
+            help="Also write the confidence of each clip as CSV (.csv).", show_default="none", rich_help_panel=OUTPUT
+        ),
+        Suffix((".csv",)),
     ] = None
     plot: Annotated[
         Path | None,
@@ -85,6 +88,7 @@ class ScoreConfig(MaskConfig):
             show_default="none",
             rich_help_panel=SELECTION,
         ),
+        Suffix((".csv",)),
     ] = None
     export: Annotated[
         Literal["cartography", "cleanlab"] | None,
@@ -113,8 +117,6 @@ class ScoreConfig(MaskConfig):
             raise ConfigError(f"--share is {self.share:g}; it must be over 0 and at most 1")
         if self.plot is not None and self.plot.suffix.lower() not in FIGURE_SUFFIXES:
             raise ConfigError(f"--plot is {self.plot}; its name must end in one of {', '.join(FIGURE_SUFFIXES)}")
-        if self.manifest is not None and self.manifest.suffix.lower() != ".csv":
-            raise ConfigError(f"--manifest is {self.manifest}; its name must end in .csv")
         places = [("--out", self.out), ("--csv", self.csv), ("--plot", self.plot), ("--manifest", self.manifest)]
         taken: dict[str, str] = {}
         for option, path in [*places, ("--export-to", self.export_to)]:

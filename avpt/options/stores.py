@@ -23,6 +23,7 @@ from avpt.options.base import (
     Config,
     DecodingWorkers,
     OutputConfig,
+    Suffix,
     Transient,
     WorkerMemory,
     whole_number,
@@ -39,7 +40,7 @@ class ManifestConfig(OutputConfig):
         Argument(help="Which data set; of your own: a folder, or image-folder, of class folders."),
     ]
     folder: Annotated[Path, Argument(help="Folder in which its media lie, at any depth.")]
-    out: Annotated[Path, Option(help="Manifest to write (.csv).", rich_help_panel=OUTPUT)]
+    out: Annotated[Path, Option(help="Manifest to write (.csv).", rich_help_panel=OUTPUT), Suffix((".csv",))]
     lists: Annotated[
         list[Path] | None,
         Option(
@@ -292,6 +293,14 @@ class PreprocessConfig(OutputConfig):
             rich_help_panel=FAILURES,
         ),
     ] = "none"
+    require: Annotated[
+        Literal["none", "audio", "visual", "both"],
+        Option(
+            help="Leave out clips that have no sound (audio), no pictures (visual), or not both: training refuses a "
+            "store in which clips lack what it needs.",
+            rich_help_panel=FAILURES,
+        ),
+    ] = "none"
     on_truncated: Annotated[
         Literal["keep", "fail"],
         Option(
@@ -387,6 +396,10 @@ class PreprocessConfig(OutputConfig):
             )
         if self.ray_address is not None and self.engine != "ray":
             raise ConfigError("--ray-address does nothing without --engine ray; add that, or leave it out")
+
+    def idle(self) -> set[str]:
+        """Where nothing is required the record is the one of an avpt that had no such option."""
+        return super().idle() | ({"require"} if self.require == "none" else set())
 
     @property
     def shards(self) -> slice:

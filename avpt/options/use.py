@@ -22,9 +22,10 @@ from avpt.options.base import (
     LoadingWorkers,
     OutputConfig,
     Seed,
+    Suffix,
     WorkerMemory,
 )
-from avpt.types import Modality
+from avpt.types import PLAIN_SUFFIXES, Modality
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -118,7 +119,9 @@ class EvaluateConfig(OutputConfig):
         ),
     ] = None
     out: Annotated[
-        Path | None, Option(help="Record to write (.json).", show_default="only show", rich_help_panel=OUTPUT)
+        Path | None,
+        Option(help="Record to write (.json).", show_default="only show", rich_help_panel=OUTPUT),
+        Suffix((".json",)),
     ] = None
     predictions: Annotated[
         Path | None,
@@ -135,8 +138,6 @@ class EvaluateConfig(OutputConfig):
         super().__post_init__()
         if self.out is not None and self.out == self.predictions:
             raise ConfigError("--out and --predictions are two files, a record and tensors; give each its own name")
-        if self.out is not None and self.out.suffix in (".csv", ".safetensors"):
-            raise ConfigError(f"--out is {self.out}, and the record is JSON; name a .json file")
         if self.ensemble is not None and self.drop is not None:
             raise ConfigError("--drop does not go with --ensemble; evaluate the model that is to stay by itself")
         if self.noise is not None and self.snr is None:
@@ -228,6 +229,7 @@ class PredictConfig(OutputConfig):
             raise ConfigError("--root does nothing without --manifest; leave it out")
         if self.out is not None and self.output_format == "table":
             raise ConfigError("--out takes --format csv or jsonl; a table is for the terminal")
+        Suffix((f".{self.output_format}",)).check("--out", self.out)
 
     @property
     def output_format(self) -> str:
@@ -267,7 +269,8 @@ class ExportConfig(OutputConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.out.suffix in SUFFIXES.values() and self.out.suffix != SUFFIXES[self.format]:
+        others = PLAIN_SUFFIXES.union(SUFFIXES.values()) - {SUFFIXES[self.format]}
+        if self.out.suffix.lower() in others:
             raise ConfigError(
                 f"--format {self.format} writes {SUFFIXES[self.format]} files, and --out is {self.out}; rename it"
             )

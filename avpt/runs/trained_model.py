@@ -17,7 +17,7 @@ from avpt.models.encoder import Classifier
 from avpt.models.ensemble import Ensemble
 from avpt.models.fusion import FusedModel
 from avpt.options import TrainConfig, allows, recorded_option
-from avpt.store.splits import require_modality
+from avpt.store.splits import require_modalities
 from avpt.store.store import SplitIndex, Store
 from avpt.types import MODALITIES, Modality, Split
 
@@ -122,8 +122,7 @@ def check_clips(
         StoreError: clips lack a modality, or their spectrograms were made with other settings.
     """
     for split, index in splits.items():
-        for modality in modalities:
-            require_modality(store, split, index, modality)
+        require_modalities(store, split, index, modalities)
     if "audio" in modalities:
         check_spectrograms(store, spec, list(splits.values()))
         if (stream := store.settings.get("audio_stream")) != spec.audio_stream:

@@ -37,7 +37,8 @@ from avpt.types import HELD_OUT, MODALITIES, Batch, Modality, Split
 log = logging.getLogger(__name__)
 
 FEW_STEPS = 10  # in an epoch, with fewer of which a run of the usual length learns little
-SMALL_BATCHES = (32, 16, 8)  # to propose instead; BatchNorm needs some clips for its statistics
+SMALL_BATCHES = (32, 16, 8, 4)  # to propose instead, the largest that makes enough
+SMALLEST_BATCH = 8  # where none does: BatchNorm needs some clips for its statistics
 MOST_TRIED = 4  # clips that the run is tried on before it begins
 POINTS_TRIED = 2**17  # of spectrograms and frames, that these have at most in all; but two clips, as BatchNorm needs
 
@@ -179,10 +180,10 @@ def warn_of_few_frames(config: TrainConfig, clips: SplitIndex, modalities: Seque
 
 
 def warn_of_few_steps(config: TrainConfig, steps: int, clips: int) -> None:
-    """Warn where an epoch has hardly any steps, and say which batches would give it enough."""
+    """Warn where an epoch has hardly any steps: a smaller batch is the cure, and more epochs where it is small."""
     if steps >= FEW_STEPS:
         return
-    smaller = next((size for size in SMALL_BATCHES if size * FEW_STEPS <= clips), SMALL_BATCHES[-1])
+    smaller = next((size for size in SMALL_BATCHES if size * FEW_STEPS <= clips), SMALLEST_BATCH)
     what = f"--batch-size {smaller}, which makes {clips // smaller}, and more --epochs"
     log.warning(
         "an epoch of %d clips has only %d step(s) at --batch-size %d; set %s (`avpt guide small-data`)",

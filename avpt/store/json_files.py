@@ -11,7 +11,7 @@ from msgspec import Meta
 from avpt.errors import StoreError
 from avpt.files.checking import RecordError, check, parse, read, read_text
 from avpt.files.records import AboveZero, Count, Finite, Positive
-from avpt.types import FrameCodec, Split
+from avpt.types import FrameCodec, Modality, Split
 
 SCHEMA = 1
 
@@ -112,6 +112,7 @@ class ShardRecord(TypedDict):
     failures: list[Failure]
     partial: NotRequired[list[Failure]]  # older versions of avpt did not write it
     lengths: NotRequired[Lengths]
+    lacking: NotRequired[dict[Modality, Count]]  # how many clips have no sound, no pictures; missing where none does
 
 
 def shard_name(split: str, number: int) -> str:

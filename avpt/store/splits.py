@@ -11,7 +11,7 @@ import numpy as np
 from avpt.errors import StoreError, listed
 from avpt.machine.set_aside import hashes, set_aside
 from avpt.store.store import SplitIndex, Store
-from avpt.types import Modality, Split
+from avpt.types import IN_WORDS, Modality, Split
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,7 @@ def training_splits(
     if "train" not in splits:
         raise StoreError(f"{store.path} has no training clips; give rows of the manifest the split `train`")
     for split, index in splits.items():
-        for modality in modalities:
-            require_modality(store, split, index, modality)
+        require_modalities(store, split, index, modalities)
     classes = {split: _classes(index.labels) for split, index in splits.items()}
     if len(classes["train"]) < 2:
         raise StoreError(f"{store.path} has training clips of one class only; a classifier needs two or more")
@@ -116,20 +115,20 @@ def _classes(labels: np.ndarray[Any, Any]) -> set[int]:
     return {int(index) for index in present}
 
 
-def require_modality(store: Store, split: Split, index: SplitIndex, modality: Modality) -> None:
-    """Check that every clip of a split has a modality.
+def require_modalities(store: Store, split: Split, index: SplitIndex, modalities: Sequence[Modality]) -> None:
+    """Check that every clip of a split has all of some modalities.
 
     Raises:
-        StoreError: some lack it; the message names them.
+        StoreError: some lack one; the message names them.
     """
-    counts = index.num_audio_frames if modality == "audio" else index.num_visual_frames
-    lacking = np.flatnonzero(counts == 0)
-    if not len(lacking):
-        return
-    what = "sound" if modality == "audio" else "pictures"
-    if len(lacking) == len(index):
-        raise StoreError(f"{store.path}: no clip of {split} has {what}; this command needs {modality} input")
-    raise StoreError(
-        f"{store.path}: {len(lacking)} of {len(index)} clips of {split} have no {what} "
-        f"({listed([index.ids[i] for i in lacking])}); take them out of the manifest"
-    )
+    for modality in modalities:
+        lacking, what = index.lacking(modality), IN_WORDS[modality]
+        if not len(lacking):
+            continue
+        if len(lacking) == len(index):
+            raise StoreError(f"{store.path}: no clip of {split} has {what}; this command needs {modality} input")
+        raise StoreError(
+            f"{store.path}: {len(lacking)} of {len(index)} clips of {split} have no {what} "
+            f"({listed([index.ids[i] for i in lacking])}); make the store again with `avpt preprocess --require "
+            f"{'both' if len(modalities) > 1 else modality}`, which leaves such clips out"
+        )

@@ -31,7 +31,7 @@ from avpt.store.json_files import SplitRecord, read_settings, read_shard, read_s
 from avpt.store.json_files import shard_name as shard_name
 from avpt.store.shard_files import ShardFiles
 from avpt.store.shard_layout import Array, inspect_layout, open_shard, wrong_audio_lengths, wrong_labels, wrong_offsets
-from avpt.types import SPLITS, Split
+from avpt.types import MODALITIES, SPLITS, Modality, Split
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,7 @@ def write_shard(
         beside.write_bytes(image)
     real = (clip_fbank[:n].astype(np.float64) for clip_fbank, n in zip(fbank, num_frames, strict=True))
     sums = [(values.size, float(values.sum()), float(np.square(values).sum())) for values in real]
+    lacking = {modality: sum(modality in clip.lacking for clip in clips) for modality in MODALITIES}
     record = {
         "schema": SCHEMA,
         "clips": len(clips),
@@ -107,6 +108,7 @@ def write_shard(
         "failures": [asdict(failure) for failure in failures],
         "partial": [asdict(trouble) for trouble in partial],
         **({"lengths": dict(lengths)} if lengths else {}),
+        **({"lacking": lacking} if any(lacking.values()) else {}),
     }
     write_json(path.with_name(f"{path.name}.json"), record, shared=True)
 
@@ -189,6 +191,10 @@ class SplitIndex:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def lacking(self, modality: Modality) -> Array:
+        """(K,) int64, the positions of the clips that do not have a modality."""
+        return np.flatnonzero((self.num_audio_frames if modality == "audio" else self.num_visual_frames) == 0)
 
     def take(self, keep: Array) -> SplitIndex:
         """An index of the clips at positions `keep` alone."""
