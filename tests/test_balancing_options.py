@@ -135,6 +135,7 @@ def test_a_setting_is_recorded_in_one_spelling(experiment: Experiment, tmp_path:
     header, _ = artifacts.read_header(tmp_path / "run" / "model.safetensors")
     assert header.config["balance_set"] == ["gamma=1.5"]
     assert "was there already" in done(*command, "--balance-set", "gamma=15e-1").stderr
+    refused(*command, says="made with other options or inputs (balance_set: ['gamma=1.5'] there, nothing now)")
 
 
 def test_every_type_has_one_spelling() -> None:

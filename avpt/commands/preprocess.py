@@ -68,8 +68,7 @@ def run(config: PreprocessConfig) -> Report:
             if begun is None:
                 begin(out, "settings.json", settings, config.overwrite)
             else:
-                asked = settings["config"]
-                check_same(out, begun, settings | {"config": {"require": "none", **asked}}, config.defaults())
+                check_same(out, begun, settings, config.defaults())
             settings = begun or settings  # a store is continued as it was begun, by an older avpt too
             if config.retry_failures:
                 forget_failures(out, mine)

@@ -24,14 +24,16 @@ def differences(
 ) -> list[str]:
     """What differs between two provenance records, each difference as `name: A there, B now`.
 
-    An option that the existing record lacks counts as its default: it is younger than the record.
+    An option that a record lacks counts as its default: it is younger than that record, or recorded only where it is
+    set.
     """
     # through JSON, so that what was read back compares equal to what would be written
     existing, wanted, defaults = (json.loads(json.dumps(record)) for record in (existing, wanted, defaults or {}))
-    options, inputs = defaults | existing["config"], existing["inputs"]
-    pairs = [(name, options.get(name), value) for name, value in wanted["config"].items()]
-    names = inputs.keys() | wanted["inputs"].keys()
-    pairs += [(name, inputs.get(name), wanted["inputs"].get(name)) for name in names]
+    there, now = defaults | existing["config"], defaults | wanted["config"]
+    names = wanted["config"].keys() | (existing["config"].keys() & defaults.keys())  # not those of another avpt
+    pairs = [(name, there.get(name), now.get(name)) for name in names]
+    inputs = existing["inputs"].keys() | wanted["inputs"].keys()
+    pairs += [(name, existing["inputs"].get(name), wanted["inputs"].get(name)) for name in inputs]
     return [
         f"{name}: {_short(old)} there, {_short(new)} now" for name, old, new in sorted(pairs, key=str) if old != new
     ]
