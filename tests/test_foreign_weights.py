@@ -17,7 +17,8 @@ from torch import Tensor
 
 from avpt.errors import ArtifactError, AvptError
 from avpt.models.encoder import EncoderSpec, build_encoder
-from avpt.models.weights import fit_weights, read_weights
+from avpt.models.fitting import fit_weights
+from avpt.models.weights import read_weights
 from avpt.training.checkpoint import load_checkpoint
 
 State = dict[str, Any]

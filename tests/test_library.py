@@ -82,7 +82,13 @@ def test_what_does_not_fit_is_refused(experiment: Experiment, tmp_path: Path) ->
         (lambda: model.visual_input([np.zeros((2, 2, 3))]), "uint8"),
         (lambda: avpt.abri(nn.BatchNorm2d(2), alpha=2), "alpha is 2"),
         (lambda: avpt.abri("x"), "not for a str"),  # type: ignore[arg-type]
+        (lambda: avpt.fold("x"), "not for a str"),  # type: ignore[arg-type]
+        (lambda: avpt.abri(avpt.abri(nn.Sequential(nn.BatchNorm2d(2)))), "Sequential has ABRi layers already"),
         (lambda: avpt.inspect(5), "not a int"),  # type: ignore[arg-type]
+        (lambda: avpt.inspect({"state_dict": 5}), "no tensors to inspect"),
+        (lambda: avpt.open_store(5), "a store is opened by its path, not by a int"),  # type: ignore[arg-type]
+        (lambda: avpt.load_model(None), "a trained model is opened by its path, not by a NoneType"),  # type: ignore[arg-type]
+        (lambda: avpt.open_store(experiment.store, pipeline=model), "pipeline is a Model; it must be the pipeline of"),  # type: ignore[arg-type]
         (lambda: avpt.open_store(experiment.store, num_frames=0), "num_frames 0"),
         (lambda: avpt.open_store(experiment.store, modalities=["smell"]), "no modality 'smell'"),  # type: ignore[list-item]
         (lambda: avpt.inspect({}, [torch.zeros(1)]), "can't be fed"),
@@ -134,3 +140,16 @@ def test_inspect_counts_what_is_there() -> None:
     assert layer == {"name": "1", "channels": 4, "abnormal": 1, "dead": 1}  # the second is small, the third is dead
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert avpt.inspect(network.state_dict())["dead_share"] is None
+
+
+def test_what_is_asked_is_understood(experiment: Experiment) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    batch, optimizer = torch.randn(2, 1, 8, 8), torch.optim.SGD(network.parameters())
+    checkpoint = {"state_dict": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}
+    assert avpt.inspect(checkpoint) == avpt.inspect(network)
+    assert avpt.inspect(network, batch) == avpt.inspect(network, [batch])
+    assert avpt.fold(network) is network  # has no ABRi layers
+    half = avpt.abri(nn.Sequential(avpt.abri(nn.BatchNorm1d(2)), nn.BatchNorm1d(2)))  # what is plain is converted
+    assert len(half.state_dict()) == 2 * len(avpt.abri(nn.BatchNorm1d(2)).state_dict())
+    sound = avpt.open_store(str(experiment.store), "val", modalities="audio")  # type: ignore[arg-type]
+    assert set(sound[0]) == {"audio", "label"}

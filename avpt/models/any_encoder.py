@@ -17,9 +17,9 @@ from avpt.models.abnormal_channels import norm_layers
 from avpt.models.abri import NEW
 from avpt.models.checkpoint import load_network
 from avpt.models.encoder import Encoder, EncoderSpec, Norm, build_encoder, describe_encoder, first_convolutions
-from avpt.models.fitting import check_values, misfits, wrong_values
+from avpt.models.fitting import adapt_conv1, check_values, fit_weights, misfits, wrong_values
 from avpt.models.known_architectures import recognise
-from avpt.models.weights import adapt_conv1, find_weights, fit_weights, guess_arch, read_largest
+from avpt.models.weights import find_weights, guess_arch, read_largest
 from avpt.types import CHANNELS, MODALITIES, Modality
 
 log = logging.getLogger(__name__)
@@ -134,18 +134,19 @@ def _load_own(name: Path, modality: Modality | None, arch: str | None, header: H
     if not norm_layers(encoder.state_dict()):
         raise ArtifactError(f"{name} has no BatchNorm layer, so there are no abnormal or dead channels to look for")
     if modality not in (None, made_for):
-        encoder, spec = _carry_across(encoder, spec, modality)
+        encoder, spec = _carry_across(name, encoder, spec, modality)
     return AnyEncoder(encoder, encoder.state_dict(), spec, made_for, header)
 
 
-def _carry_across(encoder: Encoder, spec: EncoderSpec, modality: Modality) -> tuple[Encoder, EncoderSpec]:
-    """The encoder with its first convolutions adapted to another modality's channels by a sum."""
+def _carry_across(name: Path, encoder: Encoder, spec: EncoderSpec, modality: Modality) -> tuple[Encoder, EncoderSpec]:
+    """The encoder of a file with its first convolutions adapted to another modality's channels by a sum."""
     spec = replace(spec, modality=modality, mean=None, std=None)
     state = dict(encoder.state_dict())
     for layer in first_convolutions(spec):
-        weight, _ = adapt_conv1(state[f"{layer}.weight"], CHANNELS[modality], "sum")
+        key = f"{layer}.weight"
+        weight, _ = adapt_conv1(state[key], CHANNELS[modality], "sum", f"{name}: {key}")
         assert weight is not None
-        state[f"{layer}.weight"] = weight
+        state[key] = weight
     carried = build_encoder(spec)
     carried.load_state_dict(state)
     return carried, spec
