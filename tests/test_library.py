@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,28 @@ def test_the_page_runs_as_it_stands(experiment: Experiment, tmp_path: Path, monk
         exec(block, names)
     loop = code[0].partition("import avpt\n")[2]
     assert len([line for line in loop.splitlines() if line]) < 15
+
+
+@pytest.mark.slow
+def test_the_page_in_the_wheel_runs_with_what_the_wheel_has(experiment: Experiment, tmp_path: Path) -> None:
+    root, wheels, installed = PAGE.parent.parent.parent, tmp_path / "wheels", tmp_path / "installed"
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", wheels, root]
+    result = subprocess.run(build, capture_output=True, text=True, check=False)
+    if result.returncode and "hatchling" in result.stderr:
+        pytest.skip("hatchling, which builds the wheel, can't be had from PyPI here")
+    assert result.returncode == 0, result.stderr
+    (wheel,) = wheels.glob("avpt-*.whl")
+    zipfile.ZipFile(wheel).extractall(installed)
+    page = (installed / "avpt" / "guide" / "library.md").read_text(encoding="utf-8")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "store").symlink_to(experiment.store)
+    (tmp_path / "runs" / "fused").symlink_to(experiment.fused)
+    code = "\n".join([*re.findall(r"```python\n(.*?)```", page, re.DOTALL), "print(avpt.__file__)"])
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith(f"{installed / 'avpt' / '__init__.py'}\n")
 
 
 def test_importing_loads_nothing_else() -> None:
