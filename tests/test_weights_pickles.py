@@ -116,6 +116,8 @@ NESTED: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("name", CODE)
 def test_what_runs_code_is_refused_by_class_and_key(tmp_path: Path, name: str, legacy: bool, protocol: int) -> None:
     make, called = CODE[name]
+    if name == "method" and protocol > 2:  # which names a method as it is, and needs no getattr
+        called = f"{Path.__module__}.Path.touch"
     mark = tmp_path / "mark"
     for key, nest in NESTED.items():
         path = saved(tmp_path / "weights.pt", nest(make(mark)), legacy, protocol)

@@ -28,6 +28,7 @@ RUNS_CODE_NAMES = (
     *("operator.attrgetter", "operator.itemgetter", "operator.methodcaller", "torch.load", "torch.serialization.load"),
     *("torch.hub.", "torch.jit.", "torch.utils.cpp_extension.", "torch._inductor.", "torch._dynamo.", "torch.package."),
     *("torch.ops.", "torch.classes.", "numpy.testing.", "numpy.f2py.", "pathlib.Path.", "pathlib.PosixPath."),
+    *("pathlib._local.Path.", "pathlib._local.PosixPath."),
 )
 HARMLESS = frozenset(  # of builtins and of io
     "builtins." + name
