@@ -178,7 +178,7 @@ def open_store(
             the pipeline says.
     """
     store = Store(_path(path, "a store"))
-    modalities = [modalities] if isinstance(modalities, str) else modalities
+    modalities = cast(Sequence[Modality], [modalities]) if isinstance(modalities, str) else modalities
     if pipeline is not None and not isinstance(pipeline, InputSpec):
         raise ConfigError(f"pipeline is a {type(pipeline).__name__}; it must be the pipeline of a model or a store")
     if pipeline is not None:
