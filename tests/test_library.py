@@ -41,7 +41,7 @@ def test_the_page_runs_as_it_stands(experiment: Experiment, tmp_path: Path, monk
 @pytest.mark.slow
 def test_the_page_in_the_wheel_runs_with_what_the_wheel_has(experiment: Experiment, tmp_path: Path) -> None:
     root, wheels, installed = PAGE.parent.parent.parent, tmp_path / "wheels", tmp_path / "installed"
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", wheels, root]
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), str(root)]
     result = subprocess.run(build, capture_output=True, text=True, check=False)
     if result.returncode and "hatchling" in result.stderr:
         pytest.skip("hatchling, which builds the wheel, can't be had from PyPI here")
