@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from avpt.loading.dataset import ClipDataset, read_fbank, read_frames
 from avpt.models import abri as abri_layers
 from avpt.models.abnormal_channels import abnormal_report
 from avpt.models.fusion import FusedModel
+from avpt.models.layouts import largest_state
 from avpt.runs.trained_model import TrainedModel, load_trained
 from avpt.store.store import Store
 from avpt.types import MODALITIES, Batch, Modality, Split
@@ -41,10 +43,9 @@ def abri(model: nn.Module, *, alpha: float = 0.5, per: Literal["channel", "layer
         per: whether each channel learns an alpha of its own, or each layer.
 
     Raises:
-        ConfigError: it has no BatchNorm to convert, or one of a kind that ABRi does not know.
+        ConfigError: it has no BatchNorm to convert, ABRi layers already, or a BatchNorm that ABRi does not know.
     """
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"ABRi is for a torch.nn.Module, not for a {type(model).__name__}")
+    _check_network(model)
     if not 0 <= alpha <= 1:
         raise ConfigError(f"alpha is {alpha}; it must be 0 to 1")
     return abri_layers.convert(model, alpha, per)
@@ -54,13 +55,18 @@ def fold(model: nn.Module) -> nn.Module:
     """Turn every ABRi layer into the plain BatchNorm that it amounts to, in place, and return the network.
 
     Outputs in evaluation mode stay the same, and the state dict has the names of the network as it was before `abri`.
+    A network without ABRi layers is returned as it is.
+
+    Raises:
+        ConfigError: it is not a network.
     """
+    _check_network(model)
     return abri_layers.fold_network(model)
 
 
 def inspect(
-    model: nn.Module | Mapping[str, Tensor],
-    inputs: Iterable[Tensor] | None = None,
+    model: nn.Module | Mapping[str, Any],
+    inputs: Iterable[Tensor] | Tensor | None = None,
     *,
     threshold: float = 1e-6,
     dead_share: float = 0.999,
@@ -68,8 +74,9 @@ def inspect(
     """Find abnormal BatchNorm channels and, where inputs are given, dead ones, as `avpt inspect` does.
 
     Args:
-        model: a network, or a state dict. Of ABRi layers it is the pre-trained branch that is looked at.
-        inputs: batches (batch, channels, height, width), on the network's device, that are fed to it.
+        model: a network, its state dict, or a checkpoint with one inside, such as `{"state_dict": ...}`. Of ABRi layers
+            it is the pre-trained branch that is looked at.
+        inputs: batches (batch, channels, height, width), or one, on the network's device, that are fed to it.
         threshold: channels with max(|gamma|, |beta|) below it are abnormal.
         dead_share: channels that are zero at this share of the positions behind the activation or more are dead.
 
@@ -78,17 +85,20 @@ def inspect(
         `abnormal_share` and `dead_share` over the channels of all (measured) layers, None where there are none.
 
     Raises:
-        ConfigError: inputs are given with a state dict, which can't be fed.
+        ConfigError: it holds no tensors, or inputs are given with a state dict, which can't be fed.
     """
     if not isinstance(model, nn.Module | Mapping):
         raise ConfigError(f"a network or its state_dict() can be inspected, not a {type(model).__name__}")
-    state = model.state_dict() if isinstance(model, nn.Module) else model
+    state = model.state_dict() if isinstance(model, nn.Module) else largest_state(model)
+    if not state and isinstance(model, Mapping) and model:
+        raise ConfigError("there are no tensors to inspect in it; give a network, or its state_dict()")
     report = abnormal_report(state, threshold)
     dead: dict[str, Tensor] = {}
     if inputs is not None:
         if not isinstance(model, nn.Module):
             raise ConfigError("a state dict can't be fed; give the network itself to find dead channels")
-        batches = (Batch((batch,), torch.zeros(len(batch)), torch.arange(len(batch))) for batch in inputs)
+        several = [inputs] if isinstance(inputs, Tensor) else inputs
+        batches = (Batch((batch,), torch.zeros(len(batch)), torch.arange(len(batch))) for batch in several)
         (activity,) = measure([model], batches)
         dead = activity.dead(dead_share)
     for layer in report["layers"]:
@@ -163,10 +173,14 @@ def open_store(
             taken, instead of those above, the store's own for sound, and ImageNet's for pictures.
 
     Raises:
+        ConfigError: an argument is of the wrong kind, or out of range.
         StoreError: the store is missing or damaged, lacks the split or a modality, or holds other spectrograms than
             the pipeline says.
     """
-    store = Store(Path(path))
+    store = Store(_path(path, "a store"))
+    modalities = cast(Sequence[Modality], [modalities]) if isinstance(modalities, str) else modalities
+    if pipeline is not None and not isinstance(pipeline, InputSpec):
+        raise ConfigError(f"pipeline is a {type(pipeline).__name__}; it must be the pipeline of a model or a store")
     if pipeline is not None:
         image_size, num_frames = pipeline.image_size, pipeline.num_frames
     if image_size < 8 or num_frames < 1:
@@ -269,4 +283,15 @@ def load_model(path: str | Path) -> Model:
     Raises:
         ArtifactError: it is missing, damaged, or has no classifier.
     """
-    return Model(load_trained(Path(path)))
+    return Model(load_trained(_path(path, "a trained model")))
+
+
+def _path(value: str | Path, what: str) -> Path:
+    if not isinstance(value, str | os.PathLike):
+        raise ConfigError(f"{what} is opened by its path, not by a {type(value).__name__}")
+    return Path(value)
+
+
+def _check_network(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"ABRi is for a torch.nn.Module, not for a {type(model).__name__}")

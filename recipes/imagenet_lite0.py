@@ -35,11 +35,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
     arguments = parser.parse_args()
+    if arguments.out.exists():
+        print(f"{arguments.out} is there already", file=sys.stderr)
+        print(arguments.out)
+        return
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     network = timm.create_model(ARCH)
     state = rename(download(), network.state_dict())
     network.load_state_dict(state)
-    save_file(state, arguments.out)
+    beside = arguments.out.with_name(f".{arguments.out.name}.partial")
+    save_file(state, beside)
+    beside.replace(arguments.out)
     for photograph in ("china.jpg", "flower.jpg"):
         print(f"{photograph}: {classify(network.eval(), photograph)}", file=sys.stderr)
     print(arguments.out)

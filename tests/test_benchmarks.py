@@ -17,8 +17,8 @@ from media import Clips
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def benchmark(name: str, *arguments: str) -> dict[str, Any]:
-    """Run tests/benchmarks/NAME.py and return the one JSON line it prints."""
+def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run tests/benchmarks/NAME.py."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     result = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "benchmarks" / f"{name}.py"), *arguments],
@@ -29,6 +29,12 @@ def benchmark(name: str, *arguments: str) -> dict[str, Any]:
         check=False,
     )
     assert result.returncode == 0, result.stderr
+    return result
+
+
+def benchmark(name: str, *arguments: str) -> dict[str, Any]:
+    """Run tests/benchmarks/NAME.py and return the one JSON line it prints."""
+    result = run(name, *arguments)
     (line,) = result.stdout.splitlines()
     record = json.loads(line)
     assert isinstance(record, dict)
@@ -65,6 +71,14 @@ def test_abri_launches_little_more_than_batch_norm() -> None:
     assert counted["plain_train_operations"] > 100
     assert counted["train_operations"] <= counted["plain_train_operations"] + 7 * 20
     assert counted["eval_operations"] <= counted["plain_eval_operations"] + 12 * 20
+
+
+def test_abri_of_several_architectures_is_a_table() -> None:
+    arguments = ("--image-size", "32", "--batch-size", "2", "--pairs", "1", "--warmup", "0")
+    result = run("abri", "--arch", "test_resnet", "test_efficientnet", *arguments)
+    archs = [json.loads(line)["settings"]["arch"] for line in result.stdout.splitlines()]
+    assert archs == ["test_resnet", "test_efficientnet"]
+    assert [line.split()[0] for line in result.stderr.splitlines()[-2:]] == archs
 
 
 @pytest.mark.slow

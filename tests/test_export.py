@@ -17,7 +17,7 @@ import onnxruntime
 import pytest
 import torch
 import torchvision
-from helpers import ARCH, ROOT, TRAIN_OPTIONS, Experiment, avpt, digit_rows, done
+from helpers import ARCH, ROOT, TRAIN_OPTIONS, Experiment, avpt, digit_rows, done, refused
 from media import Sound, ordinary, tones, write
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -309,6 +309,40 @@ def test_without_the_extra_it_says_what_to_install(
     assert result.code == 1
     assert result.error == "avpt: ONNX needs packages that are not installed: pip install 'avpt[onnx]'"
     done("export", resnet18.audio, "--format", "torchvision", "--out", tmp_path / "a.st")
+
+
+class OddError(Exception):
+    """An error of a kind that only an exporter has."""
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch-export"])
+@pytest.mark.parametrize("kind", [OddError, RuntimeError, AssertionError, KeyError, ValueError, NotImplementedError])
+def test_a_network_that_torch_cant_export_is_told_in_one_line(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, kind: type[Exception]
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        try:
+            raise kind("\x1b[31mdata-dependent\x1b[0m branch\nin line 7")
+        except Exception as error:
+            raise OddError("step 1 of 3 failed\nand pages more") from error
+
+    monkeypatch.setattr(*((torch.onnx, "export") if form == "onnx" else (torch.export, "export")), fails)
+    out = tmp_path / "model"
+    says = f"torch can't export {ARCH} as {form} ({kind.__name__}: "
+    result = refused("export", experiment.audio, "--format", form, "--out", out, says=says)
+    assert "data-dependent" in result.error
+    assert "step 1" not in result.error
+
+
+def test_what_has_nothing_to_do_with_the_network_is_not_blamed_on_it(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch.export, "export", fails)
+    command = ("export", experiment.audio, "--format", "torch-export", "--out", tmp_path / "model")
+    refused(*command, says="too little memory")
 
 
 # --- feeding an exported model -----------------------------------------------------------------------------------

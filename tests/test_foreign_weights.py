@@ -17,7 +17,8 @@ from torch import Tensor
 
 from avpt.errors import ArtifactError, AvptError
 from avpt.models.encoder import EncoderSpec, build_encoder
-from avpt.models.weights import fit_weights, read_weights
+from avpt.models.fitting import fit_weights
+from avpt.models.weights import read_weights
 from avpt.training.checkpoint import load_checkpoint
 
 State = dict[str, Any]
@@ -146,3 +147,10 @@ def test_a_pipe_is_no_checkpoint(tmp_path: Path) -> None:
     result = avpt("init", "--modality", "audio", "--weights", tmp_path / "pipe.pt", "--out", tmp_path / "x.safetensors")
     assert result.code == 1
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_first_convolution_for_other_inputs_is_told_with_its_file(tmp_path: Path, plain: State) -> None:
+    path = saved(tmp_path / "two.pt", plain | {"conv1.weight": torch.ones(64, 2, 7, 7)})
+    with pytest.raises(ArtifactError) as error:
+        fitted(path)
+    assert str(error.value).startswith(f"{path}: conv1.weight takes 2 channels, and 3 are needed; `avpt init --conv1")

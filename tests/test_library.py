@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,28 @@ def test_the_page_runs_as_it_stands(experiment: Experiment, tmp_path: Path, monk
         exec(block, names)
     loop = code[0].partition("import avpt\n")[2]
     assert len([line for line in loop.splitlines() if line]) < 15
+
+
+@pytest.mark.slow
+def test_the_page_in_the_wheel_runs_with_what_the_wheel_has(experiment: Experiment, tmp_path: Path) -> None:
+    root, wheels, installed = PAGE.parent.parent.parent, tmp_path / "wheels", tmp_path / "installed"
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), str(root)]
+    result = subprocess.run(build, capture_output=True, text=True, check=False)
+    if result.returncode and "hatchling" in result.stderr:
+        pytest.skip("hatchling, which builds the wheel, can't be had from PyPI here")
+    assert result.returncode == 0, result.stderr
+    (wheel,) = wheels.glob("avpt-*.whl")
+    zipfile.ZipFile(wheel).extractall(installed)
+    page = (installed / "avpt" / "guide" / "library.md").read_text(encoding="utf-8")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "store").symlink_to(experiment.store)
+    (tmp_path / "runs" / "fused").symlink_to(experiment.fused)
+    code = "\n".join([*re.findall(r"```python\n(.*?)```", page, re.DOTALL), "print(avpt.__file__)"])
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith(f"{installed / 'avpt' / '__init__.py'}\n")
 
 
 def test_importing_loads_nothing_else() -> None:
@@ -82,7 +105,13 @@ def test_what_does_not_fit_is_refused(experiment: Experiment, tmp_path: Path) ->
         (lambda: model.visual_input([np.zeros((2, 2, 3))]), "uint8"),
         (lambda: avpt.abri(nn.BatchNorm2d(2), alpha=2), "alpha is 2"),
         (lambda: avpt.abri("x"), "not for a str"),  # type: ignore[arg-type]
+        (lambda: avpt.fold("x"), "not for a str"),  # type: ignore[arg-type]
+        (lambda: avpt.abri(avpt.abri(nn.Sequential(nn.BatchNorm2d(2)))), "Sequential has ABRi layers already"),
         (lambda: avpt.inspect(5), "not a int"),  # type: ignore[arg-type]
+        (lambda: avpt.inspect({"state_dict": 5}), "no tensors to inspect"),
+        (lambda: avpt.open_store(5), "a store is opened by its path, not by a int"),  # type: ignore[arg-type]
+        (lambda: avpt.load_model(None), "a trained model is opened by its path, not by a NoneType"),  # type: ignore[arg-type]
+        (lambda: avpt.open_store(experiment.store, pipeline=model), "pipeline is a Model; it must be the pipeline of"),  # type: ignore[arg-type]
         (lambda: avpt.open_store(experiment.store, num_frames=0), "num_frames 0"),
         (lambda: avpt.open_store(experiment.store, modalities=["smell"]), "no modality 'smell'"),  # type: ignore[list-item]
         (lambda: avpt.inspect({}, [torch.zeros(1)]), "can't be fed"),
@@ -134,3 +163,16 @@ def test_inspect_counts_what_is_there() -> None:
     assert layer == {"name": "1", "channels": 4, "abnormal": 1, "dead": 1}  # the second is small, the third is dead
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert avpt.inspect(network.state_dict())["dead_share"] is None
+
+
+def test_what_is_asked_is_understood(experiment: Experiment) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    batch, optimizer = torch.randn(2, 1, 8, 8), torch.optim.SGD(network.parameters())
+    checkpoint = {"state_dict": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}
+    assert avpt.inspect(checkpoint) == avpt.inspect(network)
+    assert avpt.inspect(network, batch) == avpt.inspect(network, [batch])
+    assert avpt.fold(network) is network  # has no ABRi layers
+    half = avpt.abri(nn.Sequential(avpt.abri(nn.BatchNorm1d(2)), nn.BatchNorm1d(2)))  # what is plain is converted
+    assert len(half.state_dict()) == 2 * len(avpt.abri(nn.BatchNorm1d(2)).state_dict())
+    sound = avpt.open_store(str(experiment.store), "val", modalities="audio")  # type: ignore[arg-type]
+    assert set(sound[0]) == {"audio", "label"}

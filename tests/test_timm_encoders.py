@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -426,6 +431,53 @@ def test_a_vision_transformer_and_a_convnext_through_both_stages(experiment: Exp
 def test_bad_encoders_are_refused(options: tuple[str, ...], says: str, tmp_path: Path) -> None:
     weights = () if "--weights" in options else ("--weights", "random")
     refused("init", "--modality", "audio", *options, *weights, "--out", tmp_path / "x.safetensors", says=says)
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_pretrained_weights_without_network_are_told_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: bool
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+    for name in ("http_proxy", "https_proxy"):  # offline wherever the test runs: no one listens on the discard port
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    huggingface_hub.close_session()
+    begun = time.monotonic()
+    command = ("init", "--arch", "test_resnet", "--modality", "audio", "--out", tmp_path / "x.safetensors")
+    result = refused(*command, "--weights", "pretrained", says="weights of test_resnet are neither in timm's cache")
+    assert time.monotonic() - begun < 20  # of which the client's own tries would take 23
+    assert "fetch model.safetensors from https://huggingface.co/timm/test_resnet" in result.error
+    assert "set HF_HOME to a folder" in result.error
+    assert offline == ("HF_HUB_OFFLINE is set" in result.error)
+    huggingface_hub.close_session()
+
+
+def test_without_timm_one_line_says_how_to_get_it(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['timm'] = None; from avpt.cli import app; app()"
+    init = ("init", "--modality", "audio", "--weights", "random", "--out", str(tmp_path / "x.safetensors"))
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    for arch, fails in (("resnet18d", True), ("resnet18", False)):
+        command = [sys.executable, "-c", code, *init, "--arch", arch, "--quiet"]
+        result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert result.returncode == fails, result.stderr
+        if fails:
+            (line,) = result.stderr.splitlines()
+            assert line.startswith("avpt: 'resnet18d' is not an architecture of torchvision's")
+            assert line.endswith("pip install 'avpt[timm]'")
+
+
+def test_an_encoder_of_one_size_is_made_for_it(tmp_path: Path) -> None:
+    out = tmp_path / "x.safetensors"
+    done(
+        *("init", "--arch", "test_vit", "--modality", "audio", "--weights", "random"),
+        *("--input-size", "64x32", "--out", out),
+    )
+    assert header(out)["encoder"]["size"] == [64, 32]
+    refused(
+        *("init", "--arch", "test_vit", "--modality", "audio", "--weights", "random"),
+        *("--input-size", "60x30", "--out", tmp_path / "y.safetensors"),
+        says="the nearest that it takes is",
+    )
 
 
 def test_eps_are_each_layers_own() -> None:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from avpt.errors import ArtifactError
 from avpt.models.encoder import EncoderSpec, describe_encoder
+from avpt.models.fitting import fit_weights
 from avpt.models.known_architectures import recognise
 from avpt.models.layouts import Layout
-from avpt.models.weights import fit_weights, read_weights
+from avpt.models.weights import read_weights
 
 State = dict[str, Tensor]
 SPEC = EncoderSpec("resnet18", "visual", "batchnorm")

@@ -69,10 +69,11 @@ def export(config: ExportConfig, header: Header) -> Header:
     model = export.plain_network(loaded.network, loaded.encoders, config.modality)
     inputs = {modality: torch.zeros(export.BATCH, *header.spec["inputs"][modality][1:]) for modality in modalities}
     metadata = artifacts.format_header(header)
+    name = " and ".join(dict.fromkeys(loaded.encoders[modality].arch for modality in modalities))
     if config.format == "onnx":
-        content = export.to_onnx(model, inputs, header.spec["output"], metadata)
+        content = export.to_onnx(model, inputs, header.spec["output"], metadata, name)
     else:
-        content = export.to_torch_export(model, inputs, metadata)
+        content = export.to_torch_export(model, inputs, metadata, name)
     with atomic(config.out) as beside:
         beside.write_bytes(content)
     return header

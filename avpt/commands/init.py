@@ -58,8 +58,10 @@ def initialise(config: InitConfig, header: Header) -> Header:
     """Load strictly, look for abnormal channels, re-initialise, write."""
     import torch
 
-    from avpt.models import abnormal_channels, weights
+    from avpt.models import abnormal_channels
     from avpt.models.encoder import build_encoder, encoder_spec, warn_of_edges
+    from avpt.models.fitting import fit_weights
+    from avpt.models.weights import find_weights
 
     torch.manual_seed(config.seed)
     spec = encoder_spec(header.spec["encoder"])
@@ -72,8 +74,8 @@ def initialise(config: InitConfig, header: Header) -> Header:
     if config.weights == "random":
         state = build_encoder(plain).state_dict()
     else:
-        pretrained, layout = weights.find_weights(config.weights, plain, config.weights_key)
-        state, loaded = weights.fit_weights(pretrained, plain, config.conv1, config.weights)
+        pretrained, layout = find_weights(config.weights, plain, config.weights_key)
+        state, loaded = fit_weights(pretrained, plain, config.conv1, config.weights)
         loaded.layout = layout
         for line in layout.sentences():
             log.info("%s: %s", config.weights, line)

@@ -12,6 +12,8 @@ from typing import IO, Any, ClassVar
 
 ZIP = b"PK\x03\x04"
 LEGACY_HEAD = 3  # pickles before the one that matters in torch's older format: a magic number, a version, the system
+MAGIC = 0x1950A86A20F9469CFC6C  # that number
+PROTOCOL = 2  # what torch.save writes where nobody asks for another, and all that torch reads without running code
 
 # Where pickles that run code find it. Nothing of them would run here; but who names them means no weights.
 RUNS_CODE = (
@@ -26,6 +28,7 @@ RUNS_CODE_NAMES = (
     *("operator.attrgetter", "operator.itemgetter", "operator.methodcaller", "torch.load", "torch.serialization.load"),
     *("torch.hub.", "torch.jit.", "torch.utils.cpp_extension.", "torch._inductor.", "torch._dynamo.", "torch.package."),
     *("torch.ops.", "torch.classes.", "numpy.testing.", "numpy.f2py.", "pathlib.Path.", "pathlib.PosixPath."),
+    *("pathlib._local.Path.", "pathlib._local.PosixPath."),
 )
 HARMLESS = frozenset(  # of builtins and of io
     "builtins." + name
@@ -45,10 +48,10 @@ class Named:
     pairs: list[tuple[Any, Any]]  # set, as in a mapping
     state: Any
 
-    def __new__(cls, *args: Any) -> Named:
+    def __new__(cls, *args: Any, **options: Any) -> Named:
         """Take anything."""
         new = super().__new__(cls)
-        new.args, new.items, new.pairs, new.state = args, [], [], None
+        new.args, new.items, new.pairs, new.state = (*args, *options.values()), [], [], None
         return new
 
     def __setstate__(self, state: Any) -> None:
@@ -83,6 +86,7 @@ class Outline:
 
     root: Any
     classes: dict[str, type[Named]] = field(default_factory=dict)  # by the full name
+    protocol: int = PROTOCOL
 
     def places(self) -> Iterator[tuple[tuple[str, ...], Named | type[Named]]]:
         """Every `Named`, or its class where the pickle holds that itself, with the keys that lead to it."""
@@ -153,15 +157,16 @@ class _Reader:
         return self.file.readline(self.size)
 
 
-class _Unpickler(pickle._Unpickler):
+class Unpickler(pickle._Unpickler):
     """Python's own, to which every name is an inert class: there is nothing else that it could call.
 
     The one in C would set aside as many places in memory as the file asks for.
     """
 
-    def __init__(self, file: Any) -> None:
-        super().__init__(file)
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        super().__init__(_Reader(file, size))
         self.classes: dict[str, type[Named]] = {}
+        self.proto = 0  # until the pickle says
 
     def find_class(self, module: str, name: str, /) -> type[Named]:
         """An inert class in place of the one that is named; the names of Python 2 become those of Python 3."""
@@ -197,8 +202,16 @@ def outline(path: Path) -> Outline | None:
 
 
 def _read(file: IO[bytes], size: int, skip: int) -> Outline:
-    reader = _Reader(file, size)
     for _ in range(skip):
-        _Unpickler(reader).load()
-    unpickler = _Unpickler(reader)
-    return Outline(unpickler.load(), unpickler.classes)
+        Unpickler(file, size).load()
+    unpickler = Unpickler(file, size)
+    return Outline(unpickler.load(), unpickler.classes, unpickler.proto)
+
+
+def is_plain_pickle(path: Path) -> bool:
+    """Whether a file is a pickle that `torch.save` did not write, which begins with a number of its own."""
+    with path.open("rb") as file:
+        try:
+            return bool(Unpickler(file, path.stat().st_size).load() != MAGIC)
+        except Exception:  # whatever a damaged pickle raises, and any other file
+            return False

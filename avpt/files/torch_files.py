@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from avpt.errors import ArtifactError, listed
-from avpt.files.pickles import ZIP, Outline, outline
+from avpt.files.newer_pickles import in_torchs_protocol
+from avpt.files.pickles import ZIP, Outline, is_plain_pickle, outline
 
 PICKLE = b"\x80"  # how one begins
 KNOWN_AS = {  # how to call what numpy writes
@@ -20,6 +21,8 @@ KNOWN_AS = {  # how to call what numpy writes
     "numpy._core.multiarray.scalar": "numpy scalar",
     "numpy.core.multiarray._reconstruct": "numpy array",
     "numpy._core.multiarray._reconstruct": "numpy array",
+    "numpy.core.numeric._frombuffer": "numpy array",
+    "numpy._core.numeric._frombuffer": "numpy array",
 }
 
 
@@ -125,12 +128,17 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """The value in anybody's checkpoint, inert objects in place of those of classes that torch does not allow.
 
     Raises:
-        ArtifactError: it is compressed, a whole network, names what pickles run code with, or holds something where
-            torch reads nothing safely.
+        ArtifactError: it is compressed, not torch's, a whole network, names what pickles run code with, or holds
+            something where torch reads nothing safely.
         Exception: whatever torch raises for a file that it can't read.
     """
     check_size(path)
     seen = outline(path)
+    if seen is None and is_plain_pickle(path):
+        raise ArtifactError(
+            f"{path} was written by pickle, not by torch.save, and can't be read without running code; where you trust "
+            f"it, in Python: torch.save(pickle.load(open({str(path)!r}, 'rb')), 'weights.pt')"
+        )
     if seen is None:
         return Checkpoint(_plain(load_torch(path), {}))
     networks = seen.networks()
@@ -145,8 +153,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     kinds = seen.kinds()
     stand_ins = {name: type("Foreign", (STAND_INS[kind],), {"name": name}) for name, kind in kinds.items()}
     try:
-        with _only(stand_ins):
-            value = load_torch(path)
+        with in_torchs_protocol(path, seen.protocol) as file, _only(stand_ins):
+            value = load_torch(file)
     except ArtifactError:
         raise
     except Exception:

@@ -176,7 +176,8 @@ def convert(network: nn.Module, alpha: float = 0.5, per: Literal["channel", "lay
         The network.
 
     Raises:
-        ConfigError: it has no BatchNorm that can be converted, or one of a kind that ABRi does not know.
+        ConfigError: it has no BatchNorm that can be converted, ABRi layers already, or one of a kind that ABRi does not
+            know.
     """
     converted: dict[str, nn.Module] = {}
     same: dict[nn.Module, AbriBatchNorm | None] = {}  # a layer that stands in two places is still one afterwards
@@ -186,6 +187,8 @@ def convert(network: nn.Module, alpha: float = 0.5, per: Literal["channel", "lay
                 same[layer] = _converted(name, layer, alpha, per)
             if (abri := same[layer]) is not None:
                 converted[name] = abri
+    if not converted and any(isinstance(layer, AbriBatchNorm) for layer in same):
+        raise ConfigError(f"{type(network).__name__} has ABRi layers already; take it as it is, or fold them first")
     if not converted:
         frozen = any("FrozenBatchNorm" in type(module).__name__ for module in network.modules())
         what = "no BatchNorm but frozen ones, which nothing trains" if frozen else "no BatchNorm with gamma and beta"

@@ -28,10 +28,10 @@ from avpt.models.encoder import (
     first_convolutions,
     takes_size,
 )
-from avpt.models.fitting import check_values, misfits, wrong_values
-from avpt.models.known_architectures import nothing_alike, recognise
+from avpt.models.fitting import adapt_conv1, check_values, fit_weights, misfits, wrong_values
+from avpt.models.known_architectures import ELSEWHERE, nothing_alike, recognise
 from avpt.models.layouts import find_places
-from avpt.models.weights import ELSEWHERE, adapt_conv1, find_weights, fit_weights, guess_arch, read_largest
+from avpt.models.weights import find_weights, guess_arch, read_largest
 from avpt.types import CHANNELS, MODALITIES, Modality
 
 log = logging.getLogger(__name__)
@@ -238,10 +238,11 @@ def _carry_across(name: Path, encoder: Encoder, spec: EncoderSpec, modality: Mod
     spec = replace(spec, modality=modality, mean=None, std=None)
     state = dict(encoder.state_dict())
     for layer in first_convolutions(spec):
-        _check_carried(name, spec.arch, state[f"{layer}.weight"], made_for)
-        weight, _ = adapt_conv1(state[f"{layer}.weight"], CHANNELS[modality], "sum")
+        key = f"{layer}.weight"
+        _check_carried(name, spec.arch, state[key], made_for)
+        weight, _ = adapt_conv1(state[key], CHANNELS[modality], "sum", f"{name}: {key}")
         assert weight is not None
-        state[f"{layer}.weight"] = weight
+        state[key] = weight
     carried = build_encoder(spec)
     carried.load_state_dict(state)
     return carried, spec

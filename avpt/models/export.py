@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from avpt.errors import ConfigError
+from avpt.errors import AvptError, ConfigError, wants_memory
 from avpt.files.export_headers import KEY, PT2_MEMBER, require_onnx
 from avpt.models.abri import fold_state_dict, norm_eps
 from avpt.models.architectures import create_network, find_architecture
@@ -82,10 +83,14 @@ def plain_network(
     return network.eval()
 
 
-def to_torch_export(model: nn.Module, inputs: Mapping[Modality, Tensor], metadata: str) -> bytes:
-    """A `.pt2` file that takes any number of clips per batch; `torch.export.load` reads it."""
+def to_torch_export(model: nn.Module, inputs: Mapping[Modality, Tensor], metadata: str, name: str) -> bytes:
+    """A `.pt2` file that takes any number of clips per batch; `torch.export.load` reads it.
+
+    Raises:
+        ConfigError: torch can't export a network of this kind; the message calls it by `name`.
+    """
     file = io.BytesIO()
-    with _silently():
+    with _refusing(name, "torch-export"), _silently():
         program = torch.export.export(model, tuple(inputs.values()), dynamic_shapes=_any_batch(inputs))
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # paths of the machine that exported
@@ -93,14 +98,15 @@ def to_torch_export(model: nn.Module, inputs: Mapping[Modality, Tensor], metadat
     return file.getvalue()
 
 
-def to_onnx(model: nn.Module, inputs: Mapping[Modality, Tensor], output: str, metadata: str) -> bytes:
+def to_onnx(model: nn.Module, inputs: Mapping[Modality, Tensor], output: str, metadata: str, name: str) -> bytes:
     """An ONNX file that takes any number of clips per batch.
 
     Raises:
         AvptError: the packages that write ONNX are not installed.
+        ConfigError: torch can't export a network of this kind; the message calls it by `name`.
     """
     require_onnx()
-    with _silently():
+    with _refusing(name, "onnx"), _silently():
         written = torch.onnx.export(
             model,
             tuple(inputs.values()),
@@ -125,6 +131,34 @@ def to_onnx(model: nn.Module, inputs: Mapping[Modality, Tensor], output: str, me
 def _any_batch(inputs: Mapping[Modality, Tensor]) -> tuple[dict[int, Any], ...]:
     batch = torch.export.Dim("batch", min=1)
     return tuple({0: batch} for _ in inputs)
+
+
+@contextmanager
+def _refusing(name: str, form: str) -> Iterator[None]:
+    """Say in a line what torch's exporters say in pages, each in errors of its own kinds."""
+    try:
+        yield
+    except AvptError:
+        raise
+    except Exception as error:
+        if wants_memory(error) or (isinstance(error, OSError) and error.errno is not None):
+            raise  # which has nothing to do with the network
+        raise ConfigError(
+            f"torch can't export {name} as {form} ({_reason(error)}); --format torchvision or timm writes the weights "
+            "of an encoder of any kind"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the error that lies below all others."""
+    seen = [error]
+    while (inner := seen[-1].__cause__ or seen[-1].__context__) is not None and inner not in seen:
+        seen.append(inner)
+    for one in reversed(seen):
+        lines = re.sub(r"\x1b\[[0-9;]*m", "", str(one)).split("\n")  # which are coloured
+        if line := next((line.strip() for line in lines if line.strip()), ""):
+            return f"{type(one).__name__}: {line:.200}"
+    return type(error).__name__
 
 
 @contextmanager

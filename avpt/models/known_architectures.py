@@ -35,6 +35,7 @@ SMALL = 4  # numbers up to this one are in every code
 ALIKE = 0.97  # share of tensors that fit, for weights to be of an architecture
 CLASSES = 1013  # of the classifiers built here: of no tensor else the size, so that they are told from it
 KEPT = 8  # answers
+ELSEWHERE = "take weights of one that `avpt encoders` lists; `avpt inspect` shows the BatchNorm of any network"
 NO_WORDS = frozenset({"weight", "bias", "running_mean", "running_var", COUNTER})
 
 

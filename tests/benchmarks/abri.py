@@ -1,7 +1,8 @@
 """What ABRi costs: steps of a network with ABRi layers against plain BatchNorm's, paired in one process.
 
-Prints one JSON line. Also times the form with two whole batch norms in each layer, for reference. With `--count` it
-counts the operations of a step instead, which is what a small step costs on a GPU.
+Prints one JSON line for each architecture, and of several a table to stderr. Also times the form with two whole
+batch norms in each layer, for reference. With `--count` it counts the operations of a step instead, which is what a
+small step costs on a GPU.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -146,7 +148,7 @@ def paired_ratio(other: Step, plain: Step, pairs: int, warmup: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--arch", default="resnet18", help="resnet18 of torchvision, or any of timm's")
+    parser.add_argument("--arch", nargs="+", default=["resnet18"], help="resnet18 of torchvision, or any of timm's")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--pairs", type=int, default=9)
@@ -154,20 +156,28 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--count", action="store_true", help="count the operations of a step, time nothing")
     options = parser.parse_args()
+    records = []
+    for arch in options.arch:
+        records.append(measure(arch, options))
+        print(json.dumps(records[-1]), flush=True)
+    if len(records) > 1 and not options.count:
+        print(table(records), file=sys.stderr)
 
+
+def measure(arch: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The ratios of one architecture."""
     torch.manual_seed(0)
     images = torch.randn(options.batch_size, 3, options.image_size, options.image_size, device=options.device)
     labels = torch.randint(100, (options.batch_size,), device=options.device)
-    plain, abri = network(options.arch), convert(network(options.arch))
-    two = with_two_branches(network(options.arch))
-    common = {"settings": vars(options), "torch": torch.__version__}
+    plain, abri = network(arch), convert(network(arch))
+    two = with_two_branches(network(arch))
+    common = {"settings": vars(options) | {"arch": arch}, "torch": torch.__version__}
     if options.count:
         counts: dict[str, int] = {}
         for name, model in (("", abri), ("plain_", plain), ("two_branch_", two)):
             training, evaluation = operations(model, images, labels)
             counts |= {f"{name}train_operations": training, f"{name}eval_operations": evaluation}
-        print(json.dumps({"benchmark": "abri", **counts, **common, "method": COUNTED}))
-        return
+        return {"benchmark": "abri", **counts, **common, "method": COUNTED}
     plain_train, plain_eval = steps(plain, images, labels)
     abri_train, abri_eval = steps(abri, images, labels)
     two_train, two_eval = steps(two, images, labels)
@@ -175,7 +185,7 @@ def main() -> None:
     def ratio(other: Step, plain: Step) -> float:
         return round(paired_ratio(other, plain, options.pairs, options.warmup), 4)
 
-    record = {
+    return {
         "benchmark": "abri",
         "train_ratio": ratio(abri_train, plain_train),
         "eval_ratio": ratio(abri_eval, plain_eval),
@@ -186,7 +196,17 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "method": METHOD,
     }
-    print(json.dumps(record))
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """The ratios of several architectures, a line each."""
+    names = ("train", "eval", "two_branch_train", "two_branch_eval")
+    width = max(len(record["settings"]["arch"]) for record in records)
+    lines = ["".join([" " * width, *(f"  {name:>16}" for name in names)])]
+    for record in records:
+        cells = (f"  {record[f'{name}_ratio']:16.3f}" for name in names)
+        lines.append("".join([record["settings"]["arch"].ljust(width), *cells]))
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
