@@ -24,7 +24,7 @@ from avpt.types import Batch
 class Stepping:
     """How a step is taken."""
 
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     accumulate: int = 1  # parts that a batch is divided into, one after the other
     clip_grad: float | None = None  # largest norm of all gradients together
     checkpoint_every: int | None = None  # steps; None is each epoch
@@ -35,7 +35,7 @@ class Stepping:
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
         """The context in which the forward pass may calculate in less than float32."""
-        if self.precision == "fp32":
+        if self.precision in ("fp32", "tf32"):  # `runtime.start` says which of the two
             return nullcontext()
         return torch.autocast(device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
 
