@@ -20,7 +20,6 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 MADE = ROOT / ".cuda"
 COMPARED = ("model.safetensors", "last.safetensors", "dynamics.safetensors", "metrics.jsonl", "predictions.safetensors")
-LONGEST_STEP = 120  # seconds
 LONGEST_WORDS = 600  # characters of an error that are kept
 
 
@@ -53,6 +52,7 @@ class Checks:
     device: str
     sizes: Sizes
     until: float  # by the monotonic clock
+    limit: float = 120  # seconds that a step may take
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -90,7 +90,7 @@ class Checks:
     def wait(self, name: str, process: subprocess.Popen[str], began: float) -> bool:
         """Wait for a step to end, and keep what it says."""
         try:
-            code = process.wait(timeout=max(1.0, min(LONGEST_STEP, self.until - time.monotonic())))
+            code = process.wait(timeout=max(1.0, min(self.limit, self.until - time.monotonic())))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -202,7 +202,7 @@ def bytes_of(checks: Checks, small: Path, precision: str) -> None:
     began = time.monotonic()
     first, again, killed = (checks.begin(name, *checks.fuse(small, name, *options)) for name in names)
     folder = checks.work / names[2]
-    while killed.poll() is None and time.monotonic() < began + LONGEST_STEP:
+    while killed.poll() is None and time.monotonic() < began + checks.limit:
         if (folder / "checkpoint/previous.pt").exists():  # the second is written, so the first step is over
             os.killpg(killed.pid, signal.SIGKILL)
             break
@@ -369,11 +369,12 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes")
     parser.add_argument("--minutes", type=float, default=7.5, help="after which no further step begins")
+    parser.add_argument("--limit", type=float, default=120, help="seconds that a step may take")
     options = parser.parse_args()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     until = time.monotonic() + 60 * options.minutes
     out = options.out.resolve()
-    checks = Checks(out, options.device, TINY if options.rehearse else FULL, until)
+    checks = Checks(out, options.device, TINY if options.rehearse else FULL, until, options.limit)
     shutil.rmtree(checks.work, ignore_errors=True)
     checks.work.mkdir(parents=True)
     precisions = ["fp32", "tf32", "bf16", "fp16"] if checks.on_cuda else ["fp32", "bf16"]
