@@ -208,7 +208,7 @@ def bytes_of(checks: Checks, small: Path, precision: str) -> None:
             break
         time.sleep(0.02)
     killed.wait()
-    ended = {"finished before it could be killed": (folder / "summary.json").exists()}
+    ended = {"killed in time": not (folder / "summary.json").exists()}
     fine = [checks.wait(name, process, began) for name, process in zip(names[:2], (first, again), strict=True)]
     if all(fine) and checks.run(names[2], *checks.fuse(small, names[2], *options)):
         work = checks.work
@@ -356,7 +356,12 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     """All results, one line each."""
     rows = []
     for name, result in results.items():
-        bad = result.get("code") or result.get("error") or result.get("skipped") or False in result.values()
+        bad = (
+            result.get("code")
+            or result.get("error")
+            or result.get("skipped")
+            or any(value is False for value in result.values())
+        )
         said = {key: value for key, value in result.items() if key not in ("code", "said")}
         rows.append((" " if not bad else "!", name, "  ".join(f"{key} {value}" for key, value in said.items())))
     width = max(len(name) for _, name, _ in rows)
