@@ -19,11 +19,11 @@ from avpt.types import Batch
 LOOKS = ("_local_scalar_dense", "is_nonzero", "equal", "_to_copy", "item")
 
 
-class Looks(TorchDispatchMode):
+class Looks(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what would wait on a device: numbers that become Python's, and copies that the CPU looks at."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -25,7 +25,8 @@ def model_and_inputs(kind: str, device: torch.device, sizes: list[int]) -> tuple
     visual = torch.randn(batch, count, 3, side, side, device=device)
     if kind == "joint":
         norms = EncoderSpec("resnet18", "audio", "abri-channel"), EncoderSpec("resnet18", "visual", "batchnorm")
-        return FusedModel(*(build_encoder(spec) for spec in norms), "concat", 2).to(device), (audio, visual)
+        heard, seen = map(build_encoder, norms)
+        return FusedModel(heard, seen, "concat", 2).to(device), (audio, visual)
     if kind == "audio":
         return Classifier(build_encoder(EncoderSpec("resnet18", "audio", "abri-channel")), 2).to(device), (audio,)
     return Classifier(build_encoder(EncoderSpec("resnet18", "visual", "batchnorm")), 2).to(device), (visual,)
@@ -51,7 +52,7 @@ def rate(configuration: str, name: str, steps: int, sizes: list[int]) -> dict[st
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, TYPES.get(precision), enabled=precision in TYPES):
             loss = nn.functional.cross_entropy(trained(*inputs), labels)
-        scaler.scale(loss).backward()
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         scaler.step(optimizer)
         scaler.update()
 

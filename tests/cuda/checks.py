@@ -219,7 +219,11 @@ def bytes_of(checks: Checks, small: Path, precision: str) -> None:
 def more_options(checks: Checks, small: Path) -> None:
     """Other kernels, and one process that works as several do."""
     options = [*checks.options(16), "--epochs", 3]
-    commands = {"channels-last": ["--channels-last"], "fast": ["--fast"], "accumulate": ["--accumulate", 2]}
+    commands: dict[str, list[object]] = {
+        "channels-last": ["--channels-last"],
+        "fast": ["--fast"],
+        "accumulate": ["--accumulate", 2],
+    }
     checks.run_beside({out: checks.fuse(small, out, *options, *more) for out, more in commands.items()})
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 1]
     for name in ("torchrun", "torchrun, as several"):
@@ -230,9 +234,10 @@ def more_options(checks: Checks, small: Path) -> None:
 
 def use(checks: Checks, small: Path) -> None:
     """What is done with a trained model."""
-    device, work = ["--device", checks.device, "--quiet"], checks.work
-    confidence = ["--audio", work / "audio", "--visual", work / "visual", "--quiet"]
-    patches = [] if checks.on_cuda else ["--audio-patch", "8x8", "--visual-patch", "4"]
+    device: list[object] = ["--device", checks.device, "--quiet"]
+    work = checks.work
+    confidence: list[object] = ["--audio", work / "audio", "--visual", work / "visual", "--quiet"]
+    patches: list[object] = [] if checks.on_cuda else ["--audio-patch", "8x8", "--visual-patch", "4"]
     confidence += [*patches, "--out", work / "confidence.safetensors"]
     commands: dict[str, list[object]] = {
         "score-confidence": ["score-confidence", *confidence],
