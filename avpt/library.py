@@ -242,7 +242,7 @@ class Model(nn.Module):
         Raises:
             ConfigError: it is not mono, or of another sample rate than the model was trained on.
         """
-        from avpt.media.audio import spectrogram  # which loads PyAV
+        from avpt.media.spectrograms import spectrogram  # which loads torchaudio
 
         samples = np.asarray(waveform, dtype=np.float32)
         if samples.ndim != 1 or not len(samples):

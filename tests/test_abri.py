@@ -316,6 +316,7 @@ def test_autocast_behaves_like_batch_norm(training: bool) -> None:
     assert layer.new_running_mean.dtype == torch.float32
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("autocast", [False, True])

@@ -20,8 +20,9 @@ from torchaudio.compliance import kaldi
 
 from avpt.errors import MediaError
 from avpt.media import audio, streams
-from avpt.media.audio import log_mel, read_waveform, samples_needed, spectrogram
+from avpt.media.audio import read_waveform
 from avpt.media.resampling import Levels, mono, resample
+from avpt.media.spectrograms import log_mel, samples_needed, spectrogram
 
 SILENCE = float(np.log(np.finfo(np.float32).eps))  # -15.94: Kaldi's floor
 

@@ -225,6 +225,7 @@ TRAIN: dict[str, Any] = {
     "--accumulate": 1,
     "--clip-grad": None,
     "--channels-last": False,
+    "--fast": False,
     "--compile": False,
     "--device": "auto",
     "--tensorboard": False,

@@ -13,10 +13,11 @@ import pytest
 from media import Clips
 
 from avpt.errors import MediaError
-from avpt.media.audio import read_waveform, spectrogram
+from avpt.media.audio import read_waveform
 from avpt.media.clip import ClipSettings, DecodedClip
 from avpt.media.codecs import encode_frame
 from avpt.media.decode import decode_clip
+from avpt.media.spectrograms import spectrogram
 from avpt.media.video import read_frames
 
 SMALL = ClipSettings(spectrogram_frames=64, mel_bins=32, fps=4, max_frames=6, frame_size=48)

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from avpt.files import artifacts
 from avpt.loading.evaluation_clips import add_noise_to_audio, add_noise_to_frames, fit_frames, match_classes
-from avpt.media.audio import log_mel
+from avpt.media.spectrograms import log_mel
 from avpt.store.shard_files import ShardFiles
 from avpt.store.store import SplitIndex
 from avpt.training import metrics

@@ -27,8 +27,9 @@ from avpt.files import artifacts
 from avpt.loading.clip_inputs import clip_inputs, clip_settings
 from avpt.loading.dataset import ClipDataset, InputSpec
 from avpt.loading.loader import Loader
-from avpt.media.audio import log_mel, read_waveform
+from avpt.media.audio import read_waveform
 from avpt.media.decode import decode_clip
+from avpt.media.spectrograms import log_mel
 from avpt.models.checkpoint import read_input
 from avpt.models.encoder import EncoderSpec, build_encoder
 from avpt.store.store import Store

@@ -14,7 +14,7 @@ from torch import Tensor
 from avpt.errors import StoreError
 from avpt.loading.dataset import ClipDataset, InputSpec
 from avpt.loading.transforms import clip_seed
-from avpt.media.audio import PADDING, log_mel, samples_needed
+from avpt.media.spectrograms import PADDING, log_mel, samples_needed
 from avpt.store.splits import carve
 from avpt.store.store import SplitIndex, Store
 from avpt.types import Modality, Split

@@ -102,7 +102,7 @@ class Loader:
             inputs["visual"] = transforms.normalise_visual(self._floats("visual", item["visual"]), spec.colours)
         if masking is not None:
             for modality, values in inputs.items():
-                count = masking.num_masked[modality][item["position"]].to(self.device)
+                count = masking.num_masked[modality][item["position"]].to(self.device, non_blocking=True)
                 scores = item[f"{modality}_scores"].to(self.device, non_blocking=True)
                 flat = values.view(-1, *values.shape[-3:])  # each frame of a clip is masked separately
                 count = count.repeat_interleave(len(flat) // len(count))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from platform import machine
 
@@ -114,8 +114,14 @@ def normalise_visual(frames: Tensor, mean_std: tuple[Colour, Colour] = IMAGENET)
 
     In place if they are float32 already.
     """
-    mean, std = (torch.tensor(colour, device=frames.device).view(3, 1, 1) for colour in mean_std)
-    return frames.float().sub_(255 * mean).div_(255 * std)
+    mean, std = (_of_255(tuple(colour), frames.device) for colour in mean_std)
+    return frames.float().sub_(mean).div_(std)
+
+
+@cache
+def _of_255(colour: Colour, device: torch.device) -> Tensor:
+    """(3, 1, 1): a colour on the scale of 0 to 255, sent to a device once, as it waits for what is sent."""
+    return (255 * torch.tensor(colour)).view(3, 1, 1).to(device)
 
 
 def num_patches(height: int, width: int, patch: tuple[int, int]) -> int:

@@ -11,9 +11,10 @@ import numpy as np
 
 from avpt.errors import MediaError
 from avpt.machine.light_imports import without_compiler
-from avpt.media.audio import read_waveform, samples_needed, spectrogram
+from avpt.media.audio import read_waveform
 from avpt.media.clip import LEFT_OUT, ClipSettings, DecodedClip, Notes, Trouble, kind_of
 from avpt.media.codecs import encode_frame
+from avpt.media.spectrograms import samples_needed, spectrogram
 from avpt.media.streams import Opened, open_tracks
 from avpt.media.video import read_frames, read_images
 from avpt.types import IN_WORDS, Modality

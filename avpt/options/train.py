@@ -206,9 +206,17 @@ class TrainConfig(OutputConfig):
         Transient,
     ] = None
     precision: Annotated[
-        Literal["fp32", "bf16", "fp16"],
-        Option(help="Of the numbers in the training pass; fp16 on CUDA only.", rich_help_panel=HARDWARE),
+        Literal["fp32", "tf32", "bf16", "fp16"],
+        Option(help="Of the numbers in the training pass; tf32 and fp16 on CUDA only.", rich_help_panel=HARDWARE),
     ] = "fp32"
+    fast: Annotated[
+        bool,
+        Option(
+            "--fast",
+            help="On CUDA take the fastest kernels, which need not give the same result again.",
+            rich_help_panel=HARDWARE,
+        ),
+    ] = False
     accumulate: Annotated[
         int,
         Option(

@@ -47,7 +47,7 @@ def start(config: TrainConfig, world: World) -> torch.device:
     """Prepare what does not depend on the data; nothing is written yet."""
     if config.tensorboard:
         world.first(need_tensorboard)
-    return runtime.start(config.seed, config.device, config.precision, world)
+    return runtime.start(config.seed, config.device, config.precision, world, fast=config.fast)
 
 
 def augmentation(config: TrainConfig) -> Augmentation:
@@ -82,7 +82,8 @@ def train(
     log_batches(train_loader, world)
     warn_of_waiting_threads(train_loader.device)
     plan = plan_training(config, model, store, world)
-    check_repeatable(model, first_clips(train_loader), plan.stepping, world)
+    if not (config.fast and train_loader.device.type == "cuda"):
+        check_repeatable(model, first_clips(train_loader), plan.stepping, world)
     world.first(begin)
     with follow(config, train_loader, store.multi_label, list(plan.watched), world) as watcher:
         clips = Clips(

@@ -84,6 +84,8 @@ class _Board(Watcher):
         self.began = self.looked = time.monotonic()
         self.step, self.doing, self.over = 0, "starting", False
         self.clips, self.loss, self.correct = 0, 0.0, 0  # of the current epoch, sums over its clips so far
+        self.unseen: list[Tensor] = []  # positions of the clips of steps that are not in these sums yet
+        self.state: EpochState | None = None
         self.clock = Clock()
         self.norms: dict[str, float] = {}
         self.paces: list[tuple[int, float]] = [(0, 0.0), (0, 0.0)]  # steps and their seconds: last epoch, this one
@@ -107,10 +109,8 @@ class _Board(Watcher):
         self._look_sometimes(now=True)
 
     def step_done(self, epoch: int, state: EpochState, clock: Clock, positions: Tensor) -> None:
-        self.clips += len(positions)
-        self.loss += float(state.loss[positions].sum())
-        self.correct += int(state.correct[positions].sum())
-        self.step, self.norms, self.clock, self.doing = state.step, state.mean_norms(), clock, ""
+        self.unseen.append(positions)
+        self.step, self.state, self.clock, self.doing = state.step, state, clock, ""
         self.paces[1] = state.step - clock.first_step, clock.training
         self.steps = clock.steps or self.steps
         self._look_sometimes()
@@ -125,6 +125,7 @@ class _Board(Watcher):
         self.other_seconds = timing["seconds"] - timing["training_seconds"]
         self.paces = [self.paces[1], (0, 0.0)]
         self.clips, self.step, self.doing, self.clock, self.norms = 0, 0, "", Clock(), {}
+        self.unseen, self.state = [], None
 
     def training_done(self, progress: Progress) -> None:
         self.epochs = len(progress.records)
@@ -132,7 +133,19 @@ class _Board(Watcher):
     def _look_sometimes(self, now: bool = False) -> None:
         if now or time.monotonic() - self.looked >= self.every:
             self.looked = time.monotonic()
+            self._add_up()
             self.look()
+
+    def _add_up(self) -> None:
+        """Take the latest steps into the numbers; the device is asked for theirs no more often than they are shown."""
+        if self.state is None:
+            return
+        self.state.read()
+        for positions in self.unseen:
+            self.clips += len(positions)
+            self.loss += float(self.state.loss[positions].sum())
+            self.correct += int(self.state.correct[positions].sum())
+        self.norms, self.unseen, self.state = self.state.mean_norms(), [], None
 
     def left(self) -> str:
         """About how long the run still takes, in words; empty where that can't be estimated."""
@@ -229,6 +242,7 @@ class _Table(_Board):
     def end(self, how: str) -> None:
         """Leave the last state of the table, which says how the run ended."""
         self.over, self.doing = True, how
+        self._add_up()
         self.look()
 
     def drawing(self) -> Group:

@@ -24,9 +24,9 @@ from avpt.models.fusion import FusedModel
 from avpt.text import format_count
 from avpt.training import metrics
 from avpt.training.balancing.method import Alone, Balanced, Features, Losses, PlainClips
-from avpt.training.passes import NotFiniteError, Stepping, evaluate, measure_dynamics, train_epoch
+from avpt.training.passes import Stepping, evaluate, measure_dynamics, train_epoch
 from avpt.training.run_state import RunState, new_run, resume, save
-from avpt.training.state import Batches, Clock, EpochState, Progress, new_epoch
+from avpt.training.state import Batches, Clock, EpochState, NotFiniteError, Progress, new_epoch
 from avpt.training.watch import Watcher, announce_batches
 from avpt.training.world import World
 from avpt.types import Batch, Split

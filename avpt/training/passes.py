@@ -15,16 +15,18 @@ from torch.optim.swa_utils import AveragedModel
 
 from avpt.training import objective
 from avpt.training.balancing.method import Balancing, Step, modulated
-from avpt.training.state import EpochState, new_epoch
+from avpt.training.state import EpochState, NotFiniteError, Taken, new_epoch
 from avpt.training.world import World
 from avpt.types import Batch
+
+READ_EVERY = 16  # steps; that often the numbers of a step are fetched from a device that computes on its own
 
 
 @dataclass(frozen=True)
 class Stepping:
     """How a step is taken."""
 
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     accumulate: int = 1  # parts that a batch is divided into, one after the other
     clip_grad: float | None = None  # largest norm of all gradients together
     checkpoint_every: int | None = None  # steps; None is each epoch
@@ -32,10 +34,17 @@ class Stepping:
     mix: Callable[[Batch, int], Batch] | None = None  # a batch's clips with one another, from (batch, step of the run)
     balance: Balancing | None = None
     average: AveragedModel | None = None  # of the weights, updated after each step
+    read_every: int | None = None  # steps; None is each on a CPU and with fp16, whose scaler waits for each itself
+
+    def reading(self, device: torch.device) -> int:
+        """After how many steps their numbers are read."""
+        if self.read_every is not None:
+            return self.read_every
+        return 1 if device.type == "cpu" or self.precision == "fp16" else READ_EVERY
 
     def autocast(self, device: torch.device) -> AbstractContextManager[None]:
         """The context in which the forward pass may calculate in less than float32."""
-        if self.precision == "fp32":
+        if self.precision in ("fp32", "tf32"):  # `runtime.start` says which of the two
             return nullcontext()
         return torch.autocast(device.type, torch.bfloat16 if self.precision == "bf16" else torch.float16)
 
@@ -58,6 +67,9 @@ def train_epoch(
     """Take the steps of a training pass that `state` does not have yet, and update it after each.
 
     The model is called with a batch's inputs and returns logits; with `stepping.balance` it is `Balanced`.
+    Where a device computes on its own, the numbers of a step are read some steps later: an error then names the step
+    that it arose in, though others were taken since. On a CPU it ends the run before the model is changed.
+
     A step averages over all clips of its batch, however they are divided among processes and parts. The norms
     recorded are those of the loss that is minimised, before gradients are balanced or clipped: of the sum of a method's
     losses, or where it weighs them itself, of what it made of them. `after_step` receives the rows of the step's clips;
@@ -75,6 +87,8 @@ def train_epoch(
         if stepping.mix is not None:
             batch = stepping.mix(batch, first_step + state.step)
         gradients = ApartGradients(model) if method is not None and method.apart else None
+        at_once = stepping.reading(batch.labels.device) == 1
+        part_losses: list[Tensor] = []
         parts = _parts(batch, stepping.accumulate)
         for number, part in enumerate(parts, 1):
             with _local_gradients(model, gradients is not None or number < len(parts)):
@@ -86,8 +100,11 @@ def train_epoch(
                         logits, losses = model(part, epoch, first_step + state.step)
                     loss = sum_of(losses)
                 state.record(logits.detach(), part)
-                if world.size == 1 and not torch.isfinite(loss):  # several processes see it in the gradient they share
-                    raise NotFiniteError(f"loss is {loss.item()}", state, batch)
+                if world.size == 1:  # several processes see it in the gradient they share
+                    part_losses.append(loss.detach())
+                    if at_once and not torch.isfinite(loss):
+                        state.read()
+                        raise NotFiniteError(f"loss is {loss.item()}", _taken(state, batch, at_once), state.loss)
                 share = len(part.labels) / (batch.total or len(batch.labels)) * world.size
                 if gradients is None:
                     scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
@@ -95,16 +112,20 @@ def train_epoch(
                     gradients.add({name: scaler.scale(values * share) for name, values in losses.items()})
         apart = {} if gradients is None else gradients.finish(world, scaler)
         scaler.unscale_(optimizer)
-        norms = {name: _norm(parameters) for name, parameters in watched.items()}
-        finite = all(map(math.isfinite, (*norms.values(), _norm(others))))
-        if not finite and not (scaler.is_enabled() and scaler.get_scale() >= 1):  # the step would ruin the model
-            raise NotFiniteError("gradient is not finite", state, batch)
+        device = batch.labels.device
+        norms, rest = {name: _norm(own, device) for name, own in watched.items()}, _norm(others, device)
+        finite = not at_once or all(map(math.isfinite, (*map(float, norms.values()), float(rest))))
+        if not finite and not (scaler.is_enabled() and scaler.get_scale() >= 1):  # after this step the model is lost
+            state.read()
+            raise NotFiniteError("gradient is not finite", _taken(state, batch, at_once), state.loss)
         if method is not None:
             state.factors = _added(state.factors, modulated(method, Step(epoch, first_step + state.step, apart)))
             if method.weighs_losses:
-                norms = {name: _norm(parameters) for name, parameters in watched.items()}
-        if finite:
-            state.norms = _added(state.norms, norms)
+                norms = {name: _norm(own, device) for name, own in watched.items()}
+        if not at_once:
+            state.unread.steps.append(_taken(state, batch, at_once, part_losses, norms, rest))
+        elif finite:
+            state.add_norms({name: float(norm) for name, norm in norms.items()})
         else:
             state.skipped += 1
         if stepping.clip_grad is not None:
@@ -112,24 +133,36 @@ def train_epoch(
         scaler.step(optimizer)
         scaler.update()
         state.step += 1
+        if state.step % stepping.reading(batch.labels.device) == 0:
+            state.check()
         after_step(batch.rows)
+    state.check()
 
 
-class NotFiniteError(Exception):
-    """The loss or a gradient is infinite or not a number.
+def _taken(
+    state: EpochState,
+    batch: Batch,
+    at_once: bool,
+    losses: Sequence[Tensor] = (),
+    norms: Mapping[str, Tensor] | None = None,
+    rest: Tensor | None = None,
+) -> Taken:
+    """A step as it is kept until it is read; the inputs are looked through now, as their memory is used again."""
 
-    `positions` are the clips of the step, `to_blame` those of them whose own loss is not finite, `damaged` those whose
-    input already is not.
-    """
+    def intact() -> Tensor:
+        whole = [values.flatten(1).isfinite().all(dim=1) for values in batch.inputs]
+        return torch.stack(whole).all(dim=0)
 
-    def __init__(self, problem: str, state: EpochState, batch: Batch) -> None:
-        super().__init__(problem)
-        self.step, self.positions = state.step, batch.positions
-        self.to_blame = batch.positions[~state.loss[batch.rows].isfinite()]
-        intact = torch.ones(len(batch.positions), dtype=torch.bool)
-        for values in batch.inputs:
-            intact &= values.flatten(1).isfinite().all(dim=1).cpu()
-        self.damaged = batch.positions[~intact]
+    looked = None if at_once else intact()
+    return Taken(
+        step=state.step,
+        positions=batch.positions,
+        rows=batch.rows,
+        losses=torch.stack([*losses]) if losses else torch.zeros(0, device=batch.labels.device),
+        norms=norms or {},
+        rest=torch.zeros((), device=batch.labels.device) if rest is None else rest,
+        intact=intact if looked is None else lambda: looked,
+    )
 
 
 def _parts(batch: Batch, count: int) -> list[Batch]:
@@ -139,8 +172,9 @@ def _parts(batch: Batch, count: int) -> list[Batch]:
     return [batch.part(slice(first, last)) for first, last in pairwise(edges)]
 
 
-def _norm(parameters: Sequence[nn.Parameter]) -> float:
-    return float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+def _norm(parameters: Sequence[nn.Parameter], device: torch.device) -> Tensor:
+    norm: Tensor = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return norm.to(device, non_blocking=True)  # of none it is a 0 on the CPU
 
 
 def _added(sums: Mapping[str, float], values: Mapping[str, float]) -> dict[str, float]:

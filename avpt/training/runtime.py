@@ -14,19 +14,22 @@ ALONE = World()
 LONGEST_REASON = 120  # characters of torch's message
 
 
-def start(seed: int, device: str, precision: str = "fp32", world: World = ALONE) -> torch.device:
-    """Fix the global generators, ask for deterministic kernels, and resolve the device.
+def start(seed: int, device: str, precision: str = "fp32", world: World = ALONE, *, fast: bool = False) -> torch.device:
+    """Fix the global generators, ask for deterministic kernels unless fast ones are wanted, and resolve the device.
 
-    Each of several processes takes a CUDA device of its own.
+    Each of several processes takes a CUDA device of its own. float32 is that in full, but for `tf32`.
 
     Raises:
         ConfigError: the device does not exist here, can't calculate in that precision, or is used by another process.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # of some operations torch has no deterministic kernel: `avpt.training.repeatable` sees whether that matters
+    torch.use_deterministic_algorithms(not fast, warn_only=True)
     # filling is a debugging aid that costs time
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.benchmark = fast  # what is measured to be fastest differs from run to run
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"  # by default convolutions are, whatever they are called
     torch.manual_seed(seed)
     resolved = resolve_device(device)
     if resolved.type == "cuda" and resolved.index is None:
@@ -36,8 +39,8 @@ def start(seed: int, device: str, precision: str = "fp32", world: World = ALONE)
         _check_own_devices(resolved, device, world)
     if resolved.type == "cuda":
         torch.cuda.set_device(resolved)
-    if precision == "fp16" and resolved.type != "cuda":
-        raise ConfigError(f"--precision fp16 needs a CUDA device, not {resolved.type}; use bf16 or fp32")
+    if precision in ("fp16", "tf32") and resolved.type != "cuda":
+        raise ConfigError(f"--precision {precision} needs a CUDA device, not {resolved.type}; use bf16 or fp32")
     return resolved
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -25,9 +27,45 @@ class Batches(Protocol):
     def __len__(self) -> int: ...
 
 
+class NotFiniteError(Exception):
+    """The loss or a gradient is infinite or not a number.
+
+    `positions` are the clips of the step, `to_blame` those of them whose own loss is not finite, `damaged` those whose
+    input already is not.
+    """
+
+    def __init__(self, problem: str, taken: Taken, losses: Tensor) -> None:
+        super().__init__(problem)
+        self.step, self.positions = taken.step, taken.positions
+        self.to_blame = self.positions[~losses[taken.rows].isfinite()]
+        self.damaged = self.positions[~taken.intact().cpu()]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A step that was taken, whose numbers are on the device until they are read."""
+
+    step: int  # of the epoch, from 0
+    positions: Tensor  # (clips,) int64, on the CPU, and their rows
+    rows: Tensor
+    losses: Tensor  # (parts,) what each part's gradients are of; empty where that is not looked at
+    norms: Mapping[str, Tensor]  # of the gradients that reach each encoder
+    rest: Tensor  # the norm of all other gradients
+    intact: Callable[[], Tensor]  # (clips,) bool: whose input is finite
+
+
+@dataclass
+class Unread:
+    """What the device has that the CPU has not seen yet: each look at it waits until all kernels so far are done."""
+
+    clips: list[tuple[Tensor, Tensor, Tensor, Tensor]] = field(default_factory=list)  # rows, loss, probability, correct
+    steps: list[Taken] = field(default_factory=list)
+    lost: NotFiniteError | None = None  # the first step whose numbers were not finite, once they were read
+
+
 @dataclass
 class EpochState:
-    """The results of an epoch after some of its steps."""
+    """The results of an epoch after some of its steps; `read` them before looking."""
 
     probability: Tensor  # (clips,) float32 of the true class, 0 where not yet seen
     correct: Tensor  # (clips,) bool
@@ -40,14 +78,58 @@ class EpochState:
     )  # of each encoder's gradients, by the balancing method; sums over steps
     further: Tensor | None = None  # clips that a balancing method adds, (n, 3) int64: `Loader`; their rows come last
 
+    @cached_property
+    def unread(self) -> Unread:
+        """What is still on the device; no field, as no checkpoint has it."""
+        return Unread()
+
     def record(self, logits: Tensor, batch: Batch) -> None:
         """Record how sure the model is of each clip of a batch, and the loss without smoothing."""
-        self.loss[batch.rows] = objective.clip_losses(logits.float(), batch.labels, batch.targets).cpu()
-        self.probability[batch.rows] = objective.true_probability(logits, batch.labels).cpu()
-        self.correct[batch.rows] = metrics.is_correct(logits, batch.labels).cpu()
+        loss = objective.clip_losses(logits.float(), batch.labels, batch.targets)
+        right = metrics.is_correct(logits, batch.labels)
+        self.unread.clips.append((batch.rows, loss, objective.true_probability(logits, batch.labels), right))
+
+    def read(self) -> None:
+        """Fetch what the device has of the steps so far, in as few copies as there are kinds of it."""
+        clips, steps = self.unread.clips, self.unread.steps
+        if clips:
+            rows, *results = (torch.cat(parts) for parts in zip(*clips, strict=True))
+            for whole, values in zip((self.loss, self.probability, self.correct), results, strict=True):
+                whole[rows] = values.cpu()
+            clips.clear()
+        if not steps:
+            return
+        numbers = torch.cat([torch.stack([*taken.norms.values(), taken.rest]) for taken in steps]).tolist()
+        losses = torch.cat([taken.losses for taken in steps]).tolist()
+        for taken in steps:
+            own, numbers = numbers[: len(taken.norms) + 1], numbers[len(taken.norms) + 1 :]
+            parts, losses = losses[: len(taken.losses)], losses[len(taken.losses) :]
+            wrong = [f"loss is {loss}" for loss in parts if not math.isfinite(loss)]
+            if not wrong and not all(map(math.isfinite, own)):
+                wrong = ["gradient is not finite"]
+            if wrong:
+                self.unread.lost = self.unread.lost or NotFiniteError(wrong[0], taken, self.loss)
+            elif self.unread.lost is None:
+                self.add_norms(dict(zip(taken.norms, own, strict=False)))
+        steps.clear()
+
+    def add_norms(self, norms: Mapping[str, float]) -> None:
+        """Add the norms of a step's gradients to the sums."""
+        self.norms = {name: self.norms.get(name, 0.0) + norm for name, norm in norms.items()}
+
+    def check(self) -> None:
+        """Read everything; all processes do so after the same steps.
+
+        Raises:
+            NotFiniteError: the loss, or a gradient, of a step was not a number.
+        """
+        self.read()
+        if self.unread.lost is not None:
+            raise self.unread.lost
 
     def merged(self, world: World) -> EpochState:
         """The epoch's results over the clips of all processes."""
+        self.check()
         return replace(
             self,
             probability=world.sum(self.probability),

@@ -17,9 +17,10 @@ import numpy as np
 from PIL import Image
 
 from avpt.errors import MediaError
-from avpt.media.audio import read_waveform, spectrogram
+from avpt.media.audio import read_waveform
 from avpt.media.clip import ClipSettings, DecodedClip
 from avpt.media.codecs import encode_frame
+from avpt.media.spectrograms import spectrogram
 from avpt.media.video import read_frames
 from avpt.store.store import read_shard_record, shard_name, store_record, write_shard
 
