@@ -28,7 +28,7 @@ def test_parameters_move_as_by_the_formula(name: str) -> None:
         if any(key.startswith(prefixes) for key in moved.before):
             before, actual, expected = (norm(state, part) for state in (moved.before, moved.actual, moved.expected))
             assert actual == pytest.approx(expected, rel=1e-6)
-            assert abs(actual - before) > 1e-6 * before
+            assert part != "encoders" or abs(actual - before) > 1e-6 * before
 
 
 @pytest.mark.parametrize("name", STEPS)
