@@ -31,7 +31,7 @@ store=$out/store
 settings() {
   local quarter after=()
   case $1 in
-    uniform-1.5) echo "--balance-set gamma=1.5" ;; # what mmpareto does to gradients that agree, without its direction
+    uniform-1.5) echo "--balance-gamma 1.5" ;; # what mmpareto does to gradients that agree, without its direction
     umt) echo "--balance-set window=0,$((epochs * 80 / 100)) --teacher-audio $2/audio --teacher-visual $2/visual" ;;
     agm) echo "--balance-set window=0,$((epochs * 20 / 100))" ;;
     pmr) echo "--balance-set window=0,$((epochs * 70 / 100))" ;;

@@ -42,6 +42,7 @@ def step_of(
     present: Tensor | None = None,
     model: FusedModel | None = None,
     lr: float = 0.0,
+    compiled: bool = False,
     **stepping: Any,
 ) -> tuple[State, EpochState]:
     """Gradients of one step as the optimiser gets them, by name, and what was noted; plain joint training for None.
@@ -55,7 +56,7 @@ def step_of(
     if make is not None:
         torch.manual_seed(7)  # heads of its own
         method = model.balance = make(run_of(model, seed=seed, world=world, teachers=teachers))
-        trained = Balanced(model, method, 0.0, False)
+        trained = Balanced(model, method, 0.0, compiled)
     mine = torch.tensor(share_of(range(CLIPS), world.rank, world.size))
     inputs = joint_inputs() if present is None else (*joint_inputs(), present)
     state = new_epoch(CLIPS)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from balancing import step_of
+from balancing import alike, step_of
 from norms import METHODS, PARTS, STEPS, norm
 
 from avpt.options import BALANCING
@@ -46,3 +48,18 @@ def test_a_step_in_bfloat16_is_near_that_in_float32(name: str) -> None:
             first, second = (torch.cat([state[key].flatten() for key in keys]) for state in (actual, exact))
             assert float(torch.cosine_similarity(first, second, dim=0)) > 0.98
             assert math.isclose(float(first.norm()), float(second.norm()), rel_tol=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("name", ["mmpareto", "agm", "opm", "g2d"])  # one for each way that losses are made
+def test_a_compiled_step_is_the_same(name: str, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    make, options, gradients = STEPS[name]
+    torch._dynamo.reset()
+    alike(step_of(make, compiled=True, **options)[0], gradients())
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compiled")
