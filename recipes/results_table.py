@@ -61,7 +61,7 @@ def differences(accuracies: Mapping[str, Sequence[float]], baselines: Sequence[s
         for name, values in accuracies.items():
             if name != baseline and (baseline, name) not in tests:
                 tests[name, baseline] = paired_test(before, dict(enumerate(values)))
-    adjusted = dict(zip(tests, holm([test and test["p"] for test in tests.values()]), strict=True))
+    adjusted = dict(zip(tests, holm([test["p"] if test else None for test in tests.values()]), strict=True))
 
     def difference(name: str, baseline: str) -> str:
         if (name, baseline) not in tests:

@@ -28,9 +28,9 @@ def test_parameters_move_as_by_the_formula(name: str) -> None:
         assert error <= 1e-3 * step + 1e-6, key
     for part, prefixes in PARTS.items():
         if any(key.startswith(prefixes) for key in moved.before):
-            before, actual, expected = (norm(state, part) for state in (moved.before, moved.actual, moved.expected))
-            assert actual == pytest.approx(expected, rel=1e-6)
-            assert part != "encoders" or abs(actual - before) > 1e-6 * before
+            before, after, by_hand = (norm(state, part) for state in (moved.before, moved.actual, moved.expected))
+            assert after == pytest.approx(by_hand, rel=1e-6)
+            assert part != "encoders" or abs(after - before) > 1e-6 * before
 
 
 @pytest.mark.parametrize("name", STEPS)

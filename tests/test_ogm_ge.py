@@ -107,7 +107,7 @@ def ogm_by_hand(fusion: FusionName, alpha: float, step: int) -> State:
 @pytest.mark.parametrize("fusion", ["concat", "sum", "film"])
 @pytest.mark.parametrize(("make", "epoch"), [(OgmGe, 3), (LateOgmGe, 5)])
 def test_both_forms_gradients_with_any_fusion(make: type[OgmGe], epoch: int, fusion: FusionName) -> None:
-    actual, _ = step_of(partial(make, alpha=0.8), fusion=fusion, epoch=epoch)  # type: ignore[call-arg]
+    actual, _ = step_of(partial(make, alpha=0.8), fusion=fusion, epoch=epoch)
     alike(actual, ogm_by_hand(fusion, 0.8, 10 * epoch))
 
 

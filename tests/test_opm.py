@@ -132,7 +132,7 @@ def test_each_process_withholds_by_its_own_clips(tmp_path: Path) -> None:
     shares = [share_of(range(CLIPS), process, 2) for process in range(2)]
     parts = [opm_by_hand("concat", 0.5, clips=clips)[0] for clips in shares]
     expected = {
-        name: sum(len(clips) / CLIPS * part[name] for clips, part in zip(shares, parts, strict=True))
+        name: torch.stack([len(clips) / CLIPS * part[name] for clips, part in zip(shares, parts, strict=True)]).sum(0)
         for name in parts[0]
     }
     for gradients in actual:

@@ -41,7 +41,7 @@ from teachers import teachers
 
 from avpt.cli import CONFIGS, app
 from avpt.machine.own_classes import import_class
-from avpt.options import BALANCING
+from avpt.options import BALANCING, FuseConfig
 from avpt.report.shell_commands import write_option
 from avpt.training.balancing.method import Balancing
 from avpt.training.balancing.settings import read_settings
@@ -152,7 +152,7 @@ def test_every_balancing_method_acts_in_a_short_run(
     for name, *arguments in calls_of(RECIPES[0].parent / "balance.sh", tmp_path):
         if name == "fuse-train":
             options = COMMANDS[name].make_context(name, arguments, parent=PROGRAM.context_class(PROGRAM)).params
-            config = CONFIGS[name](**options)
+            config = FuseConfig(**options)
             if config.balance != "none":
                 method = import_class(BALANCING[config.balance], Balancing, "--balance")
                 values = read_settings(method, config.balance, config.balance_set or (), config.given_to_balance)
