@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Balancing methods side by side on digits that are hard to hear: joint training from fresh encoders with
-# each method, five seeds, tested against plain joint training and against Uniform.
+# each method, and both encoders trained alone and judged as one (ume); five seeds, each tested against plain joint
+# training and against Uniform.
 #
 # Data      made by recipes/make_digits.py: real handwriting, synthesised speech in noise as loud as it; 1,000 test clips
 # Hardware  two CPU cores; DEVICES="cuda:0 cuda:1" takes devices in turn
-# Minutes   not measured yet: half a minute of a core for most runs, of which there are 80
+# Minutes   not measured yet: half a minute of a core for most runs, of which there are 85
 # Expect    not run at full length yet
 #
 # Run it again after an interruption: what is finished is kept, what was begun goes on.
@@ -17,7 +18,7 @@ source recipes/venv.sh
 activate
 
 seeds=${SEEDS:-0 1 2 3 4}
-methods=${METHODS:-none uniform mmpareto umt agm pmr opm dgl relearning g-blend smv g2d ogm-ge ogm-ge-late}
+methods=${METHODS:-none uniform uniform-1.5 mmpareto umt agm pmr opm dgl relearning g-blend smv g2d ogm-ge ogm-ge-late ume}
 out=${OUT:-recipes/out/balance}
 epochs=${FUSED_EPOCHS:-8}
 small=(--num-frames 1 --image-size 32 --crop-scale 1 1 --no-flip --batch-size 32 --schedule cosine --workers 0)
@@ -26,19 +27,27 @@ joint=("${small[@]}" --epochs "$epochs" --lr 0.05 --mask none)
 
 store=$out/store
 
-# the published epochs are those of runs of 70 to 100; here they stand for the same shares of a shorter run
+# The published epochs are those of runs of 100; here they stand for about the same shares of a shorter run.
 settings() {
+  local quarter after=()
   case $1 in
-    opm) echo "--balance-set begin=$((epochs / 8))" ;;
-    ogm-ge-late) echo "--balance-set begin=$((epochs / 8))" ;;
-    smv) echo "--balance-set begin=$((epochs / 8))" ;;
-    relearning) echo "--balance-set after=$((epochs / 4)),$((epochs / 2)),$((epochs * 3 / 4))" ;;
+    uniform-1.5) echo "--balance-gamma 1.5" ;; # what mmpareto does to gradients that agree, without its direction
+    umt) echo "--balance-set window=0,$((epochs * 80 / 100)) --teacher-audio $2/audio --teacher-visual $2/visual" ;;
+    agm) echo "--balance-set window=0,$((epochs * 20 / 100))" ;;
+    pmr) echo "--balance-set window=0,$((epochs * 70 / 100))" ;;
+    opm | smv | ogm-ge-late) echo "--balance-set begin=$((epochs / 8))" ;;
+    dgl) echo "--clip-grad 40" ;;
+    relearning)
+      for quarter in 1 2 3; do after+=("$(((epochs * quarter + 3) / 4))"); done
+      echo "--balance-set after=$(IFS=, && echo "${after[*]}")"
+      ;;
     g-blend) echo "--balance-set every=$((epochs < 4 ? 1 : epochs / 4))" ;;
-    umt | g2d) echo "--teacher-audio $2/audio --teacher-visual $2/visual" ;;
+    g2d) echo "--teacher-audio $2/audio --teacher-visual $2/visual" ;;
+    ogm-ge) echo "--ogm-window 0 $((epochs * 50 / 100))" ;;
   esac
 }
 
-# one piece of work: a seed, and an encoder or a method
+# One piece of work: a seed, and an encoder or a method.
 work() {
   local run=$out/seed-$1 init device
   read -ra devices <<<"${DEVICES:-auto}"
@@ -50,10 +59,13 @@ work() {
       avpt finetune-unimodal "$store" --modality "$2" --seed "$1" --init "$init" "${alone[@]}" \
         --device "$device" --quiet --out "$run/$2"
       ;;
+    ume)
+      avpt evaluate "$run/audio" "$store" --ensemble "$run/visual" --device "$device" --workers 0 --quiet --out "$run/ume.json"
+      ;;
     *)
       # shellcheck disable=SC2046 # options, none of which has a space
       avpt fuse-train "$store" --audio "$run/audio-init.safetensors" --visual "$run/visual-init.safetensors" \
-        --seed "$1" "${joint[@]}" --balance "$2" $(settings "$2" "$run") --device "$device" --quiet --out "$run/$2"
+        --seed "$1" "${joint[@]}" --balance "${2%-1.5}" $(settings "$2" "$run") --device "$device" --quiet --out "$run/$2"
       ;;
   esac
 }
@@ -63,7 +75,7 @@ if [ "${1:-}" = work ]; then
   exit
 fi
 
-# JOBS pieces of work at a time, each on a device of its own; teachers come before those who learn from them
+# JOBS pieces of work at a time, each on a device of its own; what a round reads the one before it has written.
 round() {
   for seed in $seeds; do
     for what in "$@"; do echo work "$seed" "$what"; done
@@ -75,23 +87,16 @@ round audio visual
 read -ra named <<<"$methods"
 round "${named[@]}"
 
-rows=()
+rows=() runs=() rivals=() against=()
 for what in audio visual "${named[@]}"; do
-  rows+=("$what=$(for seed in $seeds; do printf '%s ' "$out/seed-$seed/$what"; done)")
+  written=()
+  for seed in $seeds; do written+=("$out/seed-$seed/$what"); done
+  case $what in
+    ume) written=("${written[@]/%/.json}") ;;
+    none | uniform) rivals+=(--against "$what") against+=(--against "${written[0]}") ;;
+  esac
+  case $what in audio | visual | ume) ;; *) runs+=("${written[@]}") ;; esac
+  rows+=("$what=${written[*]}")
 done
-python recipes/results_table.py "${rows[@]}"
-
-# the encoders alone, judged together without training
-for seed in $seeds; do
-  run=$out/seed-$seed
-  avpt evaluate "$run/audio" "$store" --ensemble "$run/visual" --out "$run/ume.json"
-done
-
-runs=() against=() first=$out/seed-${seeds%% *}
-for seed in $seeds; do
-  for method in "${named[@]}"; do runs+=("$out/seed-$seed/$method"); done
-done
-for baseline in none uniform; do
-  if [ -d "$first/$baseline" ]; then against+=(--against "$first/$baseline"); fi
-done
+python recipes/results_table.py "${rivals[@]}" "${rows[@]}"
 avpt compare "${runs[@]}" --metric accuracy "${against[@]}"

@@ -1,38 +1,78 @@
 """Print the test accuracy of finished runs side by side: `results_table.py "audio alone=RUN" "both=RUN RUN RUN" ...`.
 
-Several runs in one row are seeds: their mean and standard deviation.
+Several runs in one row are seeds: their mean and standard deviation. A file that `avpt evaluate` wrote can stand in
+the place of a run. `--against "both"` also compares each row with that one, seed by seed in the order they stand in.
 """
 
+from __future__ import annotations
+
+import argparse
 import json
 import statistics
-import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from avpt.diagnosis.group_tests import holm, paired_test
 
 COLUMNS = {"test accuracy": "accuracy", "audio share": "audio_accuracy", "visual share": "visual_accuracy"}
 
 
-def main(arguments: list[str]) -> None:
-    rows = []
-    for argument in arguments:
-        name, _, folders = argument.partition("=")
-        tests = [
-            json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))["test"]
-            for folder in folders.split()
-        ]
-        rows.append((name, *(cell([test[key] for test in tests if key in test]) for key in COLUMNS.values())))
-    header = ("", *COLUMNS)
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    for name, *cells in [header, *rows]:
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("rows", nargs="+")
+    parser.add_argument("--against", action="append", default=[])
+    arguments = parser.parse_args()
+    rows = {name: read(paths.split()) for name, _, paths in (row.partition("=") for row in arguments.rows)}
+    table = [["", *COLUMNS]]
+    for name, runs in rows.items():
+        table.append([name, *(cell([run[key] for run in runs if key in run]) for key in COLUMNS.values())])
+    if arguments.against:
+        accuracies = {name: [run["accuracy"] for run in runs] for name, runs in rows.items()}
+        table[0] += [f"minus {baseline}" for baseline in arguments.against]
+        for line, more in zip(table[1:], differences(accuracies, arguments.against), strict=True):
+            line += more
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for name, *cells in table:
         right = (value.rjust(width) for value, width in zip(cells, widths[1:], strict=True))
         print("  ".join([name.ljust(widths[0]), *right]).rstrip())
+    if arguments.against:
+        print("p: paired t-test over three seeds or more; in brackets adjusted for all tests of this table (Holm)")
 
 
-def cell(values: list[float]) -> str:
+def read(paths: Sequence[str]) -> list[dict[str, Any]]:
+    """The test results of runs, or of records of `avpt evaluate`."""
+    files = [path / "summary.json" if path.is_dir() else path for path in map(Path, paths)]
+    return [json.loads(file.read_text(encoding="utf-8"))["test"] for file in files]
+
+
+def cell(values: Sequence[float]) -> str:
     if not values:
         return ""
     spread = f" +- {statistics.stdev(values):.3f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.3f}{spread}"
 
 
+def differences(accuracies: Mapping[str, Sequence[float]], baselines: Sequence[str]) -> list[list[str]]:
+    """Each row's difference from each baseline, and its p; two baselines are compared once."""
+    tests: dict[tuple[str, str], dict[str, Any] | None] = {}
+    for baseline in baselines:
+        before = dict(enumerate(accuracies[baseline]))
+        for name, values in accuracies.items():
+            if name != baseline and (baseline, name) not in tests:
+                tests[name, baseline] = paired_test(before, dict(enumerate(values)))
+    adjusted = dict(zip(tests, holm([test["p"] if test else None for test in tests.values()]), strict=True))
+
+    def difference(name: str, baseline: str) -> str:
+        if (name, baseline) not in tests:
+            return ""
+        test = tests[name, baseline]
+        gain = statistics.mean(accuracies[name]) - statistics.mean(accuracies[baseline])
+        p = "" if test is None or test["p"] is None else f" p {test['p']:.3f} ({adjusted[name, baseline]:.3f})"
+        return f"{gain:+.3f}{p}"
+
+    return [[difference(name, baseline) for baseline in baselines] for name in accuracies]
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

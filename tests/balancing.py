@@ -40,24 +40,30 @@ def step_of(
     world: World | None = None,
     teachers: Any = no_teachers,
     present: Tensor | None = None,
+    model: FusedModel | None = None,
+    lr: float = 0.0,
+    compiled: bool = False,
     **stepping: Any,
 ) -> tuple[State, EpochState]:
-    """Gradients of one step as the optimiser gets them, by name, and what was noted; plain joint training for None."""
+    """Gradients of one step as the optimiser gets them, by name, and what was noted; plain joint training for None.
+
+    The model of tests/joint.py is made for it, unless there is one.
+    """
     world = World() if world is None else world
-    model = joint_model(fusion, arch)
+    model = joint_model(fusion, arch) if model is None else model
     trained: nn.Module = model
     method = None
     if make is not None:
         torch.manual_seed(7)  # heads of its own
         method = model.balance = make(run_of(model, seed=seed, world=world, teachers=teachers))
-        trained = Balanced(model, method, 0.0, False)
+        trained = Balanced(model, method, 0.0, compiled)
     mine = torch.tensor(share_of(range(CLIPS), world.rank, world.size))
     inputs = joint_inputs() if present is None else (*joint_inputs(), present)
     state = new_epoch(CLIPS)
     train_epoch(
         world.parallel(trained),
         [Batch(tuple(values[mine] for values in inputs), LABELS[mine], mine, CLIPS)],
-        torch.optim.SGD(model.parameters(), lr=0.0),
+        torch.optim.SGD(model.parameters(), lr=lr),
         state,
         epoch=epoch,
         first_step=10 * epoch,

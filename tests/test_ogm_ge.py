@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from balancing import State, run_of, step_of
+from balancing import State, alike, run_of, step_of
 from helpers import ARCH, WIDTH, in_processes
 from joint import CLIPS, FUSION_NAMES, LABELS, joint_inputs, joint_model
+from teachers import gradients_of
 from torch import nn
+from torch.nn import functional
 
+from avpt.machine.seeds import seed_for
 from avpt.models.fusion import FusedModel, FusionName, shares
 from avpt.training.balancing.method import Balanced, Step
 from avpt.training.balancing.ogm_ge import LateOgmGe, OgmGe
@@ -84,6 +87,28 @@ def test_ogm_ge_is_its_formula() -> None:
     assert len(alike) == 8
     crossed = torch.corrcoef(torch.stack(alike))
     assert (crossed - torch.eye(8)).abs().max() < 0.03  # each parameter has noise of its own
+
+
+def ogm_by_hand(fusion: FusionName, alpha: float, step: int) -> State:
+    """Gradients, with the noise that the run draws in a step."""
+    model = joint_model(fusion)
+    sound, pictures = joint_inputs()
+    loss = functional.cross_entropy(model.fusion(model.audio(sound), model.visual(pictures[:, 0])), LABELS)
+    factors, expected = factors_by_hand(alpha, fusion), gradients_of(model, loss)
+    for name, gradient in expected.items():
+        modality, _, inner = name.partition(".")
+        if gradient.ndim == 4:  # of a convolution
+            draw = torch.Generator().manual_seed(seed_for(5, step, "ogm-ge", modality, inner))
+            noise = torch.randn(gradient.shape, generator=draw) * (gradient.std() + 1e-8)
+            expected[name] = factors[modality] * gradient + noise
+    return expected
+
+
+@pytest.mark.parametrize("fusion", ["concat", "sum", "film"])
+@pytest.mark.parametrize(("make", "epoch"), [(OgmGe, 3), (LateOgmGe, 5)])
+def test_both_forms_gradients_with_any_fusion(make: type[OgmGe], epoch: int, fusion: FusionName) -> None:
+    actual, _ = step_of(partial(make, alpha=0.8), fusion=fusion, epoch=epoch)
+    alike(actual, ogm_by_hand(fusion, 0.8, 10 * epoch))
 
 
 @pytest.mark.parametrize("fusion", FUSION_NAMES)

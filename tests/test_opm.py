@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from joint import CLIPS, LABELS, joint_inputs, joint_model
 from torch import Tensor
 from torch.nn import functional
 
+from avpt.loading.sampling import share_of
 from avpt.machine.seeds import seed_for
 from avpt.models.fusion import FusionName
 from avpt.training.balancing.opm import Opm
@@ -28,10 +30,13 @@ def drawn(*what: object) -> float:
     return seed_for(5, STEP, "opm", *what) / 2**63
 
 
-def opm_by_hand(fusion: FusionName, q: float, present: Tensor | None = None) -> tuple[State, list[float], Tensor]:
-    """Gradients of a step, q of both modalities, and (2, clips) which features stay."""
+def opm_by_hand(
+    fusion: FusionName, q: float, present: Tensor | None = None, clips: Sequence[int] = range(CLIPS)
+) -> tuple[State, list[float], Tensor]:
+    """Gradients of a step of some clips, q of both modalities, and (2, clips) which features stay."""
     model = joint_model(fusion, ARCH)
-    sound, pictures = joint_inputs()
+    sound, pictures = (values[list(clips)] for values in joint_inputs())
+    labels = LABELS[list(clips)]
     features = [model.audio(sound), model.visual(pictures[:, 0])]
     if present is not None:
         features = [values * there[:, None] for values, there in zip(features, present.T, strict=True)]
@@ -42,18 +47,18 @@ def opm_by_hand(fusion: FusionName, q: float, present: Tensor | None = None) -> 
         weight, bias = head.linear.weight, head.linear.bias  # type: ignore[union-attr]
         width = a.shape[1]
         logits = [a @ weight[:, :width].T + bias / 2, v @ weight[:, width:].T + bias / 2]  # type: ignore[index, operator]
-    scores = [sum(z[i].softmax(0)[y].item() for i, y in enumerate(LABELS.tolist())) for z in logits]
+    scores = [sum(z[i].softmax(0)[y].item() for i, y in enumerate(labels.tolist())) for z in logits]
     shares = []
     for mine, other in (scores, scores[::-1]):
         ahead = math.tanh(max(mine / other - 1, 0.0))
         shares.append(min(max(q * (1 + 0.5 * ahead), 0.0), 1.0) if ahead > 0 else 0.0)
     stays = torch.tensor(
-        [[drawn(m, i) >= share for i in range(CLIPS)] for m, share in zip(("audio", "visual"), shares, strict=True)]
+        [[drawn(m, i) >= share for i in clips] for m, share in zip(("audio", "visual"), shares, strict=True)]
     )
     theta = (shares[0] * a.shape[1] + shares[1] * v.shape[1]) / (a.shape[1] + v.shape[1])
     a, v = ((values * there[:, None]) / (1 - theta) for values, there in zip((a, v), stays, strict=True))
-    counted = [i for i in range(CLIPS) if bool(a[i].any()) or bool(v[i].any())]
-    loss = functional.cross_entropy(head(a, v)[counted], LABELS[counted])
+    counted = [i for i in range(len(clips)) if bool(a[i].any()) or bool(v[i].any())]
+    loss = functional.cross_entropy(head(a, v)[counted], labels[counted])
     loss.backward()  # type: ignore[no-untyped-call]
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, shares, stays
 
@@ -116,8 +121,19 @@ def test_shares_where_scores_are_0_or_equal(scores: tuple[float, float], expecte
     assert Opm(run_of(joint_model(arch=ARCH)), q=0.9, gain=1.0).shares(torch.tensor([3.0, 1.0])) == [1.0, 0.0]
 
 
-def test_parts_and_processes_draw_alike(tmp_path: Path) -> None:
+def test_parts_draw_as_the_whole_does() -> None:
     whole = opm_step(q=0.0)  # nothing is withheld, whatever the sums of the parts
     alike(opm_step(q=0.0, accumulate=3), whole)
-    first, second = in_processes(2, tmp_path, lambda world: opm_step(q=0.5, world=world))
-    assert all(torch.equal(gradient, second[name]) for name, gradient in first.items())
+
+
+def test_each_process_withholds_by_its_own_clips(tmp_path: Path) -> None:
+    """Which clips lose their features depends on the clip, not on where it stands in the process's share."""
+    actual = in_processes(2, tmp_path, lambda world: opm_step(q=0.5, world=world))
+    shares = [share_of(range(CLIPS), process, 2) for process in range(2)]
+    parts = [opm_by_hand("concat", 0.5, clips=clips)[0] for clips in shares]
+    expected = {
+        name: torch.stack([len(clips) / CLIPS * part[name] for clips, part in zip(shares, parts, strict=True)]).sum(0)
+        for name in parts[0]
+    }
+    for gradients in actual:
+        alike(gradients, expected)

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import results_table
 import typer
+from balancing import run_of
 from helpers import (
     ARCH,
     ROOT,
@@ -32,10 +34,17 @@ from helpers import (
     said,
     write_manifest,
 )
+from joint import joint_model
 from media import ordinary
+from scipy.stats import ttest_rel
+from teachers import teachers
 
 from avpt.cli import CONFIGS, app
+from avpt.machine.own_classes import import_class
+from avpt.options import BALANCING, FuseConfig
 from avpt.report.shell_commands import write_option
+from avpt.training.balancing.method import Balancing
+from avpt.training.balancing.settings import read_settings
 
 RECIPES = sorted(path for path in (Path(__file__).parent.parent / "recipes").glob("*.sh") if path.name != "venv.sh")
 SMALL = {
@@ -132,6 +141,52 @@ def test_a_slip_in_a_recipe_is_noticed(slip: tuple[str, str], tmp_path: Path) ->
     calls = calls_of(recipes / "masking.sh", tmp_path)
     with pytest.raises(Exception, match=r"(?i)no such option|is not one of|missing|needs --confidence"):
         check_calls(calls)
+
+
+@pytest.mark.parametrize("epochs", [2, 8, 100])
+def test_every_balancing_method_acts_in_a_short_run(
+    epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FUSED_EPOCHS", str(epochs))
+    seen = {}
+    for name, *arguments in calls_of(RECIPES[0].parent / "balance.sh", tmp_path):
+        if name == "fuse-train":
+            options = COMMANDS[name].make_context(name, arguments, parent=PROGRAM.context_class(PROGRAM)).params
+            config = FuseConfig(**options)
+            if config.balance != "none":
+                method = import_class(BALANCING[config.balance], Balancing, "--balance")
+                values = read_settings(method, config.balance, config.balance_set or (), config.given_to_balance)
+                assert method(run_of(joint_model(), teachers=teachers), **values).first_epoch < epochs
+                seen[config.out.name] = values
+    assert seen.keys() == {*BALANCING, "uniform-1.5"}
+    assert seen["uniform-1.5"] == {"gamma": 1.5}
+    for name, last in (("umt", 80), ("agm", 20), ("pmr", 70), ("ogm-ge", 50)):
+        assert seen[name]["window"] == (0, epochs * last // 100)
+
+
+def test_the_table_tests_rows_against_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = {"none": (0.5, 0.6, 0.55), "both": (0.6, 0.64, 0.7), "ume": (0.4, 0.5, 0.45)}
+    rows = []
+    for name, values in scores.items():
+        paths = [tmp_path / f"{name}-{i}" for i in range(3)]
+        for path, value in zip(paths, values, strict=True):
+            if name == "ume":
+                path.write_text(json.dumps({"test": {"accuracy": value}}), encoding="utf-8")
+            else:
+                path.mkdir()
+                (path / "summary.json").write_text(json.dumps({"test": {"accuracy": value}}), encoding="utf-8")
+        rows.append(f"{name}={' '.join(map(str, paths))}")
+    monkeypatch.setattr(sys, "argv", ["results_table.py", "--against", "none", "--against", "both", *rows])
+    results_table.main()
+    head, none, both, ume, _ = (re.split(r"  +", line.strip()) for line in capsys.readouterr().out.splitlines())
+    assert head[-2:] == ["minus none", "minus both"]
+    assert none == ["none", "0.550 +- 0.050"]
+    tests = [ttest_rel(scores[a], scores[b]).pvalue for a, b in (("both", "none"), ("ume", "both"))]
+    assert tests[0] > tests[1]
+    assert both[-1] == f"+0.097 p {tests[0]:.3f} ({tests[0]:.3f})"
+    assert ume[-2:] == ["-0.100", f"-0.197 p {tests[1]:.3f} ({2 * tests[1]:.3f})"]  # all seeds differ by the same
 
 
 # hands its arguments to the test, and says what the test answers
