@@ -23,13 +23,13 @@ class Refusal:
 
 
 class Several(int):
-    """1, but neither equal to 1 nor less than anything that asks whether there are several."""
+    """1, but not equal to it, and greater: as 2 is to who asks whether there are several."""
 
     def __eq__(self, other: object) -> bool:
         return False
 
     def __gt__(self, other: int) -> bool:
-        return True
+        return int(self) + 1 > other
 
     __hash__ = int.__hash__
 
