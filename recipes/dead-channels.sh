@@ -31,10 +31,10 @@ for seed in $seeds; do
   avpt finetune-unimodal "$store" --modality visual --init "$run/random-visual.safetensors" --seed "$seed" "${train[@]}" \
     --epochs "${PRETRAINING:-60}" --weight-decay 0.1 --decay-norm --out "$run/pretrained"
   avpt init --modality audio --weights random --seed "$seed" --out "$run/random.safetensors"
-  for bn in keep reset reset-abnormal abri; do
+  for bn in keep reset reset-abnormal blend abri; do
     avpt init --modality audio --weights "$run/pretrained" --bn "$bn" --seed "$seed" --out "$run/$bn.safetensors"
   done
-  for how in random keep reset reset-abnormal abri; do
+  for how in random keep reset reset-abnormal blend abri; do
     avpt finetune-unimodal "$store" --modality audio --init "$run/$how.safetensors" --seed "$seed" "${train[@]}" \
       --epochs "${EPOCHS:-8}" --out "$run/audio-$how"
   done
@@ -48,7 +48,7 @@ avpt inspect "$run/abri.safetensors" --after "$run/audio-abri" --store "$store" 
 avpt compare "$out"/seed-*/audio-* --overwrite --plot "$out/figures" --markdown "$out/comparison.md"
 
 rows=()
-for how in random keep reset reset-abnormal abri; do
+for how in random keep reset reset-abnormal blend abri; do
   rows+=("sound, $how=$(for seed in $seeds; do printf '%s ' "$out/seed-$seed/audio-$how"; done)")
 done
 python recipes/results_table.py "pictures, pre-trained=$(for seed in $seeds; do printf '%s ' "$out/seed-$seed/pretrained"; done)" \

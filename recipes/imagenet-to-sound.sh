@@ -37,13 +37,13 @@ tune() { # NAME SEED INIT-OPTIONS...: an encoder, trained; the run is OUT/NAME/S
 
 for seed in $seeds; do
   tune random "$seed" --weights random
-  for bn in keep reset reset-abnormal abri; do
+  for bn in keep reset reset-abnormal blend abri; do
     tune "$bn" "$seed" --weights "$weights" --bn "$bn"
   done
 done
 
 rows=()
-for how in random keep reset reset-abnormal abri; do
+for how in random keep reset reset-abnormal blend abri; do
   rows+=("$how=$(for seed in $seeds; do printf '%s ' "$out/$how/$seed"; done)")
 done
 python recipes/results_table.py "${rows[@]}"

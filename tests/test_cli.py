@@ -386,7 +386,7 @@ CHOICES = {
     ("preprocess", "--on-truncated"): ["keep", "fail"],
     ("preprocess", "--engine"): ["local", "ray"],
     ("init", "--modality"): ["audio", "visual"],
-    ("init", "--bn"): ["keep", "reset", "reset-abnormal", "abri"],
+    ("init", "--bn"): ["keep", "reset", "reset-abnormal", "blend", "abri"],
     ("init", "--abri"): ["channel", "layer"],
     ("init", "--conv1"): ["sum", "mean", "random"],
     ("finetune-unimodal", "--optimizer"): ["sgd", "adam", "adamw"],

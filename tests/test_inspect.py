@@ -200,6 +200,36 @@ def test_abri_keeps_its_branches_apart(experiment: Experiment, before: Path, tmp
     assert all(list(layer["alpha"].values()) == pytest.approx([0.3] * 3) for layer in record["layers"])
 
 
+def test_what_blending_did_is_said(experiment: Experiment, before: Path, tmp_path: Path) -> None:
+    """Of ABRi, where both branches are there, and of `--bn blend`, where `init` noted it, alike."""
+    state, sides = load_file(before), {bn: tmp_path / f"{bn}.safetensors" for bn in ("abri", "blend")}
+    for bn, path in sides.items():
+        done("init", "--modality", "visual", "--weights", before, "--bn", bn, "--out", path)
+    abri, blend = (inspect(path) for path in sides.values())
+    assert (abri["norm"], blend["norm"]) == ("abri-channel", "batchnorm")
+    assert blend["blend"] == pytest.approx(abri["blend"], rel=1e-5)
+    assert abri["blend"]["lifted"] == abri["blend"]["abnormal"] == abri["revived"] > 0
+    for layer in abri["layers"]:
+        gamma, beta = state[f"{layer['name']}.weight"], state[f"{layer['name']}.bias"]
+        assert layer["gamma_moved"] == pytest.approx(float((gamma / 2 - 0.5).square().mean().sqrt()), rel=1e-4)
+        assert layer["beta_moved"] == pytest.approx(float((beta / 2).square().mean().sqrt()), rel=1e-4)
+    assert inspect(before)["blend"] is None
+
+    later = load_file(sides["blend"])
+    later["bn1.weight"] += 0.5
+    save_file(later, tmp_path / "later.safetensors")
+    result = done("inspect", sides["blend"], "--after", tmp_path / "later.safetensors", *HERE)
+    words = " ".join((result.stdout + result.stderr).split())
+    lifted = abri["blend"]["lifted"]
+    assert f"(--bn blend): blending moved gamma by {abri['blend']['gamma_moved']:.2g} and beta by" in words
+    assert f"{lifted} of {lifted} channels below 1e-06 were lifted above it" in words
+    record = inspect(sides["blend"], "--after", tmp_path / "later.safetensors")
+    channels = sum(layer["channels"] for layer in record["layers"])
+    assert record["training"]["gamma_moved"] == pytest.approx((64 * 0.25 / channels) ** 0.5, rel=1e-5)
+    assert f"training moved the blended gamma by {record['training']['gamma_moved']:.2g} and beta by 0" in words
+    assert "0 channels below 1e-06 after it" in words
+
+
 def test_either_encoder_of_a_fused_model(experiment: Experiment) -> None:
     state = load_file(experiment.fused / "model.safetensors")
     record = inspect(experiment.fused, "--modality", "audio")

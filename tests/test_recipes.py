@@ -53,7 +53,7 @@ SMALL = {
         for modality in ("audio", "visual")
         for how in ("random", "keep", "reset", "reset-abnormal", "abri")
     ],
-    "dead-channels": [f"sound, {how}" for how in ("random", "keep", "reset", "reset-abnormal", "abri")],
+    "dead-channels": [f"sound, {how}" for how in ("random", "keep", "reset", "reset-abnormal", "blend", "abri")],
     "masking": ["audio", "visual", "none", "uniform", "adaptive", "released", "ogm-ge"],
 }
 

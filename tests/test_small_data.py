@@ -76,6 +76,7 @@ def test_abri_where_both_branches_are_equal(experiment: Experiment, tmp_path: Pa
         return "is as new" in done("init", "--modality", "visual", *options, "--out", out).stderr
 
     assert said("random", "--weights", "random", "--bn", "abri")
+    assert said("blend", "--weights", "random", "--bn", "blend")
     assert not said("kept", "--weights", "random")
     assert said("again", "--weights", tmp_path / "kept.safetensors", "--bn", "abri")
     assert not said("trained", "--arch", ARCH, "--weights", experiment.visual, "--bn", "abri")

@@ -225,6 +225,91 @@ def test_batch_norm_variants(pretrained: State, weights: Path, tmp_path: Path, b
     assert header(tmp_path / "out.safetensors")["spec"]["encoder"]["norm"] == norm
 
 
+class TwoBranches(nn.Module):
+    """ABRi as its formula says, where training starts: the pre-trained layer, and a new one, each a BatchNorm."""
+
+    def __init__(self, layer: nn.BatchNorm2d, alpha: float) -> None:
+        super().__init__()
+        self.alpha, self.pretrained, self.new = alpha, layer, nn.BatchNorm2d(layer.num_features, layer.eps)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        blended: Tensor = self.alpha * self.pretrained(inputs) + (1 - self.alpha) * self.new(inputs)
+        return blended
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.9, 0.0, 1.0])
+def test_blend_is_abri_at_its_start(pretrained: State, tmp_path: Path, alpha: float) -> None:
+    """In training and in evaluation, beside two whole batch norms that share no code with it; then it is plain."""
+    source, out = tmp_path / "source.safetensors", tmp_path / "out.safetensors"
+    state = {
+        name: value.abs() if value.ndim == 1 and "mean" not in name else value for name, value in pretrained.items()
+    }
+    save_file(state, source)
+    found = made(source, out, "--bn", "blend", "--alpha", str(alpha))
+    twice, plain = (torchvision.models.resnet18(num_classes=7).double() for _ in range(2))
+    twice.load_state_dict(state)
+    for name, layer in list(twice.named_modules()):
+        if isinstance(layer, nn.BatchNorm2d):
+            parent, _, own = name.rpartition(".")
+            setattr(twice.get_submodule(parent), own, TwoBranches(layer, alpha).double())
+    classifier = {name: state[name] for name in ("fc.weight", "fc.bias")}
+    plain.load_state_dict(found | classifier)  # strictly: torchvision's own names and nothing else
+    pictures = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)).double()
+    with torch.no_grad():
+        for training in (False, True):  # training moves statistics, so it is last
+            expected, outputs = (network.train(training)(pictures) for network in (twice, plain))
+            torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    for name in (name for name in found if name.endswith("running_var")):
+        assert bool((found[name] >= 0).all())
+
+
+def test_blend_says_what_it_did(pretrained: State, weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    result = init(weights, out, "--bn", "blend", "--json")
+    found, told = load_file(out), result.json()["blend"]
+    layers = [name.removesuffix(".running_var") for name in found if name.endswith("running_var")]
+    gammas, betas = (torch.cat([pretrained[f"{layer}.{part}"] for layer in layers]) for part in ("weight", "bias"))
+    blended = torch.cat([found[f"{layer}.weight"] for layer in layers])
+    torch.testing.assert_close(blended, gammas / 2 + 0.5)
+    assert told["gamma_moved"] == pytest.approx(float((gammas / 2 - 0.5).square().mean().sqrt()), rel=1e-5)
+    assert told["beta_moved"] == pytest.approx(float((betas / 2).square().mean().sqrt()), rel=1e-5)
+    assert (told["abnormal"], told["lifted"], told["threshold"]) == (22, 22, 1e-6)
+    assert header(out)["metrics"]["blend"] == told
+    assert header(out)["config"]["bn"] == "blend"
+    again = init(weights, out, "--bn", "blend")
+    assert again.code == 0
+    assert "22 of 22 channels below 1e-06 were lifted above it" in " ".join(again.stderr.split())
+    rows = {"config.bn": "blend", "metrics.blend.lifted": "22"}
+    text = done("info", out).stdout
+    assert all(
+        any(name in line and line.split()[-1] == value for line in text.splitlines()) for name, value in rows.items()
+    )
+
+    crossed = 0  # channels that a negative gamma gives another sign in evaluation than in training
+    for layer in layers:
+        gamma, var = pretrained[f"{layer}.weight"].double(), pretrained[f"{layer}.running_var"].double()
+        scale = 0.5 * gamma / (var + 1e-5).sqrt() + 0.5 / (1 + 1e-5) ** 0.5
+        apart = (0.5 * gamma + 0.5) * scale < 0
+        crossed += int(apart.sum())
+        assert torch.equal(found[f"{layer}.running_mean"][apart], pretrained[f"{layer}.running_mean"][apart])
+        assert torch.equal(found[f"{layer}.running_var"][apart], pretrained[f"{layer}.running_var"][apart])
+    assert crossed
+    warned = " ".join(result.stderr.split())
+    assert "BatchNorm channels, whose gamma is negative" in warned
+    assert f"in {crossed} " in warned
+
+
+def test_blend_draws_what_abri_draws(weights: Path, tmp_path: Path) -> None:
+    """And the share per layer, which is learnt, is nothing to it."""
+    random = ("--conv1", "random", "--seed", "5")
+    blended = made(weights, tmp_path / "b.safetensors", "--bn", "blend", *random, modality="audio")
+    abri = made(weights, tmp_path / "a.safetensors", "--bn", "abri", *random, modality="audio")
+    convolutions = [name for name, value in abri.items() if value.ndim == 4]
+    assert all(torch.equal(blended[name], abri[name]) for name in convolutions)
+    layer = made(weights, tmp_path / "b.safetensors", "--bn", "blend", "--abri", "layer", *random, modality="audio")
+    assert layer.keys() == blended.keys()
+
+
 def test_abri_per_layer_and_alpha(weights: Path, tmp_path: Path) -> None:
     options = ("--bn", "abri", "--abri", "layer", "--alpha", "0.9")
     found = made(weights, tmp_path / "out.safetensors", *options)

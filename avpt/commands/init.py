@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from avpt.diagnosis.channel_tables import describe_blend
 from avpt.errors import ArtifactError, ConfigError, listed
 from avpt.files import artifacts
 from avpt.files.artifacts import Header
@@ -17,7 +18,9 @@ from avpt.options import InitConfig
 from avpt.types import TORCHVISION, Report, Table
 
 if TYPE_CHECKING:
-    from avpt.models.encoder import Norm
+    from torch import Tensor
+
+    from avpt.models.encoder import EncoderSpec, Norm
 
 log = logging.getLogger(__name__)
 
@@ -85,13 +88,16 @@ def initialise(config: InitConfig, header: Header) -> Header:
 
     metrics |= abnormal_channels.abnormal_report(state, config.abnormal_threshold)
     header = replace(header, metrics=metrics)
-    if config.bn == "abri" and abnormal_channels.is_as_new(state):
+    if config.bn in ("abri", "blend") and abnormal_channels.is_as_new(state):
         log.warning(
-            "the BatchNorm of %s is as new, and so is ABRi's other branch: they are equal, and there is no share of "
-            "either to learn; set --bn keep, or start from trained --weights",
+            "the BatchNorm of %s is as new, and so is ABRi's other branch: they are equal, and there is %s; set --bn "
+            "keep, or start from trained --weights",
             "random weights" if config.weights == "random" else config.weights,
+            "no share of either to learn" if config.bn == "abri" else "nothing to blend",
         )
-    if config.bn == "reset":
+    if config.bn == "blend":
+        state, header = blend(state, plain, config, header)
+    elif config.bn == "reset":
         state = abnormal_channels.reset(state)
     elif config.bn == "reset-abnormal":
         state, count = abnormal_channels.reset_abnormal(state, config.abnormal_threshold)
@@ -104,6 +110,28 @@ def initialise(config: InitConfig, header: Header) -> Header:
         write_paths(config.out, header.inputs, {"weights": Path(config.weights)})
     artifacts.save(config.out, header, encoder.state_dict())
     return header
+
+
+def blend(
+    state: dict[str, Tensor], spec: EncoderSpec, config: InitConfig, header: Header
+) -> tuple[dict[str, Tensor], Header]:
+    """Give every BatchNorm what ABRi has in its place at the start of training; what that changed is recorded."""
+    from avpt.models import abnormal_channels
+    from avpt.models.abri import blend_state_dict, norm_eps
+    from avpt.models.encoder import build_encoder
+
+    encoder = build_encoder(replace(spec, norm="abri-layer"), config.alpha)
+    encoder.load_state_dict(encoder.state_dict() | state)
+    blended, unequal = blend_state_dict(encoder.state_dict(), norm_eps(encoder))
+    if unequal:
+        log.warning(
+            "in %d BatchNorm channels, whose gamma is negative, no statistics of one layer give in evaluation what "
+            "both branches of ABRi would: these keep their own; training is not affected",
+            unequal,
+        )
+    pairs = (abnormal_channels.acting_pairs(one) for one in (state, blended))
+    change = abnormal_channels.describe_change(*pairs, config.abnormal_threshold)
+    return blended, replace(header, metrics=header.metrics | {"blend": change})
 
 
 def report(header: Header, config: InitConfig) -> Report:
@@ -120,12 +148,13 @@ def report(header: Header, config: InitConfig) -> Report:
     summary = {"encoder": str(config.out), **metrics}
     if not layers:
         return Report(summary, (config.out,), tables)
+    blended = describe_blend(metrics["blend"]) if "blend" in metrics else ""
     if not abnormal:
         words = f"none of {channels} BatchNorm channels is abnormal as loaded, {meaning}"
-        return Report(summary, (config.out,), tables, words=words)
+        return Report(summary, (config.out,), tables, words="\n".join(filter(None, [words, blended])))
     layers.append(("all", channels, abnormal))
     cells = [(name, str(count), str(some), f"{some / count:.1%}") for name, count, some in layers]
     tables.append(
         Table(f"abnormal BatchNorm channels, {meaning}, as loaded", ("layer", "channels", "abnormal", "share"), cells)
     )
-    return Report(summary, (config.out,), tables)
+    return Report(summary, (config.out,), tables, words=blended)

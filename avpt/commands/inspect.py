@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from avpt.commands._inspect_activations import Measurements, measure
 from avpt.commands._inspect_figures import draw_first_layer, draw_parameters
 from avpt.commands._inspect_parameters import Side, read
-from avpt.diagnosis.channel_tables import channel_tables, describe_prediction
+from avpt.diagnosis.channel_tables import channel_tables, describe_blends, describe_prediction
 from avpt.errors import ArtifactError, OutputError, StoreError, listed
 from avpt.options import InspectConfig
 from avpt.types import Report
@@ -62,12 +62,14 @@ def run(config: InspectConfig) -> Report:
             outputs = style.write(files, config.plot, overwrite=config.overwrite)
         except OutputError as error:  # the tables are shown all the same
             problems.append(f"no figure is written: {error}")
-    tables, prediction_words = channel_tables(record), describe_prediction(record)
-    return Report(record, tuple(outputs), tables, "; ".join(problems) or None, words=prediction_words)
+    words = "\n".join(filter(None, [describe_prediction(record), describe_blends(record)]))
+    return Report(record, tuple(outputs), channel_tables(record), "; ".join(problems) or None, words=words)
 
 
 def describe(config: InspectConfig, before: Side, after: Side | None, measured: Measurements | None) -> dict[str, Any]:
     """The record that scripts read."""
+    from avpt.models.abnormal_channels import describe_change
+
     spec, threshold = before.loaded.spec, config.abnormal_threshold
     record = {
         "encoder": str(before.path),
@@ -81,6 +83,7 @@ def describe(config: InspectConfig, before: Side, after: Side | None, measured: 
         "zero": config.zero,
         **describe_side(config, before, None if measured is None else measured.dead[0]),
         "after": None,
+        "training": None,
     }
     if after is not None:
         record["after"] = {
@@ -101,12 +104,15 @@ def describe(config: InspectConfig, before: Side, after: Side | None, measured: 
     for change in ("revived", "awoken", "died"):
         counts = [counted[change] for counted in changes.values() if change in counted]
         record[change] = sum(counts) if counts else None
+    if after is not None and record["blend"] is not None:
+        record["training"] = describe_change(before.acting, after.acting, threshold)
     return record
 
 
 def describe_side(config: InspectConfig, side: Side, dead: dict[str, Tensor] | None) -> dict[str, Any]:
     """Counts per layer, and shares of all channels."""
     from avpt.diagnosis.dead_channels import score_prediction
+    from avpt.models.abnormal_channels import describe_change
 
     layers: list[dict[str, Any]] = []
     for name, pair in side.own.items():
@@ -115,6 +121,8 @@ def describe_side(config: InspectConfig, side: Side, dead: dict[str, Tensor] | N
             alpha = side.alpha[name]
             layer |= {f"blended_{what}": count for what, count in _counts(config, side.acting[name]).items()}
             layer["alpha"] = {what: float(getattr(alpha, what)()) for what in ("mean", "min", "max")}
+            change = describe_change({name: pair}, side.acting, config.abnormal_threshold)
+            layer |= {moved: change[moved] for moved in ("gamma_moved", "beta_moved")}
         if dead is not None:
             layer["dead"] = int(dead[name].sum()) if name in dead else None
         layers.append(layer)
@@ -125,7 +133,18 @@ def describe_side(config: InspectConfig, side: Side, dead: dict[str, Tensor] | N
         described["blended_share" if what == "blended_abnormal" else f"{what}_share"] = share
     abnormal = {name: pair.below(config.abnormal_threshold) for name, pair in side.acting.items()}
     precision, recall = (None, None) if dead is None else score_prediction(abnormal, dead)
-    return described | {"precision": precision, "recall": recall}
+    return described | {"precision": precision, "recall": recall, "blend": _blend(config, side)}
+
+
+def _blend(config: InspectConfig, side: Side) -> dict[str, Any] | None:
+    """What blending with a new BatchNorm does in ABRi, or did in `init --bn blend`; None where nothing is blended."""
+    from avpt.models.abnormal_channels import describe_change
+
+    if side.alpha:
+        own = {layer: side.own[layer] for layer in side.alpha}
+        return describe_change(own, side.acting, config.abnormal_threshold)
+    header = side.loaded.header
+    return None if header is None or header.kind != "encoder" else header.metrics.get("blend")
 
 
 def _counts(config: InspectConfig, pair: NormPair) -> dict[str, Any]:

@@ -90,17 +90,55 @@ def describe_prediction(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def describe_blends(record: dict[str, Any]) -> str:
+    """Say what blending did in ABRi and in encoders of `init --bn blend`, and what training did then."""
+    lines = []
+    for side in (record, record["after"]):
+        if side is not None and side["blend"] is not None:
+            how = "--bn blend" if side["norm"] == "batchnorm" else "ABRi"
+            lines.append(f"{side['encoder']} ({how}): {describe_blend(side['blend'])}")
+    if record["training"] is not None:
+        below = sum(_effective(layer, "abnormal") for layer in record["after"]["layers"])
+        lines.append(describe_training(record["training"], below))
+        if record["awoken"] is not None:
+            lines[-1] += f"; of the dead channels {record['awoken']} came alive, and {record['died']} others died"
+    return "\n".join(lines)
+
+
+def describe_blend(change: dict[str, Any]) -> str:
+    """Say how far a blend moved gamma and beta, and how many of the abnormal channels it lifted."""
+    return f"blending moved {_moves(change)} from the pre-trained ones; {_lift(change)}"
+
+
+def describe_training(change: dict[str, Any], below: int) -> str:
+    """Say how far training then moved what the blend had made, and how many channels are abnormal after it."""
+    moved = f"training moved the blended {_moves(change)}"
+    return f"{moved}; {format_count(below, 'channel')} below {change['threshold']:g} after it"
+
+
+def _moves(change: dict[str, Any]) -> str:
+    gamma, beta = change["gamma_moved"], change["beta_moved"]
+    return f"gamma by {gamma:.2g} and beta by {beta:.2g} (root mean square over the channels)"
+
+
+def _lift(change: dict[str, Any]) -> str:
+    if not change["abnormal"]:
+        return f"no channel was below {change['threshold']:g} before"
+    return f"{change['lifted']} of {change['abnormal']} channels below {change['threshold']:g} were lifted above it"
+
+
 def blend_table(record: dict[str, Any], side: dict[str, Any]) -> Table:
-    """What ABRi has learnt: alpha, the share of the pre-trained branch, and the channels that came back to life."""
-    title = f"ABRi in {side['encoder']}: alpha, and channels below {record['abnormal_threshold']:g}"
+    """What ABRi's blend does to the pre-trained branch, by layer, and the channels that came back to life."""
+    title = f"ABRi in {side['encoder']}: how far the blend is from the pre-trained branch (root mean square), and "
+    title += f"channels below {record['abnormal_threshold']:g}"
     revived = {layer["name"]: layer.get("revived") for layer in record["layers"]}
     shown = record["after"] is None or side is record["after"]  # channels revive in the later encoder, if there is one
     rows = []
     for layer in side["layers"]:
-        alpha = [f"{layer['alpha'][what]:.3f}" for what in ("min", "mean", "max")]
+        moves = [f"{layer[name]:.3g}" for name in ("gamma_moved", "beta_moved")]
         counts = [str(layer["abnormal"]), str(layer["blended_abnormal"]), *([str(revived[layer["name"]])] * shown)]
-        rows.append((layer["name"], *alpha, *counts))
-    return Table(title, ("layer", "min", "mean", "max", "abnormal", "blended", *(["revived"] * shown)), rows)
+        rows.append((layer["name"], *moves, *counts))
+    return Table(title, ("layer", "gamma", "beta", "abnormal", "blended", *(["revived"] * shown)), rows)
 
 
 def _pair_layers(record: dict[str, Any], known: str = "name") -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:

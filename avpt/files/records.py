@@ -184,12 +184,23 @@ class LoadedWeights(TypedDict):
     dtype: NotRequired[str]
 
 
+class Blend(TypedDict):
+    """What `init --bn blend` changed: root mean squares of the moves, and how many abnormal channels no longer are."""
+
+    gamma_moved: float
+    beta_moved: float
+    threshold: float
+    abnormal: Count
+    lifted: Count
+
+
 class Metrics(TypedDict, total=False):
     """The metrics in an artifact's header, as far as they are read back."""
 
     layers: list[Layer]
     abnormal_share: float | None
     weights: LoadedWeights
+    blend: Blend
 
 
 class EncoderMetrics(TypedDict):
@@ -197,6 +208,7 @@ class EncoderMetrics(TypedDict):
 
     layers: list[Layer]
     weights: NotRequired[LoadedWeights]
+    blend: NotRequired[Blend]
 
 
 class HeldOut(TypedDict):

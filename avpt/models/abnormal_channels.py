@@ -52,6 +52,25 @@ def blended_pair(state: Mapping[str, Tensor], layer: str) -> NormPair:
     return NormPair(torch.lerp(gamma, own.gamma, alpha), torch.lerp(beta, own.beta, alpha))
 
 
+def acting_pairs(state: Mapping[str, Tensor]) -> dict[str, NormPair]:
+    """What each BatchNorm layer multiplies by and adds in training; for ABRi both branches blended."""
+    layers = norm_layers(state)
+    return {layer: (blended_pair if f"{layer}.alpha" in state else own_pair)(state, layer) for layer in layers}
+
+
+def describe_change(before: Mapping[str, NormPair], after: Mapping[str, NormPair], threshold: float) -> dict[str, Any]:
+    """How far gamma and beta moved, as root mean squares over the channels of all layers, and what that lifted.
+
+    `abnormal` channels were below the threshold, and `lifted` are those of them that no longer are.
+    """
+    change: dict[str, Any] = {}
+    for name in ("gamma", "beta"):
+        old, new = (torch.cat([getattr(side[layer], name) for layer in before]).double() for side in (before, after))
+        change[f"{name}_moved"] = float((new - old).square().mean().sqrt())
+    was, now = (torch.cat([side[layer].below(threshold) for layer in before]) for side in (before, after))
+    return change | {"threshold": threshold, "abnormal": int(was.sum()), "lifted": int((was & ~now).sum())}
+
+
 def abnormal_report(state: Mapping[str, Tensor], threshold: float) -> dict[str, Any]:
     """Per layer `name`, `channels`, `abnormal`; and `abnormal_share` over all channels, None without BatchNorm."""
     layers: list[dict[str, Any]] = []

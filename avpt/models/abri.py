@@ -305,3 +305,49 @@ def fold_state_dict(state: Mapping[str, Tensor], eps: float | Mapping[str, float
         for name in NEW:
             del folded[prefix + name]
     return folded
+
+
+@torch.no_grad()
+def blend_state_dict(state: Mapping[str, Tensor], eps: Mapping[str, float]) -> tuple[dict[str, Tensor], int]:
+    """Blend the two branches of every ABRi layer of a state dict once and for all, into plain BatchNorm keys.
+
+    gamma and beta are those that the layer applies in training, where both branches have the statistics of the batch,
+    so a first training step gives the same output as under ABRi. `fold_state_dict` does not: it keeps the output in
+    evaluation alone. Here the running statistics see to that: they are those with which one BatchNorm of this gamma and
+    beta gives what two branches with statistics of their own give.
+
+    Args:
+        state: of a network with ABRi layers; every other key stays as it is.
+        eps: of each layer, by its name.
+
+    Returns:
+        the plain state dict, and of how many channels no statistics do that, which is so where a negative gamma of the
+        pre-trained branch gives the channel another sign in evaluation than in training; these keep the pre-trained
+        branch's statistics.
+    """
+    blended, unequal = dict(state), 0
+    for key in state:
+        if not key.endswith(".new_weight"):
+            continue
+        prefix = key.removesuffix("new_weight")
+        weight, bias, mean, var = (state[prefix + name].double() for name in PRETRAINED)
+        new_weight, new_bias, new_mean, new_var, alpha = (state[prefix + name].double() for name in NEW)
+        own_eps = eps[prefix.removesuffix(".")]
+        scale, shift = _affine((weight, bias, mean, var), (new_weight, new_bias, new_mean, new_var), alpha, own_eps)
+        gamma, beta = torch.lerp(new_weight, weight, alpha), torch.lerp(new_bias, bias, alpha)
+        # scale = gamma / sqrt(var + eps) and shift = beta - scale * mean, solved for var and mean
+        deviation = gamma / scale
+        variance = deviation.square() - own_eps
+        solved = (deviation > 0) & deviation.isfinite() & (variance > -1e-6 * own_eps)  # less is rounding
+        unequal += int((~solved & ((gamma != 0) | (scale != 0))).sum())
+        values = (
+            gamma,
+            beta,
+            torch.where(solved, (beta - shift) / scale, mean),
+            torch.where(solved, variance.clamp_min(0), var),
+        )
+        for name, value in zip(PRETRAINED, values, strict=True):
+            blended[prefix + name] = value.to(state[prefix + name].dtype)
+        for name in NEW:
+            del blended[prefix + name]
+    return blended, unequal

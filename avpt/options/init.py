@@ -50,10 +50,11 @@ class InitConfig(OutputConfig):
     ] = "imagenet"
     weights_key: WeightsKey = None
     bn: Annotated[
-        Literal["keep", "reset", "reset-abnormal", "abri"],
+        Literal["keep", "reset", "reset-abnormal", "blend", "abri"],
         Option(
             help="What becomes of the pre-trained BatchNorm layers. keep: nothing; reset: all start anew; "
-            "reset-abnormal: only channels that multiply by almost 0; abri: each gets a new branch beside the old one.",
+            "reset-abnormal: only channels that multiply by almost 0; blend: each is mixed with a new one, once; abri: "
+            "each gets a new branch beside the old one, and the mix is learnt.",
             rich_help_panel=MODEL,
         ),
     ] = "keep"
@@ -69,7 +70,7 @@ class InitConfig(OutputConfig):
         Option(
             min=0,
             max=1,
-            help="With --bn abri: share of the old branch in that mix when training starts.",
+            help="With --bn abri or blend: share of the old branch in that mix when training starts.",
             rich_help_panel=MODEL,
         ),
     ] = 0.5
@@ -111,6 +112,7 @@ class InitConfig(OutputConfig):
         return sides
 
     def idle(self) -> set[str]:
-        """ABRi's own options change nothing without ABRi; nor does a size or a key that is not named."""
+        """ABRi's own options change nothing without a mix; nor does a size or a key that is not named."""
         unnamed = {name for name in ("input_size", "weights_key") if getattr(self, name) is None}
-        return super().idle() | unnamed | (set() if self.bn == "abri" else {"abri", "alpha"})
+        mixing = {"abri": set[str](), "blend": {"abri"}}  # what plays no part in it
+        return super().idle() | unnamed | mixing.get(self.bn, {"abri", "alpha"})

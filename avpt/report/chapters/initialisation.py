@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
+from avpt.diagnosis.channel_tables import describe_blend, describe_training
 from avpt.errors import AvptError, listed
 from avpt.figures.bars import draw_bars, draw_ranges
 from avpt.figures.style import AFTER, BEFORE
 from avpt.files import artifacts
-from avpt.models.abnormal_channels import abnormal_report, norm_layers
+from avpt.models.abnormal_channels import abnormal_report, acting_pairs, describe_change, norm_layers, own_pair
 from avpt.models.abri import fold_state_dict, norm_eps
 from avpt.models.checkpoint import load_network
 from avpt.models.encoder import Encoder
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 SOURCE, RANDOM, AFTERWARDS = "in the source weights", "in the random weights", "after training"  # counted when
 MOVED = 0.01  # a layer of which no alpha moved by as much is not shown
 LITTLE = 0.1  # a move of alpha that changes next to nothing
-NONE_LEFT = "a reset and ABRi leave none to start with"
+NONE_LEFT = "a reset, a blend and ABRi leave none to start with"
 AT_THE_SOURCE = (
     f"What is counted at the source are the weights before BatchNorm was changed; {NONE_LEFT}, so that 0 % after "
     "training is by construction."
@@ -41,12 +42,14 @@ BN = {
     "keep": "kept as it was",
     "reset": "reset everywhere",
     "reset-abnormal": "reset where |gamma| was below the threshold",
+    "blend": "blended with a new one, once",
     "abri": "blended with a new one (ABRi)",
 }
 TREATED = {  # the same in a word or two
     "keep": "BatchNorm kept",
     "reset": "BatchNorm reset",
     "reset-abnormal": "abnormal channels reset",
+    "blend": "BatchNorm blended once",
     "abri": "ABRi",
 }
 
@@ -78,6 +81,8 @@ class Start:
     loaded: Channels | None  # channels of its weights as loaded; None where it has no BatchNorm
     trained: dict[str, Channels]  # channels after fine-tuning, by the name of the stage-1 run
     alphas: dict[str, dict[str, list[float]]]  # ABRi's, by run and layer
+    blend: dict[str, Any] | None = None  # what blending did, of ABRi and of `init --bn blend`
+    moved: dict[str, dict[str, Any]] = field(default_factory=dict)  # what training did to the blended ones, by run
 
     @property
     def pretrained(self) -> bool:
@@ -93,6 +98,13 @@ def find_starts(experiment: Experiment) -> list[Start]:
         threshold = float(node.option("abnormal_threshold"))
         trained: dict[str, Channels] = {}
         alphas: dict[str, dict[str, list[float]]] = {}
+        blend, moved = header.metrics.get("blend"), dict[str, dict[str, Any]]()
+        blended = {}
+        if node.option("bn") in ("abri", "blend"):
+            fresh = artifacts.load(node.path, "encoder").tensors
+            blended = acting_pairs(fresh)
+        if blended and node.option("bn") == "abri":
+            blend = describe_change({layer: own_pair(fresh, layer) for layer in blended}, blended, threshold)
         for run in experiment.of_kind("classifier"):
             whole = experiment.runs[run.path].summary is not None
             if experiment.origin(run, "init") is node and whole:
@@ -107,9 +119,11 @@ def find_starts(experiment: Experiment) -> list[Start]:
                 }
                 if alpha:
                     alphas[experiment.name(run)] = alpha
+                if blended:
+                    moved[experiment.name(run)] = describe_change(blended, acting_pairs(state), threshold)
                 if after := count_abnormal(fold_state_dict(state, norm_eps(encoder)), threshold):
                     trained[experiment.name(run)] = after
-        starts.append(Start(node, from_report(header.metrics), trained, alphas))
+        starts.append(Start(node, from_report(header.metrics), trained, alphas, blend, moved))
     return starts
 
 
@@ -164,6 +178,8 @@ def section(experiment: Experiment, starts: Sequence[Start]) -> Section:
     if any(not start.pretrained and start.loaded is not None and any(start.loaded.abnormal) for start in starts):
         blocks.append(Text(ZERO_BY_DESIGN))
     for start in merge_seeds(experiment, starts):
+        if start.blend is not None:
+            blocks.append(Text(tell_blend(experiment, start, start.blend)))
         blocks += show_start(experiment, start)
     lost = list_missing(experiment, "init", "weights")
     blocks += lost
@@ -178,7 +194,10 @@ def merge_seeds(experiment: Experiment, starts: Sequence[Start]) -> list[Start]:
     for start in starts:
         first = merged.setdefault(experiment.kin[start.node.path], start)
         merged[experiment.kin[start.node.path]] = replace(
-            first, trained=first.trained | start.trained, alphas=first.alphas | start.alphas
+            first,
+            trained=first.trained | start.trained,
+            alphas=first.alphas | start.alphas,
+            moved=first.moved | start.moved,
         )
     return list(merged.values())
 
@@ -210,6 +229,15 @@ def conclude_alphas(alphas: Sequence[float], initial: float) -> str:
     if abs(mean - initial) < LITTLE:
         return "Single channels moved, but on average the mix of old and new is almost as it was."
     return f"On average training moved the mix towards the {'old' if mean > initial else 'new'} BatchNorm."
+
+
+def tell_blend(experiment: Experiment, start: Start, blend: dict[str, Any]) -> str:
+    """Say what blending BatchNorm with a new one did to an encoder, and what training did afterwards."""
+    sentences = [f"In `{experiment.name(start.node)}` {describe_blend(blend)}."]
+    for run, change in start.moved.items():
+        below = sum(start.trained[run].abnormal) if run in start.trained else 0
+        sentences.append(f"In `{run}` {describe_training(change, below)}.")
+    return " ".join(sentences)
 
 
 def show_start(experiment: Experiment, start: Start) -> list[Block]:

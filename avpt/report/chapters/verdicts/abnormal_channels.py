@@ -183,6 +183,7 @@ def compare_starts(experiment: Experiment, results: Results) -> tuple[list[Compa
                 continue
             for words, others in (
                 (KEPT, kinds.get((weights, "keep"), []) if bn != "keep" else []),
+                (TREATED["blend"], kinds.get((weights, "blend"), []) if bn == "abri" else []),
                 ("random weights", kinds.get((RANDOM, "keep"), []) if bn in ("abri", "keep") else []),
             ):
                 pairs = [(other, run) for other in others for run in runs if seed_of(other) == seed_of(run)]
