@@ -40,6 +40,7 @@ def step_of(
     world: World | None = None,
     teachers: Any = no_teachers,
     present: Tensor | None = None,
+    scaler: torch.amp.GradScaler | None = None,
     **stepping: Any,
 ) -> tuple[State, EpochState]:
     """Gradients of one step as the optimiser gets them, by name, and what was noted; plain joint training for None."""
@@ -63,7 +64,7 @@ def step_of(
         first_step=10 * epoch,
         set_rate=lambda step: None,
         stepping=Stepping(balance=method, **stepping),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        scaler=torch.amp.GradScaler("cpu", enabled=False) if scaler is None else scaler,
         world=world,
         watched={modality: list(model.get_submodule(modality).parameters()) for modality in MODALITIES},
         after_step=lambda rows: None,
