@@ -43,6 +43,7 @@ def step_of(
     model: FusedModel | None = None,
     lr: float = 0.0,
     compiled: bool = False,
+    scaler: torch.amp.GradScaler | None = None,
     **stepping: Any,
 ) -> tuple[State, EpochState]:
     """Gradients of one step as the optimiser gets them, by name, and what was noted; plain joint training for None.
@@ -69,7 +70,7 @@ def step_of(
         first_step=10 * epoch,
         set_rate=lambda step: None,
         stepping=Stepping(balance=method, **stepping),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        scaler=torch.amp.GradScaler("cpu", enabled=False) if scaler is None else scaler,
         world=world,
         watched={modality: list(model.get_submodule(modality).parameters()) for modality in MODALITIES},
         after_step=lambda rows: None,

@@ -18,7 +18,7 @@ from avpt.models.fusion import recorded_fusion, try_fusion
 from avpt.options import BALANCING, FuseConfig
 from avpt.options.fuse import OGM_GE, TAUGHT
 from avpt.runs.groups import differing_options, name_groups
-from avpt.training.balancing.method import Balancing, Step, modulated
+from avpt.training.balancing.method import Balancing, PlainClips, Step, further_clips, modulated
 from avpt.training.balancing.ogm_ge import OgmGe
 from avpt.training.balancing.settings import as_recorded, read_settings
 from avpt.training.balancing.uniform import Uniform
@@ -30,6 +30,9 @@ from avpt.balancing import Balancing
 class Misnamed(Balancing):
     def modulate(self, step):
         return {"sound": 0.5}
+class Plainly(Balancing):
+    def __init__(self, joint, strength: float = 1.0):
+        super().__init__(joint)
 class Narrow(nn.Module):
     def __init__(self, audio, visual, classes):
         super().__init__()
@@ -85,6 +88,8 @@ def test_what_is_known_without_torch_is_as_the_classes_say() -> None:
         (("--balance", "mine:Misnamed", "--teacher-audio", "AUDIO"), "mine:Misnamed learns from no stage-1 run"),
         (("--balance", "ogm-ge-late", "--balance-set", "begin=60"), "begins with epoch 60 and ends with 50; set end"),
         (("--balance", "ogm-ge-late", "--balance-set", "end=-1"), "end must be 0 to 100000"),
+        (("--balance", "mine:Plainly", "--balance-set", "strength=2"), "strength is no option, not being behind the *"),
+        (("--balance", "relearning", "--balance-set", "after="), "after is several values with commas between them"),
         (("--fusion", "mine:Narrow"), "--fusion mine:Narrow makes float32 (2, 2) of the features of two clips"),
     ],
 )
@@ -124,6 +129,27 @@ def test_factors_are_of_encoders(experiment: Experiment, own: Path) -> None:
     for wrong in ({"audio": "much"}, [1.0, 0.5], 0.5):
         with pytest.raises(ConfigError, match="it may return factors of audio and visual"):
             modulated(Given(wrong), step)
+
+
+def test_further_clips_are_of_train() -> None:
+    class Given(Balancing):
+        def __init__(self, further: Any) -> None:
+            nn.Module.__init__(self)
+            self.given = [further]
+
+        def begin_epoch(self, epoch: int, clips: PlainClips) -> Tensor | None:
+            return self.given[0]  # type: ignore[no-any-return]
+
+    clips = PlainClips(lambda split: {})
+    assert further_clips(Given(None), 0, clips, 9) is None
+    assert further_clips(Given(torch.zeros(0, 3, dtype=torch.int64)), 0, clips, 9) is None
+    right = torch.tensor([[8, 1, 0], [0, 0, 1]])
+    assert torch.equal(further_clips(Given(right), 0, clips, 9), right)  # type: ignore[arg-type]
+    for wrong in ([[9, 1, 0]], [[-1, 1, 0]], [[0, 2, 0]], [[0.0, 1.0, 0.0]], [0, 1, 2], [[0, 1]]):
+        with pytest.raises(ConfigError, match=r"Given.begin_epoch returned tensor\(.*it may return clips \(n, 3\)"):
+            further_clips(Given(torch.tensor(wrong)), 0, clips, 9)
+    with pytest.raises(ConfigError, match=r"Given.begin_epoch returned \[1\];"):
+        further_clips(Given([1]), 0, clips, 9)
 
 
 # --- what is recorded, and what it is called ---------------------------------------------------------------------

@@ -193,6 +193,19 @@ def test_the_page_is_whole_and_small_and_has_every_part(page: Path) -> None:
     assert len(parsed.all("article")) == 3
 
 
+def test_the_data_maps_are_of_the_clips_that_were_scored(page: Path, experiment: Experiment) -> None:
+    shown = Parsed(page.read_text(encoding="utf-8"))
+    words = " ".join(shown.words.split())
+    assert len([svg for svg in shown.all("svg") if svg["aria-label"].startswith("Data maps, ")]) == 1
+    scored = artifacts.load(experiment.confidence, "confidence").tensors
+    for modality in MODALITIES:
+        means = [
+            f"{name} {scored[f'{modality}_{name}'].double().mean():.2f}"
+            for name in ("confidence", "variability", "correctness", "forgetting")
+        ]
+        assert f"{modality}: mean {', '.join(means)}; " in words
+
+
 def test_the_first_screen_says_what_was_found(page: Path, experiment: Experiment, joint: Path) -> None:
     """What the data is, three clips, bars with numbers, and the verdicts; all else comes later or is folded."""
     text = page.read_text(encoding="utf-8")

@@ -106,6 +106,33 @@ def test_mmpareto_where_the_losses_disagree(length: float) -> None:
     assert joint_weight(joint, own, [first, second]) == pytest.approx(shortest(g_m, g_u), abs=1e-6)
 
 
+@pytest.mark.parametrize("gamma", [1.5, 0.7])
+def test_mmpareto_changes_encoders_by_whether_their_losses_disagree(gamma: float) -> None:
+    """The audio encoder's losses pull apart, the visual encoder's do not; all tensors of one get the same weights."""
+    model = joint_model()
+    method = MMPareto(run_of(model), gamma=gamma)
+    joint = {p: torch.randn_like(p) for p in model.parameters()}
+    own = {
+        "audio": {p: 0.6 * torch.randn_like(p) - 0.9 * joint[p] for p in model.audio.parameters()},
+        "visual": {p: torch.randn_like(p) + joint[p] for p in model.visual.parameters()},
+    }
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 3.0)
+    method.modulate(Step(0, 0, {"joint": joint, **own}))
+    for encoder, agree in (("audio", False), ("visual", True)):
+        parameters = [*model.get_submodule(encoder).parameters()]
+        g_m, g_u = (torch.cat([g[p].flatten() for p in parameters]).double() for g in (joint, own[encoder]))
+        assert (g_m @ g_u > 0) == agree
+        k_m = 0.5 if agree else shortest(g_m, g_u)
+        assert agree or 0.01 < k_m < 0.49
+        for parameter in parameters:
+            g_m, g_u = joint[parameter], own[encoder][parameter]
+            h = 2 * k_m * g_m + 2 * (1 - k_m) * g_u
+            assert parameter.grad is not None
+            torch.testing.assert_close(parameter.grad, gamma * h * max(1.0, float((g_m + g_u).norm() / h.norm())))
+    assert all(bool((p.grad == 3).all()) for p in model.fusion.parameters() if p.grad is not None)
+
+
 def test_mmpareto_of_gradients_that_are_0() -> None:
     parameter = nn.Parameter(torch.zeros(3))
     none, some = {parameter: torch.zeros(3)}, {parameter: torch.ones(3)}

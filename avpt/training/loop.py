@@ -23,7 +23,7 @@ from avpt.machine.processes import InterruptedWork, Interruption, hold_signals
 from avpt.models.fusion import FusedModel
 from avpt.text import format_count
 from avpt.training import metrics
-from avpt.training.balancing.method import Alone, Balanced, Features, Losses, PlainClips
+from avpt.training.balancing.method import Alone, Balanced, Features, Losses, PlainClips, further_clips
 from avpt.training.passes import Stepping, evaluate, measure_dynamics, train_epoch
 from avpt.training.run_state import RunState, new_run, resume, save
 from avpt.training.state import Batches, Clock, EpochState, NotFiniteError, Progress, new_epoch
@@ -151,8 +151,9 @@ def prepare_epoch(run: RunState, clips: Clips, plan: Plan, epoch: int, pause: Ca
         model = try_out(run, clips, plan, range(epoch, epoch + epochs), losses, what, pause)
         return model, PlainClips(partial(outputs, model))
 
-    further = method.begin_epoch(epoch, PlainClips(partial(outputs, cast(FusedModel, run.model)), trial))
-    if further is not None and len(further):
+    plain = PlainClips(partial(outputs, cast(FusedModel, run.model)), trial)
+    further = further_clips(method, epoch, plain, len(clips.ids))
+    if further is not None:
         run.epoch = new_epoch(len(clips.ids), further)
 
 

@@ -177,6 +177,26 @@ def modulated(method: Balancing, step: Step) -> dict[str, float]:
     )
 
 
+def further_clips(method: Balancing, epoch: int, clips: PlainClips, num_train: int) -> Tensor | None:
+    """Let a method prepare an epoch (from 0); returns the clips that the epoch has beside each of train once, if any.
+
+    Raises:
+        ConfigError: what it returned are no such clips.
+    """
+    further: object = method.begin_epoch(epoch, clips)
+    if further is None:
+        return None
+    if isinstance(further, Tensor) and further.dtype == torch.int64 and further.ndim == 2 and further.shape[1] == 3:
+        highest = torch.tensor([num_train - 1, 1, 1])
+        if bool(((further.cpu() >= 0) & (further.cpu() <= highest)).all()):
+            return further.cpu() if len(further) else None
+    shown = shortened(" ".join(repr(further).split()), 80)
+    raise ConfigError(
+        f"{type(method).__name__}.begin_epoch returned {shown}; it may return clips (n, 3), int64: a position in train "
+        f"from 0 to {num_train - 1}, and twice 0 or 1; or nothing"
+    )
+
+
 class Alone(Balancing):
     """Training by some losses and nothing else."""
 
@@ -224,6 +244,8 @@ class Balanced(nn.Module):
         losses = method.losses(seen)
         if not isinstance(losses, dict) or not losses or any(loss.ndim for loss in losses.values()):
             raise ConfigError(f"{type(method).__name__}.losses must return means by name; see `avpt guide balancing`")
+        if not any(loss.requires_grad for loss in losses.values()):
+            raise ConfigError(f"{type(method).__name__}.losses depend on no parameter; see `avpt guide balancing`")
         return logits.detach(), losses
 
 

@@ -25,7 +25,8 @@ def read_settings(method: type[Balancing], name: str, typed: Sequence[str], give
     Raises:
         ConfigError: the method has no such option, or a value is not of its type.
     """
-    known = {key: one for key, one in inspect.signature(method).parameters.items() if one.kind is one.KEYWORD_ONLY}
+    parameters = inspect.signature(method).parameters
+    known = {key: one for key, one in parameters.items() if one.kind is one.KEYWORD_ONLY}
     try:
         kinds = get_type_hints(method.__init__)
     except NameError as error:
@@ -44,6 +45,10 @@ def read_settings(method: type[Balancing], name: str, typed: Sequence[str], give
             raise ConfigError(f"--balance-set {key} has an option of its own; use --ogm-... or --balance-... alone")
         if key in values:
             raise ConfigError(f"--balance-set {key} was given before; leave one out")
+        if key in parameters and key not in known:
+            raise ConfigError(
+                f"--balance {name}: {key} is no option, not being behind the * of __init__(joint, *, ...)"
+            )
         if key not in known:
             raise ConfigError(f"--balance {name} has no option {key}; it has {there}")
         try:
@@ -83,7 +88,7 @@ def _read(text: str, kind: Any) -> Any:
         parts, kinds = text.replace(",", " ").split(), get_args(kind)
         if kinds[-1] is Ellipsis:
             kinds = (kinds[0],) * len(parts)
-        if len(parts) != len(kinds):
+        if not parts or len(parts) != len(kinds):
             raise ValueError(text)
         return tuple(_read(part, one) for part, one in zip(parts, kinds, strict=True))
     if kind is bool:
