@@ -129,8 +129,8 @@ def blend(
             "both branches of ABRi would: these keep their own; training is not affected",
             unequal,
         )
-    pairs = (abnormal_channels.acting_pairs(one) for one in (state, blended))
-    change = abnormal_channels.describe_change(*pairs, config.abnormal_threshold)
+    before, after = abnormal_channels.acting_pairs(state), abnormal_channels.acting_pairs(blended)
+    change = abnormal_channels.describe_change(before, after, config.abnormal_threshold)
     return blended, replace(header, metrics=header.metrics | {"blend": change})
 
 
