@@ -113,7 +113,7 @@ def test_mmpareto_changes_encoders_by_whether_their_losses_disagree(gamma: float
     method = MMPareto(run_of(model), gamma=gamma)
     joint = {p: torch.randn_like(p) for p in model.parameters()}
     own = {
-        "audio": {p: 0.6 * torch.randn_like(p) - 0.9 * joint[p] for p in model.audio.parameters()},
+        "audio": {p: 1.2 * torch.randn_like(p) - 1.8 * joint[p] for p in model.audio.parameters()},
         "visual": {p: torch.randn_like(p) + joint[p] for p in model.visual.parameters()},
     }
     for parameter in model.parameters():
@@ -124,7 +124,7 @@ def test_mmpareto_changes_encoders_by_whether_their_losses_disagree(gamma: float
         g_m, g_u = (torch.cat([g[p].flatten() for p in parameters]).double() for g in (joint, own[encoder]))
         assert (g_m @ g_u > 0) == agree
         k_m = 0.5 if agree else shortest(g_m, g_u)
-        assert agree or 0.01 < k_m < 0.49
+        assert agree or 0.6 < k_m < 0.9
         for parameter in parameters:
             g_m, g_u = joint[parameter], own[encoder][parameter]
             h = 2 * k_m * g_m + 2 * (1 - k_m) * g_u
