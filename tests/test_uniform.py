@@ -129,7 +129,8 @@ def test_mmpareto_changes_encoders_by_whether_their_losses_disagree(gamma: float
             g_m, g_u = joint[parameter], own[encoder][parameter]
             h = 2 * k_m * g_m + 2 * (1 - k_m) * g_u
             assert parameter.grad is not None
-            torch.testing.assert_close(parameter.grad, gamma * h * max(1.0, float((g_m + g_u).norm() / h.norm())))
+            scale = max(1.0, float((g_m + g_u).norm() / h.norm()))
+            torch.testing.assert_close(parameter.grad, gamma * h * scale, rtol=1e-4, atol=1e-5)
     assert all(bool((p.grad == 3).all()) for p in model.fusion.parameters() if p.grad is not None)
 
 
