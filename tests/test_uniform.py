@@ -113,7 +113,7 @@ def test_mmpareto_changes_encoders_by_whether_their_losses_disagree(gamma: float
     method = MMPareto(run_of(model), gamma=gamma)
     joint = {p: torch.randn_like(p) for p in model.parameters()}
     own = {
-        "audio": {p: 0.6 * torch.randn_like(p) - 0.9 * joint[p] for p in model.audio.parameters()},
+        "audio": {p: 1.2 * torch.randn_like(p) - 1.8 * joint[p] for p in model.audio.parameters()},
         "visual": {p: torch.randn_like(p) + joint[p] for p in model.visual.parameters()},
     }
     for parameter in model.parameters():
@@ -124,12 +124,13 @@ def test_mmpareto_changes_encoders_by_whether_their_losses_disagree(gamma: float
         g_m, g_u = (torch.cat([g[p].flatten() for p in parameters]).double() for g in (joint, own[encoder]))
         assert (g_m @ g_u > 0) == agree
         k_m = 0.5 if agree else shortest(g_m, g_u)
-        assert agree or 0.01 < k_m < 0.49
+        assert agree or 0.6 < k_m < 0.9
         for parameter in parameters:
             g_m, g_u = joint[parameter], own[encoder][parameter]
             h = 2 * k_m * g_m + 2 * (1 - k_m) * g_u
             assert parameter.grad is not None
-            torch.testing.assert_close(parameter.grad, gamma * h * max(1.0, float((g_m + g_u).norm() / h.norm())))
+            scale = max(1.0, float((g_m + g_u).norm() / h.norm()))
+            torch.testing.assert_close(parameter.grad, gamma * h * scale, rtol=1e-4, atol=1e-5)
     assert all(bool((p.grad == 3).all()) for p in model.fusion.parameters() if p.grad is not None)
 
 
