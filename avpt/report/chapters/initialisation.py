@@ -99,10 +99,8 @@ def find_starts(experiment: Experiment) -> list[Start]:
         trained: dict[str, Channels] = {}
         alphas: dict[str, dict[str, list[float]]] = {}
         blend, moved = header.metrics.get("blend"), dict[str, dict[str, Any]]()
-        blended = {}
-        if node.option("bn") in ("abri", "blend"):
-            fresh = artifacts.load(node.path, "encoder").tensors
-            blended = acting_pairs(fresh)
+        fresh = artifacts.load(node.path, "encoder").tensors if node.option("bn") in ("abri", "blend") else {}
+        blended = acting_pairs(fresh)
         if blended and node.option("bn") == "abri":
             blend = describe_change({layer: own_pair(fresh, layer) for layer in blended}, blended, threshold)
         for run in experiment.of_kind("classifier"):
