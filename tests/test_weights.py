@@ -238,29 +238,23 @@ class TwoBranches(nn.Module):
 
 
 @pytest.mark.parametrize("alpha", [0.5, 0.9, 0.0, 1.0])
-def test_blend_is_abri_at_its_start(pretrained: State, tmp_path: Path, alpha: float) -> None:
-    """In training and in evaluation, beside two whole batch norms that share no code with it; then it is plain."""
-    source, out = tmp_path / "source.safetensors", tmp_path / "out.safetensors"
-    state = {
-        name: value.abs() if value.ndim == 1 and "mean" not in name else value for name, value in pretrained.items()
-    }
-    save_file(state, source)
-    found = made(source, out, "--bn", "blend", "--alpha", str(alpha))
+def test_blend_trains_as_abri_does_at_its_start(pretrained: State, weights: Path, tmp_path: Path, alpha: float) -> None:
+    """Beside two whole batch norms that share no code with it; its statistics are the pre-trained ones."""
+    found = made(weights, tmp_path / "out.safetensors", "--bn", "blend", "--alpha", str(alpha))
     twice, plain = (torchvision.models.resnet18(num_classes=7).double() for _ in range(2))
-    twice.load_state_dict(state)
+    twice.load_state_dict(pretrained)
     for name, layer in list(twice.named_modules()):
         if isinstance(layer, nn.BatchNorm2d):
             parent, _, own = name.rpartition(".")
             setattr(twice.get_submodule(parent), own, TwoBranches(layer, alpha).double())
-    classifier = {name: state[name] for name in ("fc.weight", "fc.bias")}
+    classifier = {name: pretrained[name] for name in ("fc.weight", "fc.bias")}
     plain.load_state_dict(found | classifier)  # strictly: torchvision's own names and nothing else
     pictures = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)).double()
     with torch.no_grad():
-        for training in (False, True):  # training moves statistics, so it is last
-            expected, outputs = (network.train(training)(pictures) for network in (twice, plain))
-            torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
-    for name in (name for name in found if name.endswith("running_var")):
-        assert bool((found[name] >= 0).all())
+        expected, outputs = (network.train()(pictures) for network in (twice, plain))
+    torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    for name in (name for name in found if "running" in name):
+        assert torch.equal(found[name], pretrained[name])
 
 
 def test_blend_says_what_it_did(pretrained: State, weights: Path, tmp_path: Path) -> None:
@@ -284,19 +278,6 @@ def test_blend_says_what_it_did(pretrained: State, weights: Path, tmp_path: Path
     assert all(
         any(name in line and line.split()[-1] == value for line in text.splitlines()) for name, value in rows.items()
     )
-
-    crossed = 0  # channels that a negative gamma gives another sign in evaluation than in training
-    for layer in layers:
-        gamma, var = pretrained[f"{layer}.weight"].double(), pretrained[f"{layer}.running_var"].double()
-        scale = 0.5 * gamma / (var + 1e-5).sqrt() + 0.5 / (1 + 1e-5) ** 0.5
-        apart = (0.5 * gamma + 0.5) * scale < 0
-        crossed += int(apart.sum())
-        assert torch.equal(found[f"{layer}.running_mean"][apart], pretrained[f"{layer}.running_mean"][apart])
-        assert torch.equal(found[f"{layer}.running_var"][apart], pretrained[f"{layer}.running_var"][apart])
-    assert crossed
-    warned = " ".join(result.stderr.split())
-    assert "BatchNorm channels, whose gamma is negative" in warned
-    assert f"in {crossed} " in warned
 
 
 def test_blend_draws_what_abri_draws(weights: Path, tmp_path: Path) -> None:

@@ -18,9 +18,7 @@ from avpt.options import InitConfig
 from avpt.types import TORCHVISION, Report, Table
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from avpt.models.encoder import EncoderSpec, Norm
+    from avpt.models.encoder import Norm
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +85,6 @@ def initialise(config: InitConfig, header: Header) -> Header:
         metrics["weights"] = loaded.record()
 
     metrics |= abnormal_channels.abnormal_report(state, config.abnormal_threshold)
-    header = replace(header, metrics=metrics)
     if config.bn in ("abri", "blend") and abnormal_channels.is_as_new(state):
         log.warning(
             "the BatchNorm of %s is as new, and so is ABRi's other branch: they are equal, and there is %s; set --bn "
@@ -96,7 +93,9 @@ def initialise(config: InitConfig, header: Header) -> Header:
             "no share of either to learn" if config.bn == "abri" else "nothing to blend",
         )
     if config.bn == "blend":
-        state, header = blend(state, plain, config, header)
+        before, state = state, abnormal_channels.blend(state, config.alpha)
+        pairs = abnormal_channels.acting_pairs(before), abnormal_channels.acting_pairs(state)
+        metrics["blend"] = abnormal_channels.describe_change(*pairs, config.abnormal_threshold)
     elif config.bn == "reset":
         state = abnormal_channels.reset(state)
     elif config.bn == "reset-abnormal":
@@ -106,32 +105,11 @@ def initialise(config: InitConfig, header: Header) -> Header:
         warn_of_edges(spec, spec.size, str(config.out))
     encoder = build_encoder(spec, config.alpha)
     encoder.load_state_dict(encoder.state_dict() | state)  # over ABRi's new branch, which state lacks
+    header = replace(header, metrics=metrics)
     if header.inputs:  # before the encoder, which is not made again once it is there
         write_paths(config.out, header.inputs, {"weights": Path(config.weights)})
     artifacts.save(config.out, header, encoder.state_dict())
     return header
-
-
-def blend(
-    state: dict[str, Tensor], spec: EncoderSpec, config: InitConfig, header: Header
-) -> tuple[dict[str, Tensor], Header]:
-    """Give every BatchNorm what ABRi has in its place at the start of training; what that changed is recorded."""
-    from avpt.models import abnormal_channels
-    from avpt.models.abri import blend_state_dict, norm_eps
-    from avpt.models.encoder import build_encoder
-
-    encoder = build_encoder(replace(spec, norm="abri-layer"), config.alpha)
-    encoder.load_state_dict(encoder.state_dict() | state)
-    blended, unequal = blend_state_dict(encoder.state_dict(), norm_eps(encoder))
-    if unequal:
-        log.warning(
-            "in %d BatchNorm channels, whose gamma is negative, no statistics of one layer give in evaluation what "
-            "both branches of ABRi would: these keep their own; training is not affected",
-            unequal,
-        )
-    before, after = abnormal_channels.acting_pairs(state), abnormal_channels.acting_pairs(blended)
-    change = abnormal_channels.describe_change(before, after, config.abnormal_threshold)
-    return blended, replace(header, metrics=header.metrics | {"blend": change})
 
 
 def report(header: Header, config: InitConfig) -> Report:

@@ -82,6 +82,15 @@ def abnormal_report(state: Mapping[str, Tensor], threshold: float) -> dict[str, 
     return {"layers": layers, "abnormal_share": share}
 
 
+def blend(state: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """gamma alpha g1 + 1 - alpha and beta alpha b1, as ABRi has them when training starts; statistics stay."""
+    blended = dict(state)
+    for layer in norm_layers(state):
+        blended[f"{layer}.weight"] = alpha * state[f"{layer}.weight"] + (1.0 - alpha)
+        blended[f"{layer}.bias"] = alpha * state[f"{layer}.bias"]
+    return blended
+
+
 def reset(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Every BatchNorm as new: gamma 1, beta 0, running mean 0, variance 1."""
     fresh = dict(state)

@@ -82,16 +82,13 @@ def check_frozen(encoder: Encoder, path: Path) -> None:
     Its other branch normalises, so the blend is meaningless. Where no BatchNorm normalises, a warning is logged.
 
     Raises:
-        ArtifactError: it is fresh from `init --bn abri`, or `--bn blend`, which gives the same in evaluation.
+        ArtifactError: it is fresh from `init --bn abri`.
     """
     state = encoder.state_dict()
-    header = artifacts.own_header(artifacts.model_file(path))
-    blended = header is not None and header.kind == "encoder" and header.config.get("bn") == "blend"
-    if blended or has_unmoved_statistics({name: value for name, value in state.items() if ".new_running_" in name}):
+    if has_unmoved_statistics({name: value for name, value in state.items() if ".new_running_" in name}):
         raise ArtifactError(
-            f"{path} is fresh from `avpt init --bn {'blend' if blended else 'abri'}`: the new branch of its BatchNorm "
-            "has no statistics yet, so as it is it gives nonsense; train it with `avpt finetune-unimodal` first, or "
-            "use another --bn"
+            f"{path} is fresh from `avpt init --bn abri`: the new branch of its BatchNorm has no statistics yet, so "
+            "as it is it gives nonsense; train it with `avpt finetune-unimodal` first, or use another --bn"
         )
     if has_unmoved_statistics(state):
         log.warning("%s has BatchNorm statistics that no data has moved yet: it does not normalise", path)
