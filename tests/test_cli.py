@@ -392,7 +392,7 @@ CHOICES = {
     ("finetune-unimodal", "--optimizer"): ["sgd", "adam", "adamw"],
     ("finetune-unimodal", "--schedule"): ["step", "cosine", "constant"],
     ("finetune-unimodal", "--dynamics"): ["train", "eval"],
-    ("finetune-unimodal", "--precision"): ["fp32", "bf16", "fp16"],
+    ("finetune-unimodal", "--precision"): ["fp32", "tf32", "bf16", "fp16"],
     ("score-confidence", "--missing"): ["error", "skip"],
     ("score-confidence", "--select-by"): ["both", "audio", "visual"],
     ("fuse-train", "--mask"): ["adaptive", "uniform", "none"],
