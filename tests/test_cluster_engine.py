@@ -131,7 +131,7 @@ def test_a_cluster_makes_the_same_store_and_tells_of_clips_that_fail_or_hang(
     command = (*preprocess(tmp_path, digit_rows() + bad), "--clip-timeout", "5", "--max-frames", "200", "--out")
     done(*command, tmp_path / "here")
     with running(*command, tmp_path / "there", *nodes.options(), "--quiet", "--json") as process:
-        stdout, stderr = process.communicate(timeout=200)
+        stdout, stderr = process.communicate(timeout=400)
         assert process.returncode == 0, stderr
     assert stderr == ""
     assert '"failures": 2' in stdout
@@ -153,7 +153,7 @@ def test_a_killed_driver_is_followed_by_another_that_finishes(nodes: Nodes, tmp_
         killed(process)
     assert not (store / "store.json").exists()
     with running(*command, store, *nodes.options()) as process:
-        _, stderr = process.communicate(timeout=200)
+        _, stderr = process.communicate(timeout=400)
         assert process.returncode == 0, stderr
     done(*command, tmp_path / "undisturbed")
     assert untimed(store) == untimed(tmp_path / "undisturbed")
