@@ -79,9 +79,9 @@ def describe_artifact(path: Path, whole: bool = False) -> Report:
     try:
         header, tensors = artifacts.read_header(path)
     except artifacts.ForeignWeightsError as error:
-        from avpt.models.weights import init_command
+        from avpt.models.weights import init_step
 
-        raise ArtifactError(f"{error.what}; make an encoder of it with `{init_command(path)}`") from None
+        raise ArtifactError(f"{error.what}; {init_step(path)}") from None
     shapes: dict[str, dict[str, Any]] = {
         name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in sorted(tensors.items())
     }
