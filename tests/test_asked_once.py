@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from avpt.errors import AvptError
 from avpt.loading.dataset import Masking
 from avpt.models.encoder import EncoderSpec, build_encoder
-from avpt.models.weights import init_command
+from avpt.models.weights import init_command, init_step
 from avpt.runs.folder import expand_folders, read_run
 from avpt.runs.groups import options_of
 from avpt.runs.lineage import Lineage
@@ -187,6 +187,11 @@ def test_the_command_names_the_architecture_and_the_modality_of_the_weights(tmp_
     torch.save({f"module.{name}": value for name, value in plain.items()}, tmp_path / "a b.pt")
     options = f"--arch resnet50 --weights '{tmp_path / 'a b.pt'}'"
     assert init_command(tmp_path / "a b.pt") == f"avpt init --modality audio {options} --out audio-init.safetensors"
+    torch.save({"features.weight": torch.zeros(2, 3, 1, 1)}, tmp_path / "unlike.pt")
+    step = init_step(tmp_path / "unlike.pt")
+    assert "`avpt init --modality visual --arch NAME --weights " in step
+    assert step.endswith("` (NAME: their architecture, as `avpt encoders` lists it)")
+    assert "NAME" not in init_step(tmp_path / "a b.pt")
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
     assert "--modality audio --weights" in init_command(tmp_path / "list.pt", "audio")
 

@@ -612,6 +612,7 @@ def test_again_does_nothing(tmp_path: Path, made: tuple[str | Path, ...]) -> Non
     before = written()
     result = done(*made, "--list", tmp_path / "vgg" / "vggsound.csv")
     assert result.stdout == f"{tmp_path / 'm.csv'}\n"
+    assert f"{tmp_path / 'm.csv'} was there already, made with the same options and inputs\n" in result.stderr
     assert written() == before
     shutil.move(tmp_path / "vgg", tmp_path / "moved")
     shutil.copytree(tmp_path, tmp_path / "vgg" / "elsewhere")  # beside its media it is the same anywhere

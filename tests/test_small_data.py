@@ -88,6 +88,9 @@ def test_the_best_five_of_five_classes_are_not_shown(experiment: Experiment) -> 
     again = done(*finetune(experiment, "audio", experiment.audio_init), "--out", experiment.audio)
     assert "macro_f1" in again.stderr
     assert "top5" not in again.stderr
+    shown = done("info", experiment.audio).stdout
+    assert "metrics.test.macro_f1" in shown
+    assert "top5" not in shown
     assert summary(experiment.audio)["test"]["top5"] == 1.0
     here = ("evaluate", experiment.audio, experiment.store, "--workers", "0", "--device", "cpu")
     shown = done(*here)

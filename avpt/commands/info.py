@@ -21,6 +21,7 @@ from avpt.options import InfoConfig
 from avpt.runs.folder import is_run, read_run
 from avpt.store.store import SplitIndex, Store
 from avpt.text import decimals
+from avpt.training.metrics import TOP
 from avpt.types import SPLITS, Report, Table
 
 CLASSES_SHOWN = 20  # --json has all of them
@@ -79,9 +80,9 @@ def describe_artifact(path: Path, whole: bool = False) -> Report:
     try:
         header, tensors = artifacts.read_header(path)
     except artifacts.ForeignWeightsError as error:
-        from avpt.models.weights import init_command
+        from avpt.models.weights import init_step
 
-        raise ArtifactError(f"{error.what}; make an encoder of it with `{init_command(path)}`") from None
+        raise ArtifactError(f"{error.what}; {init_step(path)}") from None
     shapes: dict[str, dict[str, Any]] = {
         name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in sorted(tensors.items())
     }
@@ -182,8 +183,10 @@ def _header_tables(title: str, summary: Mapping[str, Any], whole: bool = False) 
     if weights:
         counts = (f"{len(weights.get(what, ()))} {what}" for what in ("loaded", "adapted", "dropped", "new"))
         rows.append(("weights", ", ".join(counts)))
-    rows += _flat("metrics", metrics) + _flat("environment", summary.get("environment", {}))
     classes = summary.get("classes", [])
+    few = 0 < len(classes) <= TOP  # of which the best five are right by definition
+    rows += [row for row in _flat("metrics", metrics) if not (few and row[0].endswith(".top5"))]
+    rows += _flat("environment", summary.get("environment", {}))
     rows.append(("classes", listed(classes, len(classes) if whole else CLASSES_SHOWN)))
     if tensors := summary.get("tensors"):
         numbers = sum(math.prod(entry["shape"]) for entry in tensors.values())

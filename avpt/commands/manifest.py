@@ -23,7 +23,7 @@ from avpt.files.checking import RecordError, read
 from avpt.files.locks import claim
 from avpt.files.outputs import sha256, write_json, write_text
 from avpt.files.records import ManifestRecord
-from avpt.files.reuse import check_same, foreign, is_there
+from avpt.files.reuse import check_same, foreign, is_there, say_there
 from avpt.files.typed_paths import relative_path
 from avpt.machine.set_aside import describe_torn, torn_groups
 from avpt.options import ManifestConfig
@@ -69,6 +69,8 @@ def run(config: ManifestConfig) -> Report:
                 record["summary"] for path, record in zip(outs, earlier, strict=True) if record and whole(path, record)
             ]
             if len(there) == len(outs):
+                for path in outs:
+                    say_there(path)
                 return report(outs, there)
         warn_of_passed_over(config, dataset, media)
         source = Source(media, lists, classes, config.fold, config.trimmed)

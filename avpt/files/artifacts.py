@@ -92,8 +92,9 @@ def read_header(path: Path) -> tuple[Header, dict[str, tuple[str, list[int]]]]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        what = f"is {what_it_is(path) or 'a folder'}" if path.is_dir() else "does not exist"
-        raise ArtifactError(f"{path} {what}; an artifact is a file")
+        if not path.is_dir():
+            raise ArtifactError(f"{path} does not exist; make it with the step before")
+        raise ArtifactError(f"{path} is {what_it_is(path) or 'a folder'}; an artifact is a file")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}

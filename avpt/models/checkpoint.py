@@ -19,7 +19,7 @@ from avpt.models.abnormal_channels import has_unmoved_statistics
 from avpt.models.encoder import Classifier, Encoder, EncoderSpec, build_encoder, encoder_spec
 from avpt.models.fitting import check_values, describe_tensors, misfits
 from avpt.models.fusion import FUSIONS, FusedModel, recorded_fusion
-from avpt.models.weights import init_command
+from avpt.models.weights import init_step
 from avpt.types import MODALITIES, Modality
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def load_encoder(path: Path, modality: Modality) -> LoadedEncoder:
     try:
         loaded = load_network(path, "encoder", "classifier")
     except ForeignWeightsError as error:
-        step = f"make an encoder of it with `{init_command(path, modality)}`, and name that here"
+        step = f"{init_step(path, modality)}, and name that here"
         raise ArtifactError(f"{error.what}; {step}") from None
     ((made_for, spec),) = loaded.encoders.items()
     if made_for != modality:

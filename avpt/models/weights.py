@@ -133,6 +133,13 @@ def init_command(path: Path, modality: Modality | None = None) -> str:
     return shlex.join([*words, f"{modality}-init.safetensors"])
 
 
+def init_step(path: Path, modality: Modality | None = None) -> str:
+    """What to do with weights that avpt did not write, in words."""
+    command = init_command(path, modality)
+    known = "" if "--arch NAME" not in command else " (NAME: their architecture, as `avpt encoders` lists it)"
+    return f"make an encoder of it with `{command}`{known}"
+
+
 def _check_plain(path: Path, state: Mapping[str, Tensor]) -> None:
     """Check that every tensor is dense, in memory, and stores one number per element.
 
