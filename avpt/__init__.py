@@ -10,6 +10,7 @@ __all__ = [
     "__version__",
     "abri",
     "balancing",
+    "errors",
     "fold",
     "inspect",
     "load_model",
@@ -22,7 +23,7 @@ def __getattr__(name: str) -> object:
     """A public name, loaded on its first use: neither torch nor anything else is needed before."""
     from importlib import import_module
 
-    if name in ("balancing", "masking"):
+    if name in ("balancing", "errors", "masking"):
         return import_module(f"avpt.{name}")
     if name in __all__:
         return getattr(import_module("avpt.library"), name)

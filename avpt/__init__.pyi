@@ -1,4 +1,5 @@
 from avpt import balancing as balancing
+from avpt import errors as errors
 from avpt import masking as masking
 from avpt.library import abri as abri
 from avpt.library import fold as fold

@@ -691,6 +691,17 @@ def test_parameters_of_any_network_are_looked_at(experiment: Experiment, tmp_pat
     assert "do not have the same BatchNorm layers" in result.error
 
 
+@pytest.mark.parametrize("arch", ["test_resnet", None])
+def test_half_precision_is_told_once(arch: str | None, tmp_path: Path) -> None:
+    """Of an architecture that is looked up, and of a network that avpt does not build."""
+    network = timm.create_model(arch) if arch else nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    torch.save(network.half().state_dict(), tmp_path / "half.pt")
+    told = done("inspect", tmp_path / "half.pt").stderr
+    assert " ".join(told.split()).count("holds float16 weights: nothing below 6e-08 can be told from 0") == 1
+    torch.save(network.float().state_dict(), tmp_path / "whole.pt")
+    assert "told from 0" not in " ".join(done("inspect", tmp_path / "whole.pt").stderr.split())
+
+
 def test_the_architecture_is_looked_up_once(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,7 +37,10 @@ class NormPair:
 
     def below(self, threshold: float) -> Tensor:
         """(channels,) bool: max(|gamma|, |beta|) < threshold (arXiv 2302.03533, section on dead channels)."""
-        return torch.maximum(self.gamma.abs(), self.beta.abs()) < threshold
+        largest = torch.maximum(self.gamma.abs(), self.beta.abs())
+        if largest.element_size() < 4:
+            largest = largest.float()  # in half precision a threshold of 1e-10 would be 0, and nothing below it
+        return largest < threshold
 
 
 def own_pair(state: Mapping[str, Tensor], layer: str) -> NormPair:

@@ -31,7 +31,7 @@ from avpt.models.encoder import (
 from avpt.models.fitting import adapt_conv1, check_values, fit_weights, misfits, wrong_values
 from avpt.models.known_architectures import ELSEWHERE, nothing_alike, recognise
 from avpt.models.layouts import find_places
-from avpt.models.weights import find_weights, guess_arch, read_largest
+from avpt.models.weights import find_weights, guess_arch, little_precision, read_largest
 from avpt.types import CHANNELS, MODALITIES, Modality
 
 log = logging.getLogger(__name__)
@@ -89,10 +89,6 @@ def _load_fitting(name: Path, modality: Modality | None, arch: str | None, key: 
     """An encoder that others wrote, of an architecture that is named or one of torchvision's three."""
     wanted = _describe(arch or "resnet18", modality or "visual", "batchnorm")  # all take pictures, and not all sound
     state, layout = find_weights(str(name), wanted, key)
-    if layout.dtype:
-        kinds = (getattr(torch, kind) for kind in layout.dtype.split(" and "))
-        least = max(torch.finfo(kind).smallest_normal * torch.finfo(kind).eps for kind in kinds)
-        log.warning("%s holds %s weights: nothing below %.0e can be told from 0", name, layout.dtype, least)
     if not norm_layers(state):
         raise ArtifactError(f"{name} has no BatchNorm layer, so there are no abnormal or dead channels to look for")
     first = f"{first_convolutions(wanted)[0]}.weight"
@@ -121,6 +117,7 @@ def _load_fitting(name: Path, modality: Modality | None, arch: str | None, key: 
         raise ArtifactError(f"{name} does not fit {spec.arch} with ABRi: {'; '.join(problems.values())}")
     encoder.load_state_dict(fitted | abri)
     check_values(name, encoder)
+    _tell_precision(name, layout.dtype)
     _tell_passed_over(name, passed_over)
     hidden = {f"{layer}.{part}" for layer in passed_over for part in ("weight", "bias")}
     shown = {key: value for key, value in encoder.state_dict().items() if key not in hidden}
@@ -146,6 +143,14 @@ def _without_parameters(state: Mapping[str, Tensor]) -> list[str]:
 def _tell_passed_over(name: Path, layers: list[str]) -> None:
     if layers:
         log.warning("%s: passed over, as they have no gamma and beta (affine=False): %s", name, listed(layers))
+
+
+def _tell_precision(name: Path, dtype: str) -> None:
+    """Say below what the numbers of weights with half the precision or less are lost; `dtype` is empty for others."""
+    if dtype:
+        kinds = (getattr(torch, kind) for kind in dtype.split(" and "))
+        least = max(torch.finfo(kind).smallest_normal * torch.finfo(kind).eps for kind in kinds)
+        log.warning("%s holds %s weights: nothing below %.0e can be told from 0", name, dtype, least)
 
 
 def _made_for(weight: Tensor, spec: EncoderSpec, first: str) -> Modality | None:
@@ -206,6 +211,7 @@ def _of_another(name: Path, modality: Modality | None) -> AnyEncoder | None:
             log.info("%s looks like %s, and is read as that", name, known_as.name)
             return encoder
     log.warning("%s: only its BatchNorm parameters are looked at (%s)", name, why)
+    _tell_precision(name, little_precision(known.values()))
     _tell_passed_over(name, _without_parameters(state))
     spec = EncoderSpec(known_as.name if known_as else UNKNOWN, modality or "visual", "batchnorm")
     return AnyEncoder(None, known, spec, spec.modality, None)

@@ -65,7 +65,7 @@ def read_weights(path: Path, spec: EncoderSpec, key: str | None = None) -> tuple
         what = held.foreign[(*place.path, place.prefix + lost[0])]
         raise ArtifactError(f"{path}: {listed(lost)} is a {what}, not a tensor; save a state_dict() of tensors")
     layout.left = [_with_class(name, held.foreign) for name in layout.left]
-    layout.dtype = _little_precision(state[name] for name in place.wanted if name in state)
+    layout.dtype = little_precision(state[name] for name in place.wanted if name in state)
     if own_header(path) is not None:  # its layout is ours, and nobody needs to be told
         layout.wrapper = layout.prefix = ""
     return state, layout
@@ -92,7 +92,7 @@ def _with_class(name: str, foreign: Mapping[tuple[str, ...], str]) -> str:
     return f"{name} (with {listed(list(inside), 2)})"
 
 
-def _little_precision(values: Iterable[Tensor]) -> str:
+def little_precision(values: Iterable[Tensor]) -> str:
     """The type of weights with half the precision or less; empty where there are none."""
     kinds = {value.dtype for value in values if value.is_floating_point() and value.element_size() < 4}
     return " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
