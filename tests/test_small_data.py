@@ -93,9 +93,9 @@ def test_the_best_five_of_five_classes_are_not_shown(experiment: Experiment) -> 
     assert "top5" not in shown
     assert summary(experiment.audio)["test"]["top5"] == 1.0
     here = ("evaluate", experiment.audio, experiment.store, "--workers", "0", "--device", "cpu")
-    shown = done(*here)
-    assert "macro f1" in shown.stdout + shown.stderr
-    assert "top5" not in shown.stdout + shown.stderr
+    evaluated = done(*here)
+    assert "macro f1" in evaluated.stdout + evaluated.stderr
+    assert "top5" not in evaluated.stdout + evaluated.stderr
     assert done(*here, "--json").json()["test"]["top5"] == 1.0
     compared = done("compare", experiment.fused)
     assert "top5" not in compared.stdout
