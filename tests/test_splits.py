@@ -205,7 +205,7 @@ def class_folders(folder: Path, **counts: int) -> Path:
     for name, count in counts.items():
         (folder / name).mkdir(parents=True)
         for number in range(count):
-            (folder / name / f"{number}.wav").touch()
+            (folder / name / f"{number}.wav").write_bytes(b"x")
     return folder
 
 
@@ -232,7 +232,7 @@ def test_class_folders_are_divided_class_by_class(tmp_path: Path) -> None:
     record = json.loads((folder / "manifest.csv.json").read_text(encoding="utf-8"))["summary"]["by_class"]
     assert record["large"] == {"train": 70, "val": 20, "test": 10}
     assert len(record) == 31
-    (folder / "class00" / "more.wav").touch()  # a clip that comes moves few others
+    (folder / "class00" / "more.wav").write_bytes(b"x")  # a clip that comes moves few others
     before = (folder / "manifest.csv").read_text(encoding="utf-8").splitlines()
     done("manifest", "folder", folder, "--out", folder / "manifest.csv", *options, "--overwrite")
     after = (folder / "manifest.csv").read_text(encoding="utf-8").splitlines()
