@@ -211,7 +211,9 @@ def test_the_run_that_finishes_judges_the_failures(
     with monkeypatch.context() as patched:
         patched.setattr(_shards, "decode_task", decode_or_not)
         part = done(*command, "--shard-range", "0:1", "--clip-timeout", "2", "--json")  # 2 of its 8 clips
-    assert part.json() == {"store": str(store), "clips": 6, "failures": 2, "partial": 0, "missing_shards": 6} | NONE_LACK
+    assert (
+        part.json() == {"store": str(store), "clips": 6, "failures": 2, "partial": 0, "missing_shards": 6} | NONE_LACK
+    )
     result = avpt(*command, "--shard-range", "1:")
     assert result.code == 1
     assert "2 of 36 clips failed" in result.error

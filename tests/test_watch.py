@@ -267,6 +267,7 @@ class Noted(display._Board):
 
     def step_done(self, epoch: int, state: EpochState, clock: Clock, positions: Tensor) -> None:
         super().step_done(epoch, state, clock, positions)
+        self._add_up()  # as a look at the terminal does
         record, _ = self.current()
         self.seen.append((epoch * STEPS + state.step, record["train"], record["gradient_norm"]))
 
