@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -46,6 +47,7 @@ def pytest_sessionfinish() -> None:
 def seeded() -> None:
     """Give every test the same random numbers, whichever tests ran before it."""
     torch.manual_seed(0)
+    logging.getLogger("avpt").setLevel(logging.NOTSET)  # a command of the test before may have been quiet
 
 
 @pytest.fixture(scope="session", autouse=True)
