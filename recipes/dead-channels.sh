@@ -3,7 +3,7 @@
 #
 # Data      made by recipes/make_digits.py: real handwriting, synthesised speech; 400 train, 100 val, 1,000 test clips
 # Hardware  two CPU cores
-# Minutes   about 45 for three seeds, of one core
+# Minutes   about 45 for three seeds, of one core, without `blend`, which was not measured yet
 # Expect    sound 0.92 from random and with BatchNorm kept, 0.86 with abri, 0.55 +- 0.13 with reset; recipes/README.md
 #
 # Encoders that are pre-trained at length on millions of pictures come with such channels; this one gets them in a

@@ -2,7 +2,7 @@
 # What a CUDA device says of avpt: bytes, speed, memory. One JSON, rewritten after each step, and a table at the end.
 #
 #   tests/cuda.sh prepare                      where PyAV is and packages can be fetched; makes .cuda/, some 20 MB
-#   tests/cuda.sh OUT                          where the device is, in a checkout with .cuda/: under eight minutes
+#   tests/cuda.sh OUT                          where the device is, in a checkout with .cuda/; begins nothing new after 7.5 minutes
 #   tests/cuda.sh OUT --device cpu --rehearse  the same at tiny sizes, so that no minute there is lost to a slip
 #
 # PYTHON names the interpreter: by default that of .venv, else python3. It needs torch, torchvision, torchaudio, h5py,

@@ -144,8 +144,8 @@ def _refusing(name: str, form: str) -> Iterator[None]:
         if wants_memory(error) or (isinstance(error, OSError) and error.errno is not None):
             raise  # which has nothing to do with the network
         raise ConfigError(
-            f"torch can't export {name} as {form} ({_reason(error)}); --format torchvision or timm writes the weights "
-            "of an encoder of any kind"
+            f"torch can't export {name} as {form} ({_reason(error)}); --format timm, or torchvision for its own "
+            "networks, writes the weights of an encoder"
         ) from error
 
 
