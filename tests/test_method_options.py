@@ -304,11 +304,12 @@ def test_a_branch_that_has_seen_nothing_is_not_frozen(experiment: Experiment, tm
         (line,) = result.stderr.splitlines()
         assert f"{experiment.audio_init} is fresh from `avpt init --bn abri`" in line
         assert not run.exists()
-    blend = tmp_path / "blend.safetensors"  # which gives the same in evaluation
+    blend = tmp_path / "blend.safetensors"  # a plain BatchNorm that keeps the pre-trained statistics
     done("init", "--modality", "audio", "--arch", ARCH, "--weights", experiment.visual, "--bn", "blend", "--out", blend)
-    result = avpt(*finetune(experiment, "audio", blend), "--freeze-encoders", "--out", run)
-    assert result.code == 1
-    assert f"{blend} is fresh from `avpt init --bn blend`" in result.stderr
+    result = done(
+        *finetune(experiment, "audio", blend), "--epochs", "1", "--freeze-encoders", "--out", tmp_path / "blend"
+    )
+    assert str(blend) not in result.stderr
     reset = tmp_path / "reset.safetensors"
     done("init", "--modality", "audio", "--arch", ARCH, "--weights", experiment.visual, "--bn", "reset", "--out", reset)
     result = done(
