@@ -169,7 +169,7 @@ def command(config_type: type[ConfigT], *example: str, page: str) -> Callable[[C
                 field.name,
                 signatures.Parameter.KEYWORD_ONLY,
                 default=signatures.Parameter.empty if field.default is dataclasses.MISSING else field.default,
-                annotation=Annotated[hints[field.name].__origin__, _as_shown(config_type, field.name)],
+                annotation=Annotated[hints[field.name].__origin__, _as_shown(config_type, field)],
             )
             for field in _in_order(config_type)
         ]
@@ -196,11 +196,12 @@ def _in_order(config_type: type[options.Config]) -> list[dataclasses.Field[Any]]
     return sorted(dataclasses.fields(config_type), key=place)
 
 
-def _as_shown(config_type: type[options.Config], name: str) -> Any:
-    """The declared option as help shows it: a short word for its type, choices and range as text.
+def _as_shown(config_type: type[options.Config], field: dataclasses.Field[Any]) -> Any:
+    """The declared option as help shows it: a short word for its type, choices, range and default as text.
 
     The config itself refuses a value out of range, with exit code 1.
     """
+    name = field.name
     info = copy.copy(options.parameter(config_type, name))
     info.show_choices = False  # a list of them would be broken in the middle of a word
     choices = options.choices(config_type, name)
@@ -209,6 +210,9 @@ def _as_shown(config_type: type[options.Config], name: str) -> Any:
     if text := options.bounds(info, highest=MOST_SHOWN):
         info.help = f"{info.help} [dim]({text})[/dim]"
     info.min = info.max = None
+    if isinstance(field.default, tuple):
+        typed = " ".join(f"{value:g}" for value in field.default)
+        info.help, info.show_default = f"{info.help} [dim]\\[default: {typed}][/dim]", False
     if isinstance(info, OptionInfo) and info.metavar is None:
         kind = options.type_hints(config_type)[name].__origin__
         kinds = {kind, *get_args(kind), *(inner for part in get_args(kind) for inner in get_args(part))}

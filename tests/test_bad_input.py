@@ -888,4 +888,10 @@ def test_a_class_that_train_lacks_is_told_before_anything_is_decoded(tmp_path: P
     rows = [row | ({"label": "tyop"} if row["split"] == "val" else {}) for row in digit_rows()]
     manifest = write_manifest(tmp_path / "own.csv", rows)
     result = done("preprocess", manifest, "--out", tmp_path / "own", "--workers", "1", *STORE_OPTIONS)
-    assert "val has clips of classes that train lacks (tyop); training will refuse them" in result.stderr
+    says = "val has clips of classes that train lacks (tyop); training will refuse them"
+    assert says in result.stderr
+    first = next(number for number, row in enumerate(rows) if row["split"] == "val")  # clips that are not stored
+    some = done(
+        "preprocess", manifest, "--out", tmp_path / "some", "--limit", str(first), "--workers", "1", *STORE_OPTIONS
+    )
+    assert says not in some.stderr

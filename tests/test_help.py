@@ -49,6 +49,13 @@ def test_every_option_is_in_a_group_and_tells_its_choices(command: str, monkeypa
             assert choice in words(re.sub(r"[(),.;:]", " ", line)), f"{name} {kind} does not tell {choice}"
 
 
+def test_defaults_of_two_numbers_read_as_they_are_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = help_of("finetune-unimodal", 1000, monkeypatch)
+    for name, default in (("--crop-scale", "0.08 1"), ("--spec-augment", "0 0")):
+        (line,) = [line for line in shown.splitlines() if re.match(rf"│ +{name} ", line)]
+        assert f"[default: {default}]" in line
+
+
 def test_groups_come_in_one_order_and_what_all_commands_have_comes_last(monkeypatch: pytest.MonkeyPatch) -> None:
     for command in CONFIGS:
         heads = re.findall("^╭─ (.*?) ─+╮$", help_of(command, 80, monkeypatch), flags=re.MULTILINE)

@@ -79,7 +79,8 @@ def on_terminal(
 ) -> tuple[int, str, str, list[str]]:
     """Run a command whose stderr is a terminal, with a Ctrl-C once `stop` says so of what it sent.
 
-    Returns the exit code, stdout, all that was sent to the terminal, and what that shows at the end.
+    Returns the exit code, stdout, all that was sent to the terminal, and what that shows at the end, without its first
+    line.
     """
     master, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
@@ -113,6 +114,7 @@ def on_terminal(
     warned = [number for number, line in enumerate(lines) if line.startswith("warning: an epoch of 18 clips has only")]
     for number in reversed(warned):  # which takes two lines of this width
         del lines[number : number + 2]
+    assert lines.pop(0) == "loading torch"  # said at once
     return process.returncode, stdout.decode(), text, lines
 
 

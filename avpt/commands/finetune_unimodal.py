@@ -9,6 +9,7 @@ from typing import Any
 from avpt.files import artifacts
 from avpt.files.locks import claim
 from avpt.files.outputs import check_not_input
+from avpt.machine.light_imports import announce_torch
 from avpt.options import FinetuneConfig
 from avpt.runs import folder
 from avpt.store.store import Store
@@ -32,6 +33,7 @@ def run(config: FinetuneConfig) -> Report:
 
 def train(config: FinetuneConfig, store: Store, settings: dict[str, Any], world: World) -> dict[str, Any]:
     """Adapt one encoder to its own stream and record how sure it is of each training clip."""
+    announce_torch()
     from avpt.models.checkpoint import check_frozen, check_input, load_encoder
     from avpt.models.encoder import Classifier, fit_pipeline
     from avpt.runs import training_run

@@ -17,6 +17,7 @@ from avpt.files.checking import RecordError, convert
 from avpt.files.locks import claim
 from avpt.files.outputs import check_not_input
 from avpt.files.records import InputSpec
+from avpt.machine.light_imports import announce_torch
 from avpt.machine.own_classes import import_class
 from avpt.options import BALANCING, FuseConfig, flag
 from avpt.runs import folder
@@ -86,6 +87,7 @@ def options_of_inputs(config: FuseConfig) -> dict[Path, dict[str, Any]]:
 
 def train(config: FuseConfig, store: Store, settings: dict[str, Any], world: World) -> dict[str, Any]:
     """Join two encoders, mask what is easy about each clip, train end to end."""
+    announce_torch()
     from avpt.confidence import files, formulas
     from avpt.loading.masking import plan_masking
     from avpt.models.checkpoint import check_frozen, check_input, load_encoder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from avpt.diagnosis.channel_tables import describe_blend
 from avpt.errors import ArtifactError, ConfigError, listed
@@ -14,8 +14,9 @@ from avpt.files.artifacts import Header
 from avpt.files.locks import claim
 from avpt.files.outputs import check_not_input
 from avpt.files.typed_paths import record_of, write_paths
+from avpt.machine.light_imports import announce_torch
 from avpt.options import InitConfig
-from avpt.types import TORCHVISION, Report, Table
+from avpt.types import Report, Table
 
 if TYPE_CHECKING:
     from avpt.models.encoder import Norm
@@ -39,33 +40,25 @@ def run(config: InitConfig) -> Report:
     with claim(config.out, beside=[record_of(config.out)] if header.inputs else []):
         made = artifacts.reuse(config.out, header, config.defaults(), config.overwrite)
         if made is None:
-            made = initialise(config, replace(header, spec={"encoder": describe(config), "input": None}))
+            made = initialise(config, header)
     return report(made, config)
-
-
-def describe(config: InitConfig) -> dict[str, Any]:
-    """The encoder's spec as the header holds it; only other architectures than torchvision's need torch for that."""
-    norm: Norm = "batchnorm"
-    if config.bn == "abri":
-        norm = "abri-channel" if config.abri == "channel" else "abri-layer"
-    if config.arch in TORCHVISION and config.size is None:
-        return {"arch": config.arch, "modality": config.modality, "norm": norm}
-    from avpt.models.encoder import describe_encoder
-
-    return describe_encoder(config.arch, config.modality, norm, config.size).record()
 
 
 def initialise(config: InitConfig, header: Header) -> Header:
     """Load strictly, look for abnormal channels, re-initialise, write."""
+    announce_torch()
     import torch
 
     from avpt.models import abnormal_channels
-    from avpt.models.encoder import build_encoder, encoder_spec, warn_of_edges
+    from avpt.models.encoder import build_encoder, describe_encoder, warn_of_edges
     from avpt.models.fitting import fit_weights
     from avpt.models.weights import find_weights
 
     torch.manual_seed(config.seed)
-    spec = encoder_spec(header.spec["encoder"])
+    norm: Norm = "batchnorm"
+    if config.bn == "abri":
+        norm = "abri-channel" if config.abri == "channel" else "abri-layer"
+    spec = describe_encoder(config.arch, config.modality, norm, config.size)
     plain = replace(spec, norm="batchnorm")
     metrics = {}
     with torch.device("meta"):
@@ -105,7 +98,7 @@ def initialise(config: InitConfig, header: Header) -> Header:
         warn_of_edges(spec, spec.size, str(config.out))
     encoder = build_encoder(spec, config.alpha)
     encoder.load_state_dict(encoder.state_dict() | state)  # over ABRi's new branch, which state lacks
-    header = replace(header, metrics=metrics)
+    header = replace(header, spec={"encoder": spec.record(), "input": None}, metrics=metrics)
     if header.inputs:  # before the encoder, which is not made again once it is there
         write_paths(config.out, header.inputs, {"weights": Path(config.weights)})
     artifacts.save(config.out, header, encoder.state_dict())

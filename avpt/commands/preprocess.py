@@ -49,11 +49,12 @@ def run(config: PreprocessConfig) -> Report:
     manifest = read_manifest(config.manifest, root=config.root, multi_label=config.multi_label)
     if not config.multi_label and any(LABEL_SEPARATOR in name for name in manifest.classes):
         log.warning("some labels hold %r; --multi-label takes them for several each", LABEL_SEPARATOR)
-    check_pointers(config, manifest.clips[: config.limit])
-    warn_of_untrained(config.manifest, manifest)
-    if torn := torn_groups((source_of(clip), clip.split) for clip in manifest.clips):
+    clips = manifest.clips[: config.limit]
+    check_pointers(config, clips)
+    warn_of_untrained(config.manifest, clips)
+    if torn := torn_groups((source_of(clip), clip.split) for clip in clips):
         log.warning("%s", describe_torn(torn))
-    shards = plan_shards(manifest.clips[: config.limit], config.shard_size)
+    shards = plan_shards(clips, config.shard_size)
     mine = shards[config.shards]
     out = config.out
     settings: dict[str, Any] = {
@@ -100,12 +101,12 @@ def run(config: PreprocessConfig) -> Report:
         return report(out, settings["config"], records)
 
 
-def warn_of_untrained(path: Path, manifest: Manifest) -> None:
+def warn_of_untrained(path: Path, clips: Sequence[Clip]) -> None:
     """Warn of classes that training would refuse: those of val and test of which train has no clip."""
     why = "are they misspelt?"
     if is_selection(path):
         why = "`avpt score-confidence --select` chose none of them; raise its --share"
-    labels = {split: {label for clip in manifest.split(split) for label in clip.labels} for split in SPLITS}
+    labels = {split: {label for clip in clips if clip.split == split for label in clip.labels} for split in SPLITS}
     for split in HELD_OUT:
         if labels["train"] and (lacking := sorted(labels[split] - labels["train"])):
             message = "%s has clips of classes that train lacks (%s); training will refuse them: %s"

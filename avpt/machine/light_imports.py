@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +10,15 @@ from functools import cache, wraps
 from types import ModuleType
 from typing import Any
 
+log = logging.getLogger(__name__)
+
 COMPILER = "torch._dynamo.utils"
+
+
+def announce_torch() -> None:
+    """Say that torch is being loaded, which takes seconds, before a command's first work; nothing where it is."""
+    if "torch" not in sys.modules:
+        log.info("loading torch")
 
 
 @contextmanager

@@ -139,7 +139,7 @@ def _candidates(state: Mapping[str, Tensor], everywhere: bool) -> Iterator[tuple
         yield Known(name, built=True), _of_torchvision(name)
     if not everywhere or not any("." in key for key in state):  # those of a network have names within names
         return
-    log.info("looking up which architecture these weights are of")
+    log.info("looking up which architecture these weights are of, which takes some seconds")
     outline = _outline(state)
     has_timm = importlib.util.find_spec("timm") is not None
     timm: Any = timm_package("timm") if has_timm else None

@@ -278,7 +278,11 @@ LoadingWorkers = Annotated[
 DecodingWorkers = Annotated[
     int | None,
     Option(
-        min=1, max=MOST_WORKERS, help="Processes that decode clips.", show_default="cores", rich_help_panel=HARDWARE
+        min=1,
+        max=MOST_WORKERS,
+        help="Processes that decode clips; one at least, so that a clip that hangs can be given up.",
+        show_default="cores",
+        rich_help_panel=HARDWARE,
     ),
     Transient,
 ]

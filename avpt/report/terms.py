@@ -10,7 +10,7 @@ from typing import Any
 from avpt.errors import listed
 from avpt.report.page.blocks import Block, Command, Fold, Terms
 
-MOST_NAMED = 6  # terms, before they are unfolded
+MOST_NAMED = 3  # terms, before they are unfolded
 
 # the term, how it is recognised on a page, and what it means
 TERMS = (
