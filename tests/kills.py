@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import random
 import shlex
@@ -15,10 +14,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from helpers import THREADS
-
-from avpt.commands import _shards
-from avpt.media.clip import DecodedClip
-from avpt.store.store import Failure
 
 PATIENCE = 120.0  # seconds that a process gets to come to the point where it is killed
 
@@ -143,27 +138,3 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
-
-
-def act(task: str) -> str:
-    """Runs in a worker."""
-    if task == "hang":
-        time.sleep(600)
-    elif task == "abort":
-        os.abort()
-    elif task == "segfault":
-        ctypes.string_at(0)
-    elif task == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    elif task == "exit":
-        os._exit(3)
-    elif task == "raise":
-        raise ValueError("no")
-    return task.upper()
-
-
-def decode_or_not(task: _shards.Task) -> DecodedClip | Failure:
-    """Stands in for `decode_task` in the workers: two clips of train are beyond decoding."""
-    if task.clip.split == "train" and task.row in (2, 5):
-        act("hang" if task.row == 2 else "segfault")
-    return _shards.decode_task(task)

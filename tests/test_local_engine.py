@@ -13,13 +13,11 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from helpers import (
     STORE_OPTIONS,
     THREADS,
@@ -34,9 +32,7 @@ from helpers import (
     write_manifest,
 )
 from kills import (
-    act,
     chance,
-    decode_or_not,
     fork_servers,
     kill,
     killed,
@@ -48,16 +44,13 @@ from kills import (
     workers,
 )
 from media import grey_png
+from worker_tasks import MIB, act, decode_or_eat, decode_or_not, decode_or_starve, hand_over_half
 
 from avpt.commands import _shards
 from avpt.engines.local import Crashed, Hung, run_isolated
 from avpt.errors import AvptError
-from avpt.media import decode
-from avpt.media.clip import DecodedClip
-from avpt.store.store import Failure
 
 GOOD = [f"task {i}" for i in range(12)]
-MIB = 2**20
 
 
 def preprocess(experiment: Experiment, out: Path) -> tuple[str | Path, ...]:
@@ -124,23 +117,6 @@ def test_workers_killed_at_work_or_idle_and_their_server_cost_no_clip(tmp_path: 
     undisturbed = tmp_path / "undisturbed"
     done(*options, undisturbed)
     assert untimed(store) == untimed(undisturbed)
-
-
-def hand_over_half(marker: Path) -> bytes:
-    """Runs in a worker, which is killed in the midst of handing its result over; the first one only."""
-    whole = Connection._send  # type: ignore[attr-defined]
-
-    def half(pipe: Connection, data: Any, *rest: Any) -> None:
-        if len(data) < MIB:
-            whole(pipe, data, *rest)
-            return
-        os.write(pipe.fileno(), bytes(data[: MIB // 16]))
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    if marker.name == "victim" and not marker.exists():
-        marker.touch()
-        Connection._send = half  # type: ignore[attr-defined]
-    return bytes(4 * MIB)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -368,28 +344,6 @@ def test_clips_that_hang_or_crash_are_lines_in_failures_csv_and_can_be_tried_aga
 # --- memory ------------------------------------------------------------------------------------------------------
 
 
-def decode_or_eat(task: _shards.Task) -> DecodedClip | Failure:
-    """Stands in for `decode_task`: three clips of train take all the memory that there is, each in its own way."""
-    eat = {0: eat_numpy, 1: eat_torch, 2: eat_bytes}.get(task.row) if task.clip.split == "train" else None
-    if eat is None:
-        return _shards.decode_task(task)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(decode, "decode_clip", eat)
-        return _shards.decode_task(task)
-
-
-def eat_numpy(*_: Any) -> Any:
-    return [np.ones(MIB) for _ in itertools.count()]
-
-
-def eat_torch(*_: Any) -> Any:
-    return [torch.ones(MIB) for _ in itertools.count()]
-
-
-def eat_bytes(*_: Any) -> Any:
-    return [bytearray(10 * MIB) for _ in itertools.count()]
-
-
 def test_clips_that_need_more_than_worker_memory_are_lines_in_failures_csv(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,23 +355,6 @@ def test_clips_that_need_more_than_worker_memory_are_lines_in_failures_csv(
     assert [row["stage"] for row in rows] == ["crash"] * 3
     assert all("--worker-memory" in row["error"] for row in rows), rows
     assert np.ones(50 * MIB, dtype=np.uint8).all()  # the bound is the workers' alone
-
-
-def decode_or_starve(marker: Path | None, task: _shards.Task) -> DecodedClip | Failure:
-    """Stands in for `decode_task`: one clip of train finds no memory, the first time only where there is a marker."""
-    if task.clip.split != "train" or task.row != 4 or (marker is not None and marker.exists()):
-        if marker is not None and task.clip.split == "train" and task.row == 4:
-            marker.with_name("second").write_text(str(os.getpid()), encoding="utf-8")
-        return _shards.decode_task(task)
-    if marker is not None:
-        marker.write_text(str(os.getpid()), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(decode, "decode_clip", starve)
-        return _shards.decode_task(task)
-
-
-def starve(*_: Any) -> Any:
-    raise MemoryError
 
 
 @pytest.mark.parametrize("count", ["1", "2"])

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from helpers import STORE_OPTIONS, Experiment, avpt, done, failures_of, one_line, untimed
-from kills import decode_or_not, killed, running, wait_for
+from kills import killed, running, wait_for
+from worker_tasks import decode_or_not
 
 from avpt.commands import _shards
 from avpt.files.locks import claim

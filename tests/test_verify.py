@@ -9,9 +9,8 @@ import json
 import os
 import re
 import shutil
-import signal
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from helpers import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from worker_tasks import crash_or_hang
 
 from avpt.commands import verify
 from avpt.files.locks import claim
@@ -40,7 +40,6 @@ from avpt.files.outputs import sha256_json
 from avpt.media.codecs import jpeg_size
 from avpt.options import VerifyConfig
 from avpt.store.verification.findings import MOST, ShardCheck
-from avpt.store.verification.shard import ShardTask, check_shard
 from avpt.store.verification.store_files import find_duplicates
 
 SHARD = "train-00001"  # the one that is damaged
@@ -593,16 +592,8 @@ def test_a_flood_is_cut(store: Path) -> None:
     assert verify.problem_rows(findings)[-1] == ("s0", "", f"and {MOST + 2} more")
 
 
-def crash_or_hang(task: ShardTask) -> ShardCheck:
-    if task.path.name == SHARD:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if task.path.name == "val-00000":
-        time.sleep(60)
-    return check_shard(task)
-
-
 def test_a_worker_that_dies_or_hangs_costs_one_shard(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "check_shard", crash_or_hang)
+    monkeypatch.setattr(verify, "check_shard", partial(crash_or_hang, SHARD, "val-00000"))
     monkeypatch.setattr(verify, "TIMEOUT", 5.0)
     report = verify.run(VerifyConfig(store=store, workers=2))
     assert report.summary["clips"] == 36 - 16
