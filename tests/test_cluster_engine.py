@@ -94,6 +94,7 @@ def nodes() -> Iterator[Nodes]:
             *THREADS.items(),
             ("RAY_USAGE_STATS_ENABLED", "0"),
             ("RAY_DISABLE_MEMORY_MONITOR", "1"),
+            ("RAY_worker_niceness", "0"),  # else they wait for all other tests
         ):
             patched.setenv(name, value)
         running = Nodes()
@@ -111,9 +112,10 @@ def other_node(nodes: Nodes) -> Iterator[Nodes]:
         nodes.other = nodes.add()
 
 
-def preprocess(folder: Path, rows: list[dict[str, str]]) -> tuple[str | Path, ...]:
+def preprocess(folder: Path, rows: list[dict[str, str]], shard_size: int = 2) -> tuple[str | Path, ...]:
     manifest = write_manifest(folder / "manifest.csv", rows)
-    return ("preprocess", manifest, *STORE_OPTIONS, "--shard-size", "2", "--max-failures", "0.2", "--workers", "2")
+    size = ("--shard-size", str(shard_size))
+    return ("preprocess", manifest, *STORE_OPTIONS, *size, "--max-failures", "0.2", "--workers", "2")
 
 
 def test_a_cluster_makes_the_same_store_and_tells_of_clips_that_fail_or_hang(
@@ -128,7 +130,8 @@ def test_a_cluster_makes_the_same_store_and_tells_of_clips_that_fail_or_hang(
         {"id": "broken", "label": "0", "split": "train", "video": str(clips["cut.mp4"])},
         {"id": "hangs", "label": "0", "split": "train", "frames": str(endless)},
     ]
-    command = (*preprocess(tmp_path, digit_rows() + bad), "--clip-timeout", "5", "--max-frames", "200", "--out")
+    rows = digit_rows() + bad
+    command = (*preprocess(tmp_path, rows, shard_size=10), "--clip-timeout", "5", "--max-frames", "200", "--out")
     done(*command, tmp_path / "here")
     with running(*command, tmp_path / "there", *nodes.options(), "--quiet", "--json") as process:
         stdout, stderr = process.communicate(timeout=400)
