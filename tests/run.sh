@@ -19,4 +19,4 @@ fi
 wait "$!"
 
 export OMP_NUM_THREADS=1  # tiny tensors: more threads only wait for one another
-.venv/bin/pytest -n "$(($(nproc) * 3 / 2))" "$@" # more than cores: many tests wait for processes of their own
+.venv/bin/pytest -n "$(($(nproc) * 2))" "$@" # more than cores: many tests wait for processes of their own

@@ -53,6 +53,8 @@ EARLY: dict[str, tuple[str, ...]] = {  # options with which a method acts within
     "relearning": ("after=1,2",),
     "g-blend": ("every=1",),
 }
+ALIKE = ("uniform", "opm", "dgl", "g2d", "ogm-ge", "ogm-ge-late")  # a checkpoint holds nothing of theirs
+KILLED_ELSEWHERE = ("g-blend", "smv")  # in their own tests
 METHODS = {name: import_class(named, Balancing, "--balance") for name, named in BALANCING.items()}
 
 
@@ -106,7 +108,10 @@ def unbalanced(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory)
     return load_file(run / "last.safetensors")
 
 
-@pytest.mark.parametrize("name", BALANCING)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in (*ALIKE, *KILLED_ELSEWHERE))) for name in BALANCING],
+)
 def test_killed_and_resumed_comes_to_the_same_bytes(
     experiment: Experiment, unbalanced: dict[str, Tensor], tmp_path: Path, name: str
 ) -> None:
