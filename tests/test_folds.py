@@ -211,7 +211,11 @@ def test_folds_of_crema_d_keep_actors_apart(tmp_path: Path) -> None:
             ("anger", "disgust", "fear", "happy", "neutral", "sad"), 4
         )
 
-    done("manifest", "crema-d", folder, "--group-by", r"^\d+", "--test-fraction", "0.2", "--out", tmp_path / "one.csv")
+    torn = done("manifest", "crema-d", folder, "--test-fraction", "0.2", "--out", tmp_path / "torn.csv").stderr
+    assert "groups of clips that belong together (a recording, a speaker) are in more than one split (10" in torn
+    assert '--group-by "^\\d+" keeps them together' in torn
+    whole = ("--group-by", r"^\d+", "--test-fraction", "0.2", "--out", tmp_path / "one.csv")
+    assert "belong together" not in done("manifest", "crema-d", folder, *whole).stderr
     rows = read(tmp_path / "one.csv")
     tested = {row["id"][:4] for row in rows if row["split"] == "test"}
     assert len(tested) == 2

@@ -80,7 +80,7 @@ def run(config: ManifestConfig) -> Report:
             write(path, gathered, wanted | {"summary": summary}, record["files"] if record else {})
         warn(config, outs[0], media, folds[0])
         warn_of_lookalikes(list(summaries[0]["by_class"]))
-        warn_of_torn_groups(folds)
+        warn_of_torn_groups(dataset, lists, folds)
         warn_of_gaps(config, summaries)
         return report(outs, summaries)
 
@@ -245,11 +245,14 @@ def warn(config: ManifestConfig, out: Path, media: Media, gathered: GatheredClip
         log.warning("more than once there: %s; of %s and %s the first is taken%s", clips, *twice[0], rest)
 
 
-def warn_of_torn_groups(folds: Sequence[GatheredClips]) -> None:
-    """Warn of groups that the data set's own splits tear apart."""
+def warn_of_torn_groups(dataset: Dataset, lists: Sequence[Path], folds: Sequence[GatheredClips]) -> None:
+    """Warn of groups that lie in several splits: those of --group-by, or else those that the data set's names tell."""
+    own = re.compile(dataset.group)
     for gathered in folds:
-        if torn := torn_groups((clip[-1], clip[2]) for clip in gathered.clips):
-            log.warning("%s", describe_torn(torn))
+        tied = ((clip[-1] or (match[0] if (match := own.search(clip[0])) else ""), clip[2]) for clip in gathered.clips)
+        if torn := torn_groups(tied):
+            hint = f'; --group-by "{dataset.group}" keeps them together' if dataset.group and not lists else ""
+            log.warning("%s%s", describe_torn(torn), hint)
             return
 
 
