@@ -21,7 +21,8 @@ import numpy as np
 from avpt.commands import _shards
 from avpt.media.clip import DecodedClip
 from avpt.store.store import Failure
-from avpt.store.verification.shard import ShardCheck, ShardTask, check_shard
+from avpt.store.verification.findings import ShardCheck
+from avpt.store.verification.shard import ShardTask, check_shard
 
 MIB = 2**20
 
