@@ -388,6 +388,22 @@ def test_exports_load_in_plain_timm(run: dict[str, Path], tmp_path: Path) -> Non
     refused("export", run["audio"], "--format", "torchvision", "--out", tmp_path / "x", says="timm's; export it with")
 
 
+def test_both_encoders_of_a_fused_model_load_in_plain_timm(
+    run: dict[str, Path], experiment: Experiment, tmp_path: Path
+) -> None:
+    model = avpt.load_model(run["fused"])
+    clips = avpt.open_store(experiment.store, "test", pipeline=model.pipeline)
+    for modality in ("audio", "visual"):
+        out = tmp_path / f"{modality}.safetensors"
+        exported = done("export", run["fused"], "--modality", modality, "--format", "timm", "--out", out, "--json")
+        names: dict[str, Any] = {}
+        exec(exported.json()["code"], names)
+        inputs = torch.stack([clips[i][modality] for i in range(3)])
+        inputs = inputs if modality == "audio" else inputs[:, 0]  # the first frame of each clip
+        with torch.no_grad():
+            near(names["model"](inputs), getattr(model.network, modality)(inputs))
+
+
 def test_a_vision_transformer_and_a_convnext_through_both_stages(experiment: Experiment, tmp_path: Path) -> None:
     spec = json.loads((experiment.store / "settings.json").read_text())["config"]
     size = f"{spec['spectrogram_frames']}x{spec['mel_bins']}"
