@@ -27,9 +27,10 @@ def warnings(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     [
         (640, 64, ""),
         (240, 64, "240 clips has only 4 step(s) at --batch-size 64; set --batch-size 16, which makes 15, and more"),
-        (90, 64, "set --batch-size 8, which makes 11, and more --epochs"),
+        (90, 64, "set --batch-size 8, which makes 12, and more --epochs"),
         (40, 8, "40 clips has only 5 step(s) at --batch-size 8; set --batch-size 4, which makes 10, and more --epochs"),
-        (90, 16, "90 clips has only 6 step(s) at --batch-size 16; set --batch-size 8, which makes 11"),
+        (90, 16, "90 clips has only 6 step(s) at --batch-size 16; set --batch-size 8, which makes 12"),
+        (75, 64, "set --batch-size 8, which makes 10, and more --epochs"),
         (18, 8, "18 clips has only 3 step(s) at --batch-size 8; set more --epochs (`avpt guide small-data`)"),
     ],
 )
@@ -76,6 +77,7 @@ def test_abri_where_both_branches_are_equal(experiment: Experiment, tmp_path: Pa
         return "is as new" in done("init", "--modality", "visual", *options, "--out", out).stderr
 
     assert said("random", "--weights", "random", "--bn", "abri")
+    assert said("zeros", "--arch", ARCH, "--weights", "random", "--bn", "abri")  # some start at 0, as blocks end there
     assert said("blend", "--weights", "random", "--bn", "blend")
     assert not said("kept", "--weights", "random")
     assert said("again", "--weights", tmp_path / "kept.safetensors", "--bn", "abri")

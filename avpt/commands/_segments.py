@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
 from avpt.errors import MediaError, listed
@@ -72,6 +73,7 @@ def cut_clips(
     """
     pieces: list[tuple[str, ...]] = []
     whole: list[str] = []
+    rests: list[float] = []  # seconds at the end of clips
     with track(len(clips), "cut") as show:
         for number, clip in enumerate(clips):
             show(number, len(whole))
@@ -83,10 +85,16 @@ def cut_clips(
                 whole.append(clip_id)
             if not times:
                 pieces.append(clip)
+            elif seconds and seconds - times[-1][1] >= SHORTEST:
+                rests.append(seconds - times[-1][1])
             for start, end in times:
                 begin, stop = format_seconds(start), format_seconds(end)
                 name = f"{clip_id}_{begin}_{stop}"
                 pieces.append((name, label, split, video, audio, frames, begin, stop, recording))
+    if rests:
+        message = "the last %.1f s on average of %d of %d clips are in no piece%s"
+        keep = "; --last-piece keep has them" if last == "drop" else ""
+        log.info(message, fmean(rests), len(rests), len(clips), keep)
     if whole:
         message = "%d of %d clips stay whole: they are pictures, or their files do not say how long they are (%s)"
         log.warning(message, len(whole), len(clips), listed(whole, 3))

@@ -78,7 +78,7 @@ def initialise(config: InitConfig, header: Header) -> Header:
         metrics["weights"] = loaded.record()
 
     metrics |= abnormal_channels.abnormal_report(state, config.abnormal_threshold)
-    if config.bn in ("abri", "blend") and abnormal_channels.is_as_new(state):
+    if config.bn in ("abri", "blend") and (config.weights == "random" or abnormal_channels.is_as_new(state)):
         log.warning(
             "the BatchNorm of %s is as new, and so is ABRi's other branch: they are equal, and there is %s; set --bn "
             "keep, or start from trained --weights",

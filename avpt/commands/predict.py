@@ -144,6 +144,7 @@ def shortlist(answer: Answer, top: int) -> Answer:
 
 def label(config: PredictConfig, clips: Sequence[Clip]) -> list[Answer]:
     """Decode clips in workers and answer them in this process; the answers are in the order of the clips."""
+    log.info("loading %s", config.model)
     from avpt.commands._shards import Task, decode_task, outcome_of
     from avpt.engines.local import run_isolated
     from avpt.loading.clip_inputs import clip_settings

@@ -14,6 +14,7 @@ from avpt.files.artifacts import Header
 from avpt.files.locks import claim
 from avpt.files.outputs import atomic, sha256, write_text
 from avpt.files.reuse import check_ours, must_write
+from avpt.machine.light_imports import announce_torch
 from avpt.options import FinetuneConfig, ScoreConfig
 from avpt.text import for_sheet, format_count
 from avpt.types import MODALITIES, Modality, Report, Table
@@ -43,6 +44,7 @@ def run(config: ScoreConfig) -> Report:
 
 def score(config: ScoreConfig, header: Header, reused: Header | None = None) -> Report:
     """Average each clip's dynamics over epochs, join both modalities by clip id, show what masking would do."""
+    announce_torch()
     from avpt.confidence.files import check_comparable, join_ids, read_dynamics
     from avpt.confidence.formulas import statistics
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import shlex
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,17 +116,20 @@ def _no_encoder(path: Path, held: Checkpoint, spec: EncoderSpec, first: list[str
 
 
 def init_command(path: Path, modality: Modality | None = None) -> str:
-    """The command that makes an encoder of weights that avpt did not write, for their own modality if none is named."""
+    """The command that makes an encoder of weights that avpt did not write, for their own modality if none is named.
+
+    Raises:
+        ArtifactError: `init` could not take them.
+    """
     arch: list[str] = []
-    with suppress(ArtifactError):  # `init` says what is wrong with them
-        state = read_largest(path)
-        known = recognise(state)
-        if known is None or not known.built:
-            arch = ["--arch", "NAME"] if state else []  # which of the others it is, if any, has to be known
-        elif known.name != "resnet18":
-            arch = ["--arch", known.name]
-        channels = next((value.shape[1] for value in state.values() if value.ndim == 4), 0)
-        modality = modality or next((known for known in MODALITIES if CHANNELS[known] == channels), None)
+    state = read_largest(path)
+    known = recognise(state)
+    if known is None or not known.built:
+        arch = ["--arch", "NAME"] if state else []  # which of the others it is, if any, has to be known
+    elif known.name != "resnet18":
+        arch = ["--arch", known.name]
+    channels = next((value.shape[1] for value in state.values() if value.ndim == 4), 0)
+    modality = modality or next((known for known in MODALITIES if CHANNELS[known] == channels), None)
     modality = modality or "visual"
     words = ["avpt", "init", "--modality", modality, *arch, "--weights", str(path), "--out"]
     return shlex.join([*words, f"{modality}-init.safetensors"])
@@ -135,8 +137,11 @@ def init_command(path: Path, modality: Modality | None = None) -> str:
 
 def init_step(path: Path, modality: Modality | None = None) -> str:
     """What to do with weights that avpt did not write, in words."""
-    command = init_command(path, modality)
-    known = "" if "--arch NAME" not in command else " (NAME: their architecture, as `avpt encoders` lists it)"
+    try:
+        command = init_command(path, modality)
+    except ArtifactError as error:
+        return f"`avpt init` can't take it: {error}"
+    known = "" if "--arch NAME" not in command else ", NAME being one that `avpt encoders` lists: none was recognised"
     return f"make an encoder of it with `{command}`{known}"
 
 

@@ -184,8 +184,8 @@ def warn_of_few_steps(config: TrainConfig, steps: int, clips: int) -> None:
     """Warn where an epoch has hardly any steps: a smaller batch is the cure, and more epochs where it is small."""
     if steps >= FEW_STEPS:
         return
-    smaller = next((size for size in SMALL_BATCHES if size * FEW_STEPS <= clips), SMALLEST_BATCH)
-    what = f"--batch-size {smaller}, which makes {clips // smaller}, and more --epochs"
+    smaller = next((size for size in SMALL_BATCHES if math.ceil(clips / size) >= FEW_STEPS), SMALLEST_BATCH)
+    what = f"--batch-size {smaller}, which makes {math.ceil(clips / smaller)}, and more --epochs"
     log.warning(
         "an epoch of %d clips has only %d step(s) at --batch-size %d; set %s (`avpt guide small-data`)",
         *(clips, steps, config.batch_size, what if smaller < config.batch_size else "more --epochs"),

@@ -206,7 +206,8 @@ def name_origin(experiment: Experiment, start: Start) -> str:
         return str(start.node.option("weights"))
     weights = experiment.origin(start.node, "weights")
     if weights is None:
-        return "a file that was not found"
+        file = experiment.files.get(start.node.path, {}).get("weights")
+        return "a file that was not found" if file is None else file.name
     return f"{experiment.name(weights)}{' (trained here)' if weights.is_run else ''}"
 
 
