@@ -728,7 +728,7 @@ def test_the_architecture_is_looked_up_once(
     small = {key: value[:4] for key, value in network.state_dict().items() if value.ndim}
     torch.save(small, tmp_path / "strange.pt")
     result = done("inspect", tmp_path / "strange.pt")
-    assert "looks like none of torchvision's or timm's architectures" in result.stderr
+    assert "is not recognised as any of torchvision's or timm's architectures" in result.stderr
     assert "avpt inspect" not in result.stderr
     assert searched == [True]
 

@@ -210,8 +210,10 @@ def test_what_is_of_no_known_architecture_is_told_so_first(plain: State, tmp_pat
     narrow = {key: value[:16] for key, value in plain.items() if value.ndim and not key.startswith("layer4")}
     path, out = tmp_path / "weights.pt", tmp_path / "x.safetensors"
     torch.save({"state_dict": under("module.", narrow)}, path)
-    result = refused(*INIT, path, "--out", out, says="looks like none of torchvision's or timm's architectures; as ")
-    assert result.error.startswith(f"avpt: {path} looks like none of")
+    result = refused(
+        *INIT, path, "--out", out, says="is not recognised as any of torchvision's or timm's architectures; as "
+    )
+    assert result.error.startswith(f"avpt: {path} is not recognised as any of")
     assert "take weights of one that `avpt encoders` lists" in result.error
     assert len(re.findall(r"is missing|is unknown|, not \(", result.error)) == 5
     torch.save(under("body.stem.", {"a.weight": torch.zeros(3), "b.weight": torch.zeros(2)}), path)

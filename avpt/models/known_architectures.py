@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +29,7 @@ with without_compiler():
 
 log = logging.getLogger(__name__)
 
-SECONDS = 5.0  # of one core, to look for at most, besides importing timm
+SECONDS = 8.0  # of one core, to look for at most, besides importing timm
 TRIED = 6  # of torchvision's that are built, the likeliest
 DEEPEST = 8  # dots in a key that are looked at
 SMALL = 4  # numbers up to this one are in every code
@@ -56,8 +57,8 @@ class Known:
 def nothing_alike() -> str:
     """What can be said of weights that are of none of the architectures looked up."""
     if importlib.util.find_spec("timm") is None:
-        return "looks like none of torchvision's architectures (timm, which has more, is not installed)"
-    return "looks like none of torchvision's or timm's architectures"
+        return "is not recognised as any of torchvision's architectures (timm, which has more, is not installed)"
+    return "is not recognised as any of torchvision's or timm's architectures"
 
 
 def recognise(state: Mapping[str, Tensor], *, everywhere: bool = True, seconds: float = SECONDS) -> Known | None:
@@ -213,7 +214,21 @@ def _unlike_timm(name: str, outline: _Outline) -> float:
         + len(outline.words - _spoken(sys.modules[entry.__module__]))
         + len(numbers - outline.numbers)
         - len(numbers & outline.numbers) / 2
+        + min((len(some - outline.numbers) / 2 - len(some & outline.numbers) for some in _widths(entry)), default=0)
     )
+
+
+def _widths(entry: Any) -> list[set[int]]:
+    """The widths of blocks that are written as strings (`ir_r2_k3_s2_e6_c24`), by each factor in the entry's code."""
+    helpers = (vars(sys.modules[entry.__module__]).get(name) for name in entry.__code__.co_names)
+    strings = [one for helper in helpers for one in _strings(getattr(helper, "__code__", None))]
+    plain = {int(width) for one in strings for width in re.findall(r"_c(\d+)", one)}
+    factors = {1.0, *(one for one in entry.__code__.co_consts if isinstance(one, float))}
+    return [{max(8, 8 * round(width * factor / 8)) for width in plain} for factor in factors] if plain else []
+
+
+def _strings(code: CodeType | None) -> list[str]:
+    return [one for one in code.co_consts if isinstance(one, str)] if isinstance(code, CodeType) else []
 
 
 def _constants(code: CodeType) -> set[int]:
