@@ -130,6 +130,13 @@ def bomb(path: Path, source: Path) -> Path:
     return path
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # TorchScript is on its way out
+def test_torchscript_is_told_as_that(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 3), torch.zeros(1, 2)), tmp_path / "script.pt")  # type: ignore[no-untyped-call]
+    with pytest.raises(ArtifactError, match=r"script\.pt is a TorchScript archive, .*save the state_dict\(\)"):
+        fitted(tmp_path / "script.pt")
+
+
 def test_what_unpacks_to_more_than_it_is_is_refused_before(
     tmp_path: Path, plain: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:

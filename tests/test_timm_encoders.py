@@ -212,7 +212,7 @@ def test_sizes_that_do_not_fit_are_refused_with_the_nearest() -> None:
         check_size(vit, (128, 32), "vit")
     small = describe_encoder("densenet121", "visual", "batchnorm")
     with pytest.raises(
-        ConfigError, match=r"densenet121 can't take inputs of 16x16.*the nearest that it takes is 32x32"
+        ConfigError, match=r"densenet121 can't take inputs of 16x16.*the nearest of usual ones that it takes is 32x32"
     ):
         check_size(small, (16, 16), "densenet")
 
@@ -223,6 +223,7 @@ def test_sizes_that_do_not_fit_are_refused_with_the_nearest() -> None:
         ("efficientformer_l1", "audio", None, (224, 224)),  # no size but that of its weights
         ("efficientformer_l1", "visual", (256, 192), (224, 224)),
         ("test_convnext", "visual", (1, 2), (32, 32)),
+        ("inception_v3", "visual", (32, 32), (96, 96)),
     ],
 )
 def test_the_nearest_size_works(
@@ -234,7 +235,7 @@ def test_the_nearest_size_works(
         elif asked is not None:
             check_size(describe_encoder(arch, modality, "batchnorm"), asked, "it")
 
-    with pytest.raises(ConfigError, match=f"nearest that it takes is {nearest[0]}x{nearest[1]}"):
+    with pytest.raises(ConfigError, match=f"nearest of usual ones that it takes is {nearest[0]}x{nearest[1]}"):
         ask()
     size = nearest if find_architecture(arch).fixed_size else None
     assert len(features_shape(describe_encoder(arch, modality, "batchnorm", size), nearest)) == 2
@@ -481,6 +482,9 @@ def test_without_timm_one_line_says_how_to_get_it(tmp_path: Path) -> None:
             (line,) = result.stderr.splitlines()
             assert line.startswith("avpt: 'resnet18d' is not an architecture of torchvision's")
             assert line.endswith("pip install 'avpt[timm]'")
+    command = [sys.executable, "-c", code, "encoders", "lite0"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.stderr.endswith("(timm, which has 1,300 more, is not installed: pip install 'avpt[timm]')\n")
 
 
 def test_an_encoder_of_one_size_is_made_for_it(tmp_path: Path) -> None:
@@ -493,7 +497,7 @@ def test_an_encoder_of_one_size_is_made_for_it(tmp_path: Path) -> None:
     refused(
         *("init", "--arch", "test_vit", "--modality", "audio", "--weights", "random"),
         *("--input-size", "60x30", "--out", tmp_path / "y.safetensors"),
-        says="the nearest that it takes is",
+        says="the nearest of usual ones that it takes is",
     )
 
 

@@ -480,7 +480,7 @@ def test_what_is_there_already_is_looked_at_before_anything_is_loaded(
     def never(*_: Any) -> Any:
         raise AssertionError
 
-    monkeypatch.setattr("avpt.commands.init.describe", never)  # which loads torch, and timm for its architectures
+    monkeypatch.setattr("avpt.commands.init.initialise", never)  # which loads torch
     command = ("init", "--modality", "visual", "--weights", "random", "--out", out)
     assert "was there already" in done(*command).stderr
     refused(*command, "--arch", "resnet18d", says="arch: resnet18 there, resnet18d now", unchanged=tmp_path)

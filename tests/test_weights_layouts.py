@@ -230,7 +230,7 @@ def test_a_key_that_is_not_there_gets_encoders_not_blocks(tmp_path: Path, plain:
     refused(*INIT, path, *wrong, says="has no weights at --weights-key foo, but at its top; leave that option out")
 
 
-@pytest.mark.parametrize("arch", ["shvit_s1", "efficientvit_m4", "swiftformer_xs"])
+@pytest.mark.parametrize("arch", ["shvit_s1", "efficientvit_m4", "swiftformer_xs", "efficientnet_lite0"])
 def test_networks_of_timm_are_found_in_time(arch: str) -> None:
     with torch.device("meta"):
         state = pytest.importorskip("timm").create_model(arch).state_dict()

@@ -109,7 +109,8 @@ def check_size(path: Path) -> None:
     """Check that a file is not compressed.
 
     Raises:
-        ArtifactError: it is; `torch.save` never does that, and it would unpack to more than its size.
+        ArtifactError: it is, which `torch.save` never does, and would unpack to more than its size; or TorchScript
+            wrote it.
     """
     with path.open("rb") as file:
         zipped = file.read(len(ZIP)) == ZIP
@@ -117,9 +118,12 @@ def check_size(path: Path) -> None:
         return
     with zipfile.ZipFile(path) as archive:
         whole, size = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
+        scripted = any(name.partition("/")[2] == "constants.pkl" for name in archive.namelist())
+    if scripted:
+        raise ArtifactError(f"{path} is a TorchScript archive, which holds code; save the state_dict() of its network")
     if whole > size:
         raise ArtifactError(
-            f"{path} is compressed, {whole >> 20} MiB in a file of {size >> 20}, which torch.save writes no file; "
+            f"{path} is compressed, {whole >> 20} MiB in a file of {size >> 20}, as torch.save writes none; "
             "save the state_dict() again"
         )
 

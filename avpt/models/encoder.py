@@ -122,7 +122,10 @@ def _measure_width(spec: EncoderSpec) -> int:
     shape = features_shape(replace(spec, norm="batchnorm"), size)
     if len(shape) != 2:
         how = " x ".join(map(str, shape[1:]))
-        raise ConfigError(f"the features of {spec.arch} are not a vector but {how}, so it can't be an encoder")
+        raise ConfigError(
+            f"the features of {spec.arch} are not a vector but {how}, so it can't be an encoder; `avpt encoders` lists "
+            "others"
+        )
     return shape[1]
 
 
@@ -275,7 +278,7 @@ def warn_of_edges(spec: EncoderSpec, size: Size, name: str) -> None:
 def _hint(spec: EncoderSpec, size: Size) -> str:
     """The end of a message on a size that an architecture can't take."""
     near = _nearest(spec, size)
-    return "" if near is None else f"; the nearest that it takes is {near[0]}x{near[1]}"
+    return "" if near is None else f"; the nearest of usual ones that it takes is {near[0]}x{near[1]}"
 
 
 def _nearest(spec: EncoderSpec, size: Size) -> Size | None:
@@ -283,7 +286,7 @@ def _nearest(spec: EncoderSpec, size: Size) -> Size | None:
     own = find_architecture(spec.arch).picture_size
     if not takes_size(spec, own):
         return None
-    pairs = {own}
+    pairs = {own, *((side, side) for side in range(64, max(own), 32))}
     for step in {8, 14, 16, 32, 64, *own}:  # of patches and strides, of windows, and of what is made for one size
         heights, widths = ({max(step, side // step * step), side // step * step + step} for side in size)
         pairs |= {(height, width) for height in heights for width in widths}

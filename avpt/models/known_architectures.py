@@ -223,7 +223,7 @@ def _widths(entry: Any) -> list[set[int]]:
     helpers = (vars(sys.modules[entry.__module__]).get(name) for name in entry.__code__.co_names)
     strings = [one for helper in helpers for one in _strings(getattr(helper, "__code__", None))]
     plain = {int(width) for one in strings for width in re.findall(r"_c(\d+)", one)}
-    factors = {1.0, *(one for one in entry.__code__.co_consts if isinstance(one, float))}
+    factors = {one for one in entry.__code__.co_consts if isinstance(one, float)} or {1.0}
     return [{max(8, 8 * round(width * factor / 8)) for width in plain} for factor in factors] if plain else []
 
 
