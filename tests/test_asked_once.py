@@ -190,9 +190,11 @@ def test_the_command_names_the_architecture_and_the_modality_of_the_weights(tmp_
     torch.save({"features.weight": torch.zeros(2, 3, 1, 1)}, tmp_path / "unlike.pt")
     step = init_step(tmp_path / "unlike.pt")
     assert "`avpt init --modality visual --arch NAME --weights " in step
-    assert step.endswith("`, NAME being one that `avpt encoders` lists: none was recognised")
+    assert step.endswith("` (NAME: one that `avpt encoders` lists; none of them was recognised)")
     torch.save(torch.nn.Linear(2, 3), tmp_path / "network.pt")
-    assert re.search("`avpt init` can't take it: .*network.pt .*state_dict", init_step(tmp_path / "network.pt"))
+    step = init_step(tmp_path / "network.pt", then=", then")
+    assert re.search("`avpt init` can't take it: .*network.pt .*state_dict", step)
+    assert ", then" not in step
     assert "NAME" not in init_step(tmp_path / "a b.pt")
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
     assert "--modality audio --weights" in init_command(tmp_path / "list.pt", "audio")

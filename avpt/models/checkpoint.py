@@ -45,7 +45,7 @@ def load_encoder(path: Path, modality: Modality) -> LoadedEncoder:
     try:
         loaded = load_network(path, "encoder", "classifier")
     except ForeignWeightsError as error:
-        step = f"{init_step(path, modality)}, and name that here"
+        step = init_step(path, modality, then=", and name that here")
         raise ArtifactError(f"{error.what}; {step}") from None
     ((made_for, spec),) = loaded.encoders.items()
     if made_for != modality:

@@ -135,14 +135,14 @@ def init_command(path: Path, modality: Modality | None = None) -> str:
     return shlex.join([*words, f"{modality}-init.safetensors"])
 
 
-def init_step(path: Path, modality: Modality | None = None) -> str:
-    """What to do with weights that avpt did not write, in words."""
+def init_step(path: Path, modality: Modality | None = None, then: str = "") -> str:
+    """What to do with weights that avpt did not write, in words, and `then`; or why `init` could not take them."""
     try:
         command = init_command(path, modality)
     except ArtifactError as error:
         return f"`avpt init` can't take it: {error}"
-    known = "" if "--arch NAME" not in command else ", NAME being one that `avpt encoders` lists: none was recognised"
-    return f"make an encoder of it with `{command}`{known}"
+    known = " (NAME: one that `avpt encoders` lists; none of them was recognised)" if "--arch NAME" in command else ""
+    return f"make an encoder of it with `{command}`{known}{then}"
 
 
 def _check_plain(path: Path, state: Mapping[str, Tensor]) -> None:
