@@ -50,8 +50,7 @@ settings() {
 # One piece of work: a seed, and an encoder or a method.
 work() {
   local run=$out/seed-$1 init device
-  read -ra devices <<<"${DEVICES:-auto}"
-  device=${devices[$((${SLOT:-0} % ${#devices[@]}))]}
+  device=$(device)
   case $2 in
     audio | visual)
       init=$(avpt init --modality "$2" --weights random --arch "${ARCH:-test_resnet}" --seed "$1" --quiet \
@@ -78,8 +77,8 @@ fi
 # JOBS pieces of work at a time, each on a device of its own; what a round reads the one before it has written.
 round() {
   for seed in $seeds; do
-    for what in "$@"; do echo work "$seed" "$what"; done
-  done | xargs -P "${JOBS:-2}" --process-slot-var=SLOT -n 3 recipes/balance.sh
+    for what in "$@"; do echo "$seed $what"; done
+  done | at_once recipes/balance.sh
 }
 manifest=${MANIFEST:-$(digits "$out/digits" --snr "${SNR:-0}" --picture-noise "${PICTURE_NOISE:-0.8}")}
 avpt preprocess "$manifest" --out "$store" --mel-bins 64 --spectrogram-frames 64 --frame-size 32

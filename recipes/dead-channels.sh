@@ -1,55 +1,126 @@
 #!/usr/bin/env bash
 # Dead channels made on purpose: a visual encoder whose BatchNorm weight decay drives to zero, carried over to sound.
 #
-# Data      made by recipes/make_digits.py: real handwriting, synthesised speech; 400 train, 100 val, 1,000 test clips
-# Hardware  two CPU cores
-# Minutes   about 45 for three seeds, of one core, without `blend`, which was not measured yet
-# Expect    sound 0.92 from random and with BatchNorm kept, 0.86 with abri, 0.55 +- 0.13 with reset; recipes/README.md
+# Data      made by recipes/make_digits.py: real handwriting, synthesised speech; 400 train, 100 val, 1,000 test clips.
+#           Real recordings besides where their archives are given: FSDD=fsdd_recordings.tar.gz, digits said by six
+#           people, of whom one is tested and another is val, in turn by seed; ESC10=esc10_subset.tar, environmental
+#           sounds in five folds, of which one is tested and the next is val, in turn by seed
+# Hardware  two CPU cores; DEVICES="cuda:0 cuda:1" takes devices in turn
+# Minutes   not measured yet in this form
+# Expect    tables in recipes/README.md
 #
 # Encoders that are pre-trained at length on millions of pictures come with such channels; this one gets them in a
-# minute, as weight decay acts on BatchNorm too. `avpt inspect` then shows what the paper's Figure 2 shows.
+# minute, as weight decay acts on BatchNorm too. `avpt inspect` then shows what the paper's Figure 2 shows. Each way to
+# start is trained at each learning rate of LRS, and judged at the one that is best for it on val.
 #
-# SEEDS="0 1 2" PRETRAINING=60 EPOCHS=8 OUT=DIR recipes/dead-channels.sh; figures are in OUT/figures.
+# Run it again after an interruption: what is finished is kept, what was begun goes on.
+#
+# SEEDS="0 1 2 3 4" LRS="0.02 0.05 0.1" PRETRAINING=60 EPOCHS=8 ARCH=test_resnet JOBS=2 OUT=DIR recipes/dead-channels.sh
+# Figures are in OUT/figures.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 source recipes/venv.sh
 activate
 
-seeds=${SEEDS:-0 1 2}
+seeds=${SEEDS:-0 1 2 3 4}
+rates=${LRS:-0.02 0.05 0.1}
 out=${OUT:-recipes/out/dead-channels}
+ways=(random keep reset reset-abnormal blend abri)
+sounds=(digits ${FSDD:+fsdd} ${ESC10:+esc10})
 # no crop and no flip: on digits they ruin the labels
-train=(--num-frames 1 --image-size 32 --crop-scale 1 1 --no-flip --batch-size 32 --lr 0.05 --schedule cosine --workers 0)
+train=(--num-frames 1 --image-size 32 --crop-scale 1 1 --no-flip --schedule cosine --workers 0 --quiet)
 
-manifest=${MANIFEST:-$(digits "$out/digits")}
-store=$(avpt preprocess "$manifest" --out "$out/store" \
-  --mel-bins 64 --spectrogram-frames 64 --frame-size 32)
+# One piece of work: `pretrained SEED`, or a sound, a seed, how its encoder starts, and a learning rate.
+work() {
+  local run=$out/seed-$2 seed=$2 how=${3:-} init
+  if [ "$1" = pretrained ]; then
+    avpt init --modality visual --weights random --arch "${ARCH:-test_resnet}" --seed "$seed" --quiet \
+      --out "$run/random-visual.safetensors"
+    avpt finetune-unimodal "$out/digits/store" --modality visual --init "$run/random-visual.safetensors" --seed "$seed" \
+      "${train[@]}" --batch-size 32 --lr 0.05 --epochs "${PRETRAINING:-60}" --weight-decay 0.1 --decay-norm \
+      --device "$(device)" --out "$run/pretrained"
+    for how in "${ways[@]}"; do
+      init=(--weights "$run/pretrained" --bn "$how")
+      [ "$how" != random ] || init=(--weights random --arch "${ARCH:-test_resnet}")
+      avpt init --modality audio "${init[@]}" --seed "$seed" --quiet --out "$run/$how.safetensors"
+    done
+  else
+    avpt finetune-unimodal "$(store_of "$1" "$seed")" --modality audio --init "$run/$how.safetensors" --seed "$seed" \
+      "${train[@]}" --batch-size "$([ "$1" = esc10 ] && echo 8 || echo 32)" --lr "$4" --epochs "${EPOCHS:-8}" \
+      --device "$(device)" --out "$out/$1/seed-$seed/$how-$4"
+  fi
+}
 
-for seed in $seeds; do
-  run=$out/seed-$seed
-  avpt init --modality visual --weights random --seed "$seed" --out "$run/random-visual.safetensors"
-  avpt finetune-unimodal "$store" --modality visual --init "$run/random-visual.safetensors" --seed "$seed" "${train[@]}" \
-    --epochs "${PRETRAINING:-60}" --weight-decay 0.1 --decay-norm --out "$run/pretrained"
-  avpt init --modality audio --weights random --seed "$seed" --out "$run/random.safetensors"
-  for bn in keep reset reset-abnormal blend abri; do
-    avpt init --modality audio --weights "$run/pretrained" --bn "$bn" --seed "$seed" --out "$run/$bn.safetensors"
-  done
-  for how in random keep reset reset-abnormal blend abri; do
-    avpt finetune-unimodal "$store" --modality audio --init "$run/$how.safetensors" --seed "$seed" "${train[@]}" \
-      --epochs "${EPOCHS:-8}" --out "$run/audio-$how"
+store_of() { # SOUND SEED
+  [ "$1" = digits ] && echo "$out/digits/store" || echo "$out/$1/seed-$2/store"
+}
+
+if [ "${1:-}" = work ]; then
+  work "${@:2}"
+  exit
+fi
+
+# A manifest of recordings on stdin, `FILE LABEL GROUP TAKE`: the group whose turn it is by seed is tested, all takes of
+# it; the next one is val, the rest train, ten takes of each.
+divide() { # SEED GROUP...
+  awk -F '\t' -v seed="$1" -v groups="${*:2}" 'BEGIN { count = split(groups, group, " "); print "id,label,split,audio" }
+    { split_of = $3 == group[seed % count + 1] ? "test" : $3 == group[(seed + 1) % count + 1] ? "val" : "train"
+      if ($4 < 10 || split_of == "test") printf "%s,%s,%s,%s\n", NR, $2, split_of, $1 }'
+}
+
+manifest=${MANIFEST:-$(digits "$out/digits/films")}
+avpt preprocess "$manifest" --out "$out/digits/store" --mel-bins 64 --spectrogram-frames 64 --frame-size 32
+for sound in "${sounds[@]:1}"; do
+  mkdir -p "$out/$sound"
+  case $sound in
+    fsdd) archive=$FSDD frames=64 groups=(george jackson lucas nicolas theo yweweler) ;;
+    esc10) archive=$ESC10 frames=512 groups=(1 2 3 4 5) ;;
+  esac
+  [ -d "$out/$sound/recordings" ] || {
+    mkdir -p "$out/$sound/.part"
+    tar -xf "$archive" -C "$out/$sound/.part"
+    mv "$out/$sound/.part" "$out/$sound/recordings"
+  }
+  for seed in $seeds; do
+    mkdir -p "$out/$sound/seed-$seed"
+    (
+      cd "$out/$sound"
+      case $sound in
+        fsdd) find recordings -name '*.wav' | sort | awk -F '[/_.]' -v OFS='\t' '{ print $0, $(NF - 3), $(NF - 2), $(NF - 1) }' ;;
+        esc10) find recordings -name '*.ogg' | sort | awk -F / -v OFS='\t' '{ print $0, $(NF - 1), substr($NF, 1, 1), 0 }' ;;
+      esac | divide "$seed" "${groups[@]}" >"manifest-$seed.csv"
+    )
+    avpt preprocess "$out/$sound/manifest-$seed.csv" --out "$out/$sound/seed-$seed/store" \
+      --mel-bins 64 --spectrogram-frames "$frames"
   done
 done
 
-run=$out/seed-${seeds%% *}
-avpt inspect "$run/keep.safetensors" --after "$run/audio-keep" --store "$store" --zero 1e-6 --overwrite \
-  --plot "$out/figures/keep"
-avpt inspect "$run/abri.safetensors" --after "$run/audio-abri" --store "$store" --zero 1e-6 --overwrite \
-  --plot "$out/figures/abri"
-avpt compare "$out"/seed-*/audio-* --overwrite --plot "$out/figures" --markdown "$out/comparison.md"
+for seed in $seeds; do echo "pretrained $seed"; done | at_once recipes/dead-channels.sh
+for sound in "${sounds[@]}"; do
+  for seed in $seeds; do
+    for how in "${ways[@]}"; do
+      for rate in $rates; do echo "$sound $seed $how $rate"; done
+    done
+  done
+done | at_once recipes/dead-channels.sh
 
-rows=()
-for how in random keep reset reset-abnormal blend abri; do
-  rows+=("sound, $how=$(for seed in $seeds; do printf '%s ' "$out/seed-$seed/audio-$how"; done)")
+read -r seed _ <<<"$seeds"
+read -r rate _ <<<"$rates"
+for how in keep blend abri; do
+  avpt inspect "$out/seed-$seed/$how.safetensors" --after "$out/digits/seed-$seed/$how-$rate" --store "$out/digits/store" \
+    --zero 1e-6 --overwrite --plot "$out/figures/$how"
 done
-python recipes/results_table.py "pictures, pre-trained=$(for seed in $seeds; do printf '%s ' "$out/seed-$seed/pretrained"; done)" \
-  "${rows[@]}"
+runs=("$out"/digits/seed-*/*-"$rate")
+avpt compare "${runs[@]}" --overwrite --plot "$out/figures" --markdown "$out/comparison.md"
+
+python recipes/results_table.py "pictures, pre-trained=$(for seed in $seeds; do printf '%s ' "$out/seed-$seed/pretrained"; done)"
+for sound in "${sounds[@]}"; do
+  rows=()
+  for how in "${ways[@]}"; do
+    for rate in $rates; do
+      rows+=("$sound, $how/lr $rate=$(for seed in $seeds; do printf '%s ' "$out/$sound/seed-$seed/$how-$rate"; done)")
+    done
+  done
+  python recipes/results_table.py --against "$sound, keep" "${rows[@]}"
+done

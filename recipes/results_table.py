@@ -1,7 +1,8 @@
 """Print the test accuracy of finished runs side by side: `results_table.py "audio alone=RUN" "both=RUN RUN RUN" ...`.
 
-Several runs in one row are seeds: their mean and standard deviation. A file that `avpt evaluate` wrote can stand in
-the place of a run. `--against "both"` also compares each row with that one, seed by seed in the order they stand in.
+Several runs in one row are seeds: their mean and standard deviation. A file that `avpt evaluate` or `avpt probe` wrote
+can stand in the place of a run. `--against "both"` also compares each row with that one, seed by seed in the order they
+stand in. Rows `"name/this=..."` and `"name/that=..."` are one, by that of them whose mean accuracy on val is best.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from avpt.diagnosis.group_tests import holm, paired_test
+from avpt.files import artifacts
+
+Runs = list[dict[str, Any]]  # the results of a row, in the order of its seeds
 
 COLUMNS = {"test accuracy": "accuracy", "audio share": "audio_accuracy", "visual share": "visual_accuracy"}
 
@@ -23,12 +27,13 @@ def main() -> None:
     parser.add_argument("rows", nargs="+")
     parser.add_argument("--against", action="append", default=[])
     arguments = parser.parse_args()
-    rows = {name: read(paths.split()) for name, _, paths in (row.partition("=") for row in arguments.rows)}
+    rows = choose({name: read(paths.split()) for name, _, paths in (row.partition("=") for row in arguments.rows)})
     table = [["", *COLUMNS]]
-    for name, runs in rows.items():
-        table.append([name, *(cell([run[key] for run in runs if key in run]) for key in COLUMNS.values())])
+    for name, (which, runs) in rows.items():
+        numbers = (cell([run[key] for run in runs if key in run]) for key in COLUMNS.values())
+        table.append([name + (f" ({which})" if which else ""), *numbers])
     if arguments.against:
-        accuracies = {name: [run["accuracy"] for run in runs] for name, runs in rows.items()}
+        accuracies = {name: [run["accuracy"] for run in runs] for name, (_, runs) in rows.items()}
         table[0] += [f"minus {baseline}" for baseline in arguments.against]
         for line, more in zip(table[1:], differences(accuracies, arguments.against), strict=True):
             line += more
@@ -37,13 +42,36 @@ def main() -> None:
         right = (value.rjust(width) for value, width in zip(cells, widths[1:], strict=True))
         print("  ".join([name.ljust(widths[0]), *right]).rstrip())
     if arguments.against:
-        print("p: paired t-test over three seeds or more; in brackets adjusted for all tests of this table (Holm)")
+        print("[95 % interval], p of the paired t-test over three seeds or more (adjusted for all of the table, Holm)")
 
 
-def read(paths: Sequence[str]) -> list[dict[str, Any]]:
-    """The test results of runs, or of records of `avpt evaluate`."""
-    files = [path / "summary.json" if path.is_dir() else path for path in map(Path, paths)]
-    return [json.loads(file.read_text(encoding="utf-8"))["test"] for file in files]
+def read(paths: Sequence[str]) -> Runs:
+    """The test results of runs, of records of `avpt evaluate`, or of linear probes."""
+    results: Runs = []
+    for path in map(Path, paths):
+        if path.suffix == ".safetensors":
+            header, _ = artifacts.read_header(path)
+            results.append({"accuracy": header.metrics["accuracy"]["test"]})
+        else:
+            file = path / "summary.json" if path.is_dir() else path
+            summary = json.loads(file.read_text(encoding="utf-8"))
+            results.append(summary["test"] | {"val": summary.get("val", {}).get("accuracy")})
+    return results
+
+
+def choose(rows: Mapping[str, Runs]) -> dict[str, tuple[str, Runs]]:
+    """Each row's name, with what stands behind its slash and the runs of that of its candidates that is best on val."""
+    chosen: dict[str, tuple[str, Runs]] = {}
+    for row, runs in rows.items():
+        name, _, which = row.partition("/")
+        if name not in chosen or mean_on_val(runs) > mean_on_val(chosen[name][1]):
+            chosen[name] = which, runs
+    return chosen
+
+
+def mean_on_val(runs: Runs) -> float:
+    values: list[float] = [run["val"] for run in runs]
+    return statistics.mean(values)
 
 
 def cell(values: Sequence[float]) -> str:
@@ -68,8 +96,10 @@ def differences(accuracies: Mapping[str, Sequence[float]], baselines: Sequence[s
             return ""
         test = tests[name, baseline]
         gain = statistics.mean(accuracies[name]) - statistics.mean(accuracies[baseline])
-        p = "" if test is None or test["p"] is None else f" p {test['p']:.3f} ({adjusted[name, baseline]:.3f})"
-        return f"{gain:+.3f}{p}"
+        if test is None or test["p"] is None:
+            return f"{gain:+.3f}"
+        low, high = test["interval"]
+        return f"{gain:+.3f} [{low:+.3f}, {high:+.3f}] p {test['p']:.3f} ({adjusted[name, baseline]:.3f})"
 
     return [[difference(name, baseline) for baseline in baselines] for name in accuracies]
 

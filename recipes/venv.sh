@@ -41,3 +41,13 @@ digits() {
   python -c 'import espeakng_loader' 2>/dev/null || python -m pip install --quiet --disable-pip-version-check espeakng-loader >&2
   python recipes/make_digits.py --out "$@"
 }
+
+at_once() { # SCRIPT: runs `SCRIPT work WORDS...` for each line of words on stdin, JOBS at a time
+  xargs -P "${JOBS:-2}" --process-slot-var=SLOT -L 1 "$1" work
+}
+
+device() { # the one of DEVICES that is this piece of work's turn
+  local devices
+  read -ra devices <<<"${DEVICES:-auto}"
+  echo "${devices[$((${SLOT:-0} % ${#devices[@]}))]}"
+}

@@ -282,7 +282,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "init": {
         "--modality": REQUIRED,
         "--out": REQUIRED,
-        "--arch": "resnet18",
+        "--arch": None,
         "--weights": "imagenet",
         "--weights-key": None,
         "--input-size": None,

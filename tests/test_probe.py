@@ -243,14 +243,28 @@ def test_the_stage_1_encoder_is_not_to_be_found(experiment: Experiment, tmp_path
 
 
 def test_joint_training_straight_from_init(experiment: Experiment, tmp_path: Path) -> None:
-    """ABRi as `init` leaves it can't be probed; the joint encoder is."""
-    command = ("fuse-train", experiment.store, "--audio", experiment.audio_init, "--visual", experiment.visual)
-    done(*command, *TRAIN_OPTIONS, "--epochs", "1", "--mask", "none", "--out", tmp_path / "fused")
-    again = ("probe", tmp_path / "fused", experiment.store, "--modality", "audio", *HERE)
-    result = done(*again, "--json", "--search", experiment.folder)
+    """It is compared with the encoder trained alone from the same start; fresh ABRi can't be probed itself."""
+    near = tmp_path / "far" / "from" / "others"
+    near.mkdir(parents=True)
+    init, fused = shutil.copy(experiment.audio_init, near / "init.safetensors"), near / "fused"
+    command = ("fuse-train", experiment.store, "--audio", init, "--visual", experiment.visual)
+    done(*command, *TRAIN_OPTIONS, "--epochs", "1", "--mask", "none", "--out", fused)
+    again = ("probe", fused, experiment.store, "--modality", "audio", *HERE)
+    result = done(*again, "--json")
+    assert "no run was found that was trained alone from it" in result.stderr
     assert "there is no stage-1 encoder to compare with" in result.stderr
     assert "stage1" not in result.json()
-    refused("probe", *again[1:5], "--stage1", experiment.audio_init, *HERE, says="has no statistics yet")
+    alone = done("probe", experiment.audio, experiment.store, *HERE, "--json").json()
+    shutil.copytree(experiment.audio, near / "alone")
+    for where in ((), ("--stage1", experiment.audio)):
+        record = done(*again, *where, "--json").json()
+        assert record["stage1"] == {name: alone[name] for name in ("accuracy", "strength", "converged")}
+    shutil.copytree(experiment.audio, near / "copy")
+    result = done(*again, "--json")
+    assert "of 2 runs that were trained alone from it none is preferred" in result.stderr
+    assert "stage1" not in result.json()
+    refused(*again, "--stage1", experiment.audio_init, says="has no statistics yet")
+    refused(*again, "--stage1", experiment.visual, says="nor trained alone from it")
     refused("probe", experiment.audio_init, experiment.store, *HERE, says="has no statistics yet")
 
 

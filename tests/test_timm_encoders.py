@@ -361,6 +361,20 @@ def test_a_fused_model_has_two_architectures(run: dict[str, Path], experiment: E
         done("probe", run[name], experiment.store, "--device", "cpu", "--quiet")
 
 
+def test_an_artifact_says_what_network_it_is(run: dict[str, Path], tmp_path: Path) -> None:
+    for name, modality, arch in (
+        ("audio", "visual", "test_efficientnet"),
+        ("fused", "visual", "test_resnet"),
+        ("fused", "audio", "test_efficientnet"),
+    ):
+        named, left_out = (tmp_path / f"{name}-{modality}-{how}.safetensors" for how in ("named", "left-out"))
+        init = ("init", "--modality", modality, "--weights", run[name])
+        done(*init, "--out", left_out)
+        done(*init, "--arch", arch, "--out", named)
+        assert header(left_out)["encoder"]["arch"] == arch
+        assert left_out.read_bytes() == named.read_bytes()
+
+
 def test_what_an_encoder_is_fed_is_normalised_by_its_own_mean(run: dict[str, Path], experiment: Experiment) -> None:
     """The logits of the exported network on pictures that the test normalises itself are those on record."""
     out = run["visual"].parent / "plain.safetensors"

@@ -28,7 +28,8 @@ WORDS = ("imagenet", "pretrained", "random")  # what --weights takes beside path
 
 def run(config: InitConfig) -> Report:
     """Do nothing where the encoder is already there; torch is loaded only when there is work."""
-    header = Header(kind="encoder", config=config.record())
+    arch = config.arch or arch_of(config) or "resnet18"
+    header = Header(kind="encoder", config=config.record() | {"arch": arch})
     if config.weights not in WORDS:  # a file is recorded by its hash, not by its name
         if not Path(config.weights).exists():
             raise ArtifactError(
@@ -40,11 +41,21 @@ def run(config: InitConfig) -> Report:
     with claim(config.out, beside=[record_of(config.out)] if header.inputs else []):
         made = artifacts.reuse(config.out, header, config.defaults(), config.overwrite)
         if made is None:
-            made = initialise(config, header)
+            made = initialise(config, arch, header)
     return report(made, config)
 
 
-def initialise(config: InitConfig, header: Header) -> Header:
+def arch_of(config: InitConfig) -> str | None:
+    """The architecture that an artifact of avpt's own says it has; None of any other weights."""
+    path = artifacts.model_file(Path(config.weights))
+    header = None if config.weights in WORDS or not path.exists() else artifacts.own_header(path)
+    spec = {} if header is None else header.spec
+    encoder = spec.get("encoder") or spec.get(config.modality)
+    arch = encoder.get("arch") if isinstance(encoder, dict) else None
+    return arch if isinstance(arch, str) else None
+
+
+def initialise(config: InitConfig, arch: str, header: Header) -> Header:
     """Load strictly, look for abnormal channels, re-initialise, write."""
     announce_torch()
     import torch
@@ -58,13 +69,13 @@ def initialise(config: InitConfig, header: Header) -> Header:
     norm: Norm = "batchnorm"
     if config.bn == "abri":
         norm = "abri-channel" if config.abri == "channel" else "abri-layer"
-    spec = describe_encoder(config.arch, config.modality, norm, config.size)
+    spec = describe_encoder(arch, config.modality, norm, config.size)
     plain = replace(spec, norm="batchnorm")
     metrics = {}
     with torch.device("meta"):
         has_norm = bool(abnormal_channels.norm_layers(build_encoder(plain).state_dict()))
     if config.bn != "keep" and not has_norm:
-        raise ConfigError(f"{config.arch} has no BatchNorm, which --bn {config.bn} is about; take it with --bn keep")
+        raise ConfigError(f"{arch} has no BatchNorm, which --bn {config.bn} is about; take it with --bn keep")
     if config.weights == "random":
         state = build_encoder(plain).state_dict()
     else:

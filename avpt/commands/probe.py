@@ -78,7 +78,9 @@ def modality_of(config: ProbeConfig, model: Header) -> Modality:
 
 
 def find_stage1(config: ProbeConfig, model: Header, modality: Modality) -> Path | None:
-    """The file that the encoder of a fused model started from; the user is warned where it can't be found.
+    """The encoder of a fused model trained alone: what it started from, or where that is fresh from `init` its stage 1.
+
+    The user is warned where there is none.
 
     Raises:
         ArtifactError: --stage1 is something else.
@@ -87,10 +89,13 @@ def find_stage1(config: ProbeConfig, model: Header, modality: Modality) -> Path 
         return None
     recorded = model.inputs.get(modality, "")
     if config.stage1 is not None:
-        if (checksum := artifacts.model_hash(config.stage1)) != recorded:
+        checksum = artifacts.model_hash(config.stage1)
+        given, _ = artifacts.read_header(artifacts.model_file(config.stage1))
+        if recorded not in (checksum, given.inputs.get("init")):
             raise ArtifactError(
-                f"{config.stage1} is not what the {modality} encoder of {config.model} started from "
-                f"(checksum {checksum[:12]}..., it records {recorded[:12]}...); name that one, or leave --stage1 out"
+                f"{config.stage1} is not what the {modality} encoder of {config.model} started from, nor trained alone "
+                f"from it (checksum {checksum[:12]}..., it records {recorded[:12]}...); name that one, or leave "
+                "--stage1 out"
             )
         return config.stage1
     log.info("looking for what %s started from", config.model)
@@ -103,7 +108,23 @@ def find_stage1(config: ProbeConfig, model: Header, modality: Modality) -> Path 
             "compare with; name it with --stage1, or folders to look in with --search",
             *(modality, config.model, recorded[:12]),
         )
-    return None if node is None else node.path
+        return None
+    if node.kind == "classifier":
+        return node.path
+    alone = [
+        run
+        for run in lineage.made_from(node, "classifier")
+        if run.is_run and run.option("seed") == model.config.get("seed") and artifacts.model_file(run.path).is_file()
+    ]
+    if len(alone) == 1:
+        log.info("compared with %s, which was trained alone from %s", alone[0].path, node.path)
+        return alone[0].path
+    which = f"of {len(alone)} runs that were" if alone else "no run was found that was"
+    log.warning(
+        "%s is fresh from `avpt init`, and %s trained alone from it%s; name one with --stage1 to compare with that",
+        *(node.path, which, " none is preferred" if alone else ""),
+    )
+    return node.path
 
 
 def probe(

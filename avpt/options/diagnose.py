@@ -181,7 +181,7 @@ class ProbeConfig(OutputConfig):
         Path | None,
         Option(
             "--stage1",
-            help="Of a fused run: the fine-tuning run that its encoder came from.",
+            help="Of a fused run: the fine-tuning run that its encoder came from, or one that started as it did.",
             show_default="found by its checksum",
             rich_help_panel=INPUTS,
         ),

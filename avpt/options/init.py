@@ -22,14 +22,15 @@ class InitConfig(OutputConfig):
     ]
     out: Annotated[Path, Option(help="Encoder artifact to write (.safetensors).", rich_help_panel=OUTPUT)]
     arch: Annotated[
-        str,
+        str | None,
         Option(
             help="The network: resnet18, resnet34 or resnet50 of torchvision, or any of timm's; `avpt encoders` lists "
             "them.",
+            show_default="what an artifact of avpt says, else resnet18",
             metavar="NAME",
             rich_help_panel=MODEL,
         ),
-    ] = "resnet18"
+    ] = None
     input_size: Annotated[
         str | None,
         Option(

@@ -15,7 +15,7 @@ from avpt.files.outputs import sha256_if_there, sha256_json
 from avpt.files.typed_paths import read_paths
 from avpt.report.page.blocks import Block, Text
 from avpt.runs.folder import Run, read_run
-from avpt.runs.groups import count_pooled, group_made
+from avpt.runs.groups import count_pooled, group_made, seed_of
 from avpt.runs.lineage import Lineage, Node
 from avpt.types import Modality
 
@@ -69,6 +69,14 @@ class Experiment:
     def origin(self, node: Node, name: str) -> Node | None:
         """What a node was made from, by the name of the input; None where it was not found."""
         return self.origins[node.path].get(name)
+
+    def alone(self, run: Node, modality: Modality) -> Node | None:
+        """A joint run's encoder trained alone: what went in, or its stage 1 where that was fresh from `init`."""
+        origin = self.origin(run, modality)
+        if origin is None or origin.kind == "classifier":
+            return origin
+        trained = (node for node in self.stage1(modality) if node.inputs.get("init") == run.inputs[modality])
+        return next((node for node in trained if seed_of(node) == seed_of(run)), None)
 
     @cached_property
     def base(self) -> str:

@@ -229,7 +229,7 @@ def tabulate_probes(experiment: Experiment) -> list[Block]:
             rows.append((name, probe.modality, percent(probe.accuracy), percent(alone), gap, chance))
     if not rows:
         return []
-    columns = ("encoder of", "modality", "probe", "before joint training", "difference", "over clips")
+    columns = ("encoder of", "modality", "probe", "trained alone", "difference", "over clips")
     title = f"test {' or '.join(metrics)} of a linear probe of each encoder; "
     title += "McNemar's test over clips, of these models alone"
     return [Heading("Linear probes"), Grid(Table(title, columns, rows, left=2))]

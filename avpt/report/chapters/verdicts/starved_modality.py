@@ -93,7 +93,7 @@ def weigh(evidence: Sequence[Evidence], least: float) -> tuple[Answer, str]:
     margin = points(MARGIN).removeprefix("+")
     if worse := [one for one in evidence if one.probed and one.spread.falls(least)]:
         losses = [f"{one.name}: {points(one.spread.mean)}" for one in worse]
-        return "yes", f"Linear probes find encoders worse than before joint training: {'; '.join(losses)}."
+        return "yes", f"Linear probes find encoders worse than trained alone: {'; '.join(losses)}."
     whole = all({one.modality for one in evidence if one.group == e.group} == set(MODALITIES) for e in evidence)
     if whole and all(one.spread.holds() for one in evidence):
         names = "; ".join(one.name for one in evidence)
@@ -101,7 +101,7 @@ def weigh(evidence: Sequence[Evidence], least: float) -> tuple[Answer, str]:
     by = "linear probe" if all(one.probed for one in evidence) else "share of the joint answer"
     by = by if len({one.probed for one in evidence}) == 1 else "linear probe or share"
     seen = [f"{one.name} {points(one.spread.mean)}" for one in evidence]
-    summary = f"By {by}, compared with before joint training: {'; '.join(seen)}."
+    summary = f"By {by}, compared with the encoders trained alone: {'; '.join(seen)}."
     missing = [m for m in MODALITIES if not any(one.modality == m for one in evidence)]
     summary += f" Nothing is known of {listed(missing)}." if missing else ""
     few = min(len(one.spread.each) for one in evidence)
@@ -147,10 +147,10 @@ def gather_evidence(experiment: Experiment, results: Results, name: str, runs: S
     for modality in MODALITIES:
         pairs = []
         for run in runs:
-            origin = experiment.origin(run, modality)
-            alone, share = results.right(origin), results.right(run, modality)
-            if origin is not None and alone and share and results.classes(origin) == results.classes(run):
-                pairs.append((alone, share, seed_of(run)))
+            alone = experiment.alone(run, modality)
+            before, share = results.right(alone), results.right(run, modality)
+            if alone is not None and before and share and results.classes(alone) == results.classes(run):
+                pairs.append((before, share, seed_of(run)))
         fall = compare(*map(list, zip(*pairs, strict=True))) if pairs else None
         probed = find_probes(experiment, runs, modality)
         if probed:
@@ -174,12 +174,15 @@ def describe_share(one: Evidence, least: float) -> str:
 
 
 def find_probes(experiment: Experiment, runs: Sequence[Node], modality: Modality) -> dict[int, list[Probe]]:
-    """Find, by seed, linear probes of the runs' encoders that were compared with those before joint training."""
+    """Find, by seed, linear probes of the runs' encoders that were compared with the same trained alone."""
     by_seed: dict[int, list[Probe]] = {}
     for node in experiment.of_kind("probe"):
         model, probe = experiment.origin(node, "model"), read_probe(node)
         if model is None or model not in runs:
             continue
+        alone = experiment.alone(model, modality)
+        if alone is not None and node.inputs.get("stage1") != experiment.checksums[alone.path]:
+            continue  # it was compared with what `init` made
         if probe is not None and probe.modality == modality and probe.difference is not None:
             by_seed.setdefault(seed_of(model), []).append(probe)
     return dict(sorted(by_seed.items()))
@@ -230,7 +233,7 @@ def describe_probes(one: Evidence, least: float) -> str:
     ]
     mean = f"{points(one.spread.mean)} on average ({one.spread.words(least)})"
     encoder = f"the {one.modality} encoder of `{one.group}`"
-    return f"Linear probe of {encoder} against before joint training: {mean}; {listed(each)}."
+    return f"Linear probe of {encoder} against the same trained alone: {mean}; {listed(each)}."
 
 
 def describe_gradients(experiment: Experiment, name: str, runs: Sequence[Node]) -> list[str]:
