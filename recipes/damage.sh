@@ -11,8 +11,9 @@
 #
 # Run it again after an interruption: what is finished is kept, what was begun goes on.
 #
-# HARD: which modality is hard. START: what the encoders start from: `random`; `other`, the encoder of the other
-# modality, trained alone from random; `imagenet`, the weights of ARCH in the file WEIGHTS.
+# METHODS may hold `fust-adaptive-RATIO-ETA-THRESHOLD` several times, options of the masks: of these the one that is
+# best on val is shown. HARD: which modality is hard. START: what the encoders start from: `random`; `other`, the encoder of
+# the other modality, trained alone from random; `imagenet`, the weights of ARCH in the file WEIGHTS.
 #
 # HARD="visual audio" START="random other" SEEDS="0 1 2 3 4" METHODS="..." JOBS=2 ARCH=test_resnet OUT=DIR recipes/damage.sh
 set -euo pipefail
@@ -47,7 +48,7 @@ start_of() { # MODALITY: options of `avpt init`
 # One piece of work: which modality is hard, what encoders start from, a seed, and what to make.
 work() {
   local which=$1 start=$2 seed=$3 what=$4
-  local run=$out/$which/$start/seed-$seed store=$out/$which/store joint modality
+  local run=$out/$which/$start/seed-$seed store=$out/$which/store joint modality ratio eta threshold
   local to=(--seed "$seed" --device "$(device)" --quiet)
   local stage1=(--audio "$run/audio" --visual "$run/visual")
   case $what in
@@ -69,6 +70,10 @@ work() {
       case $what in
         fust-none) joint+=(--mask none) ;;
         fust-released) joint+=(--mask adaptive --mask-rule released) ;;
+        fust-adaptive-*)
+          IFS=- read -r _ _ ratio eta threshold <<<"$what"
+          joint+=(--mask adaptive --mask-ratio "$ratio" --mask-eta "$eta" --mask-threshold "$threshold")
+          ;;
         *) joint+=(--mask "${what#fust-}") ;;
       esac
       [ "$what" = fust-none ] || joint+=(--confidence "$run/confidence.safetensors")
@@ -108,7 +113,7 @@ for which in $hard; do
     visual) noise=(--snr "${SNR:--3}" --picture-noise "${PICTURE_NOISE:-0.5}") ;;
     audio) noise=(--snr "${SNR:--8}" --picture-noise "${PICTURE_NOISE:-0.3}") ;;
   esac
-  manifest=$(digits "$out/$which/digits" --per-class "${PER_CLASS:-60}" "${noise[@]}")
+  manifest=${MANIFEST:-$(digits "$out/$which/digits" --per-class "${PER_CLASS:-60}" "${noise[@]}")}
   avpt preprocess "$manifest" --out "$out/$which/store" --mel-bins 64 --spectrogram-frames 64 --frame-size 32
 done
 
@@ -119,7 +124,7 @@ for start in $starts; do
   round "$start" "${named[@]}"
   probes=(probe-audio probe-visual)
   for what in "${named[@]}"; do
-    case $what in ume | umt | mmpareto | fust-released) ;; *) probes+=("probe-audio-$what" "probe-visual-$what") ;; esac
+    case $what in none | uniform | fust-none | fust-adaptive) probes+=("probe-audio-$what" "probe-visual-$what") ;; esac
   done
   round "$start" "${probes[@]}"
 done
@@ -131,8 +136,11 @@ for which in $hard; do
     for what in audio visual "${named[@]}"; do
       written=()
       for seed in $seeds; do written+=("$out/$which/$start/seed-$seed/$what"); done
-      [ "$what" != ume ] || written=("${written[@]/%/.json}")
-      rows+=("$what=${written[*]}")
+      case $what in
+        ume) rows+=("ume=${written[*]/%/.json}") ;;
+        fust-adaptive-*) rows+=("adaptive, best on val/${what#fust-adaptive-}=${written[*]}") ;;
+        *) rows+=("$what=${written[*]}") ;;
+      esac
     done
     python recipes/results_table.py --against none "${rows[@]}"
     for modality in audio visual; do

@@ -53,7 +53,10 @@ SMALL = {
         for modality in ("audio", "visual")
         for how in ("random", "keep", "reset", "reset-abnormal", "abri")
     ],
-    "dead-channels": [f"sound, {how}" for how in ("random", "keep", "reset", "reset-abnormal", "blend", "abri")],
+    "damage": ["audio", "none", "ume", "fust-adaptive", "probe audio alone", "probe visual-fust-none"],
+    "dead-channels": [
+        rf"digits, {how} \(lr 0\.05\)" for how in ("random", "keep", "reset", "reset-abnormal", "blend", "abri")
+    ],
     "masking": ["audio", "visual", "none", "uniform", "adaptive", "released", "ogm-ge"],
 }
 
@@ -267,12 +270,12 @@ def answer(client: socket.socket, log: Path, killed: Callable[[], bool]) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["masking", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cross-modal", "dead-channels"))]
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name != "masking" else name for name in SMALL]
 )
 def test_small_recipes_run(name: str, tmp_path: Path) -> None:
     """One epoch of one seed on a few clips; the table at the end has a row for each way."""
     manifest = write_manifest(tmp_path / "few.csv", digit_rows())
-    few = {"SEEDS": "0", "PRETRAINING": "1", "EPOCHS": "1", "FUSED_EPOCHS": "1"}
+    few = {"SEEDS": "0", "LRS": "0.05", "PRETRAINING": "1", "EPOCHS": "1", "FUSED_EPOCHS": "1"}
     environment = few | {"OUT": str(tmp_path / "out"), "MANIFEST": str(manifest)}
     told = run_recipe(RECIPES[0].parent / f"{name}.sh", tmp_path, environment)
     for way in SMALL[name]:

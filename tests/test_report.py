@@ -846,7 +846,7 @@ def test_runs_on_different_class_sets_and_with_several_labels(experiment: Experi
     alone = ("--audio", experiment.audio_init, "--visual", experiment.visual_init)
     options = [*TRAIN_OPTIONS[:1], "1", *TRAIN_OPTIONS[2:]]
     done("fuse-train", tmp_path / "several", *alone, "--mask", "none", *options, "--out", tmp_path / "joint")
-    probe(tmp_path, tmp_path / "joint", "audio", -0.125, None)
+    probe(tmp_path, tmp_path / "joint", "audio", -0.125, None, alone=experiment.audio)
     folders = ("--search", tmp_path, "--search", experiment.folder)
     result = done("report", tmp_path / "joint", experiment.fused, *folders, "--out", tmp_path / "page.html")
     words = " ".join(check_page((tmp_path / "page.html").read_text(encoding="utf-8")).words.split())
@@ -858,6 +858,25 @@ def test_runs_on_different_class_sets_and_with_several_labels(experiment: Experi
     assert "average precision" in words
     assert "test mAP" in words
     assert "Traceback" not in result.stderr
+
+
+def test_joint_training_from_init_is_held_against_the_encoders_alone(experiment: Experiment, tmp_path: Path) -> None:
+    starts = ("--audio", experiment.audio_init, "--visual", experiment.visual_init)
+    options = [*TRAIN_OPTIONS[:1], "1", *TRAIN_OPTIONS[2:]]
+    done("fuse-train", experiment.store, *starts, "--mask", "none", *options, "--out", tmp_path / "straight")
+    probe(tmp_path, tmp_path / "straight", "audio", 0.25)  # against what init made
+    probe(tmp_path, tmp_path / "straight", "audio", -0.125, alone=experiment.audio)
+    runs = (tmp_path / "straight", experiment.audio, experiment.visual)
+    done("report", *runs, "--search", experiment.folder, "--out", tmp_path / "page.html")
+    words = " ".join(check_page((tmp_path / "page.html").read_text(encoding="utf-8")).words.split())
+    assert "the audio encoder of straight against the same trained alone: −12.5 points on average" in words
+    assert "+25.0 points on average" not in words
+    right = {}
+    for name, run in (("visual", experiment.visual), ("straight", tmp_path / "straight")):
+        record = json.loads((run / "summary.json").read_text(encoding="utf-8"))["test"]
+        right[name] = record["accuracy" if name == "visual" else "visual_accuracy"]
+    before, after = (f"{100 * value:.1f} %" for value in right.values())
+    assert f"Visual: {before} alone, {after} by its share in straight" in words
 
 
 def test_an_encoder_without_batchnorm() -> None:
@@ -995,8 +1014,11 @@ def judge(runs: list[Path], *folders: Path) -> list[Verdict]:
     return questions.answer_questions(found, initialisation.find_starts(found), folders[0])
 
 
-def probe(folder: Path, run: Path, modality: str, difference: float, p: float | None = 0.5) -> None:
-    """As `avpt probe` leaves it."""
+def probe(
+    folder: Path, run: Path, modality: str, difference: float, p: float | None = 0.5, alone: Path | None = None
+) -> None:
+    """As `avpt probe` leaves it, of a run and of its encoder alone, which is what went in if nothing is named."""
+    went_in = artifacts.read_header(run / "model.safetensors")[0].inputs[modality]
     metrics = {
         "modality": modality,
         "accuracy": {"test": 0.5},
@@ -1004,9 +1026,11 @@ def probe(folder: Path, run: Path, modality: str, difference: float, p: float | 
         "stage1": {"accuracy": {"test": 0.5 - difference}},
         "mcnemar": None if p is None else {"p": p},
     }
-    inputs = {"model": sha256(run / "model.safetensors")}
+    before = went_in if alone is None else sha256(alone / "model.safetensors")
+    inputs = {"model": sha256(run / "model.safetensors"), "stage1": before}
     header = Header(kind="probe", config={"modality": modality}, inputs=inputs, metrics=metrics)
-    artifacts.save(folder / f"{modality}-{run.name}.safetensors", header, {"weight": torch.zeros(1)})
+    name = f"{modality}-{run.name}{'' if alone is None else '-alone'}.safetensors"
+    artifacts.save(folder / name, header, {"weight": torch.zeros(1)})
 
 
 @pytest.mark.parametrize(

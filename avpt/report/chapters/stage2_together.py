@@ -66,8 +66,8 @@ def section(experiment: Experiment, clips: int) -> Section:
 
 
 def find_level(experiment: Experiment, nodes: list[Node], modality: Modality) -> float | None:
-    """The mean val accuracy of the encoders alone that some joint runs started from; None where it is not known."""
-    origins = [origin for node in nodes if (origin := experiment.origin(node, modality)) is not None]
+    """The mean val accuracy of the encoders of some joint runs when trained alone; None where it is not known."""
+    origins = [origin for node in nodes if (origin := experiment.alone(node, modality)) is not None]
     summaries = [
         experiment.runs[path].summary for path in dict.fromkeys(origin.path for origin in origins if origin.is_run)
     ]
