@@ -11,8 +11,8 @@
 #
 # Run it again after an interruption: what is finished is kept, what was begun goes on.
 #
-# METHODS may hold `fust-adaptive-RATIO-ETA-THRESHOLD` several times, options of the masks: of these the one that is
-# best on val is shown. HARD: which modality is hard. START: what the encoders start from: `random`; `other`, the encoder of
+# METHODS: `NAME@RATE` has another learning rate, and of several rates of a method the one that is best on val is shown;
+# so it is with options of the masks, `fust-adaptive-RATIO-ETA-THRESHOLD`. HARD: which modality is hard. START: what the encoders start from: `random`; `other`, the encoder of
 # the other modality, trained alone from random; `imagenet`, the weights of ARCH in the file WEIGHTS.
 #
 # HARD="visual audio" START="random other" SEEDS="0 1 2 3 4" METHODS="..." JOBS=2 ARCH=test_resnet OUT=DIR recipes/damage.sh
@@ -50,8 +50,9 @@ work() {
   local which=$1 start=$2 seed=$3 what=$4
   local run=$out/$which/$start/seed-$seed store=$out/$which/store joint modality ratio eta threshold
   local to=(--seed "$seed" --device "$(device)" --quiet)
-  local stage1=(--audio "$run/audio" --visual "$run/visual")
-  case $what in
+  local stage1=(--audio "$run/audio" --visual "$run/visual") name=${what%@*} rate=
+  [ "$name" = "$what" ] || rate=${what#*@}
+  case $name in
     audio | visual)
       # shellcheck disable=SC2046 # options, none of which has a space
       avpt init --modality "$what" $(start_of "$what") --seed "$seed" --quiet --out "$run/$what-init.safetensors"
@@ -66,23 +67,24 @@ work() {
         --out "$run/$what.safetensors"
       ;;
     fust-*)
-      joint=("${stage1[@]}" "${small[@]}" "${to[@]}" --epochs "$second" --lr "${FUSED_LR:-0.01}")
-      case $what in
+      joint=("${stage1[@]}" "${small[@]}" "${to[@]}" --epochs "$second")
+      joint+=(--lr "${rate:-${FUSED_LR:-0.01}}")
+      case $name in
         fust-none) joint+=(--mask none) ;;
         fust-released) joint+=(--mask adaptive --mask-rule released) ;;
         fust-adaptive-*)
-          IFS=- read -r _ _ ratio eta threshold <<<"$what"
+          IFS=- read -r _ _ ratio eta threshold <<<"$name"
           joint+=(--mask adaptive --mask-ratio "$ratio" --mask-eta "$eta" --mask-threshold "$threshold")
           ;;
-        *) joint+=(--mask "${what#fust-}") ;;
+        *) joint+=(--mask "${name#fust-}") ;;
       esac
-      [ "$what" = fust-none ] || joint+=(--confidence "$run/confidence.safetensors")
+      [ "$name" = fust-none ] || joint+=(--confidence "$run/confidence.safetensors")
       avpt fuse-train "$store" "${joint[@]}" --out "$run/$what"
       ;;
     *)
       joint=(--audio "$run/audio-init.safetensors" --visual "$run/visual-init.safetensors" "${small[@]}" "${to[@]}")
-      joint+=(--mask none --epochs "$both" --lr "${LR:-0.05}" --balance "$what")
-      case $what in
+      joint+=(--mask none --epochs "$both" --lr "${rate:-${LR:-0.05}}" --balance "$name")
+      case $name in
         umt)
           joint+=(--balance-set "window=0,$((both * 80 / 100))")
           joint+=(--teacher-audio "$run/audio" --teacher-visual "$run/visual")
@@ -139,6 +141,7 @@ for which in $hard; do
       case $what in
         ume) rows+=("ume=${written[*]/%/.json}") ;;
         fust-adaptive-*) rows+=("adaptive, best on val/${what#fust-adaptive-}=${written[*]}") ;;
+        *@*) rows+=("${what%@*}, best on val/lr ${what#*@}=${written[*]}") ;;
         *) rows+=("$what=${written[*]}") ;;
       esac
     done

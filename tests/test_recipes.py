@@ -167,6 +167,26 @@ def test_every_balancing_method_acts_in_a_short_run(
         assert seen[name]["window"] == (0, epochs * last // 100)
 
 
+def test_rates_and_masks_of_methods_are_what_their_names_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METHODS", "none none@0.02 fust-none@0.5 fust-adaptive fust-adaptive-0.9-3-0 fust-released")
+    monkeypatch.setenv("START", "random other imagenet")
+    calls = calls_of(RECIPES[0].parent / "damage.sh", tmp_path)
+    check_calls(calls)
+    runs = 2 * 3 * 2  # each hard modality, from each start, of each seed
+    for options, count in (
+        (("--balance none", "--lr 0.05", "--epochs 20"), runs),
+        (("--balance none", "--lr 0.02", "--epochs 20"), runs),
+        (("--mask none", "--lr 0.5", "--epochs 8"), runs),
+        (("--mask adaptive", "--lr 0.01", "--mask-ratio 0.9", "--mask-eta 3", "--mask-threshold 0"), runs),
+        (("--mask adaptive", "--mask-rule released"), runs),
+        (("init", "--weights random"), 2 * 2 * 2),
+        (("init", "--modality audio", "random/seed-0/visual"), 2),
+        (("init", "--modality visual", "random/seed-0/audio"), 2),
+    ):
+        made = [" ".join(words) for words in calls]
+        assert sum(all(option in call for option in options) for call in made) == count, options
+
+
 def test_the_table_tests_rows_against_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
