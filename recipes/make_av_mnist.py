@@ -6,7 +6,8 @@
 
 data      FSDD's recordings in one .tar.gz, files named DIGIT_SPEAKER_TAKE.wav; MNIST's test half, two files
 hardware  any; seconds; writes about 5 MB
-expected  700 clips: 400 train, 100 val, 200 test, balanced over digits and speakers; the same each time
+expected  700 clips: 400 train, 100 val, 200 test, balanced over digits and speakers; the same each time. With
+          `--held-out theo` the test split is what that speaker says, 500 clips, and the others are train and val
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CLIPS_PER_DIGIT = {"train": 40, "val": 10, "test": 20}
+CLIPS_OF_SPEAKER = 50  # of each digit, where one speaker is held out to test with: all there are
 DIGITS = 10
 TEST_TAKES = 5  # FSDD's own split: takes 0-4 are for testing, 5-49 for training
 
@@ -52,14 +54,19 @@ the licences named below, which ask for attribution, and for the same licence on
 
 ## How the pairs were drawn
 
-`recipes/make_av_mnist.py --seed {seed}` drew {total} recordings and, for each, an image of the same digit:
-{counts} clips, the same number of each digit, and of each speaker as nearly as that goes. The test
-recordings are from FSDD's own test takes, 0 to 4; train and val are from takes 5 to 49. Each recording
-and each image is used once, so no two splits share any; all the speakers are in every split.
+`recipes/make_av_mnist.py {options}` drew {total} recordings and, for each, an image of the same digit:
+{counts} clips, the same number of each digit, and of each speaker as nearly as that goes. {splits}
+Each recording and each image is used once, so no two splits share any.
 
 **Sound and image were not recorded together.** A pair agrees in its digit and in nothing else: who speaks
 says nothing about who wrote.
 """
+
+SPLITS = """The test
+recordings are from FSDD's own test takes, 0 to 4; train and val are from takes 5 to 49; all the speakers are
+in every split."""
+SPLITS_BY_SPEAKER = """The test
+recordings are all by {held_out}, who is in no other split."""
 
 
 @dataclass(frozen=True)
@@ -105,14 +112,24 @@ def png(pixels: bytes, width: int, height: int) -> bytes:
     )
 
 
-def draw_recordings(recordings: list[Recording], rng: random.Random) -> dict[str, list[Recording]]:
-    """Draw each split's recordings, in the order 0 to 9, 0 to 9, ..., the speakers dealt out evenly."""
-    speakers = sorted({recording.speaker for recording in recordings})
+def draw_recordings(
+    recordings: list[Recording], rng: random.Random, held_out: str | None = None
+) -> dict[str, list[Recording]]:
+    """Draw each split's recordings, in the order 0 to 9, 0 to 9, ..., the speakers dealt out evenly.
+
+    Those that are tested are FSDD's test takes of all speakers, or all takes of the one that is held out.
+    """
+    everyone = sorted({recording.speaker for recording in recordings})
     piles: defaultdict[tuple[int, str, bool], list[Recording]] = defaultdict(list)
     for recording in sorted(recordings, key=lambda _: rng.random()):
-        piles[recording.digit, recording.speaker, recording.take < TEST_TAKES].append(recording)
+        tested = recording.take < TEST_TAKES if held_out is None else recording.speaker == held_out
+        piles[recording.digit, recording.speaker, tested].append(recording)
     drawn: dict[str, list[Recording]] = {}
     for split, count in CLIPS_PER_DIGIT.items():
+        speakers = everyone
+        if held_out is not None:
+            speakers = [held_out] if split == "test" else [name for name in everyone if name != held_out]
+            count = CLIPS_OF_SPEAKER if split == "test" else count
         dealt: list[Recording] = []  # digit after digit; each goes on with the speaker after the last one
         for turn in range(DIGITS * count):
             dealt.append(piles[turn // count, speakers[turn % len(speakers)], split == "test"].pop())
@@ -120,13 +137,15 @@ def draw_recordings(recordings: list[Recording], rng: random.Random) -> dict[str
     return drawn
 
 
-def make(fsdd: Path, mnist_images: Path, mnist_labels: Path, out: Path, seed: int) -> Path:
+def make(fsdd: Path, mnist_images: Path, mnist_labels: Path, out: Path, seed: int, held_out: str | None = None) -> Path:
     """Write the folder and return the path of its manifest."""
     rng = random.Random(seed)
     recordings = read_recordings(fsdd)
     (count, height, width), pixels = read_idx(mnist_images, 3)
     _, labels = read_idx(mnist_labels, 1)
-    drawn = draw_recordings(recordings, rng)
+    if held_out is not None and held_out not in {recording.speaker for recording in recordings}:
+        sys.exit(f"{fsdd}: no recording of {held_out!r}")
+    drawn = draw_recordings(recordings, rng, held_out)
     images: defaultdict[int, list[int]] = defaultdict(list)  # digit -> indices of its images
     for index in sorted(range(count), key=lambda _: rng.random()):
         images[labels[index]].append(index)
@@ -143,9 +162,11 @@ def make(fsdd: Path, mnist_images: Path, mnist_labels: Path, out: Path, seed: in
             (out / image).write_bytes(png(pixels[index * size : (index + 1) * size], width, height))
             rows.append((recording.name, str(recording.digit), split, audio, image))
 
-    counts = ", ".join(f"{count * DIGITS} {split}" for split, count in CLIPS_PER_DIGIT.items())
+    counts = ", ".join(f"{len(chosen)} {split}" for split, chosen in drawn.items())
+    options = f"--seed {seed}" + ("" if held_out is None else f" --held-out {held_out}")
+    splits = SPLITS if held_out is None else SPLITS_BY_SPEAKER.format(held_out=held_out)
     speakers = ", ".join(sorted({recording.speaker for recording in recordings}))
-    text = ATTRIBUTION.format(speakers=speakers, seed=seed, total=len(rows), counts=counts)
+    text = ATTRIBUTION.format(speakers=speakers, options=options, total=len(rows), counts=counts, splits=splits)
     (out / "ATTRIBUTION.md").write_text(text, encoding="utf-8", newline="\n")
     manifest = out / "manifest.csv"
     with manifest.open("w", encoding="utf-8", newline="") as file:
@@ -162,11 +183,12 @@ def main() -> None:
     parser.add_argument("--mnist-images", type=Path, required=True, help="t10k-images-idx3-ubyte.gz")
     parser.add_argument("--mnist-labels", type=Path, required=True, help="t10k-labels-idx1-ubyte.gz")
     parser.add_argument("--out", type=Path, required=True, help="A folder that does not exist yet, or is empty.")
+    parser.add_argument("--held-out", metavar="SPEAKER", help="Test with this speaker alone, who is in no other split.")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.out.exists() and any(options.out.iterdir()):
         sys.exit(f"{options.out}: is there already; remove it, or give another --out")
-    print(make(options.fsdd, options.mnist_images, options.mnist_labels, options.out, options.seed))
+    print(make(**vars(options)))
 
 
 if __name__ == "__main__":

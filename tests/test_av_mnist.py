@@ -26,9 +26,8 @@ COUNTS = {"train": 400, "val": 100, "test": 200}
 DIGITS = [str(digit) for digit in range(10)]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """AV-MNIST, made from the real archives."""
+def archives() -> list[str]:
+    """The options that name the real archives."""
     names = {
         "--fsdd": "fsdd/fsdd_recordings.tar.gz",
         "--mnist-images": "mnist/t10k-images-idx3-ubyte.gz",
@@ -37,8 +36,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in names.values():
         if not (DATA / name).is_file():
             pytest.skip(f"no {name} here: FSDD and MNIST are not carried by the project")
+    return [part for option, name in names.items() for part in (option, str(DATA / name))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """AV-MNIST, made from the real archives."""
     folder = tmp_path_factory.mktemp("av-mnist")
-    done = make([part for option, name in names.items() for part in (option, str(DATA / name))], folder)
+    done = make(archives(), folder)
     assert (done.returncode, done.stdout) == (0, f"{folder / 'manifest.csv'}\n"), done.stderr
     return folder
 
@@ -72,6 +77,16 @@ def test_recordings_follow_their_names_and_fsdd_own_split(manifest: Manifest) ->
     speakers = Counter((clip.split, clip.id.split("_")[1]) for clip in manifest.clips)
     assert len(speakers) == 3 * 6
     assert all(abs(count - COUNTS[split] / 6) < 1 for (split, _), count in speakers.items())
+
+
+def test_a_speaker_is_held_out(tmp_path: Path) -> None:
+    assert make([*archives(), "--held-out", "theo"], tmp_path / "theo").returncode == 0
+    clips = read_manifest(tmp_path / "theo" / "manifest.csv").clips
+    assert Counter(clip.split for clip in clips) == {"train": 400, "val": 100, "test": 500}
+    assert all((clip.id.split("_")[1] == "theo") == (clip.split == "test") for clip in clips)
+    assert len({clip.frames for clip in clips}) == len({clip.id for clip in clips}) == 1000
+    nobody = make([*archives(), "--held-out", "nobody"], tmp_path / "nobody")
+    assert (nobody.returncode, "no recording of 'nobody'" in nobody.stderr) == (1, True)
 
 
 def test_every_file_is_used_exactly_once(manifest: Manifest, folder: Path) -> None:
