@@ -866,7 +866,7 @@ def test_joint_training_from_init_is_held_against_the_encoders_alone(experiment:
     done("fuse-train", experiment.store, *starts, "--mask", "none", *options, "--out", tmp_path / "straight")
     probe(tmp_path, tmp_path / "straight", "audio", 0.25)  # against what init made
     probe(tmp_path, tmp_path / "straight", "audio", -0.125, alone=experiment.audio)
-    runs = (tmp_path / "straight", experiment.audio, experiment.visual)
+    runs = (tmp_path / "straight", experiment.audio, experiment.visual, experiment.fused)
     done("report", *runs, "--search", experiment.folder, "--out", tmp_path / "page.html")
     words = " ".join(check_page((tmp_path / "page.html").read_text(encoding="utf-8")).words.split())
     assert "the audio encoder of straight against the same trained alone: −12.5 points on average" in words
@@ -877,6 +877,12 @@ def test_joint_training_from_init_is_held_against_the_encoders_alone(experiment:
         right[name] = record["accuracy" if name == "visual" else "visual_accuracy"]
     before, after = (f"{100 * value:.1f} %" for value in right.values())
     assert f"Visual: {before} alone, {after} by its share in straight" in words
+    joint, fused = (
+        f"{100 * json.loads((run / 'summary.json').read_text(encoding='utf-8'))['test']['accuracy']:.1f} %"
+        for run in (tmp_path / "straight", experiment.fused)
+    )
+    assert "Do two stages (FusT) beat joint training straight from the start?" in words
+    assert f"fused: {joint} straight from the start, {fused} in two stages (epochs: 1 against 2 + 2)" in words
 
 
 def test_an_encoder_without_batchnorm() -> None:
