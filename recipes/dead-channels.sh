@@ -13,6 +13,8 @@
 # minute, as weight decay acts on BatchNorm too. `avpt inspect` then shows what the paper's Figure 2 shows. Each way to
 # start is trained at each learning rate of LRS, and judged at the one that is best for it on val.
 #
+# WEIGHTS=FILE, of ARCH, takes the place of that encoder, and `avpt init` finds out what of them is dead.
+#
 # Run it again after an interruption: what is finished is kept, what was begun goes on.
 #
 # SEEDS="0 1 2 3 4" LRS="0.02 0.05 0.1" PRETRAINING=60 EPOCHS=8 ARCH=test_resnet JOBS=2 OUT=DIR recipes/dead-channels.sh
@@ -26,6 +28,7 @@ activate
 seeds=${SEEDS:-0 1 2 3 4}
 rates=${LRS:-0.02 0.05 0.1}
 out=${OUT:-recipes/out/dead-channels}
+arch=${ARCH:-test_resnet}
 ways=(random keep reset reset-abnormal blend abri)
 sounds=(digits ${FSDD:+fsdd} ${ESC10:+esc10})
 # no crop and no flip: on digits they ruin the labels
@@ -33,17 +36,19 @@ train=(--num-frames 1 --image-size 32 --crop-scale 1 1 --no-flip --schedule cosi
 
 # One piece of work: `pretrained SEED`, or a sound, a seed, how its encoder starts, and a learning rate.
 work() {
-  local run=$out/seed-$2 seed=$2 how=${3:-} init
+  local run=$out/seed-$2 seed=$2 how=${3:-} weights=${WEIGHTS:-$out/seed-$2/pretrained} init
   if [ "$1" = pretrained ]; then
-    avpt init --modality visual --weights random --arch "${ARCH:-test_resnet}" --seed "$seed" --quiet \
-      --out "$run/random-visual.safetensors"
-    avpt finetune-unimodal "$out/digits/store" --modality visual --init "$run/random-visual.safetensors" --seed "$seed" \
-      "${train[@]}" --batch-size 32 --lr 0.05 --epochs "${PRETRAINING:-60}" --weight-decay 0.1 --decay-norm \
-      --device "$(device)" --out "$run/pretrained"
+    if [ -z "${WEIGHTS:-}" ]; then
+      avpt init --modality visual --weights random --arch "$arch" --seed "$seed" --quiet \
+        --out "$run/random-visual.safetensors"
+      avpt finetune-unimodal "$out/digits/store" --modality visual --init "$run/random-visual.safetensors" \
+        --seed "$seed" "${train[@]}" --batch-size 32 --lr 0.05 --epochs "${PRETRAINING:-60}" --weight-decay 0.1 \
+        --decay-norm --device "$(device)" --out "$run/pretrained"
+    fi
     for how in "${ways[@]}"; do
-      init=(--weights "$run/pretrained" --bn "$how")
-      [ "$how" != random ] || init=(--weights random --arch "${ARCH:-test_resnet}")
-      avpt init --modality audio "${init[@]}" --seed "$seed" --quiet --out "$run/$how.safetensors"
+      init=(--weights "$weights" --bn "$how")
+      [ "$how" != random ] || init=(--weights random)
+      avpt init --modality audio --arch "$arch" "${init[@]}" --seed "$seed" --quiet --out "$run/$how.safetensors"
     done
   else
     avpt finetune-unimodal "$(store_of "$1" "$seed")" --modality audio --init "$run/$how.safetensors" --seed "$seed" \
@@ -114,7 +119,8 @@ done
 runs=("$out"/digits/seed-*/*-"$rate")
 avpt compare "${runs[@]}" --overwrite --plot "$out/figures" --markdown "$out/comparison.md"
 
-python recipes/results_table.py "pictures, pre-trained=$(for seed in $seeds; do printf '%s ' "$out/seed-$seed/pretrained"; done)"
+[ -n "${WEIGHTS:-}" ] || python recipes/results_table.py \
+  "pictures, pre-trained=$(for seed in $seeds; do printf '%s ' "$out/seed-$seed/pretrained"; done)"
 for sound in "${sounds[@]}"; do
   rows=()
   for how in "${ways[@]}"; do

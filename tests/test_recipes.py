@@ -80,6 +80,7 @@ def calls_of(recipe: Path, folder: Path) -> list[list[str]]:
     data = {name: str(folder) for name in ("KINETICS", "VGGSOUND", "ESC50", "IMAGES", "WEIGHTS", "CLIPS")}
     paths = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "VIRTUAL_ENV": str(folder), "OUT": str(folder / "out")}
     environment = os.environ | data | paths | {"CALLS": str(folder / "calls"), "SEEDS": "0 1", "JOBS": "1"}
+    environment |= {"LRS": "0.05", "HARD": "visual"}  # the rest is called alike
     subprocess.run(["bash", recipe], env=environment, check=True, capture_output=True)
     lines = (folder / "calls").read_text(encoding="utf-8").splitlines()
     told = [line.split("\0")[:-1] for line in lines]
@@ -172,16 +173,16 @@ def test_rates_and_masks_of_methods_are_what_their_names_say(tmp_path: Path, mon
     monkeypatch.setenv("START", "random other imagenet")
     calls = calls_of(RECIPES[0].parent / "damage.sh", tmp_path)
     check_calls(calls)
-    runs = 2 * 3 * 2  # each hard modality, from each start, of each seed
+    runs = 3 * 2  # from each start, of each seed
     for options, count in (
         (("--balance none", "--lr 0.05", "--epochs 20"), runs),
         (("--balance none", "--lr 0.02", "--epochs 20"), runs),
         (("--mask none", "--lr 0.5", "--epochs 8"), runs),
         (("--mask adaptive", "--lr 0.01", "--mask-ratio 0.9", "--mask-eta 3", "--mask-threshold 0"), runs),
         (("--mask adaptive", "--mask-rule released"), runs),
-        (("init", "--weights random"), 2 * 2 * 2),
-        (("init", "--modality audio", "random/seed-0/visual"), 2),
-        (("init", "--modality visual", "random/seed-0/audio"), 2),
+        (("init", "--weights random"), 2 * 2),
+        (("init", "--modality audio", "random/seed-0/visual"), 1),
+        (("init", "--modality visual", "random/seed-0/audio"), 1),
     ):
         made = [" ".join(words) for words in calls]
         assert sum(all(option in call for option in options) for call in made) == count, options
