@@ -190,6 +190,9 @@ def test_visual_normalisation() -> None:
     for channel, (mean, std) in enumerate([(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]):
         expected = (frames[:, :, channel].astype(np.float64) / 255 - mean) / std
         np.testing.assert_allclose(actual[:, :, channel], expected, atol=1e-5)
+    stored = torch.from_numpy(frames)
+    by_picture = transforms.normalise_pictures(stored, torch.empty(stored.shape), transforms.IMAGENET)
+    assert by_picture.numpy().tobytes() == actual.tobytes()
 
 
 @given(st.integers(2, 3000), st.integers(2, 300))

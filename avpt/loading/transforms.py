@@ -59,7 +59,8 @@ def training_frames(image_size: int, crop_scale: tuple[float, float], flip: bool
 def _augment_frame(frame: Tensor, *, size: list[int], crop_scale: tuple[float, float], flip: bool) -> Tensor:
     if crop_scale != (1.0, 1.0):
         top, left, height, width = RandomResizedCrop.get_params(frame, list(crop_scale), [3 / 4, 4 / 3])
-        frame = frame[:, top : top + height, left : left + width]
+        crop = frame[None, :, top : top + height, left : left + width]
+        frame = crop.contiguous(memory_format=torch.channels_last)[0]  # which torch scales in less time
     frame = resize(frame, size)
     return frame.flip(-1) if flip and torch.rand(1) < 0.5 else frame
 
@@ -116,6 +117,18 @@ def normalise_visual(frames: Tensor, mean_std: tuple[Colour, Colour] = IMAGENET)
     """
     mean, std = (_of_255(tuple(colour), frames.device) for colour in mean_std)
     return frames.float().sub_(mean).div_(std)
+
+
+def normalise_pictures(stored: Tensor, into: Tensor, mean_std: tuple[Colour, Colour]) -> Tensor:
+    """What `normalise_visual` makes of pixels (clips, frames, 3, height, width) uint8, written to memory on the CPU.
+
+    Picture by picture: a batch is larger than the processor's cache, and would go through memory for every step.
+    """
+    mean, std = (_of_255(tuple(colour), into.device) for colour in mean_std)
+    cached = torch.empty(stored.shape[2:])
+    for picture, place in zip(stored.flatten(0, 1), into.flatten(0, 1), strict=True):
+        torch.div(cached.copy_(picture).sub_(mean), std, out=place)
+    return into
 
 
 @cache
