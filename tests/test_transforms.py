@@ -23,6 +23,7 @@ from torchvision.io import encode_jpeg
 from torchvision.transforms.v2 import functional as v2
 
 from avpt.errors import ConfigError, StoreError
+from avpt.files.records import IMAGENET
 from avpt.loading import transforms
 from avpt.loading.dataset import Augmentation, ClipDataset, InputSpec, Masking
 from avpt.loading.loader import Loader
@@ -191,7 +192,7 @@ def test_visual_normalisation() -> None:
         expected = (frames[:, :, channel].astype(np.float64) / 255 - mean) / std
         np.testing.assert_allclose(actual[:, :, channel], expected, atol=1e-5)
     stored = torch.from_numpy(frames)
-    by_picture = transforms.normalise_pictures(stored, torch.empty(stored.shape), transforms.IMAGENET)
+    by_picture = transforms.normalise_pictures(stored, torch.empty(stored.shape), IMAGENET)
     assert by_picture.numpy().tobytes() == actual.tobytes()
 
 
