@@ -99,7 +99,7 @@ class Loader:
         if "audio" in item:
             inputs["audio"] = transforms.normalise_audio(self._floats("audio", item["audio"]), spec.mean, spec.std)
         if "visual" in item:
-            inputs["visual"] = self._pictures(item["visual"])
+            inputs["visual"] = transforms.normalise_visual(self._floats("visual", item["visual"]), spec.colours)
         if masking is not None:
             for modality, values in inputs.items():
                 count = masking.num_masked[modality][item["position"]].to(self.device, non_blocking=True)
@@ -113,13 +113,6 @@ class Loader:
         )
         draws = None if self.sampler.weights is None and further is None else item["row"]
         return Batch((*inputs.values(), *present), label, item["position"], total, draws=draws)
-
-    def _pictures(self, stored: Tensor) -> Tensor:
-        """Pictures on the device, normalised."""
-        colours = self.dataset.spec.colours
-        if self.device.type == "cpu":
-            return transforms.normalise_pictures(stored, self._memory.floats("visual", stored.shape), colours)
-        return transforms.normalise_visual(self._floats("visual", stored), colours)
 
     def _floats(self, modality: Modality, stored: Tensor) -> Tensor:
         """A float32 copy on the device."""

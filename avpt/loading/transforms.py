@@ -119,18 +119,6 @@ def normalise_visual(frames: Tensor, mean_std: tuple[Colour, Colour] = IMAGENET)
     return frames.float().sub_(mean).div_(std)
 
 
-def normalise_pictures(stored: Tensor, into: Tensor, mean_std: tuple[Colour, Colour]) -> Tensor:
-    """What `normalise_visual` makes of pixels (clips, frames, 3, height, width) uint8, written to memory on the CPU.
-
-    Picture by picture: a batch is larger than the processor's cache, and would go through memory for every step.
-    """
-    mean, std = (_of_255(tuple(colour), into.device) for colour in mean_std)
-    cached = torch.empty(stored.shape[2:])
-    for picture, place in zip(stored.flatten(0, 1), into.flatten(0, 1), strict=True):
-        torch.div(cached.copy_(picture).sub_(mean), std, out=place)
-    return into
-
-
 @cache
 def _of_255(colour: Colour, device: torch.device) -> Tensor:
     """(3, 1, 1): a colour on the scale of 0 to 255, sent to a device once, as it waits for what is sent."""
