@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.nn import functional
 from torchvision.io import encode_jpeg
+from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as v2
 
 from avpt.errors import ConfigError, StoreError
@@ -383,7 +384,7 @@ def test_a_random_crop_is_scaled_as_torchvision_scales_it() -> None:
         torch.manual_seed(seed)
         actual = cropping(frame)
         torch.manual_seed(seed)
-        box = transforms.RandomResizedCrop.get_params(frame, [0.1, 1.0], [3 / 4, 4 / 3])
+        box = RandomResizedCrop.get_params(frame, [0.1, 1.0], [3 / 4, 4 / 3])
         assert torch.equal(actual, v2.resized_crop(frame, *box, [24, 24], antialias=True))
 
 
