@@ -32,11 +32,14 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from avpt.cli import app
+from avpt.cli.declaring import config_of
+from avpt.cli.program import BODIES
 from avpt.files.records import InputSpec
 from avpt.store.store import Store
 from avpt.training.world import World, join_world
 
 ROOT = Path(__file__).parent.parent
+CONFIGS = {name: config_of(body) for name, body in BODIES.items()}  # what each command takes, by its name
 THREADS = {"OMP_NUM_THREADS": os.environ.get("AVPT_TEST_THREADS", "1")}  # of every process: sums depend on it
 DIGITS = tempfile.TemporaryDirectory(prefix="avpt-digits-")
 ARCH, WIDTH = "test_resnet", 96  # of the experiment's encoders, and of their features: a thirtieth of ResNet-18

@@ -19,6 +19,7 @@ import timm
 import typer.main
 from helpers import (
     ARCH,
+    CONFIGS,
     PATCHES,
     ROOT,
     STORE_OPTIONS,
@@ -37,7 +38,7 @@ from helpers import (
 from torch import nn
 
 from avpt import __version__, options
-from avpt.cli import CONFIGS, app
+from avpt.cli import app
 from avpt.options import BALANCING
 
 COMMANDS = tuple(CONFIGS)
@@ -83,10 +84,20 @@ def test_importing_the_command_line_loads_nothing_heavy() -> None:
     assert process.stdout == "loaded:\n", process.stderr
 
 
+def test_the_list_of_commands_is_shown_without_their_options() -> None:
+    process = python(
+        "import sys\nfrom avpt.cli import app\ntry:\n    app(['--help'], prog_name='avpt')\n"
+        "except SystemExit:\n    print('loaded:', 'avpt.options' in sys.modules)"
+    )
+    *shown, loaded = process.stdout.splitlines()
+    assert loaded == "loaded: False", process.stderr
+    assert [line.split()[1] for line in shown if line.startswith("│ ") and line[2] not in " -"] == list(COMMANDS)
+
+
 def test_help_of_every_command_loads_nothing_heavy() -> None:
     code = f"""
 import sys
-from avpt.cli import CONFIGS, app
+from avpt.cli import app
 from avpt.options import BALANCING
 for arguments in {[[], *([name] for name in COMMANDS)]!r}:
     try:
@@ -118,7 +129,7 @@ except SystemExit as error:
 def test_completion_loads_nothing_heavy(words: str, completed: str) -> None:
     code = f"""
 import sys
-from avpt.cli import CONFIGS, app
+from avpt.cli import app
 from avpt.options import BALANCING
 try:
     app(prog_name="avpt")

@@ -8,10 +8,10 @@ from typing import Any, get_args
 
 import pytest
 import typer
-from helpers import ROOT, avpt
+from helpers import CONFIGS, ROOT, avpt
 
 from avpt import options
-from avpt.cli import CONFIGS, app
+from avpt.cli import app
 from avpt.options.other_names import OTHER_NAMES, UNNEEDED, meant_by
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]

@@ -22,12 +22,12 @@ import h5py
 import pytest
 import torch
 import typer
-from helpers import ROOT, Experiment, Result, avpt, digit_rows, done, write_manifest
+from helpers import CONFIGS, ROOT, Experiment, Result, avpt, digit_rows, done, write_manifest
 from rich.console import Console
 from safetensors.torch import load_file
 
 from avpt import options
-from avpt.cli import CONFIGS, app
+from avpt.cli import app
 from avpt.files import artifacts
 from avpt.machine import terminal
 from avpt.models.abnormal_channels import norm_layers

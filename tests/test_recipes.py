@@ -23,6 +23,7 @@ import typer
 from balancing import run_of
 from helpers import (
     ARCH,
+    CONFIGS,
     ROOT,
     TRAIN_OPTIONS,
     Experiment,
@@ -39,7 +40,7 @@ from media import ordinary
 from scipy.stats import ttest_rel
 from teachers import teachers
 
-from avpt.cli import CONFIGS, app
+from avpt.cli import app
 from avpt.machine.own_classes import import_class
 from avpt.options import BALANCING, FuseConfig
 from avpt.report.shell_commands import write_option

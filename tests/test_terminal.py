@@ -17,12 +17,11 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from helpers import avpt, done, touch
+from helpers import CONFIGS, avpt, done, touch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from avpt import options
-from avpt.cli import CONFIGS
 from avpt.engines import local
 from avpt.errors import AvptError, ConfigError, ManifestError, listed, wants_memory
 from avpt.files import artifacts

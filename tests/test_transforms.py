@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.nn import functional
 from torchvision.io import encode_jpeg
+from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as v2
 
 from avpt.errors import ConfigError, StoreError
@@ -374,6 +375,17 @@ def test_crop_and_flip() -> None:
     cropping = transforms.training_frames(6, (0.08, 0.5), flip=False)
     assert {tuple(cropping(frame).shape) for _ in range(5)} == {(3, 6, 6)}
     assert len({cropping(frame).numpy().tobytes() for _ in range(5)}) > 1
+
+
+def test_a_random_crop_is_scaled_as_torchvision_scales_it() -> None:
+    rows = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    frame, cropping = rows.permute(2, 0, 1), transforms.training_frames(24, (0.1, 1.0), flip=False)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        actual = cropping(frame)
+        torch.manual_seed(seed)
+        box = RandomResizedCrop.get_params(frame, [0.1, 1.0], [3 / 4, 4 / 3])
+        assert torch.equal(actual, v2.resized_crop(frame, *box, [24, 24], antialias=True))
 
 
 def test_frame_codecs(tmp_path: Path) -> None:

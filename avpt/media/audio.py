@@ -167,13 +167,14 @@ def _silence(planes: np.ndarray, samples: int) -> np.ndarray:
 
 def _planes(frame: AudioFrame) -> np.ndarray:
     """(channels, samples) of a frame, in its own type."""
-    channels = frame.layout.nb_channels
-    if frame.format.is_planar and channels > MAX_PLANES:
-        frame = AudioResampler(format=frame.format.packed.name).resample(frame)[0]
-    if frame.format.packed.name not in FORMATS:
-        raise MediaError("audio", f"sound in FFmpeg's sample format {frame.format.name} is not supported")
+    channels, kind = frame.layout.nb_channels, frame.format  # each of these is made anew when it is asked for
+    if kind.is_planar and channels > MAX_PLANES:
+        frame = AudioResampler(format=kind.packed.name).resample(frame)[0]
+        kind = frame.format
+    if kind.packed.name not in FORMATS:
+        raise MediaError("audio", f"sound in FFmpeg's sample format {kind.name} is not supported")
     samples = frame.to_ndarray()
-    return samples if frame.format.is_planar else samples.reshape(-1, channels).T
+    return samples if kind.is_planar else samples.reshape(-1, channels).T
 
 
 def _no_sample(stream: Any, start: float, end: float | None) -> str:

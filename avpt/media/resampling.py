@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 from av import AudioFrame, AudioResampler
@@ -42,9 +43,19 @@ class Levels:
 
 def mono(planes: np.ndarray) -> np.ndarray:
     """(channels, samples) -> (samples,) float32, their mean. FFmpeg's own down-mix weighs the channels instead."""
-    middle, full = FULL_SCALE[planes.dtype.name]
-    mean = planes.sum(axis=0, dtype=np.float64) / len(planes)
-    return np.asarray((mean - middle) / full, dtype=np.float32)
+    mean: np.ndarray = planes.sum(axis=0, dtype=np.float64)
+    mean /= len(planes)
+    return _of_full_scale(mean, planes.dtype).astype(np.float32)
+
+
+def _of_full_scale(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """Values of a sample type as shares of its full scale, in place."""
+    middle, full = FULL_SCALE[dtype.name]
+    if middle:
+        values -= middle
+    if full != 1:
+        values /= full
+    return values
 
 
 def resample(pieces: Iterator[tuple[int, np.ndarray]], sample_rate: int, levels: Levels) -> Iterator[np.ndarray]:
@@ -89,9 +100,8 @@ def _mixed(planes: np.ndarray, levels: Levels) -> np.ndarray:
     levels.lowest = min(levels.lowest, float(mixed.min()))
     levels.highest = max(levels.highest, float(mixed.max()))
     levels.mixed += float(np.dot(mixed, mixed))
-    middle, full = FULL_SCALE[planes.dtype.name]
     for plane in planes if len(planes) > 1 else ():
-        channel = (plane.astype(np.float32) - np.float32(middle)) / np.float32(full)
+        channel = plane if plane.dtype == np.float32 else _of_full_scale(plane.astype(np.float32), plane.dtype)
         levels.channels += float(np.dot(channel, channel)) / len(planes)
     return mixed
 

@@ -19,7 +19,9 @@ from typing import Any
 from typer.models import ArgumentInfo
 
 from avpt import options
-from avpt.cli import CONFIGS
+from avpt.cli import app  # noqa: F401 - which fills BODIES
+from avpt.cli.declaring import config_of
+from avpt.cli.program import BODIES
 
 METHOD = (
     "The other app is a generated module of plain functions, one a command, with the same parameters, types, defaults "
@@ -37,7 +39,8 @@ def empty_app() -> str:
         "import typer",
         "app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)",
     ]
-    for name, config_type in CONFIGS.items():
+    for name, body in BODIES.items():
+        config_type = config_of(body)
         lines += ["@app.command()", f"def {name.replace('-', '_')}(", "    *,"]
         for field in dataclasses.fields(config_type):
             info = options.parameter(config_type, field.name)
