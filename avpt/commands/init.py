@@ -13,7 +13,7 @@ from avpt.files import artifacts
 from avpt.files.artifacts import Header
 from avpt.files.locks import claim
 from avpt.files.outputs import check_not_input
-from avpt.files.typed_paths import record_of, write_paths
+from avpt.files.typed_paths import forget_paths, record_of, write_paths
 from avpt.machine.light_imports import announce_torch
 from avpt.options import InitConfig
 from avpt.types import Report, Table
@@ -101,6 +101,8 @@ def initialise(config: InitConfig, header: Header) -> Header:
     header = replace(header, spec={"encoder": spec.record(), "input": None}, metrics=metrics)
     if header.inputs:  # before the encoder, which is not made again once it is there
         write_paths(config.out, header.inputs, {"weights": Path(config.weights)})
+    else:
+        forget_paths(config.out)
     artifacts.save(config.out, header, encoder.state_dict())
     return header
 
