@@ -135,8 +135,9 @@ def write_option(config_type: type[Config], name: str, value: Any) -> list[str]:
 
 def option_name(config_type: type[Config], name: str) -> str:
     """The name of an option on the command line."""
-    declared = parameter(config_type, name).param_decls or ()
-    return next(iter(declared), flag(name))
+    info = parameter(config_type, name)
+    declared = [word for word in (info.default, *(info.param_decls or ())) if str(word).startswith("--")]
+    return str(next(iter(declared), flag(name)))  # Typer keeps the first name that is declared as `default`
 
 
 def break_lines(words: list[str]) -> str:
