@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import dataclasses
+import gc
 import inspect as signatures
 import logging
 import re
@@ -22,6 +24,7 @@ from typer.models import OptionInfo
 from avpt import __version__, options
 from avpt.errors import TOO_LITTLE_MEMORY, AvptError, OtherProcessError, OutputError, wants_memory
 from avpt.machine.processes import place_in_job
+from avpt.machine.progress import alive
 from avpt.machine.terminal import Formatter, open_streams, results, say, show, show_traceback, words_of
 from avpt.text import printable
 from avpt.types import Report
@@ -141,7 +144,8 @@ def command(config_type: type[ConfigT], *example: str, page: str) -> Callable[[C
                 with warnings.catch_warnings():
                     if settings.quiet or not is_first:
                         warnings.simplefilter("ignore")
-                    report = body(settings)
+                    with alive():
+                        report = body(settings)
                     if is_first:
                         show(report, json=settings.json, quiet=settings.quiet)
                 if report.problem is not None:
@@ -222,6 +226,9 @@ def _as_shown(config_type: type[options.Config], field: dataclasses.Field[Any]) 
 
 def _start(quiet: bool) -> None:
     """Send logs to stderr, and make SIGTERM an exception so that locks and workers are released."""
+    atexit.register(
+        gc.freeze
+    )  # else Python looks for garbage among all that torch has loaded, seconds after the result
     sys.excepthook = show_traceback
     signal.signal(signal.SIGTERM, _terminate)
     log = logging.getLogger("avpt")
