@@ -12,6 +12,7 @@ from avpt.errors import ArtifactError, ConfigError, listed
 from avpt.files import artifacts
 from avpt.files.artifacts import Header
 from avpt.files.locks import claim
+from avpt.files.model_headers import check_has_encoder
 from avpt.files.outputs import check_not_input
 from avpt.files.typed_paths import forget_paths, record_of, write_paths
 from avpt.machine.light_imports import announce_torch
@@ -34,6 +35,7 @@ def run(config: InitConfig) -> Report:
             raise ArtifactError(
                 f"{config.weights} does not exist; --weights takes {', '.join(WORDS)}, a file or a run folder"
             )
+        check_has_encoder(Path(config.weights))
         inputs = {"weights": artifacts.model_hash(Path(config.weights))}
         header = replace(header, config=header.config | {"weights": "file"}, inputs=inputs)
         check_not_input(config.out, Path(config.weights))
