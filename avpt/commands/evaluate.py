@@ -79,7 +79,8 @@ def check_request(config: EvaluateConfig, store: Store) -> None:
         check_joined(models, archs, named(config))
     fed = modalities_fed(config, [modality for modality in MODALITIES if any(modality in one for one in archs)])
     noisy_modality(config, fed)
-    check_labels(config, store, bool(models[0].spec.get("multi_label")))
+    if isinstance(multi_label := models[0].spec.get("multi_label"), bool):
+        check_labels(config, store, multi_label)
 
 
 def check_joined(models: Sequence[Header], archs: Sequence[Mapping[Modality, str]], names: Sequence[str]) -> None:

@@ -53,9 +53,10 @@ def architectures(header: Header) -> dict[Modality, str]:
     """The architecture of each encoder of a model; none where the spec is damaged, as whoever builds it will say."""
     named = MODALITIES if header.kind == "fused" else ("encoder",)
     try:
-        return {header.spec[name]["modality"]: str(header.spec[name]["arch"]) for name in named}
+        found = {header.spec[name]["modality"]: str(header.spec[name]["arch"]) for name in named}
     except (KeyError, TypeError):
         return {}
+    return found if len(found) == len(named) and found.keys() <= set(MODALITIES) else {}
 
 
 def read_input(path: Path, header: Header) -> InputSpec:
