@@ -7,6 +7,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -37,6 +38,15 @@ def shortened(text: str, most: int) -> str:
     if len(text) <= most:
         return text
     return f"{text[: most // 2]}…{text[len(text) - (most - 1) // 2 :]}"
+
+
+def near(path: Path) -> str:
+    """A path as one types it here: relative where it lies below the working directory."""
+    try:
+        here = Path.cwd()
+    except OSError:  # it was removed meanwhile
+        return str(path)
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def as_json(value: Any) -> str:

@@ -72,6 +72,12 @@ class FilePath(str):
     __slots__ = ()
 
 
+class Phrase(str):
+    """A cell whose words stay on one line where the terminal has room for it, in a table of fewer columns."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Table:
     """A titled grid of cells for people to read; the command line decides how it looks."""

@@ -316,6 +316,11 @@ def of_resnet18(folder: Path) -> Path:
     return folder / "resnet18.safetensors"
 
 
+def text_weights(folder: Path) -> Path:
+    save_file({"words": torch.zeros(3)}, folder / "words.safetensors")
+    return folder / "words.safetensors"
+
+
 def text_file(folder: Path, name: str) -> Path:
     (folder / name).write_text("hello\n" * 50, encoding="utf-8")
     return folder / name
@@ -480,8 +485,12 @@ WRONG_INPUTS: dict[str, Case] = {
     "weights cut": (lambda e, t: started(t, "--weights", cut(e.audio_init, t, 100)), "cut.safetensors is cut short"),
     "weights are text": (lambda e, t: started(t, "--weights", text_file(t, "notes.pt")), "notes.pt"),
     "weights are no ResNet": (
-        lambda e, t: started(t, "--weights", e.confidence),
+        lambda e, t: started(t, "--weights", text_weights(t)),
         "is not a ResNet in torchvision's layout: no conv1.weight",
+    ),
+    "weights are avpt's, and no encoder": (
+        lambda e, t: started(t, "--weights", e.confidence),
+        "confidence.safetensors is of kind confidence; encoder or classifier or fused is needed here",
     ),
     "weights of another architecture": (
         lambda e, t: started(t, "--weights", of_resnet18(t), "--arch", "resnet50"),

@@ -145,6 +145,11 @@ def test_the_manifest_is_reused_refused_or_replaced(experiment: Experiment, tmp_
     assert (other.code, "share: 0.33 there, 0.5 now" in other.error) == (1, True)
     assert "choose another --manifest" in other.error
     done(*command, "--share", "0.5", "--overwrite")
+    out.unlink()  # then its record is nobody's
+    done(*command)
+    assert files_of(tmp_path) == before
+    out.unlink()
+    done(*command, "--share", "0.5")
     out.write_text("mine")
     for overwrite in ((), ("--overwrite",)):
         assert "was not written by this command, or changed since" in avpt(*command, "--share", "0.5", *overwrite).error

@@ -675,11 +675,24 @@ def test_a_killed_run_is_finished_with_equal_bytes(
     assert files_of(tmp_path) == before
 
 
+@pytest.mark.parametrize("lost", [("m.csv",), ("m.csv", "m.missing.csv")])
+def test_one_that_was_removed_is_made_again_with_other_options(
+    tmp_path: Path, made: tuple[str | Path, ...], lost: tuple[str, ...]
+) -> None:
+    for name in lost:
+        (tmp_path / name).unlink()
+    assert "was there already" not in done(*made, "--trimmed").stderr
+    assert (tmp_path / "m.csv").exists()
+    assert json.loads((tmp_path / "m.csv.json").read_text())["config"]["trimmed"] is True
+    assert "trimmed: True there, False now" in avpt(*made).error
+
+
 def test_the_record_says_how_it_came_about(tmp_path: Path, made: tuple[str | Path, ...]) -> None:
     record: dict[str, Any] = json.loads((tmp_path / "m.csv.json").read_text())
     assert record["inputs"].keys() == {"list 1 vggsound.csv", "folder", "media"}
     assert record["config"]["name"] == "vggsound"
-    assert str(tmp_path) not in (tmp_path / "m.csv.json").read_text()
+    assert str(tmp_path) not in json.dumps({name: record[name] for name in ("config", "inputs", "summary")})
+    assert record["paths"] == {"folder": {"path": str(tmp_path / "vgg")}}
 
 
 def test_paths_lead_through_links(tmp_path: Path) -> None:

@@ -505,10 +505,10 @@ def test_a_damaged_model_is_one_line(experiment: Experiment, tmp_path: Path, nam
     for command in (
         ("evaluate", model, experiment.store),
         ("predict", model, experiment.manifest),
-        ("export", model, "--format", "torchvision", "--modality", "audio", "--out", tmp_path / "e.safetensors"),
+        ("export", model, "--format", "torch-export", "--modality", "audio", "--out", tmp_path / "e.pt2"),
     ):
         refused(*command, says=says)
-    assert not (tmp_path / "e.safetensors").exists()
+    assert not (tmp_path / "e.pt2").exists()
 
 
 JSON = st.recursive(

@@ -24,13 +24,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from avpt.files import artifacts
+from avpt.files.model_headers import read_input
 from avpt.loading.clip_inputs import clip_inputs, clip_settings
 from avpt.loading.dataset import ClipDataset, InputSpec
 from avpt.loading.loader import Loader
 from avpt.media.audio import read_waveform
 from avpt.media.decode import decode_clip
 from avpt.media.spectrograms import log_mel
-from avpt.models.checkpoint import read_input
 from avpt.models.encoder import EncoderSpec, build_encoder
 from avpt.store.store import Store
 from avpt.types import Modality

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from media import FILMS, Clips
 from safetensors.torch import load_file
 from torch import Tensor
 
+from avpt.commands._answers import Answer, table_of
 from avpt.files import artifacts
+from avpt.machine.terminal import show
+from avpt.types import Report
 
 HERE = ("--workers", "2", "--device", "cpu")
 
@@ -233,8 +237,30 @@ def test_the_table(experiment: Experiment, films: tuple[Path, ...]) -> None:
         assert head in result.stdout
     flat = "".join(result.stdout.split())
     for answer in predict(experiment.fused, *films, "--top", "1"):
-        assert f"{answer['top'][0]['label']}{answer['top'][0]['probability']:.3f}" in flat
+        assert f"{answer['top'][0]['probability']:.3f}{answer['top'][0]['label']}" in flat
     assert "label" in done("predict", experiment.audio, films[0], *HERE).stdout
+
+
+LABELS = ("playing violin", "a dog barking at night", "crystallography")
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+@pytest.mark.parametrize("names", [("joint",), ("joint", "audio", "visual")])
+def test_a_label_and_its_share_stay_together(
+    names: tuple[str, ...], width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    rankings = {name: [(label, (i + 5) / 10) for i, label in enumerate(LABELS)] for name in names}
+    answers = [Answer(f"/srv/{'deep/' * 20}holiday-{i}.mp4", rankings=rankings) for i in range(2)]
+    show(Report({}, tables=[table_of(Path("run"), [*answers, Answer("b.mp4", error="gone")])]), json=False, quiet=False)
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= width
+    for i, label in enumerate(LABELS):
+        share = f"0.{i + 5}00 {label}"
+        if 3 + 16 + len(share) + 2 > width:  # beside the end of a path; then words alone are whole
+            share = label.split()[-1]
+        assert len(re.findall(rf"(?<!\S){share}(?!\S)", shown)) == 2 * len(names), shown
+    assert shown.count("no answer") == len(names)
 
 
 def test_more_classes_than_there_are(experiment: Experiment, films: tuple[Path, ...]) -> None:

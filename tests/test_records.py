@@ -25,9 +25,10 @@ from avpt.errors import ArtifactError, AvptError, OutputError, StoreError
 from avpt.files import artifacts
 from avpt.files.artifacts import Header
 from avpt.files.checking import DEEPEST, RecordError, check, parse, read_text
+from avpt.files.model_headers import read_input
 from avpt.files.outputs import read_record
 from avpt.files.records import InputSpec, Options, RunSummary
-from avpt.models.checkpoint import load_encoder, load_network, read_input
+from avpt.models.checkpoint import load_encoder, load_network
 from avpt.options import PreprocessConfig, TrainConfig, parameter, type_hints
 from avpt.runs.folder import read_run
 from avpt.runs.lineage import Lineage

@@ -7,6 +7,7 @@ import html
 import io
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ import pytest
 import torch
 from helpers import (
     ARCH,
+    PATCHES,
     STORE_OPTIONS,
     TRAIN_OPTIONS,
     Experiment,
@@ -30,24 +32,31 @@ from helpers import (
     done,
     files_of,
     fuse,
+    refused,
+    touch,
     write_manifest,
 )
 from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import escape
+from media import Clips
 from PIL import Image
 from scipy.stats import binomtest, ttest_1samp
+from tiny import write_tiny_run
 
 from avpt.figures.bars import draw_bars
 from avpt.figures.pictures import colour_spectrogram
 from avpt.files import artifacts
 from avpt.files.artifacts import Header
+from avpt.files.checking import read
 from avpt.files.outputs import sha256
+from avpt.files.records import ManifestRecord
 from avpt.files.typed_paths import write_paths
 from avpt.loading.transforms import clip_seed
 from avpt.options import FuseConfig, InitConfig
 from avpt.report.axis import Axis, choose_axes
-from avpt.report.chapters import initialisation, learning, overview
+from avpt.report.chapters import initialisation, learning, overview, provenance
+from avpt.report.chapters.dominance import explain_none
 from avpt.report.chapters.results import Scores
 from avpt.report.chapters.verdicts import questions
 from avpt.report.chapters.verdicts.answers import list_unsettled, weigh_gains
@@ -62,7 +71,9 @@ from avpt.report.differences import (
     set_limit,
 )
 from avpt.report.drawing import colour_input, name_clip, pick_telling
+from avpt.report.experiment import Experiment as Gathered
 from avpt.report.experiment import gather
+from avpt.report.manifest_commands import command_of_manifest
 from avpt.report.methods import describe_method, is_plain
 from avpt.report.page.blocks import (
     Block,
@@ -87,7 +98,7 @@ from avpt.report.page.blocks import (
 )
 from avpt.report.page.html import BROAD, render
 from avpt.report.script import Step, write_script
-from avpt.report.shell_commands import break_lines, command_of
+from avpt.report.shell_commands import break_lines, command_of, find_folder
 from avpt.report.shell_commands import write_option as words_of
 from avpt.report.terms import explain_terms
 from avpt.runs.lineage import Node
@@ -388,7 +399,7 @@ def test_of_alphas_that_did_not_move_nothing_is_said(experiment: Experiment) -> 
     _, figure = initialisation.show_start(found, replace(start, alphas={"run": still, "other": moved}))
     assert isinstance(figure, Figure)
     assert "in the 1 of 2 layers where one moved by 0.01" in figure.caption
-    assert "training left the mix of old and new almost as it was" in figure.caption
+    assert "Alone that says nothing" in figure.caption
     assert b"bn2" in figure.svg
     assert b"bn1" not in figure.svg
 
@@ -588,13 +599,134 @@ def test_commands_of_the_page_reproduce_everything_in_an_empty_folder(
     assert store[0]["fingerprint"] == store[1]["fingerprint"]
 
 
+def test_the_script_begins_at_the_manifest(clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("avpt.machine.workers.num_cores", lambda: 1)
+    there, empty = tmp_path / "there", tmp_path / "empty"
+    for label, name in (("warm", "red.webm"), ("cold", "blue.webm"), ("cold", "green.webm")):
+        for base in (there, empty):
+            (base / "my clips" / label).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(clips[name], base / "my clips" / label / name)
+    monkeypatch.chdir(there)
+    manifest = ("avpt", "manifest", "folder", "my clips", "--segment", "2", "--last-piece", "keep", "--out", "m.csv")
+    done(*manifest[1:])
+    done("preprocess", "m.csv", "--out", "store", *STORE_OPTIONS)
+    done("init", "--modality", "audio", "--arch", ARCH, "--weights", "random", "--out", "init.safetensors")
+    trained = ("finetune-unimodal", "store", "--modality", "audio", "--init", "init.safetensors", *TRAIN_OPTIONS)
+    done(*trained, "--out", "audio")
+    done("report", "audio", "--clips", "0", "--out", "page.html")
+    monkeypatch.chdir(empty)
+    script = every_command(there / "page.html")
+    assert script[0] == [*manifest]
+    for words in script:
+        done(*words[1:])
+    for folder in ("store", "audio"):
+        assert files_of(empty / folder) == files_of(there / folder)
+    assert (empty / "m.csv").read_bytes() == (there / "m.csv").read_bytes()
+
+    def unmade() -> str:
+        chapter = provenance.section(gather([there / "audio"], None), there / "page.html")
+        (text,) = [block.text for block in chapter.blocks if isinstance(block, Text) and "command makes" in block.text]
+        return text
+
+    assert "no command makes (clips, weights of others)" in unmade()
+    (there / "m.csv.json").unlink()
+    assert "no command makes (manifests with their clips, weights of others)" in unmade()
+
+
+def test_a_manifest_far_from_the_rest_is_not_made_again(tmp_path: Path) -> None:
+    page = tmp_path / "a" / "b" / "c"
+    experiment = Gathered(nodes=[Node(page / "init.safetensors", "encoder", {}, {}, ())])
+    for manifest, folder in (
+        (page / "m.csv", page),
+        (page.parent / "data" / "m.csv", page.parent),
+        (tmp_path / "a" / "m.csv", tmp_path / "a"),
+        (tmp_path / "m.csv", page),
+    ):
+        assert find_folder(experiment, page, [manifest]) == folder
+
+
+MANIFESTS = {
+    "vggsound": (("--list", "more/vggsound.csv"), "m.csv"),
+    "folder": (("--folds", "3", "--group-by", r"actor \d+", "--val-fraction", "0.2"), "m-fold2.csv"),
+    "image-folder": (("--test-fraction", "0.25"), "m.csv"),
+    "crema-d": ((), "m.csv"),
+    "esc50": (("--test-fold", "2"), "m.csv"),
+}
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_manifest_is_made_by_the_command_that_made_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    media = ["aaaaaaaaaaa_000001.mp4", "1001_DFA_ANG_XX.flv", "1-100032-A-0.wav", "2-100032-A-0.wav"]
+    media += [f"{label}/actor {i}.{end}" for label in ("glad", "sad") for i in range(4) for end in ("wav", "png")]
+    touch(tmp_path / "media", *media)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "vggsound.csv").write_text("aaaaaaaaaaa,1,x,train", encoding="utf-8")
+    lines = ["filename,fold,target,category,esc10,src_file,take"]
+    lines += [f"{i}-100032-A-0.wav,{i},0,dog,True,100032,A" for i in (1, 2)]
+    (tmp_path / "media" / "esc50.csv").write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    options, made = MANIFESTS[name]
+    typed = ["avpt", "manifest", name, "media", *options, "--out", "m.csv"]
+    done(*typed[1:])
+    record = read(tmp_path / f"{made}.json", ManifestRecord)
+    words = command_of_manifest(tmp_path / made, record, tmp_path)
+    assert words is not None
+    assert sorted(words) == sorted(typed)
+    assert "was there already" in done(*words[1:]).stderr
+    elsewhere = command_of_manifest(tmp_path / made, record, tmp_path / "more")
+    assert elsewhere is not None
+    assert elsewhere[3] == str(tmp_path / "media")
+    del record["inputs"]["folder"]
+    assert command_of_manifest(tmp_path / made, record, tmp_path) is None
+
+
 def test_commands_from_a_page_elsewhere_stay_in_one_folder(experiment: Experiment, tmp_path: Path) -> None:
     done("report", experiment.audio, "--out", tmp_path / "page.html")
     told = commands(tmp_path / "page.html")
     assert told["audio"][2] == "store"
     assert told["audio"][-4:] == ["--init", "audio-init.safetensors", "--out", "audio"]
-    files = ("store", "visual-init.safetensors", "visual", "audio-init.safetensors", "audio", "confidence.safetensors")
-    assert tuple(told) == files
+    assert tuple(told) == ("store", "visual-init.safetensors", "visual", "audio-init.safetensors", "audio")
+
+
+def test_a_confidence_is_on_the_page_of_runs_made_with_it_or_where_it_is_named(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other.safetensors"
+    options = ("--audio", experiment.audio, "--visual", experiment.visual, *PATCHES, "--missing", "skip")
+    done("score-confidence", *options, "--out", other)
+    fused = gather([experiment.fused], [tmp_path])
+    assert ([node.path for node in fused.of_kind("confidence")], fused.unused) == ([experiment.confidence], [other])
+    alone = gather([experiment.audio, experiment.visual], [tmp_path])
+    assert (alone.of_kind("confidence"), alone.unused) == ([], [other, experiment.confidence])
+    assert f"Name {os.path.relpath(other, experiment.folder)}, confidence.safetensors with" in explain_none(alone)
+
+    monkeypatch.chdir(experiment.folder)
+    named = ("report", "audio", "visual", os.path.relpath(other), "--clips", "0", "--out", tmp_path / "page.html")
+    said = done(*named).stderr
+    assert "not on the page, as no run of it was made with it: confidence.safetensors; what is named" in said
+    page = tmp_path / "page.html"
+    assert "Confidence of " in Parsed(page.read_text(encoding="utf-8")).words
+    *made, own = every_command(page)
+    assert sum(line[1] == "score-confidence" for line in made) == 1
+    assert [Path(word).name for word in own[2:5]] == ["audio", "visual", "other.safetensors"]
+    refused("report", other, "--out", page, says="is not a run folder written by avpt")
+
+
+@pytest.mark.parametrize("command", ["report", "compare"])
+def test_paths_in_messages_are_those_that_were_typed(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "none").mkdir()
+    write_tiny_run(tmp_path / "run")
+    out = ("--out", "page.html") if command == "report" else ()
+    for path, says in (("none", "none is not a run folder"), ("gone", "gone does not exist")):
+        assert avpt(command, path, *out).error.startswith(f"avpt: {says}")
+    said = done(command, "run", *out).stderr
+    assert str(tmp_path) not in said
+    assert ("store of run was not found" in said) == (command == "report")
 
 
 def test_paths_are_written_as_they_were_typed_where_they_lead_there(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any, get_args
@@ -20,6 +21,7 @@ import torch
 from helpers import CONFIGS, avpt, done, touch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from avpt import options
 from avpt.engines import local
@@ -29,6 +31,7 @@ from avpt.files.artifacts import Header
 from avpt.files.locks import claim
 from avpt.files.outputs import sha256, write_json
 from avpt.machine.processes import place_in_job
+from avpt.machine.progress import alive, alone
 from avpt.machine.terminal import LONGEST, Formatter, _print_table, show, words_of
 from avpt.options import CompareConfig, FinetuneConfig, InitConfig, PredictConfig, PreprocessConfig, ScoreConfig
 from avpt.report.page.blocks import Block, Card, Cards, Grid, Page, Section, Text
@@ -506,3 +509,51 @@ def test_a_worker_that_can_not_have_its_memory_is_told_first(monkeypatch: pytest
     local._try_out(theirs, "no_module_of_this_name", None)
     assert ours.recv() == ""
     assert ours.recv() == "ModuleNotFoundError: No module named 'no_module_of_this_name'"
+
+
+# --- a sign of life ------------------------------------------------------------------------------------------------
+
+
+def test_a_terminal_shows_that_the_program_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    terminal = Console(file=shown, force_terminal=True, width=60, color_system=None)
+    monkeypatch.setattr("avpt.machine.progress.console", lambda: terminal)
+    monkeypatch.setattr("avpt.machine.progress.PATIENCE", 0)
+    monkeypatch.setattr("sys.stderr", FakeTerminal())
+    logging.getLogger("avpt").setLevel(logging.INFO)
+
+    def count() -> int:
+        return len(re.findall(r"\d s", shown.getvalue()))
+
+    def drawn(at_least: int) -> bool:
+        """Whether the line was drawn so often, sooner or later."""
+        for _ in range(1000):
+            if count() >= at_least:
+                return True
+            time.sleep(0.02)
+        return False
+
+    with alive():
+        assert drawn(2)
+        with alone():
+            before = shown.getvalue()
+            terminal.print("a bar")
+            assert shown.getvalue() == f"{before}a bar\n"
+        assert drawn(count() + 1)
+    after = shown.getvalue()
+    assert after.endswith("\x1b[2K")  # nothing of it stays
+    logging.getLogger("avpt").setLevel(logging.ERROR)  # as --quiet does
+    with alive():
+        assert shown.getvalue() == after
+
+
+class FakeTerminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_no_sign_of_life_where_there_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    logging.getLogger("avpt").setLevel(logging.INFO)
+    with alive(), alone():
+        pass
+    assert capfd.readouterr() == ("", "")

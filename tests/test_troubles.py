@@ -25,13 +25,13 @@ from avpt.commands.predict import answer, clip_of
 from avpt.errors import ArtifactError, MediaError
 from avpt.files.artifacts import Header
 from avpt.files.checking import convert
+from avpt.files.model_headers import read_input
 from avpt.files.records import InputSpec
 from avpt.loading.clip_inputs import clip_settings
 from avpt.media.audio import read_waveform
 from avpt.media.clip import TROUBLES, ClipSettings, Notes, kind_of
 from avpt.media.decode import decode_clip
 from avpt.media.video import read_frames, read_images
-from avpt.models.checkpoint import read_input
 from avpt.models.encoder import Classifier, EncoderSpec, build_encoder
 from avpt.runs.trained_model import check_clips
 from avpt.types import Modality

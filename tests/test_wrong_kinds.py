@@ -129,3 +129,56 @@ def test_a_manifest_that_is_none(kind: str, tmp_path: Path) -> None:
 
 def test_a_record_of_a_store_is_not_called_damaged(experiment: Experiment) -> None:
     one_line(avpt("info", experiment.store / "store.json"), "is not a record of an evaluation; info takes the folder")
+
+
+# --- refused by the headers alone --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What loads a network, or reads a tensor, ends the test: a header was enough."""
+
+    def loaded(*_: object, **__: object) -> None:
+        raise AssertionError("it was loaded")
+
+    for name in (
+        "models.checkpoint.load_network",
+        "runs.trained_model.load_network",
+        "models.any_encoder.load_network",
+    ):
+        monkeypatch.setattr(f"avpt.{name}", loaded)
+    monkeypatch.setattr("avpt.files.artifacts.read_tensors", loaded)
+
+
+@pytest.mark.usefixtures("no_torch")
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            "export visual --format torchvision --out x.safetensors",
+            "is timm's; export it with --format timm",
+        ),
+        ("export fused --format timm --out x.safetensors", "writes one encoder; add --modality"),
+        ("export audio --modality visual --format torch-export --out x.pt2", "does not go with audio"),
+        ("export visual-init.safetensors --format torch-export --out x.pt2", "has no input pipeline"),
+        ("export confidence.safetensors --format torch-export --out x.pt2", "is of kind confidence"),
+        ("predict visual-init.safetensors store", "is an encoder without a classifier"),
+        ("evaluate audio-init.safetensors store", "is an encoder without a classifier"),
+        ("evaluate audio store --drop audio", "--drop is for fused models"),
+        ("evaluate fused store --snr 3", "--snr needs --noise audio or --noise visual"),
+        ("evaluate audio store --noise visual --snr 3", "--noise visual does not go with audio"),
+        ("evaluate audio store --ensemble audio", "audio and audio are both of audio input"),
+        ("evaluate audio store --ensemble fused", "and fused is a fused model"),
+        ("probe confidence.safetensors store", "is of kind confidence"),
+        ("inspect confidence.safetensors", "is of kind confidence"),
+        ("inspect audio --after confidence.safetensors", "is of kind confidence"),
+        ("init --modality audio --weights audio/dynamics.safetensors --out x.safetensors", "is of kind dynamics"),
+        ("score-confidence --audio visual --visual audio", "visual is a run on visual; --audio needs"),
+        ("score-confidence --audio audio --visual visual --skip-epochs 2", "--skip-epochs is 2; audio has 2 epochs"),
+    ],
+)
+def test_what_a_header_shows_is_refused_before_a_model_is_loaded(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch, words: str, says: str
+) -> None:
+    monkeypatch.chdir(experiment.folder)
+    refused(*words.split(), says=says)

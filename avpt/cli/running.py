@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import shlex
 import signal
@@ -16,6 +18,7 @@ import typer
 from avpt import options
 from avpt.errors import TOO_LITTLE_MEMORY, AvptError, OtherProcessError, wants_memory
 from avpt.machine.processes import place_in_job
+from avpt.machine.progress import alive
 from avpt.machine.terminal import Formatter, say, show, show_traceback, words_of
 from avpt.types import Report
 
@@ -39,7 +42,8 @@ def run(body: Callable[[Any], Report], config_type: type[options.Config], given:
         with warnings.catch_warnings():
             if settings.quiet or not is_first:
                 warnings.simplefilter("ignore")
-            report = body(settings)
+            with alive():
+                report = body(settings)
             if is_first:
                 show(report, json=settings.json, quiet=settings.quiet)
         if report.problem is not None:
@@ -64,6 +68,7 @@ def run(body: Callable[[Any], Report], config_type: type[options.Config], given:
 
 def _start(quiet: bool) -> None:
     """Send logs to stderr, and make SIGTERM an exception so that locks and workers are released."""
+    atexit.register(gc.freeze)  # else Python's last search for garbage, in all that torch has loaded, takes seconds
     sys.excepthook = show_traceback
     signal.signal(signal.SIGTERM, _terminate)
     log = logging.getLogger("avpt")

@@ -11,7 +11,7 @@ from typing import Any
 
 from avpt.commands._segments import format_seconds
 from avpt.text import for_sheet, format_count
-from avpt.types import MODALITIES, FilePath, Modality, Table
+from avpt.types import MODALITIES, FilePath, Modality, Phrase, Table
 
 Ranking = list[tuple[str, float]]  # classes with their probabilities, best first
 
@@ -104,15 +104,16 @@ def table_of(model: Path, answers: Sequence[Answer]) -> Table:
     rows: list[tuple[str, ...]] = []
     for answer in answers:
         if answer.error is not None:
-            rows.append((FilePath(answer.name), *["no answer", ""] * len(names)))
+            rows.append((FilePath(answer.name), *["no answer"] * len(names)))
         for i in range(max((len(ranking) for ranking in answer.rankings.values()), default=0)):
             cells: list[str] = [FilePath(answer.name) if i == 0 else ""]
             for name in names:
                 ranking = answer.rankings.get(name, [])
-                cells += [ranking[i][0], f"{ranking[i][1]:.3f}"] if i < len(ranking) else ["", ""]
+                # in one cell, as a table that is too wide is parted between its columns
+                cells.append(Phrase(f"{ranking[i][1]:.3f} {ranking[i][0]}") if i < len(ranking) else "")
             rows.append(tuple(cells))
-    heads = [head for name in names for head in (name if len(names) > 1 else "label", "")]
+    heads = names if len(names) > 1 else ["label"]
     longer = [answer for answer in answers if answer.longer]
     part = f", of {len(longer)} only a part: {part_of(longer[0])}" if longer else ""
     count = sum(answer.pieces is None for answer in answers)
-    return Table(f"{model} on {format_count(count, 'clip')}{part}", ("clip", *heads), rows)
+    return Table(f"{model} on {format_count(count, 'clip')}{part}", ("clip", *heads), rows, left=1 + len(heads))

@@ -115,8 +115,8 @@ def input_of(config: InspectConfig, store: Store, index: SplitIndex, sides: list
     """
     from dataclasses import replace
 
+    from avpt.files.model_headers import read_input
     from avpt.loading.evaluation_clips import check_spectrograms, different_frames
-    from avpt.models.checkpoint import read_input
 
     sizes = ("image_size", "num_frames")
     asked = {name: value for name in sizes if (value := getattr(config, name)) is not None}

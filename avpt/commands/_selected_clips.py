@@ -107,7 +107,7 @@ def write_selection(
         made_from = {**inputs, "manifest": store.inputs["manifest"], "folder": base}
         settings = {"schema": 1, "kind": "selection", "config": options, "inputs": made_from}
         earlier = read_earlier(out)
-        if earlier and not config.overwrite:
+        if earlier and out.exists() and not config.overwrite:  # one that was removed is made again
             check_same(out, earlier, settings, config.defaults(), option="--manifest")
         clips = read_manifest(source, root=root, multi_label=store.multi_label).clips[: store.settings.get("limit")]
         names, cells = read_cells(source)

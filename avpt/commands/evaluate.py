@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avpt.errors import ConfigError, StoreError, listed
 from avpt.files import artifacts
 from avpt.files.artifacts import Header
 from avpt.files.locks import claim
+from avpt.files.model_headers import WITH_CLASSES, architectures, read_model
 from avpt.files.outputs import write_json
 from avpt.files.records import EvaluationRecord
 from avpt.files.reuse import reuse_record
@@ -25,7 +28,6 @@ from avpt.types import HELD_OUT, MODALITIES, SPLITS, Modality, Report, Split, Ta
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from avpt.loading.evaluation_clips import Noise
     from avpt.runs.trained_model import TrainedModel
     from avpt.store.store import SplitIndex
 
@@ -37,6 +39,7 @@ PROVENANCE = ("kind", "config", "inputs")  # what the file holds besides the rec
 def run(config: EvaluateConfig) -> Report:
     """Do nothing where the record is already there; torch is loaded only when there is work."""
     store = Store(config.store)
+    check_request(config, store)
     inputs = {"model": artifacts.model_hash(config.model), "store": store.fingerprint}
     if config.ensemble is not None:
         inputs["ensemble"] = artifacts.model_hash(config.ensemble)
@@ -60,12 +63,58 @@ def run(config: EvaluateConfig) -> Report:
     return report(config, {name: value for name, value in record.items() if name not in PROVENANCE}, len(classes))
 
 
+def check_request(config: EvaluateConfig, store: Store) -> None:
+    """Refuse what the headers of the models show to be impossible.
+
+    Raises:
+        ArtifactError: a model can't classify.
+        ConfigError: options do not go with it.
+        StoreError: its clips had one label each and the store's have several, or the other way round.
+    """
+    models = [read_model(path, *WITH_CLASSES) for path in named_paths(config)]
+    archs = [architectures(model) for model in models]
+    if not all(archs):  # a damaged spec, as loading will say
+        return
+    if len(models) > 1:
+        check_joined(models, archs, named(config))
+    fed = modalities_fed(config, [modality for modality in MODALITIES if any(modality in one for one in archs)])
+    noisy_modality(config, fed)
+    if isinstance(multi_label := models[0].spec.get("multi_label"), bool):
+        check_labels(config, store, multi_label)
+
+
+def check_joined(models: Sequence[Header], archs: Sequence[Mapping[Modality, str]], names: Sequence[str]) -> None:
+    """Check that two models are a classifier of sound and one of pictures that know the same classes.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    for model, name in zip(models, names, strict=True):
+        if model.kind != "classifier":
+            raise ConfigError(
+                f"--ensemble joins a classifier of sound and one of pictures, and {name} is a fused model"
+            )
+    ((modality,), (other,)) = archs
+    if modality == other:
+        raise ConfigError(
+            f"--ensemble joins a classifier of sound and one of pictures; {names[0]} and {names[1]} are both of "
+            f"{modality} input"
+        )
+    known = [(model.classes, model.spec.get("multi_label")) for model in models]
+    if known[0] != known[1]:
+        few = [sorted({*one.classes} - {*other.classes}) for one, other in (models, models[::-1])]
+        apart = " and ".join(f"{listed(some)} in {name}" for some, name in zip(few, names, strict=True) if some)
+        raise ConfigError(
+            f"{names[0]} and {names[1]} know different classes ({apart or 'one label a clip or several'})"
+        )
+
+
 def evaluate(config: EvaluateConfig, store: Store, header: Header) -> dict[str, Any]:
     """Run the model over each split through its own input pipeline, and measure."""
     log.info("loading %s", " and ".join(named(config)))
     import torch
 
-    from avpt.loading.evaluation_clips import EvaluationDataset
+    from avpt.loading.evaluation_clips import EvaluationDataset, Noise
     from avpt.loading.loader import Loader, explain_worker_deaths
     from avpt.models.fusion import FusedModel, OneModality
     from avpt.runs import training_run
@@ -76,9 +125,10 @@ def evaluate(config: EvaluateConfig, store: Store, header: Header) -> dict[str, 
 
     trained = load_trained(config.model)
     if config.ensemble is not None:
-        trained = join_classifiers(trained, load_trained(config.ensemble), named(config))
-    fed = modalities_fed(config, trained)
-    noise = noise_of(config, fed)
+        trained = join_classifiers(trained, load_trained(config.ensemble))
+    fed = modalities_fed(config, trained.modalities)
+    noisy = noisy_modality(config, fed)
+    noise = None if noisy is None or config.snr is None else Noise(noisy, config.snr)
     splits, left_out = clips_of(config, store, trained, fed)
 
     device = runtime.start(config.seed, config.device)
@@ -113,32 +163,33 @@ def evaluate(config: EvaluateConfig, store: Store, header: Header) -> dict[str, 
     return record
 
 
-def named(config: EvaluateConfig) -> list[str]:
+def named_paths(config: EvaluateConfig) -> list[Path]:
     """The paths of the model, or of the two that answer together."""
-    return [str(path) for path in (config.model, config.ensemble) if path is not None]
+    return [path for path in (config.model, config.ensemble) if path is not None]
 
 
-def modalities_fed(config: EvaluateConfig, trained: TrainedModel) -> list[Modality]:
+def named(config: EvaluateConfig) -> list[str]:
+    """These paths in words."""
+    return list(map(str, named_paths(config)))
+
+
+def modalities_fed(config: EvaluateConfig, has: Sequence[Modality]) -> list[Modality]:
     """The modalities that the model is fed.
 
     Raises:
         ConfigError: nothing would be left of a classifier of one modality.
     """
-    if config.drop is not None and len(trained.modalities) == 1:
-        raise ConfigError(
-            f"--drop is for fused models; {config.model} is a classifier of {trained.modalities[0]} input alone"
-        )
-    return [modality for modality in MODALITIES if modality in trained.modalities and modality != config.drop]
+    if config.drop is not None and len(has) == 1:
+        raise ConfigError(f"--drop is for fused models; {config.model} is a classifier of {has[0]} input alone")
+    return [modality for modality in MODALITIES if modality in has and modality != config.drop]
 
 
-def noise_of(config: EvaluateConfig, fed: list[Modality]) -> Noise | None:
-    """The noise to add, if any; a model that is fed one modality gets it on that.
+def noisy_modality(config: EvaluateConfig, fed: list[Modality]) -> Modality | None:
+    """What noise is added to, if any; a model that is fed one modality gets it on that.
 
     Raises:
         ConfigError: --noise is missing for a model of two modalities, or names one that the model is not fed.
     """
-    from avpt.loading.evaluation_clips import Noise
-
     if config.snr is None:
         return None
     if config.noise is None and len(fed) > 1:
@@ -146,7 +197,21 @@ def noise_of(config: EvaluateConfig, fed: list[Modality]) -> Noise | None:
     modality = config.noise or fed[0]
     if modality not in fed:
         raise ConfigError(f"--noise {modality} does not go with {config.model}, which takes {fed[0]} input alone")
-    return Noise(modality, config.snr)
+    return modality
+
+
+def check_labels(config: EvaluateConfig, store: Store, multi_label: bool) -> None:
+    """Check that a store's clips have as many labels each as the model's had.
+
+    Raises:
+        StoreError: they have one, and those several, or the other way round.
+    """
+    if store.multi_label != multi_label:
+        kinds = ("one label", "several labels")
+        raise StoreError(
+            f"the clips of {store.path} have {kinds[store.multi_label]} each and {config.model} was trained on clips "
+            f"with {kinds[multi_label]}; they can't be compared"
+        )
 
 
 def clips_of(
@@ -160,12 +225,7 @@ def clips_of(
     from avpt.loading.evaluation_clips import all_splits, match_classes
     from avpt.runs.trained_model import check_clips
 
-    if store.multi_label != trained.multi_label:
-        kinds = ("one label", "several labels")
-        raise StoreError(
-            f"the clips of {store.path} have {kinds[store.multi_label]} each and {config.model} was trained on clips "
-            f"with {kinds[trained.multi_label]}; they can't be compared"
-        )
+    check_labels(config, store, trained.multi_label)
     own = trained.header.inputs.get("store") == store.fingerprint
     available = all_splits(store, trained.option("val_fraction") if own else None)
     asked: tuple[str, ...] = HELD_OUT if config.split is None else (config.split,)

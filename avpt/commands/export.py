@@ -10,11 +10,12 @@ from avpt.errors import ConfigError
 from avpt.files import artifacts, export_headers
 from avpt.files.artifacts import Header
 from avpt.files.locks import claim
+from avpt.files.model_headers import WITH_ENCODER, architectures, read_input, read_model
 from avpt.files.outputs import atomic, check_not_input
 from avpt.files.records import ExportSpec
 from avpt.files.reuse import check_existing
 from avpt.options import STATES, ExportConfig
-from avpt.types import CHANNELS, Modality, Report, Table
+from avpt.types import CHANNELS, TORCHVISION, Modality, Report, Table
 
 if TYPE_CHECKING:
     from avpt.loading.dataset import InputSpec
@@ -29,6 +30,7 @@ def run(config: ExportConfig) -> Report:
     """Do nothing where the file is already there; torch is loaded only when there is work."""
     if config.format == "onnx":
         export_headers.require_onnx()
+    check_request(config)
     inputs = {"model": artifacts.model_hash(config.model)}
     check_not_input(config.out, config.model)
     header = Header(kind="export", config=config.record(), inputs=inputs)
@@ -42,6 +44,29 @@ def run(config: ExportConfig) -> Report:
     return report(config, written)
 
 
+def check_request(config: ExportConfig) -> None:
+    """Refuse what the model's header shows to be impossible.
+
+    Raises:
+        ArtifactError: it holds no network, or one that was not trained where its inputs are asked for.
+        ConfigError: --modality or --format do not go with it.
+    """
+    header = read_model(config.model, *WITH_ENCODER)
+    if not (archs := architectures(header)):
+        return
+    for modality in modalities_of(config, list(archs)):
+        owner = "torchvision" if archs[modality] in TORCHVISION else "timm"
+        if config.format in STATES and owner != config.format:
+            raise ConfigError(f"{archs[modality]} is {owner}'s; export it with --format {owner}")
+    if not is_fresh(config, header):
+        read_input(config.model, header)
+
+
+def is_fresh(config: ExportConfig, header: Header) -> bool:
+    """Whether a state dict is asked for of an encoder straight from `init`, which has no input pipeline yet."""
+    return config.format in STATES and header.kind == "encoder" and header.spec.get("input") is None
+
+
 def export(config: ExportConfig, header: Header) -> Header:
     """Rebuild the model, fold ABRi, and write what was asked for."""
     log.info("loading %s", config.model)
@@ -49,20 +74,17 @@ def export(config: ExportConfig, header: Header) -> Header:
 
     from avpt.models import export
     from avpt.models.abnormal_channels import has_unmoved_statistics
-    from avpt.models.checkpoint import load_network, read_input
+    from avpt.models.checkpoint import load_network
 
-    loaded = load_network(config.model, "encoder", "classifier", "fused")
-    modalities = modalities_of(config, loaded)
+    loaded = load_network(config.model, *WITH_ENCODER)
+    modalities = modalities_of(config, list(loaded.encoders))
     if has_unmoved_statistics(loaded.network.state_dict()):
         log.warning("%s has BatchNorm statistics that no data has moved yet: its outputs mean nothing", config.model)
-    # an encoder straight from `init` has no input pipeline yet
-    fresh = config.format in STATES and loaded.header.kind == "encoder" and loaded.header.spec.get("input") is None
-    pipeline = None if fresh else read_input(config.model, loaded.header)
+    pipeline = None if is_fresh(config, loaded.header) else read_input(config.model, loaded.header)
     header = replace(header, **describe(config, loaded, modalities, pipeline))
     log.info("writing it as %s%s", config.format, "" if config.format in STATES else ", which takes a while")
     if config.format == "torchvision" or config.format == "timm":
         (modality,) = modalities
-        export.check_library(loaded.encoders[modality], config.format)
         plain = export.plain_encoder(loaded.encoder(modality), loaded.encoders[modality])
         artifacts.save(config.out, header, export.library_state(plain, loaded.encoders[modality], loaded.head))
         return header
@@ -79,13 +101,12 @@ def export(config: ExportConfig, header: Header) -> Header:
     return header
 
 
-def modalities_of(config: ExportConfig, loaded: LoadedNetwork) -> list[Modality]:
-    """The modalities that the exported model takes.
+def modalities_of(config: ExportConfig, has: list[Modality]) -> list[Modality]:
+    """The modalities that the exported model takes, of those that the trained one has.
 
     Raises:
         ConfigError: --modality is missing, or names one that the model does not take.
     """
-    has = list(loaded.encoders)
     if config.modality is not None and config.modality not in has:
         raise ConfigError(f"--modality {config.modality} does not go with {config.model}, which takes {has[0]} input")
     if config.modality is None and len(has) > 1 and config.format in STATES:

@@ -233,7 +233,8 @@ def load_teachers(
         AvptError: one is not a stage-1 run, was trained on another store, for other classes, or on pictures that were
             normalised otherwise, or has other features than the encoder that it teaches.
     """
-    from avpt.models.checkpoint import load_network, read_input
+    from avpt.files.model_headers import read_input
+    from avpt.models.checkpoint import load_network
 
     device = next(model.parameters()).device
 

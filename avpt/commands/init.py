@@ -12,8 +12,9 @@ from avpt.errors import ArtifactError, ConfigError, listed
 from avpt.files import artifacts
 from avpt.files.artifacts import Header
 from avpt.files.locks import claim
+from avpt.files.model_headers import check_has_encoder
 from avpt.files.outputs import check_not_input
-from avpt.files.typed_paths import record_of, write_paths
+from avpt.files.typed_paths import forget_paths, record_of, write_paths
 from avpt.machine.light_imports import announce_torch
 from avpt.options import InitConfig
 from avpt.types import Report, Table
@@ -35,6 +36,7 @@ def run(config: InitConfig) -> Report:
             raise ArtifactError(
                 f"{config.weights} does not exist; --weights takes {', '.join(WORDS)}, a file or a run folder"
             )
+        check_has_encoder(Path(config.weights))
         inputs = {"weights": artifacts.model_hash(Path(config.weights))}
         header = replace(header, config=header.config | {"weights": "file"}, inputs=inputs)
         check_not_input(config.out, Path(config.weights))
@@ -112,6 +114,8 @@ def initialise(config: InitConfig, arch: str, header: Header) -> Header:
     header = replace(header, spec={"encoder": spec.record(), "input": None}, metrics=metrics)
     if header.inputs:  # before the encoder, which is not made again once it is there
         write_paths(config.out, header.inputs, {"weights": Path(config.weights)})
+    else:
+        forget_paths(config.out)
     artifacts.save(config.out, header, encoder.state_dict())
     return header
 

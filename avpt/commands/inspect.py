@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from avpt.commands._inspect_activations import Measurements, measure
@@ -10,6 +11,7 @@ from avpt.commands._inspect_figures import draw_first_layer, draw_parameters
 from avpt.commands._inspect_parameters import Side, read
 from avpt.diagnosis.channel_tables import channel_tables, describe_blends, describe_prediction
 from avpt.errors import ArtifactError, OutputError, StoreError, listed
+from avpt.files.model_headers import architectures, check_has_encoder
 from avpt.options import InspectConfig
 from avpt.types import Report
 
@@ -25,15 +27,13 @@ def run(config: InspectConfig) -> Report:
     """Read the parameters, feed clips where a store is given, and draw the figures asked for."""
     if config.plot is not None and config.plot.exists() and not config.plot.is_dir():
         raise OutputError(f"{config.plot} is a file; --plot takes a folder")
+    check_request(config)
     if config.encoder.is_file() or config.encoder.is_dir():
         log.info("reading the parameters of %s", config.encoder)
     before = read(config.encoder, config, config.modality)
     after = None if config.after is None else read(config.after, config, before.modality)
     if after is not None and after.loaded.spec.arch != before.loaded.spec.arch:
-        raise ArtifactError(
-            f"{after.path} is a {after.loaded.spec.arch} and {before.path} a {before.loaded.spec.arch}; "
-            "--after takes the same encoder later on"
-        )
+        raise other_architecture((before.path, before.loaded.spec.arch), (after.path, after.loaded.spec.arch))
     if after is not None and (differ := set(before.own) ^ set(after.own)):  # of unknown architectures, or passed over
         raise ArtifactError(
             f"{after.path} and {before.path} do not have the same BatchNorm layers ({listed(sorted(differ))}); "
@@ -64,6 +64,29 @@ def run(config: InspectConfig) -> Report:
             problems.append(f"no figure is written: {error}")
     words = "\n".join(filter(None, [describe_prediction(record), describe_blends(record)]))
     return Report(record, tuple(outputs), channel_tables(record), "; ".join(problems) or None, words=words)
+
+
+def check_request(config: InspectConfig) -> None:
+    """Refuse what the headers of avpt's own artifacts show to be impossible.
+
+    Raises:
+        ArtifactError: one holds no encoder, or --after an encoder of another architecture.
+    """
+    archs = []
+    for path in (path for path in (config.encoder, config.after) if path is not None):
+        header = check_has_encoder(path)
+        known = {} if header is None else architectures(header)
+        few = set(known.values()) if config.modality not in known else {known[config.modality]}
+        archs.append(few.pop() if len(few) == 1 else None)
+    if config.after is not None and None not in archs and archs[0] != archs[1]:
+        raise other_architecture((config.encoder, archs[0]), (config.after, archs[1]))
+
+
+def other_architecture(before: tuple[Path, object], after: tuple[Path, object]) -> ArtifactError:
+    """The error for --after that is another encoder than the first; each by its path and architecture."""
+    return ArtifactError(
+        f"{after[0]} is a {after[1]} and {before[0]} a {before[1]}; --after takes the same encoder later on"
+    )
 
 
 def describe(config: InspectConfig, before: Side, after: Side | None, measured: Measurements | None) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from avpt.files.locks import claim
 from avpt.files.outputs import sha256, write_json, write_text
 from avpt.files.records import ManifestRecord
 from avpt.files.reuse import check_same, foreign, is_there, say_there
-from avpt.files.typed_paths import relative_path
+from avpt.files.typed_paths import describe_paths, relative_path
 from avpt.machine.set_aside import describe_torn, torn_groups
 from avpt.options import ManifestConfig
 from avpt.store.spelling import warn_of_lookalikes
@@ -52,6 +52,8 @@ def run(config: ManifestConfig) -> Report:
     base = partial(relative_path, out.absolute().parent, config.folder)
     inputs = {f"list {number} {path.name}": sha256(path) for number, path in enumerate(lists, 1)}
     inputs |= {"classes": sha256(classes)} if classes else {}
+    typed = {f"list {number} {path.name}": path for number, path in enumerate(config.lists or (), 1)}
+    paths = describe_paths(inputs, {"folder": config.folder, "classes": config.classes, **typed})
     outs = [out] if config.folds is None else [fold_path(out, fold, config.folds) for fold in fold_numbers(config)]
     with ExitStack() as claims:
         for path in outs:
@@ -63,7 +65,7 @@ def run(config: ManifestConfig) -> Report:
         ]
         if not config.overwrite:
             for path, record, wanted in zip(outs, earlier, settings, strict=True):
-                if record:
+                if record and path.exists():  # else it was removed, and is made again
                     check_same(path, record, wanted | {"config": NO_FOLD | wanted["config"]}, config.defaults())
             there = [
                 record["summary"] for path, record in zip(outs, earlier, strict=True) if record and whole(path, record)
@@ -77,7 +79,7 @@ def run(config: ManifestConfig) -> Report:
         folds = gather(config, dataset, source, inputs["folder"])
         summaries = [summarise(dataset, media, gathered) for gathered in folds]
         for path, gathered, summary, record, wanted in zip(outs, folds, summaries, earlier, settings, strict=True):
-            write(path, gathered, wanted | {"summary": summary}, record["files"] if record else {})
+            write(path, gathered, {**wanted, **paths, "summary": summary}, record["files"] if record else {})
         warn(config, outs[0], media, folds[0])
         warn_of_lookalikes(list(summaries[0]["by_class"]))
         warn_of_torn_groups(dataset, lists, folds)

@@ -16,9 +16,9 @@ from avpt.commands._answers import Answer, csv_of, part_of, record_of, table_of
 from avpt.commands._segments import cut, seconds_of
 from avpt.datasets.media_files import COLUMN_OF
 from avpt.errors import ConfigError, listed
-from avpt.files import artifacts
 from avpt.files.content_kinds import what_it_is
 from avpt.files.locks import claim
+from avpt.files.model_headers import WITH_CLASSES, read_input, read_model
 from avpt.files.outputs import write_text
 from avpt.files.reuse import check_ours, is_there, must_write
 from avpt.machine.progress import track
@@ -42,7 +42,7 @@ GIB = 2**30
 
 def run(config: PredictConfig) -> Report:
     """Decode the clips in workers as `preprocess` does, and give each to the model as it comes."""
-    artifacts.read_header(artifacts.model_file(config.model))  # a missing model is refused before anything is decoded
+    read_input(config.model, read_model(config.model, *WITH_CLASSES))  # refused before torch is loaded
     clips = find_clips(config)
     if config.out is None:
         return report(config, answer_all(config, clips))

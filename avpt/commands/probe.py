@@ -196,7 +196,8 @@ def load(
     Raises:
         ArtifactError: the file holds none, or its BatchNorm has no statistics yet.
     """
-    from avpt.models.checkpoint import check_frozen, load_network, read_input
+    from avpt.files.model_headers import read_input
+    from avpt.models.checkpoint import check_frozen, load_network
     from avpt.models.encoder import fit_pipeline
 
     loaded = load_network(path, *PROBED_KINDS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from avpt.files.outputs import write_text
 from avpt.files.reuse import foreign, is_reused, is_there
 from avpt.options import ReportConfig
 from avpt.runs.folder import expand_folders
+from avpt.text import near
 from avpt.types import Report
 
 if TYPE_CHECKING:
@@ -57,10 +57,14 @@ def run(config: ReportConfig) -> Report:
 
 
 def say_neighbours(experiment: Experiment) -> None:
-    """Say what the page shows besides the runs that were named, and where that lies."""
+    """Say what the page shows besides what was named and where that lies, and what it passes over."""
     for folder, paths in experiment.neighbours().items():
-        where = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else folder
-        log.info("also on the page, from %s: %s", where, listed([path.name for path in paths], MOST_NAMED))
+        log.info("also on the page, from %s: %s", near(folder), listed([path.name for path in paths], MOST_NAMED))
+    if experiment.unused:
+        log.info(
+            "not on the page, as no run of it was made with it: %s; what is named with the runs is",
+            listed([near(path) for path in experiment.unused], MOST_NAMED),
+        )
 
 
 def read_page(path: Path) -> dict[str, Any] | None:

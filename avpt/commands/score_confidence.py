@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from avpt.confidence.recorded_runs import check_comparable, read_recorded
 from avpt.files import artifacts
 from avpt.files.artifacts import Header
 from avpt.files.locks import claim
@@ -44,12 +45,13 @@ def run(config: ScoreConfig) -> Report:
 
 def score(config: ScoreConfig, header: Header, reused: Header | None = None) -> Report:
     """Average each clip's dynamics over epochs, join both modalities by clip id, show what masking would do."""
+    runs = {modality: read_recorded(getattr(config, modality), modality) for modality in MODALITIES}
+    check_comparable(runs, FinetuneConfig.defaults(), config.skip_epochs)  # before torch is loaded
     announce_torch()
-    from avpt.confidence.files import check_comparable, join_ids, read_dynamics
+    from avpt.confidence.files import join_ids, read_dynamics
     from avpt.confidence.formulas import statistics
 
     dynamics = {modality: read_dynamics(getattr(config, modality), modality) for modality in MODALITIES}
-    check_comparable(dynamics, FinetuneConfig.defaults())
     ids = join_ids(dynamics, skip=config.missing == "skip")
     columns: dict[str, Tensor] = {}
     for modality, recorded in dynamics.items():

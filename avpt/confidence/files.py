@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from avpt.confidence.recorded_runs import read_recorded
 from avpt.errors import ArtifactError, ConfigError, listed
 from avpt.files import artifacts
-from avpt.files.checking import RecordError, convert
 from avpt.files.outputs import sha256
 from avpt.files.records import InputSpec
+from avpt.text import format_count
 from avpt.types import MODALITIES, Modality
 
 log = logging.getLogger(__name__)
-
-SOFTENING = ("label_smoothing", "mixup")  # options that keep a model from becoming sure
-
-
-@dataclass(frozen=True)
-class DynamicsSpec:
-    """What the header of a dynamics file says."""
-
-    modality: Literal["audio", "visual", "joint"]
-    input: InputSpec
 
 
 @dataclass(frozen=True)
@@ -49,7 +39,9 @@ class Dynamics:
             ConfigError: that would leave no epoch.
         """
         if skip_epochs >= len(self.probability):
-            raise ConfigError(f"--skip-epochs is {skip_epochs}; {self.path} has {len(self.probability)} epochs")
+            raise ConfigError(
+                f"--skip-epochs is {skip_epochs}; {self.path} has {format_count(len(self.probability), 'epoch')}"
+            )
         position = {clip_id: i for i, clip_id in enumerate(self.ids)}
         columns = torch.tensor([position[clip_id] for clip_id in ids])
         return self.probability[skip_epochs:, columns], self.correct[skip_epochs:, columns]
@@ -61,60 +53,10 @@ def read_dynamics(path: Path, modality: Modality) -> Dynamics:
     Raises:
         ArtifactError: the run is not finished, or is one on the other modality.
     """
-    file = artifacts.run_file(path, "dynamics.safetensors")
-    artifact = artifacts.load(file, "dynamics")
-    try:
-        spec, tensors = convert(artifact.header.spec, DynamicsSpec), artifact.tensors
-    except RecordError as error:
-        raise ArtifactError(f"{file} has a damaged spec ({error}); train it again") from None
-    if spec.modality != modality:
-        raise ArtifactError(f"{path} is a run on {spec.modality}; --{modality} needs a stage-1 run on {modality}")
+    recorded = read_recorded(path, modality)
+    tensors = artifacts.load(artifacts.run_file(path, "dynamics.safetensors"), "dynamics").tensors
     ids, probability, correct = artifacts.unpack_ids(tensors), tensors["probability"], tensors["correct"]
-    return Dynamics(path, ids, probability, correct, spec.input, artifact.header)
-
-
-def check_comparable(dynamics: dict[Modality, Dynamics], defaults: Mapping[str, Any]) -> None:
-    """Check that the confidences of both runs mean the same; warn of what merely makes one run surer than the other.
-
-    Args:
-        dynamics: of both runs.
-        defaults: of the options, for those that a header lacks.
-
-    Raises:
-        ArtifactError: the runs learnt different classes, or recorded their dynamics differently.
-    """
-    audio, visual = dynamics["audio"], dynamics["visual"]
-    if set(audio.header.classes) != set(visual.header.classes):
-        unshared = sorted(set(audio.header.classes) ^ set(visual.header.classes))
-        raise ArtifactError(
-            f"{audio.path} and {visual.path} learnt different classes (only one knows {listed(unshared)}), so their "
-            "confidences can't be compared; train both on one store"
-        )
-    several = {recorded.path: bool(recorded.header.spec.get("multi_label")) for recorded in (audio, visual)}
-    if len(set(several.values())) > 1:
-        one = next(path for path, multi_label in several.items() if not multi_label)
-        raise ArtifactError(
-            f"{audio.path} and {visual.path} can't be compared: only {one} has one label a clip; "
-            "train both on one store"
-        )
-    options = [{**defaults, **recorded.header.config} for recorded in (audio, visual)]
-    recordings = [config["dynamics"] for config in options]
-    if recordings[0] != recordings[1]:
-        raise ArtifactError(
-            f"{audio.path} recorded with --dynamics {recordings[0]}, {visual.path} with --dynamics {recordings[1]}, "
-            "so their confidences can't be compared; train both with the same"
-        )
-    if audio.header.inputs.get("store") != visual.header.inputs.get("store"):
-        log.warning("%s and %s were trained on different stores; clips are joined by id", audio.path, visual.path)
-    epochs = len(audio.probability), len(visual.probability)
-    if epochs[0] != epochs[1]:
-        message = "%s recorded over %d epochs, %s over %d: a run is surer the longer it learns, so that epochs decide"
-        log.warning(f"{message} which modality dominates", audio.path, epochs[0], visual.path, epochs[1])
-    for name in SOFTENING:
-        there, here = (config[name] for config in options)
-        if there != here:
-            message = "%s was trained with --%s %s, %s with %s, which makes one of them less sure than the other"
-            log.warning(message, audio.path, name.replace("_", "-"), there or "none", visual.path, here or "none")
+    return Dynamics(path, ids, probability, correct, recorded.spec.input, recorded.header)
 
 
 def check_scored_from(path: Path, runs: dict[Modality, Path]) -> None:

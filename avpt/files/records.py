@@ -65,7 +65,7 @@ class TypedPath(TypedDict):
 
 
 class TypedPaths(TypedDict):
-    """`paths.json` of a store or a run folder, and the JSON file beside an encoder that was made from a file."""
+    """`paths.json` of a store or a run folder, and in the JSON file beside an encoder or a manifest."""
 
     folder: str  # the working directory, which relative paths start from
     paths: dict[str, TypedPath]
@@ -163,6 +163,8 @@ class ManifestRecord(Provenance):
 
     files: dict[str, str]  # name -> checksum
     summary: ManifestSummary
+    folder: NotRequired[str]  # this and `paths` are those of `TypedPaths`, which an older avpt did not write
+    paths: NotRequired[dict[str, TypedPath]]
 
 
 class SelectionRecord(NamedProvenance):

@@ -45,6 +45,11 @@ def write_paths(made: Path, inputs: Mapping[str, str], paths: Mapping[str, Path 
             read(target, TypedPaths)
         except RecordError as error:
             raise foreign(target, why=error) from None
+    write_json(target, describe_paths(inputs, paths), shared=made.is_dir())
+
+
+def describe_paths(inputs: Mapping[str, str], paths: Mapping[str, Path | None]) -> TypedPaths:
+    """The record of the paths that something was made from; the arguments are those of `write_paths`."""
     record: dict[str, TypedPath] = {}
     for name, path in paths.items():
         if path is None:
@@ -58,7 +63,16 @@ def write_paths(made: Path, inputs: Mapping[str, str], paths: Mapping[str, Path 
         folder = str(Path.cwd())
     except OSError:  # it was removed meanwhile: no relative path leads anywhere
         folder = "/"
-    write_json(target, {"folder": folder, "paths": record}, shared=made.is_dir())
+    return {"folder": folder, "paths": record}
+
+
+def forget_paths(made: Path) -> None:
+    """Remove the paths of a file that was there before, where what is made now has none to record."""
+    try:
+        read(record_of(made), TypedPaths)
+    except (OSError, RecordError):
+        return
+    record_of(made).unlink(missing_ok=True)
 
 
 def read_paths(made: Path) -> dict[str, RecordedPath]:

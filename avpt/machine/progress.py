@@ -1,4 +1,7 @@
-"""A progress bar on a terminal, plain lines elsewhere, nothing when logs are silenced; always on stderr."""
+"""A progress bar on a terminal, plain lines elsewhere, nothing when logs are silenced; always on stderr.
+
+Where nothing else moves on a terminal, as while torch is loaded, a line with the seconds shows that the program lives.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,14 @@ from avpt.types import Batch
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
 
 log = logging.getLogger(__name__)
 
 LINE_EVERY = 10.0  # seconds between plain lines
+PATIENCE = 1.0  # seconds that pass before a terminal shows that the program lives
+DOTS = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"  # one after the other
 
 
 @cache
@@ -26,6 +33,64 @@ def console() -> Console:
     from rich.console import Console
 
     return Console(stderr=True)
+
+
+class _Sign:
+    """A line below the messages that shows how long the program has been at it."""
+
+    def __init__(self) -> None:
+        self.began, self.drawn = time.monotonic(), 0
+
+    def drawing(self) -> Text:
+        """The line; an empty one at first, as most commands are done soon."""
+        from rich.text import Text
+
+        seconds = time.monotonic() - self.began
+        self.drawn += 1
+        return Text(f"{DOTS[self.drawn % len(DOTS)]} {seconds:.0f} s" if seconds >= PATIENCE else "")
+
+    def start(self) -> None:
+        """Show it, and keep it moving in a thread."""
+        from rich.live import Live
+
+        self.live: Live = Live(console=console(), get_renderable=self.drawing, transient=True, redirect_stdout=False)
+        self.live.start()
+
+    def stop(self) -> None:
+        """Remove it."""
+        self.live.stop()
+
+
+_sign: _Sign | None = None  # of the command that runs
+
+
+@contextmanager
+def alive() -> Iterator[None]:
+    """Show on a terminal, while the block runs and nothing else moves there, that the program is at it."""
+    global _sign
+    if not (log.isEnabledFor(logging.INFO) and sys.stderr.isatty()) or console().is_dumb_terminal:
+        yield
+        return
+    sign = _sign = _Sign()
+    sign.start()
+    try:
+        yield
+    finally:
+        _sign = None
+        sign.stop()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Keep that line away while something else moves on the terminal."""
+    sign = _sign
+    if sign is not None:
+        sign.stop()
+    try:
+        yield
+    finally:
+        if sign is not None:
+            sign.start()
 
 
 @contextmanager
@@ -37,7 +102,7 @@ def track(total: int, what: str, *, can_fail: bool = True) -> Iterator[Callable[
     if not log.isEnabledFor(logging.INFO):
         yield lambda done, failed: None
     elif sys.stderr.isatty():
-        with _bar(total, what, can_fail) as show:
+        with alone(), _bar(total, what, can_fail) as show:
             yield show
     else:
         yield _lines(total, what, can_fail)

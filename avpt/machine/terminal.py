@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from avpt.errors import AvptError, OutputError
 from avpt.text import as_json, printable, shortened
-from avpt.types import FilePath, Folded, Report, Table
+from avpt.types import FilePath, Folded, Phrase, Report, Table
 
 LONGEST = 600  # characters of a message; a command to copy may have more
 READER_GONE = 128 + 13  # what a shell reports of a program that SIGPIPE ended
@@ -241,15 +241,21 @@ def column_widths(table: Table, width: int) -> list[int]:
     """The width of each column, where the widest gives way first; a word is broken only where nothing else is left."""
     columns = list(zip(table.columns, *table.rows, strict=True))
     widths = [max(map(_widest, column)) for column in columns]
-    needed = [max(map(_narrowest, column)) for column in columns]
-    while (excess := _drawn_width(widths) - width) > 0 and max(widths) > 1:
-        yielding = [i for i in range(len(widths)) if widths[i] > needed[i]] or list(range(len(widths)))
-        first, *others = sorted(yielding, key=lambda i: -widths[i])
-        step = widths[first] - max(
-            [needed[first] if widths[first] > needed[first] else 1, *(widths[i] for i in others)]
-        )
-        widths[first] -= max(1, min(excess, step))
+    phrases = [max(map(_narrowest, column)) for column in columns]
+    words = [max(map(_narrowest, map(_in_words, column))) for column in columns]
+    for least in (phrases, words, [1] * len(columns)):
+        while excess := max(0, _drawn_width(widths) - width):
+            yielding = [i for i in range(len(widths)) if widths[i] > least[i]]
+            if not yielding:
+                break
+            first, *others = sorted(yielding, key=lambda i: -widths[i])
+            step = widths[first] - max([least[first], *(widths[i] for i in others)])
+            widths[first] -= max(1, min(excess, step))
     return widths
+
+
+def _in_words(cell: str) -> str:
+    return str(cell) if isinstance(cell, Phrase) else cell
 
 
 def _fitted(cell: str, width: int) -> str:
@@ -263,9 +269,11 @@ def _fitted(cell: str, width: int) -> str:
 
 
 def _narrowest(cell: str) -> int:
-    """The width that a cell can be brought to without breaking a word."""
+    """The width that a cell can be brought to without breaking a word, or a phrase."""
     if isinstance(cell, FilePath):
         return min(_room(printable(cell)), SHORTEST_PATH)
+    if isinstance(cell, Phrase):
+        return _room(printable(cell))
     return max(map(_room, printable(cell, keep="\n").split()), default=0)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from avpt.errors import ArtifactError, ConfigError, listed
 from avpt.files import artifacts
 from avpt.files.artifacts import ForeignWeightsError, Header, Kind
-from avpt.files.checking import RecordError, convert
+from avpt.files.model_headers import check_kind, read_input
 from avpt.files.records import InputSpec
 from avpt.models.abnormal_channels import has_unmoved_statistics
 from avpt.models.encoder import Classifier, Encoder, EncoderSpec, build_encoder, encoder_spec
@@ -59,21 +59,6 @@ def load_encoder(path: Path, modality: Modality) -> LoadedEncoder:
     encoder = build_encoder(spec)  # draws at random: the head, which training draws next, depends on that
     encoder.load_state_dict(loaded.encoder(modality).state_dict())
     return LoadedEncoder(encoder, spec, pipeline, loaded.header.inputs.get("store"))
-
-
-def read_input(path: Path, header: Header) -> InputSpec:
-    """The input pipeline that a model was trained with.
-
-    Raises:
-        ArtifactError: the spec has none, or one that no training could have used.
-    """
-    values = header.spec.get("input")
-    if not isinstance(values, dict):
-        raise ArtifactError(f"{path} has no input pipeline: it is not trained yet; `avpt finetune-unimodal` does that")
-    try:
-        return convert(values, InputSpec)
-    except RecordError as error:
-        raise ArtifactError(f"{path} has a damaged input pipeline ({error}); make it again") from None
 
 
 def check_frozen(encoder: Encoder, path: Path) -> None:
@@ -151,10 +136,7 @@ def load_network(path: Path, *kinds: Kind) -> LoadedNetwork:
     """
     file = artifacts.model_file(path)
     header, shapes = artifacts.read_header(file)
-    if header.kind == "encoder" and "encoder" not in kinds:
-        raise ArtifactError(f"{path} is an encoder without a classifier; train one with `avpt finetune-unimodal`")
-    if header.kind not in kinds:
-        raise ArtifactError(f"{path} is of kind {header.kind}; {' or '.join(kinds)} is needed here")
+    check_kind(path, header, *kinds)
     if header.kind == "fused":
         check_fusion(path, header)
         shapes = {name: shape for name, shape in shapes.items() if not name.startswith("balance.")}  # only training has

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from avpt.errors import AvptError, ConfigError, wants_memory
 from avpt.files.export_headers import KEY, PT2_MEMBER, require_onnx
 from avpt.models.abri import fold_state_dict, norm_eps
-from avpt.models.architectures import create_network, find_architecture
+from avpt.models.architectures import create_network
 from avpt.models.encoder import Classifier, Encoder, EncoderSpec, Features, build_encoder, classifiers
 from avpt.models.fitting import misfits
 from avpt.models.fusion import FusedModel
@@ -32,16 +32,6 @@ def plain_encoder(encoder: Encoder, spec: EncoderSpec) -> Encoder:
         plain = build_encoder(replace(spec, norm="batchnorm"))
     plain.load_state_dict(fold_state_dict(encoder.state_dict(), norm_eps(encoder)), assign=True)
     return plain.eval()
-
-
-def check_library(spec: EncoderSpec, library: Literal["torchvision", "timm"]) -> None:
-    """Check that an encoder's architecture is a library's.
-
-    Raises:
-        ConfigError: it is the other's.
-    """
-    if (owner := find_architecture(spec.arch).library) != library:
-        raise ConfigError(f"{spec.arch} is {owner}'s; export it with --format {owner}")
 
 
 def library_state(encoder: Encoder, spec: EncoderSpec, head: nn.Linear | None) -> dict[str, Tensor]:

@@ -281,7 +281,10 @@ class ReportConfig(Config):
 
     runs: Annotated[
         list[Path],
-        Argument(help="Run folders of one experiment, or folders of runs; what they were made from is found."),
+        Argument(
+            help="Run folders of one experiment, or folders of runs; what they were made from is found. Confidence "
+            "files that none of them was made with are shown where they are named here too."
+        ),
     ]
     out: Annotated[Path, Option(help="Page to write (.html).", rich_help_panel=OUTPUT), Suffix((".html", ".htm"))]
     title: Annotated[

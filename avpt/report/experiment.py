@@ -16,7 +16,8 @@ from avpt.files.typed_paths import read_paths
 from avpt.report.page.blocks import Block, Text
 from avpt.runs.folder import Run, read_run
 from avpt.runs.groups import count_pooled, group_made, seed_of
-from avpt.runs.lineage import Lineage, Node
+from avpt.runs.lineage import Lineage, Node, read_node
+from avpt.text import near
 from avpt.types import Modality
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,8 @@ class Experiment:
     groups: dict[str, list[Node]] = field(default_factory=dict)  # runs that are kin, by the name of their group
     pooled: int = 0  # grouped runs of which an input was not found
     checksums: dict[Path, str] = field(default_factory=dict)  # of each node, as others record it
-    order: dict[Path, int] = field(default_factory=dict)  # of the requested runs, from 1; all other nodes come before
+    order: dict[Path, int] = field(default_factory=dict)  # of what was requested, from 1; all other nodes come before
+    unused: list[Path] = field(default_factory=list)  # confidence files that no run was made with, and nobody named
 
     def of_kind(self, *kinds: str) -> list[Node]:
         """Its nodes of some kinds (store, encoder, ...), runs in the order in which they were requested."""
@@ -127,13 +129,14 @@ class Experiment:
 
 
 def gather(paths: Sequence[Path], folders: Sequence[Path] | None) -> Experiment:
-    """Find everything that belongs to some runs.
+    """Find everything that belongs to some runs, and to confidence files that are named with them.
 
     Raises:
         AvptError: a path is no run folder, or a damaged one.
     """
     requested = list(dict.fromkeys(Path(os.path.normpath(path.absolute())) for path in paths))
-    for path in requested:
+    named = [path for path in paths if is_confidence(path)]
+    for path in paths if len(named) == len(paths) else [path for path in paths if path not in named]:
         read_run(path)  # raises for a requested run that can't be read; the search below would skip it silently
     lineage = Lineage(requested, folders)
     there = {node.path: node for node in lineage.nodes()}
@@ -152,7 +155,10 @@ def gather(paths: Sequence[Path], folders: Sequence[Path] | None) -> Experiment:
 
     for node in [node for node in lineage.nodes() if node.kind == "confidence" and node.path not in depth]:
         if all(origin is not None and origin.path in depth for origin in lineage.origins(node).values()):
-            add(node)
+            checksum = lineage.checksum(node.path)
+            if checksum not in contents:  # nor a copy of one that is there
+                experiment.unused.append(node.path)
+                contents.add(checksum)
     for node in list(experiment.nodes):
         if node.is_run:
             for other in lineage.made_from(node, "probe", "evaluation"):
@@ -171,8 +177,14 @@ def gather(paths: Sequence[Path], folders: Sequence[Path] | None) -> Experiment:
         experiment.pooled += count_pooled(groups) if nodes[0].is_run else 0
     experiment.groups = _group_runs(experiment)
     for lost in {lost.checksum: lost for lost in reversed(experiment.missing)}.values():
-        log.warning("%s of %s was not found; --search FOLDER looks elsewhere", lost.name, lost.owner)
+        log.warning("%s of %s was not found; --search FOLDER looks elsewhere", lost.name, near(lost.owner))
     return experiment
+
+
+def is_confidence(path: Path) -> bool:
+    """Whether a path is a file that `score-confidence` wrote."""
+    node = read_node(path) if path.is_file() else None
+    return node is not None and node.kind == "confidence"
 
 
 def _climb(lineage: Lineage, node: Node, experiment: Experiment, depth: dict[Path, int]) -> int:

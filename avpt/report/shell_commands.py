@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from avpt.files.typed_paths import RecordedPath, read_paths
 from avpt.options import Config, flag, parameter
 from avpt.options.older_records import CONFIGS
 from avpt.report.experiment import Experiment
-from avpt.runs.lineage import Node
+from avpt.runs.lineage import LEVELS_UP, Node
 
 LINE = 76  # the longest line of a command, characters
 
@@ -39,16 +39,22 @@ ARGUMENTS = {  # inputs that are positional, in their order
 }
 
 
-def find_folder(experiment: Experiment, page: Path) -> Path:
+def find_folder(experiment: Experiment, page: Path, manifests: Iterable[Path] = ()) -> Path:
     """The folder to run the commands in: the page's, or else the innermost one that holds all that they make.
 
-    They lead out of it nowhere, so that they can be run in another folder too.
+    They lead out of it nowhere, so that they can be run in another folder too. A manifest that lies far from the rest,
+    as beside its clips, is not made again.
     """
     page = Path(os.path.normpath(page))
     made = [node.path for node in experiment.nodes if node.kind in COMMANDS]
-    if all(path.is_relative_to(page) for path in made):
-        return page
-    return Path(os.path.commonpath([path.parent for path in made]))
+    base = page
+    if not all(path.is_relative_to(page) for path in made):
+        base = Path(os.path.commonpath([path.parent for path in made]))
+    near = (base, *base.parents[:LEVELS_UP])
+    for manifest in manifests:
+        shared = Path(os.path.commonpath([base, manifest.parent]))
+        base = shared if shared in near and not shared.is_mount() else base
+    return base
 
 
 def command_of(
@@ -72,7 +78,7 @@ def command_of(
         if origin is not None:
             return os.path.relpath(origin.path, folder)
         if files is not None and what in files:
-            return _place_file(files[what], typed.get(what), folder)
+            return place_file(files[what], typed.get(what), folder)
         return what.upper()
 
     arguments = ARGUMENTS.get(node.kind, ())
@@ -85,7 +91,7 @@ def command_of(
             words += write_option(config_type, field.name, options[field.name])
         elif field.name in typed and field.name not in node.inputs:  # a path that is no input, such as --root
             there = typed[field.name]
-            words += [option_name(config_type, field.name), _place_file(there.place, there, folder)]
+            words += [option_name(config_type, field.name), place_file(there.place, there, folder)]
     return [*words, "--out", os.path.relpath(node.path, folder)]
 
 
@@ -109,7 +115,7 @@ def _options_of(node: Node) -> dict[str, Any]:
     return sizes | node.config
 
 
-def _place_file(file: Path, typed: RecordedPath | None, folder: Path) -> str:
+def place_file(file: Path, typed: RecordedPath | None, folder: Path) -> str:
     """The path of a file that no command makes: as it was typed, or absolute where that would not lead there."""
     below = os.path.relpath(file, folder) if file.is_relative_to(folder) else None
     if typed is not None and typed.place == file and (Path(typed.typed).is_absolute() or below == typed.typed):
@@ -129,8 +135,9 @@ def write_option(config_type: type[Config], name: str, value: Any) -> list[str]:
 
 def option_name(config_type: type[Config], name: str) -> str:
     """The name of an option on the command line."""
-    declared = parameter(config_type, name).param_decls or ()
-    return next(iter(declared), flag(name))
+    info = parameter(config_type, name)
+    declared = [word for word in (info.default, *(info.param_decls or ())) if str(word).startswith("--")]
+    return str(next(iter(declared), flag(name)))  # Typer keeps the first name that is declared as `default`
 
 
 def break_lines(words: list[str]) -> str:

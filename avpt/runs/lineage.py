@@ -21,6 +21,7 @@ from avpt.files.records import Fingerprinted, NamedProvenance, Provenance
 from avpt.files.typed_paths import RecordedPath, read_paths
 from avpt.options import recorded_option
 from avpt.runs.folder import is_run, read_run
+from avpt.text import near
 
 log = logging.getLogger(__name__)
 
@@ -250,7 +251,8 @@ def _walk(roots: Iterable[Path]) -> Iterator[Path]:
                 continue
             num_entries += len(entries)
             if num_entries > MOST_ENTRIES:
-                log.warning("too many files are around %s to look through; name nearer folders with --search", folder)
+                message = "too many files are around %s to look through; name nearer folders with --search"
+                log.warning(message, near(folder))
                 return
             for entry in entries:
                 path = Path(entry.path)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from avpt.errors import ConfigError, listed
 from avpt.files.artifacts import Header
+from avpt.files.model_headers import read_input
 from avpt.loading.dataset import InputSpec
 from avpt.loading.evaluation_clips import check_spectrograms, different_frames
-from avpt.models.checkpoint import load_network, read_input
+from avpt.models.checkpoint import load_network
 from avpt.models.encoder import Classifier
 from avpt.models.ensemble import Ensemble
 from avpt.models.fusion import FusedModel
@@ -64,36 +64,16 @@ def load_trained(path: Path) -> TrainedModel:
     )
 
 
-def join_classifiers(first: TrainedModel, second: TrainedModel, names: Sequence[object]) -> TrainedModel:
+def join_classifiers(first: TrainedModel, second: TrainedModel) -> TrainedModel:
     """A classifier of sound and one of pictures as one model, which takes both inputs as these two did.
 
     Options of its training are those of the first. It counts as trained on a store if both were, with the same val.
 
     Args:
         first: of either modality.
-        second: of the other.
-        names: of the two, for messages.
-
-    Raises:
-        ConfigError: they are not a classifier of each modality, or know different classes.
+        second: of the other, which knows the same classes.
     """
     by_modality = {one.modalities: one for one in (first, second)}
-    for one, name in zip((first, second), names, strict=True):
-        if not isinstance(one.model, Classifier):
-            raise ConfigError(
-                f"--ensemble joins a classifier of sound and one of pictures, and {name} is a fused model"
-            )
-    if len(by_modality) == 1:
-        raise ConfigError(
-            f"--ensemble joins a classifier of sound and one of pictures; {names[0]} and {names[1]} are both of "
-            f"{first.modalities[0]} input"
-        )
-    if (first.classes, first.multi_label) != (second.classes, second.multi_label):
-        few = [sorted({*one.classes} - {*other.classes}) for one, other in ((first, second), (second, first))]
-        apart = " and ".join(f"{listed(some)} in {name}" for some, name in zip(few, names, strict=True) if some)
-        raise ConfigError(
-            f"{names[0]} and {names[1]} know different classes ({apart or 'one label a clip or several'})"
-        )
     audio, visual = by_modality["audio",], by_modality["visual",]
     assert isinstance(audio.model, Classifier)
     assert isinstance(visual.model, Classifier)

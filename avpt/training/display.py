@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from avpt.machine.progress import LINE_EVERY, console
+from avpt.machine.progress import LINE_EVERY, alone, console
 from avpt.text import format_count
 from avpt.training.state import Clock, EpochState, Progress
 from avpt.training.watch import Watcher
@@ -53,7 +53,7 @@ def display(
         yield Watcher()
     elif sys.stderr.isatty() and not console().is_dumb_terminal:
         table = _Table(epochs, steps, timings, metrics, encoders)
-        with table.live:
+        with alone(), table.live:
             try:
                 yield table
             except BaseException:

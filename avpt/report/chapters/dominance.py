@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def section(experiment: Experiment, clips: int) -> Section:
     nodes = experiment.of_kind("confidence")
     lost = list_missing(experiment, "confidence")
     if not nodes:
-        none = Text("No confidence was made from these runs (`avpt score-confidence` does that).", missing=True)
+        none = Text(explain_none(experiment), missing=True)
         return Section("confidence", "Confidence", [*tabulate_masks(experiment), *(lost or [none])])
     blocks: list[Block] = [
         Text(
@@ -70,6 +71,14 @@ def section(experiment: Experiment, clips: int) -> Section:
         blocks.append(Fold(f"The same of {listed(rest)}", others))
     blocks += tabulate_masks(experiment)
     return Section("confidence", "Confidence", [*blocks, *lost])
+
+
+def explain_none(experiment: Experiment) -> str:
+    """Why there is no confidence, and what to do."""
+    if not experiment.unused:
+        return "No confidence was made from these runs (`avpt score-confidence` does that)."
+    files = listed([os.path.relpath(path, experiment.base) for path in experiment.unused])
+    return f"None of these runs was made with a confidence. Name {files} with the runs, and it is shown here."
 
 
 def show_artifact(experiment: Experiment, data: Confidence, most: float, clips: int) -> list[Block]:

@@ -28,7 +28,10 @@ log = logging.getLogger(__name__)
 
 SOURCE, RANDOM, AFTERWARDS = "in the source weights", "in the random weights", "after training"  # counted when
 MOVED = 0.01  # a layer of which no alpha moved by as much is not shown
-LITTLE = 0.1  # a move of alpha that changes next to nothing
+ALONE = (
+    "Alone that says nothing: in training the layer is one BatchNorm, whose gamma and beta are the blends of both "
+    "branches'. How far training moved these, and what became of abnormal channels, is said above the figures."
+)
 NONE_LEFT = "a reset, a blend and ABRi leave none to start with"
 AT_THE_SOURCE = (
     f"What is counted at the source are the weights before BatchNorm was changed; {NONE_LEFT}, so that 0 % after "
@@ -220,16 +223,6 @@ def describe(channels: Channels, when: str) -> str:
     return f"{percent(channels.share)} of all channels {when}, {most}"
 
 
-def conclude_alphas(alphas: Sequence[float], initial: float) -> str:
-    """Say what alphas (of the layers in which one moved) mean for the mix of old and new BatchNorm."""
-    mean, most = sum(alphas) / len(alphas), max(abs(value - initial) for value in alphas)
-    if most < LITTLE:
-        return f"None moved by {LITTLE:g}: training left the mix of old and new almost as it was."
-    if abs(mean - initial) < LITTLE:
-        return "Single channels moved, but on average the mix of old and new is almost as it was."
-    return f"On average training moved the mix towards the {'old' if mean > initial else 'new'} BatchNorm."
-
-
 def tell_blend(experiment: Experiment, start: Start, blend: dict[str, Any]) -> str:
     """Say what blending BatchNorm with a new one did to an encoder, and what training did afterwards."""
     sentences = [f"In `{experiment.name(start.node)}` {describe_blend(blend)}."]
@@ -270,9 +263,9 @@ def show_start(experiment: Experiment, start: Start) -> list[Block]:
         which = "" if len(layers) == total else f", in the {len(layers)} of {total} layers where one moved by {MOVED:g}"
         alt = f"mean {mean:.3f}, from {min(every):.3f} to {max(every):.3f}; they started at {initial:g}"
         caption = (
-            f"What ABRi learnt in {listed(list(start.alphas))}: alpha is the share of the pre-trained BatchNorm in "
-            f"each layer's output, by channel{which} ({alt}; the one that moved most is at {moved:.3f}). Points are "
-            f"means of a layer, lines run from its lowest to its highest. {conclude_alphas(every, initial)}"
+            f"Alpha in {listed(list(start.alphas))}, by which ABRi weighs the pre-trained branch against the new one, "
+            f"by channel{which} ({alt}; the one that moved most is at {moved:.3f}). Points are means of a layer, lines "
+            f"run from its lowest to its highest. {ALONE}"
         )
         figure = draw_ranges(layers, learnt, label="alpha", start=initial)
         blocks += [Heading(f"ABRi's shares in {listed(list(start.alphas))}"), make_figure(figure, alt, caption)]

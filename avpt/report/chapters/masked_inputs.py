@@ -6,10 +6,10 @@ import torch
 
 from avpt.errors import AvptError
 from avpt.files import artifacts
+from avpt.files.model_headers import read_input
 from avpt.loading.dataset import ClipDataset, Masking, grid
 from avpt.loading.loader import Loader
 from avpt.loading.masking import count_patches, most_masked, plan_masking
-from avpt.models.checkpoint import read_input
 from avpt.options import FuseConfig, restore_config
 from avpt.report.chapters.dominance import read_ratios
 from avpt.report.drawing import SPECTROGRAM, name_clip, name_label, show_input

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from avpt.errors import AvptError
+from avpt.errors import AvptError, listed
 from avpt.files import artifacts
 from avpt.files.outputs import sha256_if_there
 from avpt.report.experiment import Experiment, find_common_name
+from avpt.report.manifest_commands import command_of_manifest, find_manifests
 from avpt.report.page.blocks import Block, Command, Facts, Fold, Graph, Heading, Section, Text, Vertex
 from avpt.report.script import Step, write_script
 from avpt.report.shell_commands import COMMANDS, command_of, command_of_page, find_folder
@@ -32,26 +33,31 @@ def section(experiment: Experiment, page: Path, options: Sequence[str] = ()) -> 
     """
     folder = page.absolute().parent
     blocks: list[Block] = [Heading("What was made from what"), draw_graph(experiment), Heading("Commands")]
-    base = find_folder(experiment, folder)
+    manifests = find_manifests(experiment)
+    base = find_folder(experiment, folder, manifests)
+    told = {path: command_of_manifest(path, record, base) for path, record in manifests.items()}
+    first = {path: words for path, words in told.items() if words is not None and path.is_relative_to(base)}
     where = os.path.relpath(base, folder)
     where = "the folder of this page" if where == "." else f"`{where}`, seen from this page,"
     blocks.append(
         Text(
             f"Run in an empty folder, or in {where} this script makes every artifact and this page again. What no "
-            "command makes (manifests with their clips, weights of others) must be there first where its path is a "
-            "relative one. Options that are not named are at their defaults; words in capitals stand for inputs that "
-            "were not found. The same bytes come out on the same kind of machine, with the same number of threads."
+            f"command makes ({list_unmade(experiment, first)}) must be there first where its path is a relative one. "
+            "Options that are not named are at their defaults; words in capitals stand for inputs that "
+            "were not found. The same bytes come out on the same kind of machine, with the same number of threads"
+            f"{'; of a manifest where the clips lie in the same place, seen from it' if first else ''}."
         )
     )
     made = [node for node in experiment.nodes if node.kind in COMMANDS]
     commands = {
-        node.path: command_of(node, experiment.origins[node.path], base, experiment.files.get(node.path))
+        node.path: command_of(node, find_origins(experiment, node, first), base, experiment.files.get(node.path))
         for node in made
     }
     groups = arrange_groups(experiment, made)
     steps = [Step([commands[node.path] for node in nodes], list_seeds(experiment, nodes)) for nodes in groups]
     if not is_ordered(experiment, groups, steps):
         steps = [Step([commands[node.path]]) for node in made]
+    steps[:0] = [Step([list(words)]) for words in dict.fromkeys(map(tuple, first.values()))]  # of all folds one
     steps.append(Step([command_of_page(experiment, base, page.absolute(), options)]))
     blocks.append(Command("One script", write_script(steps)))
     blocks.append(
@@ -63,6 +69,22 @@ def section(experiment: Experiment, page: Path, options: Sequence[str] = ()) -> 
     facts = [Facts(experiment.name(node), list_facts(experiment, node)) for node in made]
     blocks.append(Fold("Checksums and versions of each artifact", facts))
     return Section("provenance", "Provenance", blocks)
+
+
+def list_unmade(experiment: Experiment, manifests: Mapping[Path, object]) -> str:
+    """What must be there before the script runs; clips alone where it makes all manifests."""
+    files = {path for files in experiment.files.values() for name, path in files.items() if name == "manifest"}
+    if not manifests:
+        return "manifests with their clips, weights of others"
+    others = [path.name for path in sorted(files - manifests.keys())]
+    return f"clips, {f'{listed(others, 3)}, ' if others else ''}weights of others"
+
+
+def find_origins(experiment: Experiment, node: Node, manifests: Collection[Path]) -> dict[str, Node | None]:
+    """What an artifact was made from, and the manifest among that where the script makes it."""
+    file = experiment.files.get(node.path, {}).get("manifest")
+    made = {"manifest": Node(file, "manifest", {}, {}, (file,))} if file is not None and file in manifests else {}
+    return {**experiment.origins[node.path], **made}
 
 
 def arrange_groups(experiment: Experiment, made: Sequence[Node]) -> list[list[Node]]:
