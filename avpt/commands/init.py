@@ -12,6 +12,7 @@ from avpt.errors import ArtifactError, ConfigError, listed
 from avpt.files import artifacts
 from avpt.files.artifacts import Header
 from avpt.files.locks import claim
+from avpt.files.model_headers import architectures
 from avpt.files.model_headers import check_has_encoder
 from avpt.files.outputs import check_not_input
 from avpt.files.typed_paths import forget_paths, record_of, write_paths
@@ -51,10 +52,8 @@ def arch_of(config: InitConfig) -> str | None:
     """The architecture that an artifact of avpt's own says it has; None of any other weights."""
     path = artifacts.model_file(Path(config.weights))
     header = None if config.weights in WORDS or not path.exists() else artifacts.own_header(path)
-    spec = {} if header is None else header.spec
-    encoder = spec.get("encoder") or spec.get(config.modality)
-    arch = encoder.get("arch") if isinstance(encoder, dict) else None
-    return arch if isinstance(arch, str) else None
+    known = {} if header is None else architectures(header)
+    return known.get(config.modality) or next(iter(known.values()), None)
 
 
 def initialise(config: InitConfig, arch: str, header: Header) -> Header:
