@@ -12,13 +12,12 @@ from avpt.errors import ArtifactError, ConfigError, listed
 from avpt.files import artifacts
 from avpt.files.artifacts import Header
 from avpt.files.locks import claim
-from avpt.files.model_headers import architectures
-from avpt.files.model_headers import check_has_encoder
+from avpt.files.model_headers import architectures, check_has_encoder
 from avpt.files.outputs import check_not_input
 from avpt.files.typed_paths import forget_paths, record_of, write_paths
 from avpt.machine.light_imports import announce_torch
 from avpt.options import InitConfig
-from avpt.types import Report, Table
+from avpt.types import Modality, Report, Table
 
 if TYPE_CHECKING:
     from avpt.models.encoder import Norm
@@ -30,17 +29,18 @@ WORDS = ("imagenet", "pretrained", "random")  # what --weights takes beside path
 
 def run(config: InitConfig) -> Report:
     """Do nothing where the encoder is already there; torch is loaded only when there is work."""
-    arch = config.arch or arch_of(config) or "resnet18"
-    header = Header(kind="encoder", config=config.record() | {"arch": arch})
+    header, own = Header(kind="encoder", config=config.record()), None
     if config.weights not in WORDS:  # a file is recorded by its hash, not by its name
         if not Path(config.weights).exists():
             raise ArtifactError(
                 f"{config.weights} does not exist; --weights takes {', '.join(WORDS)}, a file or a run folder"
             )
-        check_has_encoder(Path(config.weights))
+        own = check_has_encoder(Path(config.weights))
         inputs = {"weights": artifacts.model_hash(Path(config.weights))}
         header = replace(header, config=header.config | {"weights": "file"}, inputs=inputs)
         check_not_input(config.out, Path(config.weights))
+    arch = config.arch or arch_of(own, config.modality) or "resnet18"
+    header = replace(header, config=header.config | {"arch": arch})
     with claim(config.out, beside=[record_of(config.out)] if header.inputs else []):
         made = artifacts.reuse(config.out, header, config.defaults(), config.overwrite)
         if made is None:
@@ -48,12 +48,10 @@ def run(config: InitConfig) -> Report:
     return report(made, config)
 
 
-def arch_of(config: InitConfig) -> str | None:
-    """The architecture that an artifact of avpt's own says it has; None of any other weights."""
-    path = artifacts.model_file(Path(config.weights))
-    header = None if config.weights in WORDS or not path.exists() else artifacts.own_header(path)
-    known = {} if header is None else architectures(header)
-    return known.get(config.modality) or next(iter(known.values()), None)
+def arch_of(own: Header | None, modality: Modality) -> str | None:
+    """The architecture that weights of avpt's own say they have; None of any others."""
+    known = {} if own is None else architectures(own)
+    return known.get(modality) or next(iter(known.values()), None)
 
 
 def initialise(config: InitConfig, arch: str, header: Header) -> Header:
