@@ -676,9 +676,9 @@ def test_no_output_is_an_input(experiment: Experiment, tmp_path: Path) -> None:
     commands: list[Arguments] = [
         (*finetune(experiment, "audio", run), "--out", run),
         ("init", "--modality", "audio", "--weights", encoder, "--out", encoder),
-        ("export", run, "--format", "torchvision", "--out", model),
+        ("export", run, "--format", "timm", "--out", model),
         ("export", model, "--format", "onnx", "--out", model),
-        ("export", encoder, "--format", "torchvision", "--out", encoder),
+        ("export", encoder, "--format", "timm", "--out", encoder),
         ("evaluate", run, experiment.store, "--predictions", model),
         ("evaluate", run, experiment.store, "--predictions", tmp_path / "confidence.safetensors"),
         ("probe", run, experiment.store, "--out", model),
