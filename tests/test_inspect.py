@@ -566,7 +566,7 @@ def test_files_that_can_not_be_inspected(experiment: Experiment, before: Path, t
         *HERE,
         says="bn1.alpha",
     )
-    refused("inspect", experiment.confidence, *HERE, says="not a ResNet in torchvision's layout")
+    refused("inspect", experiment.confidence, *HERE, says="is of kind confidence; encoder or")
     refused("inspect", experiment.store, *HERE, says="is not a run folder")
     torch.save([torch.ones(3)], tmp_path / "list.pt")
     refused("inspect", tmp_path / "list.pt", *HERE, says="it holds no tensors by name; a state_dict does")
