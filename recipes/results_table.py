@@ -28,9 +28,10 @@ def main() -> None:
     parser.add_argument("--against", action="append", default=[])
     arguments = parser.parse_args()
     rows = choose({name: read(paths.split()) for name, _, paths in (row.partition("=") for row in arguments.rows)})
-    table = [["", *COLUMNS]]
+    shown = {head: key for head, key in COLUMNS.items() if any(key in run for _, runs in rows.values() for run in runs)}
+    table = [["", *shown]]
     for name, (which, runs) in rows.items():
-        numbers = (cell([run[key] for run in runs if key in run]) for key in COLUMNS.values())
+        numbers = (cell([run[key] for run in runs if key in run]) for key in shown.values())
         table.append([name + (f" ({which})" if which else ""), *numbers])
     if arguments.against:
         accuracies = {name: [run["accuracy"] for run in runs] for name, (_, runs) in rows.items()}

@@ -665,3 +665,25 @@ def test_idle_options_are_no_difference(experiment: Experiment, tmp_path: Path) 
     audio = (*finetune(experiment, "audio", experiment.audio_init), "--out", experiment.audio)
     done(*audio, "--image-size", "99", "--milestones", "3", "--device", "auto")
     assert "lr: 0.02 there, 0.03 now" in avpt(*audio, "--lr", "0.03").error
+
+
+IGNORED = """
+import signal, sys, time
+from avpt.cli import running
+
+class Loud:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)  # whose exception Python can only ignore here
+
+running._start(quiet=True)
+try:
+    Loud()
+    time.sleep(10)
+except running.Terminated:
+    sys.exit(143)
+"""
+
+
+def test_a_signal_that_comes_in_a_finaliser_ends_the_program() -> None:
+    result = subprocess.run([sys.executable, "-c", IGNORED], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (143, "")

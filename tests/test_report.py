@@ -55,7 +55,7 @@ from avpt.files.typed_paths import write_paths
 from avpt.loading.transforms import clip_seed
 from avpt.options import FuseConfig, InitConfig
 from avpt.report.axis import Axis, choose_axes
-from avpt.report.chapters import initialisation, learning, overview, provenance
+from avpt.report.chapters import clips, initialisation, learning, overview, provenance
 from avpt.report.chapters.dominance import explain_none
 from avpt.report.chapters.results import Scores
 from avpt.report.chapters.verdicts import questions
@@ -102,6 +102,7 @@ from avpt.report.shell_commands import break_lines, command_of, find_folder
 from avpt.report.shell_commands import write_option as words_of
 from avpt.report.terms import explain_terms
 from avpt.runs.lineage import Node
+from avpt.store.store import Store
 from avpt.text import printable
 from avpt.types import MODALITIES, Table
 
@@ -304,12 +305,13 @@ def test_methods_are_named_by_their_own_options() -> None:
     def run(**options: object) -> Node:
         return Node(Path("run"), "fused", {"mask": "none"} | options, {}, ())
 
-    assert describe_method(run()) == "nothing masked"
-    assert describe_method(run(balance="my_package.methods:Mine")) == "balanced: my_package.methods:Mine"
+    found = Gathered(origins={Path("run"): {}})
+    assert describe_method(found, run()) == "nothing masked"
+    assert describe_method(found, run(balance="my_package.methods:Mine")) == "balanced: my_package.methods:Mine"
     settings = {"balance": "uniform", "balance_set": ["head=2"], "balance_gamma": 1.5}
-    assert describe_method(run(**settings)) == "balanced: uniform(head=2, gamma=1.5)"
-    assert describe_method(run(mask="adaptive", mask_rule="released")) == "masked: adaptive, released rule"
-    assert describe_method(run(fusion="film", modality_dropout=0.25)) == "fusion: film, modality dropout 0.25"
+    assert describe_method(found, run(**settings)) == "balanced: uniform(head=2, gamma=1.5)"
+    assert describe_method(found, run(mask="adaptive", mask_rule="released")) == "masked: adaptive, released rule"
+    assert describe_method(found, run(fusion="film", modality_dropout=0.25)) == "fusion: film, modality dropout 0.25"
     assert is_plain(run(fusion="film"))
     assert not any(map(is_plain, (run(mask="uniform"), run(balance="new"), run(modality_dropout=0.25))))
 
@@ -1014,7 +1016,21 @@ def test_joint_training_from_init_is_held_against_the_encoders_alone(experiment:
         for run in (tmp_path / "straight", experiment.fused)
     )
     assert "Do two stages (FusT) beat joint training straight from the start?" in words
+    assert "both together, straight from the start, nothing masked" in words
     assert f"fused: {joint} straight from the start, {fused} in two stages (epochs: 1 against 2 + 2)" in words
+
+
+def test_pieces_of_few_recordings_and_classes_that_a_split_lacks_are_told(experiment: Experiment) -> None:
+    store = Store(experiment.store)
+    assert clips.explain_recordings(store) == ""
+    assert clips.name_absent_classes(store, {"val": [1, 2, 3]}) == []
+    (said,) = clips.name_absent_classes(store, {"train": [1, 2, 3], "val": [1, 0, 3]})
+    assert said == "No clip to choose the best epoch by is of 1: the best epoch was chosen without them."
+    two = {name: replace(index, sources=("a", "b", "a") * (len(index) // 3)) for name, index in store.indices.items()}
+    store.__dict__["indices"] = two
+    told = clips.explain_recordings(store)
+    assert "pieces of fewer recordings: 2 to train on, 2 to choose the best epoch by, 2 to test on" in told
+    assert told in clips.count_clips(store)
 
 
 def test_an_encoder_without_batchnorm() -> None:

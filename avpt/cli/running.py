@@ -5,9 +5,11 @@ from __future__ import annotations
 import atexit
 import gc
 import logging
+import os
 import shlex
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -70,6 +72,7 @@ def _start(quiet: bool) -> None:
     """Send logs to stderr, and make SIGTERM an exception so that locks and workers are released."""
     atexit.register(gc.freeze)  # else Python's last search for garbage, in all that torch has loaded, takes seconds
     sys.excepthook = show_traceback
+    sys.unraisablehook = _raise_again
     signal.signal(signal.SIGTERM, _terminate)
     log = logging.getLogger("avpt")
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
@@ -86,6 +89,15 @@ def _start(quiet: bool) -> None:
 
 def _terminate(signum: int, frame: object) -> NoReturn:
     raise Terminated
+
+
+def _raise_again(lost: sys.UnraisableHookArgs) -> None:
+    """Send a signal again whose exception came up where Python can only ignore it, as in a finaliser."""
+    numbers = {Terminated: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}
+    if lost.exc_type in numbers:
+        threading.Timer(0.1, os.kill, (os.getpid(), numbers[lost.exc_type])).start()  # once that is over
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _resume_hint() -> str:

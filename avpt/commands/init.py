@@ -90,10 +90,10 @@ def initialise(config: InitConfig, arch: str, header: Header) -> Header:
     metrics |= abnormal_channels.abnormal_report(state, config.abnormal_threshold)
     if config.bn in ("abri", "blend") and (config.weights == "random" or abnormal_channels.is_as_new(state)):
         log.warning(
-            "the BatchNorm of %s is as new, and so is ABRi's other branch: they are equal, and there is %s; set --bn "
+            "the BatchNorm of %s is as new, which is what ABRi's other branch is: there is %s; set --bn "
             "keep, or start from trained --weights",
             "random weights" if config.weights == "random" else config.weights,
-            "no share of either to learn" if config.bn == "abri" else "nothing to blend",
+            "nothing pre-trained to mix it with" if config.bn == "abri" else "nothing to blend",
         )
     if config.bn == "blend":
         before, state = state, abnormal_channels.blend(state, config.alpha)

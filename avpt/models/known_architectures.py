@@ -26,6 +26,7 @@ with without_compiler():
 log = logging.getLogger(__name__)
 
 SECONDS = 8.0  # of one core, to look for at most, besides importing timm
+FEWEST = 8  # tensors that can be looked up
 TRIED = 6  # of torchvision's that are built, the likeliest
 ALIKE = 0.97  # share of tensors that fit, for weights to be of an architecture
 CLASSES = 1013  # of the classifiers built here: of no tensor else the size, so that they are told from it
@@ -131,7 +132,8 @@ def _candidates(state: Mapping[str, Tensor], everywhere: bool) -> Iterator[tuple
     """Architectures to try, the likeliest first."""
     for name in RESNETS:
         yield Known(name, built=True), _of_torchvision(name)
-    if not everywhere or not any("." in key for key in state):  # those of a network have names within names
+    # those of a network have names within names, and are many: of a few, every architecture would have to be built
+    if not everywhere or len(state) < FEWEST or not any("." in key for key in state):
         return
     log.info("looking up which architecture these weights are of, which takes some seconds")
     outline = make_outline(state)

@@ -18,7 +18,7 @@ from avpt.runs.folder import Run, read_run
 from avpt.runs.groups import count_pooled, group_made, seed_of
 from avpt.runs.lineage import Lineage, Node, read_node
 from avpt.text import near
-from avpt.types import Modality
+from avpt.types import MODALITIES, Modality
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,11 @@ class Experiment:
             return origin
         trained = (node for node in self.stage1(modality) if node.inputs.get("init") == run.inputs[modality])
         return next((node for node in trained if seed_of(node) == seed_of(run)), None)
+
+    def is_straight(self, run: Node) -> bool:
+        """Whether a joint run started from encoders as `init` had made them, without stage 1."""
+        origins = [self.origin(run, modality) for modality in MODALITIES]
+        return all(origin is not None and origin.kind == "encoder" for origin in origins)
 
     @cached_property
     def base(self) -> str:

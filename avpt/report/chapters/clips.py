@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from avpt.errors import AvptError
+from avpt.errors import AvptError, listed
 from avpt.figures.bars import draw_bars
 from avpt.figures.style import CYCLE
 from avpt.report.drawing import SPECTROGRAM, make_figure, name_clip, name_label, percent, show_stored_clip
@@ -51,6 +51,7 @@ def describe_store(store: Store, clips: int) -> list[Block]:
         Text(describe_failures(store, total)),
     ]
     counts = {split: count_per_class(index, len(store.classes)) for split, index in indices.items() if len(index)}
+    blocks += [Text(line) for line in name_absent_classes(store, counts)]
     blocks.append(show_classes(store, counts))
     cards, split = show_examples(store, clips)
     if cards:
@@ -66,7 +67,23 @@ def count_clips(store: Store, named: str = "") -> str:
     labels = "several labels each" if store.multi_label else "one label each"
     total = sum(map(len, store.indices.values()))
     classes = f"{len(store.classes)} classes{f' ({named})' if named else ''}"
-    return f"{total} clips of {classes}, {labels}: {split_words}."
+    return f"{total} clips of {classes}, {labels}: {split_words}.{explain_recordings(store)}"
+
+
+def explain_recordings(store: Store) -> str:
+    """Say of how many recordings the clips are, where several are cut from one; empty where none are."""
+    cut = {}
+    for split, index in store.indices.items():
+        recordings = {source or clip for source, clip in zip(index.sources, index.ids, strict=False)}
+        if index.sources and len(recordings) < len(index):
+            cut[split] = len(recordings)
+    if not cut:
+        return ""
+    counts = ", ".join(f"{count} to {explain_split(split)}" for split, count in cut.items())
+    return (
+        f" They are pieces of fewer recordings: {counts}. Pieces of one recording are alike, so what a test over clips "
+        "says is less sure than its p."
+    )
 
 
 def show_examples(store: Store, clips: int) -> tuple[list[Card], str]:
@@ -128,6 +145,23 @@ def show_classes(store: Store, counts: Mapping[Split, list[int]]) -> Block:
     return make_figure(
         figure, f"clips per class, {ranges}", f"Clips of each of {len(store.classes)} classes ({ranges})."
     )
+
+
+def name_absent_classes(store: Store, counts: Mapping[Split, list[int]]) -> list[str]:
+    """Name the classes that a split has no clip of, with what follows."""
+    follows = {
+        "train": "no model can have learnt them",
+        "val": "the best epoch was chosen without them",
+        "test": "nothing is known of how they are told apart",
+    }
+    absent = {
+        split: [store.classes[i] for i, count in enumerate(column) if not count] for split, column in counts.items()
+    }
+    return [
+        f"No clip to {explain_split(split)} is of {listed(names)}: {follows[split]}."
+        for split, names in absent.items()
+        if names
+    ]
 
 
 def pick_examples(index: SplitIndex, clips: int) -> list[int]:

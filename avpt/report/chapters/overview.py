@@ -82,7 +82,7 @@ def introduce_models(experiment: Experiment) -> list[Block]:
     fused = experiment.of_kind("fused")
     if fused:
         plain_first = sorted(fused, key=lambda run: run.option("mask") != "none")
-        methods = dict.fromkeys(map(describe_method, plain_first))
+        methods = dict.fromkeys(describe_method(experiment, run) for run in plain_first)
         phrases.append(f"both together ({'; '.join(methods)})")
     if not phrases:
         return []
@@ -199,7 +199,7 @@ def describe_run(experiment: Experiment, node: Node) -> str:
         start = experiment.origin(node, "init")
         alone = f"{kind_of(node)} alone"
         return alone if start is None else f"{alone}, {describe_start(experiment, start)}"
-    return f"both together, {describe_method(node)}"
+    return f"both together, {describe_method(experiment, node)}"
 
 
 def describe_start(experiment: Experiment, start: Node) -> str:

@@ -133,7 +133,11 @@ def tabulate_runs(experiment: Experiment) -> Block:
     rows = []
     for node, summary in zip(runs, summaries, strict=True):
         cells = ((summary.get(split) or {}).get(metric) for split, metric, _ in there)
-        kind = f"{node.config['modality']} alone" if "modality" in node.config else f"both, {describe_method(node)}"
+        kind = (
+            f"{node.config['modality']} alone"
+            if "modality" in node.config
+            else f"both, {describe_method(experiment, node)}"
+        )
         rows.append((experiment.name(node), kind, *map(percent, cells)))
     columns = ("run", "trained on", *(f"{split} {word}" for split, _, word in there))
     judged = dict.fromkeys(WORDS[key_name_of(summary["val"])] for summary in summaries if summary.get("val"))

@@ -12,8 +12,9 @@ from avpt.report.chapters.verdicts.answers import Results
 from avpt.report.chapters.verdicts.balancing_gain import judge_balancing
 from avpt.report.chapters.verdicts.masking_gain import judge_masking
 from avpt.report.chapters.verdicts.starved_modality import judge_starvation
-from avpt.report.chapters.verdicts.two_stages_gain import is_straight, judge_two_stages
+from avpt.report.chapters.verdicts.two_stages_gain import judge_two_stages
 from avpt.report.experiment import Experiment
+from avpt.report.methods import is_plain
 from avpt.report.page.blocks import Verdict
 
 
@@ -28,7 +29,7 @@ def answer_questions(experiment: Experiment, starts: Sequence[Start], folder: Pa
         judge_starvation(experiment, results, folder),
         judge_masking(experiment, results),
     ]
-    if any(is_straight(experiment, run) for run in joint):
+    if any(is_plain(run) and experiment.is_straight(run) for run in joint):
         answers.append(judge_two_stages(experiment, results))
     if any(run.option("balance") != "none" for run in joint):
         answers.append(judge_balancing(experiment, results))

@@ -99,16 +99,20 @@ def weigh(evidence: Sequence[Evidence], least: float) -> tuple[Answer, str]:
         names = "; ".join(one.name for one in evidence)
         return "no", f"A loss of {margin} or more is ruled out (95 % intervals over the seeds): {names}."
     by = "linear probe" if all(one.probed for one in evidence) else "share of the joint answer"
-    by = by if len({one.probed for one in evidence}) == 1 else "linear probe or share"
-    seen = [f"{one.name} {points(one.spread.mean)}" for one in evidence]
+    mixed = len({one.probed for one in evidence}) > 1
+    by = "linear probe where there is one, else by share" if mixed else by
+    kinds = {True: " (probe)", False: " (share)"} if mixed else {True: "", False: ""}
+    seen = [f"{one.name} {points(one.spread.mean)}{kinds[one.probed]}" for one in evidence]
     summary = f"By {by}, compared with the encoders trained alone: {'; '.join(seen)}."
     missing = [m for m in MODALITIES if not any(one.modality == m for one in evidence)]
     summary += f" Nothing is known of {listed(missing)}." if missing else ""
-    few = min(len(one.spread.each) for one in evidence)
+    fewest = min(evidence, key=lambda one: len(one.spread.each))
+    few = len(fewest.spread.each)
     if not all(one.spread.enough for one in evidence):
         most = max(one.trained for one in evidence if len(one.spread.each) == few)
         probed = f"Only {few} of {most} seeds {'was' if few == 1 else 'were'} probed, and " if most > few else ""
-        return "unclear", f"{probed}{format_count(few, 'seed')} can't tell what joint training does. {summary}"
+        of = f" of `{fewest.group}`" if len(fewest.spread.each) < max(len(one.spread.each) for one in evidence) else ""
+        return "unclear", f"{probed}{format_count(few, 'seed')}{of} can't tell what joint training does. {summary}"
     near = [
         f"{one.name} {format_p(one.spread.p, least)}"
         for one in evidence

@@ -53,17 +53,14 @@ def judge_two_stages(experiment: Experiment, results: Results) -> Verdict:
 def pair_with_straight(experiment: Experiment) -> dict[str, list[tuple[Node, Node]]]:
     """Pair each joint run of two stages with plain joint training from the same start, by the group of the former."""
     runs = [run for run in experiment.of_kind("fused") if experiment.runs[run.path].summary is not None]
-    straight = {find_start(experiment, run, "encoder"): run for run in runs if is_straight(experiment, run)}
+    straight = {
+        find_start(experiment, run, "encoder"): run for run in runs if is_plain(run) and experiment.is_straight(run)
+    }
     pairs: dict[str, list[tuple[Node, Node]]] = defaultdict(list)
     for run in runs:
         if (start := find_start(experiment, run, "classifier")) in straight:
             pairs[experiment.group_of(run)].append((straight[start], run))
     return pairs
-
-
-def is_straight(experiment: Experiment, run: Node) -> bool:
-    """Whether a joint run is plain joint training from encoders that `init` made."""
-    return is_plain(run) and bool(find_start(experiment, run, "encoder"))
 
 
 def find_start(experiment: Experiment, run: Node, kind: str) -> Start:
