@@ -6,8 +6,9 @@
 #
 # Data      made by recipes/make_digits.py: real handwriting, synthesised speech; 600 train, 150 val, 1,000 test clips
 # Hardware  two CPU cores; DEVICES="cuda:0 cuda:1" takes devices in turn
-# Minutes   not measured yet
-# Expect    table and figure in recipes/README.md
+# Minutes   about 150 of one core for START=random and the methods of the table; reckoned from its parts
+# Expect    pictures hard: joint 0.73, uniform 0.87, two stages 0.81, 0.83 with masks; the sound encoder's linear probe
+#           0.82 alone, 0.69 after joint training, 0.83 after two stages; tables and figures in recipes/README.md
 #
 # Run it again after an interruption: what is finished is kept, what was begun goes on.
 #

@@ -25,7 +25,13 @@ from avpt.types import MODALITIES, Modality
 
 COLOURS = {"audio": AUDIO, "visual": VISUAL}
 PALE = {"audio": CYCLE[5], "visual": CYCLE[4]}  # of what the encoders are alone
-PROBES = ("none", "uniform", "fust-none", "fust-adaptive")
+PROBES = {  # what they are called in the figure
+    "alone": "alone",
+    "none": "joint",
+    "uniform": "joint, Uniform",
+    "fust-none": "two stages",
+    "fust-adaptive": "and masked",
+}
 
 
 def main() -> None:
@@ -64,13 +70,12 @@ def epochs(run: Path) -> list[dict[str, Any]]:
 
 def draw_probes(axes: Axes, seeds: Sequence[Path]) -> None:
     """Accuracies of linear probes of each encoder: alone, and after each kind of joint training."""
-    names = ["alone", *(name for name in PROBES if (seeds[0] / f"probe-audio-{name}.safetensors").exists())]
-    for place, name in enumerate(names):
+    for place, name in enumerate(PROBES):
         for modality in MODALITIES:
             values = [probe(seed, modality, name) for seed in seeds]
             axes.plot([place] * len(values), values, "o", color=COLOURS[modality], alpha=0.6)
             axes.plot([place - 0.3, place + 0.3], [sum(values) / len(values)] * 2, color=COLOURS[modality])
-    axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    axes.set_xticks(range(len(PROBES)), PROBES.values(), rotation=30, ha="right")
     axes.set_ylabel("linear probe, accuracy on test")
 
 

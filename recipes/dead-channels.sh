@@ -6,8 +6,8 @@
 #           people, of whom one is tested and another is val, in turn by seed; ESC10=esc10_subset.tar, environmental
 #           sounds in five folds, of which one is tested and the next is val, in turn by seed
 # Hardware  two CPU cores; DEVICES="cuda:0 cuda:1" takes devices in turn
-# Minutes   not measured yet in this form
-# Expect    tables in recipes/README.md
+# Minutes   about 8 for each seed, of one core, for digits alone; reckoned from its parts
+# Expect    sound 0.90 from random and with BatchNorm kept, 0.92 with blend, 0.93 with abri, three seeds; recipes/README.md
 #
 # Encoders that are pre-trained at length on millions of pictures come with such channels; this one gets them in a
 # minute, as weight decay acts on BatchNorm too. `avpt inspect` then shows what the paper's Figure 2 shows. Each way to
