@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers import STORE_OPTIONS, TRAIN_OPTIONS, Experiment, avpt, done, refused, untimed
+from helpers import STORE_OPTIONS, TRAIN_OPTIONS, Experiment, avpt, digit_rows, done, refused, untimed, write_manifest
 from media import X264, Pictures, Sound, numbers, ordinary, tones, write
 
 SECONDS = 0.6
@@ -112,3 +112,12 @@ def test_training_says_how_and_then_goes(experiment: Experiment, mixed: Path, tm
     refused("finetune-unimodal", tmp_path / "all", *alone, *out, says=f"{says} audio`", unchanged=tmp_path)
     refused("fuse-train", tmp_path / "all", *both, *out, says=f"{says} both`", unchanged=tmp_path)
     done("finetune-unimodal", tmp_path / "whole", *alone, *out)
+
+
+def test_a_split_of_which_nothing_is_left_is_told(tmp_path: Path) -> None:
+    rows = [row | {"audio": ""} if row["split"] == "val" else row for row in digit_rows()]
+    manifest = write_manifest(tmp_path / "m.csv", rows)
+    left_out = ("--require", "both", "--out", tmp_path / "store")
+    result = done("preprocess", manifest, *left_out, *STORE_OPTIONS)
+    assert f"no clip of val is left, see {tmp_path / 'store' / 'failures.csv'}" in result.stderr
+    assert "is left, see" not in done("preprocess", manifest, "--out", tmp_path / "all", *STORE_OPTIONS).stderr

@@ -985,7 +985,7 @@ def test_runs_on_different_class_sets_and_with_several_labels(experiment: Experi
     result = done("report", tmp_path / "joint", experiment.fused, *folders, "--out", tmp_path / "page.html")
     words = " ".join(check_page((tmp_path / "page.html").read_text(encoding="utf-8")).words.split())
     assert "2 different sets of classes" in words
-    assert words.count("2 different sets of classes, so not all of them can be compared") == 3
+    assert words.count("2 different sets of classes, so not all of them can be compared") == 4
     assert "encoder of joint against the same trained alone: −12.5 points on average (1 seed: no test" in words
     assert "seed 0 −12.5 points to 50.0 % (untested)" in words
     assert "These runs come from several stores" in words

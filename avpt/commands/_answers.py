@@ -114,6 +114,7 @@ def table_of(model: Path, answers: Sequence[Answer]) -> Table:
             rows.append(tuple(cells))
     heads = names if len(names) > 1 else ["label"]
     longer = [answer for answer in answers if answer.longer]
-    part = f", of {len(longer)} only a part: {part_of(longer[0])}" if longer else ""
+    first = "the first: " if len(longer) > 1 else ""
+    part = f", of {len(longer)} only a part: {first}{part_of(longer[0])}" if longer else ""
     count = sum(answer.pieces is None for answer in answers)
     return Table(f"{model} on {format_count(count, 'clip')}{part}", ("clip", *heads), rows, left=1 + len(heads))

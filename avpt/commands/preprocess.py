@@ -342,6 +342,8 @@ def report(out: Path, config: Mapping[str, Any], records: Records) -> Report:
     clips = sum(split["clips"] for split in record["splits"].values())
     splits = [(name, record["splits"][name]) for name in SPLITS if name in record["splits"]]
     rows = [(name, str(split["clips"]), str(len(split["shards"]))) for name, split in splits]
+    if clips and (empty := [name for name, split in splits if not split["clips"]]):
+        log.warning("no clip of %s is left, see %s", listed(empty), out / "failures.csv")
     kinds, lengths = summarise_kept(records)
     counts = {"clips": clips, "failures": record["failures"], "partial": record["partial"]}
     title, more = describe(counts, records)
