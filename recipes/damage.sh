@@ -142,8 +142,10 @@ for which in $hard; do
       case $what in
         ume) rows+=("ume=${written[*]/%/.json}") ;;
         fust-adaptive-*) rows+=("adaptive, best on val/${what#fust-adaptive-}=${written[*]}") ;;
-        *@*) rows+=("${what%@*}, best on val/lr ${what#*@}=${written[*]}") ;;
-        *) rows+=("$what=${written[*]}") ;;
+        audio | visual) rows+=("$what=${written[*]}") ;;
+        *@*) rows+=("${what%@*}/lr ${what#*@}=${written[*]}") ;;
+        fust-*) rows+=("$what/lr ${FUSED_LR:-0.01}=${written[*]}") ;;
+        *) rows+=("$what/lr ${LR:-0.05}=${written[*]}") ;;
       esac
     done
     python recipes/results_table.py --against none "${rows[@]}"

@@ -54,7 +54,10 @@ SMALL = {
         for modality in ("audio", "visual")
         for how in ("random", "keep", "reset", "reset-abnormal", "abri")
     ],
-    "damage": ["audio", "none", "ume", "fust-adaptive", "probe audio alone", "probe visual-fust-none"],
+    "damage": [
+        *("audio", r"none \(lr 0\.05\)", "ume", r"fust-adaptive \(lr 0\.01\)"),
+        *("probe audio alone", "probe visual-fust-none"),
+    ],
     "dead-channels": [
         rf"digits, {how} \(lr 0\.05\)" for how in ("random", "keep", "reset", "reset-abnormal", "blend", "abri")
     ],
