@@ -13,7 +13,7 @@
 # minute, as weight decay acts on BatchNorm too. `avpt inspect` then shows what the paper's Figure 2 shows. Each way to
 # start is trained at each learning rate of LRS, and judged at the one that is best for it on val.
 #
-# WEIGHTS=FILE, of ARCH, takes the place of that encoder, and `avpt init` finds out what of them is dead.
+# WEIGHTS=FILE, of ARCH, takes the place of that encoder.
 #
 # Run it again after an interruption: what is finished is kept, what was begun goes on.
 #

@@ -77,8 +77,9 @@ class Experiment:
         origin = self.origin(run, modality)
         if origin is None or origin.kind == "classifier":
             return origin
-        trained = (node for node in self.stage1(modality) if node.inputs.get("init") == run.inputs[modality])
-        return next((node for node in trained if seed_of(node) == seed_of(run)), None)
+        trained = [node for node in self.stage1(modality) if node.inputs.get("init") == run.inputs[modality]]
+        of_seed = [node for node in trained if seed_of(node) == seed_of(run)]
+        return of_seed[0] if len(of_seed) == 1 else None  # of several none is preferred, as by `avpt probe`
 
     def is_straight(self, run: Node) -> bool:
         """Whether a joint run started from encoders as `init` had made them, without stage 1."""

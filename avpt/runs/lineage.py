@@ -101,8 +101,7 @@ class Lineage:
         for place in places:
             if place.place.is_file() and self.checksum(place.place) == checksum:
                 return place.place
-        for _ in self.nodes():
-            pass  # walking all nodes fills `_files`
+        list(self.nodes())  # which fills `_files`
         for file in self._files:
             size = _size_of(file)
             is_likely = size in sizes if sizes else size <= MOST_BYTES
